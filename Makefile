@@ -1,0 +1,41 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each does the set-up it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test lint bench picture clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+demo: $(READY)
+	rm -rf demo && mkdir demo
+	$(BIN)/python sample_models/digits.py --lr 0.1 --checkpoint demo/digits.pt --recording demo/run.reludiag
+	$(BIN)/reludiag scan sample_models/digits.py:build demo/digits.pt \
+	    --data sample_models/digits.py:batches --csv demo/dead.csv
+	$(BIN)/reludiag report demo/run.reludiag --json --output demo/report.json
+	$(BIN)/reludiag report demo/run.reludiag
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/startup.py
+
+# The picture at the top of the README, from a run of the demo.
+picture: demo
+	$(BIN)/reludiag report demo/run.reludiag --svg report.svg > /dev/null
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

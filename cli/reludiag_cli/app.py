@@ -1,0 +1,80 @@
+"""The Typer application, and the one place where exit codes and error panels are made."""
+
+import sys
+import traceback
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from reludiag.errors import ReludiagError, UserCodeError
+from reludiag_cli.report import report
+from reludiag_cli.scan import scan
+from reludiag_cli.sites import sites
+
+INTERRUPTED = 130
+BUG = 4
+
+app = typer.Typer(
+    name="reludiag",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find the units of a ReLU network that never fire: which, since when, at which "
+    "learning rate.",
+    epilog="Exit codes: 0 fine, 1 more dead than --fail-over, 2 usage, 3 could not load, "
+    "4 a bug of reludiag, 130 interrupted.",
+)
+app.command()(scan)
+app.command()(sites)
+app.command()(report)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("reludiag"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; every error becomes one panel on stderr and an exit code."""
+    try:
+        app()
+    except ReludiagError as error:
+        _panel(error.title, str(error))
+        if isinstance(error, UserCodeError):
+            Console(stderr=True).print(Text(error.user_traceback))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _panel("Interrupted", "nothing was written")
+        sys.exit(INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        _panel(
+            "This is a bug of reludiag",
+            "please report it with the traceback above and the command line that led to it",
+        )
+        sys.exit(BUG)
+
+
+def _panel(title: str, text: str) -> None:
+    Console(stderr=True).print(
+        Panel(Text(text), title=title, title_align="left", border_style="red")
+    )
+
+
+if __name__ == "__main__":
+    main()

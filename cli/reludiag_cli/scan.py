@@ -1,0 +1,103 @@
+"""`reludiag scan`: one pass of data through the weights of a checkpoint."""
+
+from typing import Annotated
+
+import typer
+
+from reludiag_cli import options
+
+
+def scan(
+    model: options.Model,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="CHECKPOINT...",
+            help="Weights, read as data: nothing in them is run. Several are a timeline; none: "
+            "the model as it is built.",
+        ),
+    ] = None,
+    data: options.Data = None,
+    data_arg: options.DataArg = None,
+    input_shape: options.InputShape = None,
+    batch_size: options.BatchSize = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use at most N batches.")] = None,
+    model_arg: options.ModelArg = None,
+    ema: Annotated[bool, typer.Option("--ema", help="The averaged weights.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict/--no-strict", help="Whether all weights must match.")
+    ] = True,
+    train_mode: Annotated[
+        bool, typer.Option("--train-mode", help="Batch statistics and dropout on.")
+    ] = False,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    rare: options.Rare = options.RARE,
+    dormant: options.Dormant = options.DORMANT,
+    csv: options.Csv = None,
+    all_units: options.AllUnits = False,
+    as_json: options.AsJson = False,
+    output: options.Output = "-",
+    svg: options.Svg = None,
+    all_sites: options.AllSites = False,
+    fail_over: options.FailOver = None,
+) -> None:
+    """Find the dead units of a checkpoint.
+
+    reludiag scan sample_models/digits.py:build digits.pt --data sample_models/digits.py:batches
+    """
+    from reludiag.diagnosis import Limit
+    from reludiag.errors import UsageError
+    from reludiag.loading import read_checkpoint
+    from reludiag.scanning import scan as scan_model
+    from reludiag.scanning import scan_checkpoints
+    from reludiag.verdicts import Thresholds
+    from reludiag_cli.progress import batch_progress
+
+    if fail_over is not None:
+        Limit.parse(fail_over)
+    options.check_outputs(output, csv, svg)
+    network = options.build_model(model, model_arg, device, dtype)
+    batches, notes = options.build_batches(data, data_arg, input_shape, batch_size)
+    if batches is None:
+        raise UsageError(
+            "no data was given: expected --data SPEC, or --input-shape 3,224,224 for a look "
+            "with noise"
+        )
+    read = [read_checkpoint(path, ema) for path in checkpoints or []]
+    cast, thresholds = options.input_dtype(network), Thresholds(rare, dormant)
+    with batch_progress(limit) as progress:
+        if read:
+            diagnosis = scan_checkpoints(
+                network,
+                read,
+                batches,
+                strict=strict,
+                notes=notes,
+                thresholds=thresholds,
+                train_mode=train_mode,
+                limit=limit,
+                dtype=cast,
+                progress=progress,
+            )
+        else:
+            diagnosis = scan_model(
+                network,
+                batches(),
+                notes=[*notes, "No checkpoint was given: these are the weights as built."],
+                thresholds=thresholds,
+                train_mode=train_mode,
+                limit=limit,
+                dtype=cast,
+                progress=progress,
+            )
+    options.write_reports(
+        diagnosis,
+        output=output,
+        as_json=as_json,
+        csv=csv,
+        svg=svg,
+        all_units=all_units,
+        all_sites=all_sites,
+        fail_over=fail_over,
+    )

@@ -1,0 +1,31 @@
+"""`reludiag sites`: where a model's rectifiers run."""
+
+from reludiag_cli import options
+
+
+def sites(
+    model: options.Model,
+    data: options.Data = None,
+    data_arg: options.DataArg = None,
+    input_shape: options.InputShape = None,
+    batch_size: options.BatchSize = 2,
+    model_arg: options.ModelArg = None,
+    device: options.Device = None,
+    dtype: options.DType = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List where a model's rectifiers run, with their unit counts."""
+    from rich.console import Console
+
+    from reludiag.reports.site_list import print_sites, sites_document
+    from reludiag.scanning import list_sites
+
+    network = options.build_model(model, model_arg, device, dtype)
+    batches, _ = options.build_batches(data, data_arg, input_shape, batch_size)
+    listed = list_sites(
+        network, None if batches is None else batches(), options.input_dtype(network)
+    )
+    if as_json:
+        print(sites_document(listed), end="")
+    else:
+        print_sites(listed, Console())

@@ -1,0 +1,67 @@
+"""reludiag finds the units of a ReLU network that never fire: which, since when, at which rate."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Imported on first use: `import reludiag` alone loads neither torch nor pandas.
+_HOMES = {
+    "CheckpointError": "reludiag.errors",
+    "DataError": "reludiag.errors",
+    "Diagnosis": "reludiag.diagnosis",
+    "ModelError": "reludiag.errors",
+    "Monitor": "reludiag.monitor",
+    "RANDOM_INPUT": "reludiag.scanning",
+    "RecordingError": "reludiag.errors",
+    "ReludiagError": "reludiag.errors",
+    "Thresholds": "reludiag.verdicts",
+    "UsageError": "reludiag.errors",
+    "UserCodeError": "reludiag.errors",
+    "load": "reludiag.diagnosis",
+    "scan": "reludiag.scanning",
+}
+
+if TYPE_CHECKING:
+    from reludiag.diagnosis import Diagnosis, load
+    from reludiag.errors import (
+        CheckpointError,
+        DataError,
+        ModelError,
+        RecordingError,
+        ReludiagError,
+        UsageError,
+        UserCodeError,
+    )
+    from reludiag.monitor import Monitor
+    from reludiag.scanning import RANDOM_INPUT, scan
+    from reludiag.verdicts import Thresholds
+
+__all__ = [
+    "RANDOM_INPUT",
+    "CheckpointError",
+    "DataError",
+    "Diagnosis",
+    "ModelError",
+    "Monitor",
+    "RecordingError",
+    "ReludiagError",
+    "Thresholds",
+    "UsageError",
+    "UserCodeError",
+    "__version__",
+    "load",
+    "scan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

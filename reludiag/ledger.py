@@ -1,0 +1,62 @@
+"""The ledger: from each unit's state at each snapshot to when it was born dead, died, revived."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+
+NEVER = -1
+"""In a ledger's steps: this did not happen."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The life of one site's units; arrays of `[unit]`, steps `NEVER` where it did not happen."""
+
+    born_known: bool
+    """Whether the first snapshot is of step 0: only then is it known what was born dead."""
+    born_dead: Mask
+    died_step: Integers
+    """Snapshot at which the unit was last found dead after having been alive."""
+    previous_step: Integers
+    """Snapshot before that one, at which it was still alive: it died in between."""
+    revived_step: Integers
+    """Snapshot at which it was last found alive after having been dead."""
+    died: Mask
+    """`[snapshot, unit]`: died in the window that ends there."""
+    revived: Mask
+    """`[snapshot, unit]`: revived in the window that ends there."""
+
+
+def trace_lives(steps: Sequence[int], dead: Mask, known: Mask) -> Ledger:
+    """Follow the units of one site through its snapshots.
+
+    `dead` and `known` are `[snapshot, unit]`; where a unit is not known to be dead or alive (its
+    site was not called, or it was not finite) its last known state stands. A unit that is dead
+    when first seen, after step 0, died at that snapshot or before.
+    """
+    units = dead.shape[1]
+    born_known = len(steps) > 0 and steps[0] == 0
+    seen = np.zeros(units, dtype=bool)
+    state = np.zeros(units, dtype=bool)
+    last_alive = np.full(units, NEVER, dtype=np.int64)
+    died_step, previous, revived_step = (np.full(units, NEVER, dtype=np.int64) for _ in range(3))
+    died, revived = np.zeros_like(dead), np.zeros_like(dead)
+    born = dead[0] & known[0] if born_known else np.zeros(units, dtype=bool)
+    for index, step in enumerate(steps):
+        now = np.where(known[index], dead[index], state)
+        first = known[index] & ~seen
+        # Dead when first seen: born so at step 0, else it has died at some time before.
+        was_dead = state | (first & now & (step == 0))
+        died[index] = known[index] & now & ~was_dead
+        revived[index] = known[index] & ~now & state
+        died_step[died[index]] = step
+        previous[died[index]] = last_alive[died[index]]
+        revived_step[revived[index]] = step
+        last_alive[known[index] & ~now] = step
+        state, seen = now, seen | known[index]
+    return Ledger(born_known, born, died_step, previous, revived_step, died, revived)

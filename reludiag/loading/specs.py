@@ -1,0 +1,167 @@
+"""MODEL and data specs: `pkg.module:attr` or `path/file.py:attr`, an object or a factory."""
+
+import difflib
+import importlib
+import importlib.util
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from reludiag.errors import ModelError, UsageError, UserCodeError
+
+_LISTED = 12  # attributes shown when one is missing
+
+
+def parse_arguments(pairs: Iterable[str], option: str) -> dict[str, Any]:
+    """`["width=64", "name=big"]` as keyword arguments; values are JSON, or else plain text.
+
+    Raises UsageError where a pair has no `=`. `option` is the flag to name in that error.
+    """
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(
+                f"{option} {pair!r} was given; expected KEY=VALUE, such as {option} width=64"
+            )
+        try:
+            arguments[key] = json.loads(value)
+        except json.JSONDecodeError:
+            arguments[key] = value
+    return arguments
+
+
+def load_model(spec: str, arguments: dict[str, Any] | None = None) -> nn.Module:
+    """The model that `spec` names: a module object, or what a class or factory returns.
+
+    Raises ModelError if it cannot be found or is no module, UserCodeError if its code raises.
+    """
+    found = load_attribute(spec)
+    if not isinstance(found, nn.Module) or isinstance(found, type):
+        if not callable(found):
+            raise ModelError(
+                f"{spec} is {_described(found)}; expected a torch.nn.Module, or a class or "
+                "function that returns one"
+            )
+        found = call_user_code(found, spec, arguments or {})
+    elif arguments:
+        raise UsageError(f"{spec} is a model already, so it takes no --model-arg")
+    if not isinstance(found, nn.Module):
+        raise ModelError(f"{spec} returned {_described(found)}; expected a torch.nn.Module")
+    return found
+
+
+def load_attribute(spec: str) -> Any:
+    """The object that `pkg.module:attr` or `path/file.py:attr` names.
+
+    Raises ModelError where the module or the attribute is missing, UserCodeError if importing
+    it raises.
+    """
+    source, colon, attribute = spec.rpartition(":")
+    if not colon or not source or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", attribute):
+        raise ModelError(
+            f"{spec!r} names no attribute; expected package.module:attribute or "
+            "path/file.py:attribute, such as sample_models/digits.py:build"
+        )
+    if source.endswith(".py") or "/" in source or "\\" in source:
+        module = _import_file(Path(source))
+    else:
+        module = _import_module(source)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise ModelError(_missing(source, attribute, part, found))
+        found = getattr(found, part)
+    return found
+
+
+def call_user_code(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -> Any:
+    """Call it with keyword arguments; whatever it raises becomes a UserCodeError."""
+    try:
+        return function(**arguments)
+    except (Exception, SystemExit) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise user_code_error(f"{spec}({given})", error) from error
+
+
+def user_code_error(doing: str, error: BaseException) -> UserCodeError:
+    """The user's error with its traceback, from the first frame that is not ours."""
+    frame = error.__traceback__
+    ours = str(Path(__file__).parents[1])
+    while frame is not None and (
+        frame.tb_frame.f_code.co_filename.startswith((ours, "<frozen importlib"))
+    ):
+        frame = frame.tb_next
+    shown = "".join(traceback.format_exception(type(error), error, frame))
+    return UserCodeError(f"{doing} raised {type(error).__name__}: {error}", shown.rstrip())
+
+
+def _import_module(name: str) -> ModuleType:
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise ModelError(
+                f"no module {name!r} can be imported (looked in {Path.cwd()} and the installed "
+                f"packages). For a file, give its path: path/{name.replace('.', '/')}.py:..."
+            ) from error
+        raise user_code_error(f"importing {name}", error) from error
+    except (Exception, SystemExit) as error:
+        raise user_code_error(f"importing {name}", error) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        near = difflib.get_close_matches(
+            path.name, [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        )
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise ModelError(f"{path} does not exist (the current folder is {Path.cwd()}).{hint}")
+    resolved = path.resolve()
+    name = "reludiag_spec_" + re.sub(r"\W", "_", str(resolved))
+    if name in sys.modules:
+        return sys.modules[name]
+    # As when Python runs a file: its own folder can be imported from, and so can the current one.
+    for folder in (str(Path.cwd()), str(resolved.parent)):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(name, resolved)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise user_code_error(f"importing {path}", error) from error
+    return module
+
+
+def _missing(source: str, attribute: str, part: str, found: Any) -> str:
+    names = [name for name in vars(found) if not name.startswith("_")] if found else []
+    usable = [n for n in names if callable(getattr(found, n)) or _is_model(getattr(found, n))]
+    near = difflib.get_close_matches(part, names, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    listed = ", ".join(usable[:_LISTED]) + (", ..." if len(usable) > _LISTED else "")
+    where = source if part == attribute else f"{source}:{attribute.rpartition('.')[0]}"
+    return f"{where} has no attribute {part!r}.{hint} It has: {listed or 'nothing to call'}"
+
+
+def _is_model(value: object) -> bool:
+    return isinstance(value, nn.Module)
+
+
+def _described(value: object) -> str:
+    return f"{type(value).__name__} {value!r:.60}"

@@ -1,0 +1,314 @@
+"""Monitor: watches a training run, clocked by the optimizer, and records its state.
+
+With a probe, the state at each snapshot is that of a frozen pass over the same batches: exact,
+and without cost in between. Without one it is what the training batches of the window showed.
+"""
+
+import contextlib
+import sqlite3
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from reludiag.capture import Capture
+from reludiag.diagnosis import Diagnosis, SiteFindings, diagnose_run, load
+from reludiag.errors import ModelError, UsageError
+from reludiag.recording import RecordingWriter, SiteState
+from reludiag.scanning import functional_note, measure
+from reludiag.sites import Site, rectifier_modules
+from reludiag.stats import UnitStats
+from reludiag.verdicts import Thresholds, is_dead
+
+
+class Monitor:
+    """Watches the rectifiers of a model while it trains; a context manager around the loop.
+
+    `optimizer` is the clock, and tells the learning rates that each step really used; of
+    several, the last one closes a step. Without one, call `step()` after each update.
+
+    Every `every` steps the state of all units goes into the recording at `path` (into memory if
+    it is None), the initial state first. `probe` is a batch (tensor, tuple with the inputs first,
+    or dict) or an iterable of batches, which are kept and run through the model without gradient,
+    in eval mode, at each snapshot.
+
+    Raises UsageError for settings that make no sense, ModelError for a model without rectifier
+    modules or a compiled one, RecordingError if `path` exists (unless `overwrite`) or cannot be
+    written.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        *,
+        path: str | Path | None = None,
+        every: int = 100,
+        probe: Any = None,
+        overwrite: bool = False,
+    ) -> None:
+        if every < 1:
+            raise UsageError(f"every={every} was given; expected a number of steps from 1 up")
+        if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
+            raise ModelError(
+                "the model is compiled, and hooks do not reach compiled code. Monitor the model "
+                "before torch.compile, or scan its checkpoints"
+            )
+        if not any(rectifier_modules(model)):
+            raise ModelError(
+                f"{type(model).__name__} has no rectifier module (ReLU, ReLU6, ...) to watch"
+            )
+        self.model = model
+        self.every = every
+        self.snapshots: list[int] = []
+        """Steps whose snapshots are safely in the recording."""
+        self._path = None if path is None else Path(path)
+        self._overwrite = overwrite
+        self._optimizers = (
+            []
+            if optimizer is None
+            else [optimizer]
+            if isinstance(optimizer, Optimizer)
+            else list(optimizer)
+        )
+        self._probe = None if probe is None else _batches(probe)
+        self._probe_samples: int | None = None
+        self._capture = Capture(model, self._receive)
+        self._window: dict[Site, UnitStats] = {}
+        self._previous: dict[Site, UnitStats] = {}
+        self._evaluation_calls = 0
+        self._step = 0
+        self._rates: dict[str, float] = {}
+        self._new_rates: list[tuple[int, str, float]] = []
+        self._param_groups = self._map_param_groups()
+        self._handles: list[RemovableHandle] = []
+        self._writer: RecordingWriter | None = None
+        self._broken = False
+
+    def __enter__(self) -> Self:
+        if self._writer is not None:
+            raise UsageError("this Monitor was used already; make a new one for another run")
+        self._writer = RecordingWriter(self._path, self._overwrite)
+        self._writer.write_facts(self._facts("running"))
+        try:
+            if self._probe is not None:
+                self._snapshot()
+            else:
+                self._capture.attach()
+            last = len(self._optimizers) - 1
+            for index, optimizer in enumerate(self._optimizers):
+                before = _BeforeStep(self, index)
+                self._handles.append(optimizer.register_step_pre_hook(before))
+                if index == last:
+                    self._handles.append(optimizer.register_step_post_hook(_AfterStep(self)))
+        except BaseException:
+            self._detach()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._detach()
+        status = "complete" if kind is None else f"interrupted by {kind.__name__}"
+        if self._writer is None or self._broken:
+            return
+        with self._keeping_the_run_alive():
+            if not self.snapshots or self.snapshots[-1] != self._step:
+                self._snapshot(closing=True)
+            self._writer.write_facts(self._facts(status))
+            self._writer.close()
+
+    def step(self) -> None:
+        """Count one update of the weights, where there is no optimizer to do it."""
+        if self._optimizers:
+            raise UsageError("the optimizer counts the steps; step() is for runs without one")
+        self._after_step()
+
+    def diagnose(self, thresholds: Thresholds | None = None) -> Diagnosis:
+        """The Diagnosis of what has been recorded so far, as `reludiag.load` gives it."""
+        if self._writer is None:
+            raise UsageError("nothing is recorded yet: use `with reludiag.Monitor(...):` first")
+        if self._path is None:
+            return diagnose_run(self._writer.read(), "this run", thresholds)
+        return load(self._path, thresholds)
+
+    def _receive(self, site: Site, activations: Tensor, training: bool) -> None:
+        if not training:
+            self._evaluation_calls += 1
+            return
+        if site not in self._window:
+            self._window[site] = UnitStats.empty(site.units or 0, activations.device)
+        self._window[site].update(activations, site.rectifier.signed)
+
+    def _before_step(self, index: int) -> None:
+        """An optimizer is about to step: note its learning rates as they are now."""
+        if self._step == 0 and not self.snapshots:
+            self._snapshot()
+        for group, settings in enumerate(self._optimizers[index].param_groups):
+            name, rate = f"{index}/{group}", float(settings["lr"])
+            if self._rates.get(name) != rate:
+                self._rates[name] = rate
+                self._new_rates.append((self._step + 1, name, rate))
+
+    def _after_step(self) -> None:
+        if self._step == 0 and not self.snapshots:
+            self._snapshot()
+        self._step += 1
+        self._capture.reset()
+        if self._step % self.every == 0:
+            self._snapshot()
+
+    def _snapshot(self, closing: bool = False) -> None:
+        if self._writer is None or self._broken:
+            return
+        with self._keeping_the_run_alive():
+            first_step = self._step
+            if self._probe is not None:
+                findings = self._measure_probe()
+            else:
+                findings, first_step = self._close_window(closing)
+            self._writer.write_snapshot(
+                self._step,
+                first_step,
+                [
+                    SiteState(f.site, f.counts, is_dead(f.counts, f.site.rectifier))
+                    for f in findings
+                ],
+                self._param_groups,
+                self._new_rates,
+                self._facts("running"),
+            )
+            self._new_rates = []
+            self.snapshots.append(self._step)
+
+    def _measure_probe(self) -> list[SiteFindings]:
+        measured = measure(self.model, self._probe or [])
+        self._probe_samples = measured.samples
+        self._capture.functional.update({} if self._capture.functional else measured.functional)
+        return measured.findings
+
+    def _close_window(self, closing: bool) -> tuple[list[SiteFindings], int]:
+        """What the training batches since the last snapshot showed, and where that begins."""
+        first_step = self.snapshots[-1] if self.snapshots else 0
+        window = self._window
+        if closing and self._step % self.every and self._step > self.every:
+            # A last window of a few batches would call units dead for want of evidence.
+            first_step = self.snapshots[-2]
+            window = {
+                site: _merged(self._previous.get(site), window.get(site))
+                for site in self._capture.sites
+                if site in self._previous or site in window
+            }
+        if self._step > 0:  # the initial batches are of the first window as well
+            self._previous, self._window = window, {}
+        findings = [
+            SiteFindings(
+                site, window[site].counts() if site in window else _nothing(site.units or 0)
+            )
+            for site in self._capture.sites
+        ]
+        return findings + [
+            SiteFindings(s, _nothing(0)) for s in self._capture.uncalled()
+        ], first_step
+
+    def _facts(self, status: str) -> dict[str, Any]:
+        unseen = functional_note(dict(self._capture.functional))
+        return {
+            "reludiag": version("reludiag"),
+            "torch": torch.__version__,
+            "model": type(self.model).__name__,
+            "optimizers": [type(optimizer).__name__ for optimizer in self._optimizers],
+            "every": self.every,
+            "probe_samples": self._probe_samples,
+            "evaluation_calls": self._evaluation_calls,
+            "notes": [unseen] if unseen else [],
+            "status": status,
+        }
+
+    def _map_param_groups(self) -> dict[str, str]:
+        """Path of each module with weights -> the group that trains it."""
+        owners = {
+            id(parameter): name.rpartition(".")[0]
+            for name, parameter in self.model.named_parameters()
+        }
+        return {
+            owners[id(parameter)]: f"{index}/{group}"
+            for index, optimizer in enumerate(self._optimizers)
+            for group, settings in enumerate(optimizer.param_groups)
+            for parameter in settings["params"]
+            if id(parameter) in owners
+        }
+
+    def _detach(self) -> None:
+        self._capture.detach()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    @contextlib.contextmanager
+    def _keeping_the_run_alive(self) -> Any:
+        """A full disk ends the recording, with a warning, and not the training run."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            self._broken = True
+            warnings.warn(
+                f"reludiag: the recording stopped at step {self._step}: {error}. Training goes on",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+class _BeforeStep:
+    """An optimizer's hook; a copy of the optimizer does not take it along."""
+
+    def __init__(self, monitor: Monitor, index: int) -> None:
+        self._monitor, self._index = monitor, index
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._monitor._before_step(self._index)
+
+
+class _AfterStep:
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._monitor._after_step()
+
+
+def _batches(probe: Any) -> list[Any]:
+    """The probe as a list of batches, kept so that each snapshot sees the same."""
+    if isinstance(probe, Tensor | Mapping | tuple):
+        return [probe]
+    if isinstance(probe, Iterable):
+        batches = list(probe)
+        if batches:
+            return batches
+    raise UsageError(
+        f"probe={type(probe).__name__} was given; expected a batch (tensor, tuple or dict) or an "
+        "iterable of at least one batch"
+    )
+
+
+def _merged(a: UnitStats | None, b: UnitStats | None) -> UnitStats:
+    if a is None or b is None:
+        found = a or b
+        assert found is not None
+        return found
+    return a.merged(b)
+
+
+def _nothing(units: int) -> Any:
+    return UnitStats.empty(units).counts()

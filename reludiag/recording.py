@@ -1,0 +1,369 @@
+"""The recording: the one SQLite file that a training run leaves behind.
+
+Write-ahead log and one transaction a snapshot: whatever was acknowledged before a crash is there
+after it, and a reader can follow a run that is still being written. On closing, the log is
+folded in, so that a finished recording is a single file.
+"""
+
+import datetime
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reludiag.errors import RecordingError
+from reludiag.rectifiers import Rectifier
+from reludiag.sites import Site
+from reludiag.stats import UnitCounts
+
+APPLICATION_ID = 0x52654C55  # "ReLU"
+
+SCHEMA_VERSION = 1
+# What each version changed:
+#   1  the first
+
+SCHEMA = """
+CREATE TABLE run (                  -- what is known of the run as a whole
+    key TEXT PRIMARY KEY,           -- model, optimizers, every, probe_samples, started, status, ...
+    value TEXT NOT NULL             -- as JSON
+);
+CREATE TABLE site (                 -- the places where rectifiers run, in forward order
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,      -- layer1.0.relu#1
+    module TEXT NOT NULL,           -- path of the rectifier module
+    activation TEXT NOT NULL,       -- ReLU
+    can_die INTEGER NOT NULL,       -- 0 for a leaky activation
+    signed INTEGER NOT NULL,        -- 1 if it also fires where it is negative
+    unit_axis TEXT NOT NULL,        -- 1, 1//49, unknown; empty if never called
+    units INTEGER,                  -- null if never called
+    producer TEXT,                  -- path of the module whose weights feed it
+    param_group TEXT                -- "optimizer/group" that trains the producer, if one does
+);
+CREATE TABLE learning_rate (        -- a row when it changes, so that every step's can be told
+    step INTEGER NOT NULL,          -- the first step taken with it; steps count from 1
+    param_group TEXT NOT NULL,      -- "optimizer/group", both counted from 0
+    learning_rate REAL NOT NULL,
+    PRIMARY KEY (step, param_group)
+);
+CREATE TABLE snapshot (             -- one row each time the state was taken
+    step INTEGER PRIMARY KEY,       -- optimizer steps taken so far; 0 is the initial state
+    first_step INTEGER NOT NULL,    -- without a probe: it covers the training batches from
+                                    -- after this step up to step; with one: equal to step
+    taken TEXT NOT NULL             -- time, ISO 8601 in UTC
+);
+CREATE TABLE state (                -- which units were dead at a snapshot
+    step INTEGER NOT NULL REFERENCES snapshot(step),
+    site INTEGER NOT NULL REFERENCES site(id),
+    samples INTEGER NOT NULL,       -- seen in the window, 0 if the site was not called
+    dead BLOB NOT NULL,             -- a bit per unit, first unit in the highest bit
+    nonfinite BLOB NOT NULL,        -- likewise: a NaN or an infinity was seen
+    PRIMARY KEY (step, site)
+) WITHOUT ROWID;
+CREATE TABLE statistics (           -- the last snapshot's statistics, replaced by each
+    site INTEGER PRIMARY KEY REFERENCES site(id),
+    samples INTEGER NOT NULL,
+    positions INTEGER NOT NULL,     -- per unit, over all samples
+    calls INTEGER NOT NULL,
+    fired BLOB NOT NULL,            -- little-endian int64 per unit, as the next two
+    active BLOB NOT NULL,
+    nonfinite BLOB NOT NULL,
+    total BLOB NOT NULL,            -- little-endian float64 per unit, as the next three
+    total_absolute BLOB NOT NULL,
+    maximum BLOB NOT NULL,
+    minimum BLOB NOT NULL
+);
+"""
+
+_INTEGERS = frozenset({"fired", "active", "nonfinite"})
+_SCALARS = frozenset({"samples", "positions", "calls"})
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """One site at one snapshot, as it is written."""
+
+    site: Site
+    counts: UnitCounts
+    dead: Mask
+
+
+@dataclass(frozen=True)
+class RecordedSite:
+    """One site of a recording, with its units' states at every snapshot."""
+
+    site: Site
+    param_group: str | None
+    counts: UnitCounts
+    """Of the last snapshot."""
+    dead: Mask
+    """`[snapshot, unit]`."""
+    known: Mask
+    """`[snapshot, unit]`: it was called, and the unit was finite."""
+    nonfinite: Mask
+    """`[snapshot, unit]`."""
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """All that a recording holds."""
+
+    facts: Mapping[str, Any]
+    steps: tuple[int, ...]
+    sites: tuple[RecordedSite, ...]
+    learning_rates: tuple[tuple[int, str, float], ...]
+    """(first step taken with it, parameter group, learning rate), in order of steps."""
+
+
+class RecordingWriter:
+    """Writes a recording; to memory alone where `path` is None."""
+
+    def __init__(self, path: Path | None, overwrite: bool = False) -> None:
+        self.path = path
+        if path is not None:
+            _make_way(path, overwrite)
+        try:
+            # The optimizer may step in another thread than the one that opened the file.
+            self._db = sqlite3.connect(
+                ":memory:" if path is None else path, check_same_thread=False, isolation_level=None
+            )
+            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        except sqlite3.Error as error:
+            raise RecordingError(f"{path} cannot be written: {error}") from error
+        self._site_ids: dict[str, tuple[int, Any]] = {}
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Add to or replace what is known of the run."""
+        rows = [(key, json.dumps(value)) for key, value in facts.items()]
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
+
+    def write_snapshot(
+        self,
+        step: int,
+        first_step: int,
+        states: Sequence[SiteState],
+        param_groups: Mapping[str, str],
+        learning_rates: Sequence[tuple[int, str, float]],
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Write one snapshot and the learning rates since the last in one transaction.
+
+        `param_groups` names the group that trains each producer.
+        """
+        taken = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", (step, first_step, taken)
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO learning_rate VALUES (?, ?, ?)", learning_rates
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO run VALUES (?, ?)",
+                [(key, json.dumps(value)) for key, value in facts.items()],
+            )
+            for state in states:
+                site = self._site_id(state.site, param_groups)
+                if state.site.units is None:
+                    continue
+                counts = state.counts
+                self._db.execute(
+                    "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?, ?)",
+                    (
+                        step,
+                        site,
+                        counts.samples,
+                        np.packbits(state.dead).tobytes(),
+                        np.packbits(counts.nonfinite > 0).tobytes(),
+                    ),
+                )
+                self._db.execute(
+                    f"INSERT OR REPLACE INTO statistics VALUES ({'?, ' * 10}?)",
+                    (site, *(_packed(f.name, getattr(counts, f.name)) for f in fields(counts))),
+                )
+
+    def read(self) -> RecordedRun:
+        """What has been written so far."""
+        return _read(self._db)
+
+    def close(self) -> None:
+        """Fold the log into the file. A recording that was not closed is readable all the same."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.execute("PRAGMA journal_mode = DELETE")
+        if self.path is not None:
+            self._db.close()
+
+    def _transaction(self) -> "_Transaction":
+        return _Transaction(self._db)
+
+    def _site_id(self, site: Site, param_groups: Mapping[str, str]) -> int:
+        group = param_groups.get(site.producer) if site.producer is not None else None
+        row = (
+            site.module,
+            site.rectifier.activation,
+            site.rectifier.can_die,
+            site.rectifier.signed,
+            site.unit_axis,
+            site.units,
+            site.producer,
+            group,
+        )
+        known_id, known_row = self._site_ids.get(site.name, (None, None))
+        if known_row != row:  # new, or called for the first time
+            cursor = self._db.execute(
+                "INSERT OR REPLACE INTO site (id, name, module, activation, can_die, signed,"
+                " unit_axis, units, producer, param_group) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (known_id, site.name, *row),
+            )
+            known_id = int(cursor.lastrowid or 0)
+            self._site_ids[site.name] = known_id, row
+        return int(known_id or 0)
+
+
+class _Transaction:
+    """BEGIN ... COMMIT, or ROLLBACK if anything raised."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def read_recording(path: str | Path) -> RecordedRun:
+    """Read a recording, also one that is still being written or whose run was killed.
+
+    Raises RecordingError if the file is missing, damaged, something else, or of a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecordingError(f"{path} does not exist")
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not head.startswith(b"SQLite format 3"):
+        raise RecordingError(
+            f"{path} is no recording: it begins with {head[:12]!r}, not as an SQLite file does. "
+            "Expected the file that reludiag.Monitor(..., path=...) wrote"
+        )
+    try:
+        db = _open(path)
+        try:
+            application = db.execute("PRAGMA application_id").fetchone()[0]
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if application != APPLICATION_ID:
+                raise RecordingError(f"{path} is an SQLite file, but no recording of reludiag")
+            if version > SCHEMA_VERSION:
+                raise RecordingError(
+                    f"{path} has schema version {version}; this reludiag reads up to "
+                    f"{SCHEMA_VERSION}. Upgrade it: pip install -U reludiag"
+                )
+            problems = [row[0] for row in db.execute("PRAGMA quick_check(3)")]
+            if problems != ["ok"]:
+                raise RecordingError(
+                    f"{path} is damaged: {problems[0]}. It may have been cut short in copying"
+                )
+            return _read(db)
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise RecordingError(
+            f"{path} cannot be read: {error}. It may have been cut short in copying"
+        ) from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    uri = path.resolve().as_uri()
+    db = sqlite3.connect(f"{uri}?mode=ro", uri=True)
+    try:
+        db.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        # A log cannot be shared in a folder that cannot be written; nobody else writes there.
+        db.close()
+        db = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
+    return db
+
+
+def _make_way(path: Path, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise RecordingError(f"{path.parent} is no folder; make it first, or choose another path")
+    if path.exists() and not overwrite:
+        raise RecordingError(
+            f"{path} exists already. Choose another path, or overwrite=True to replace it"
+        )
+    if path.exists():
+        if not path.is_file():
+            raise RecordingError(f"{path} is no file; choose another path")
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _read(db: sqlite3.Connection) -> RecordedRun:
+    # One transaction, so that all tables are of the same moment.
+    db.execute("BEGIN")
+    try:
+        facts = {key: json.loads(value) for key, value in db.execute("SELECT * FROM run")}
+        steps = tuple(row[0] for row in db.execute("SELECT step FROM snapshot ORDER BY step"))
+        rates = tuple(
+            db.execute("SELECT step, param_group, learning_rate FROM learning_rate ORDER BY step")
+        )
+        rows = db.execute(
+            "SELECT id, name, module, activation, can_die, signed, unit_axis, units, producer,"
+            " param_group FROM site ORDER BY id"
+        ).fetchall()
+        sites = tuple(_read_site(db, row, steps) for row in rows)
+    finally:
+        db.execute("COMMIT")
+    return RecordedRun(facts, steps, sites, rates)
+
+
+def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> RecordedSite:
+    site_id, name, module, activation, can_die, signed, unit_axis, units, producer, group = row
+    rectifier = Rectifier(activation, bool(can_die), bool(signed))
+    site = Site(name, module, rectifier, unit_axis, units, producer)
+    width = units or 0
+    position = {step: index for index, step in enumerate(steps)}
+    dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
+    for step, samples, dead_bits, nonfinite_bits in db.execute(
+        "SELECT step, samples, dead, nonfinite FROM state WHERE site = ?", (site_id,)
+    ):
+        index = position[step]
+        dead[index] = _bits(dead_bits, width)
+        nonfinite[index] = _bits(nonfinite_bits, width)
+        known[index] = samples > 0
+    found = db.execute("SELECT * FROM statistics WHERE site = ?", (site_id,)).fetchone()
+    values = (
+        dict(zip((f.name for f in fields(UnitCounts)), found[1:], strict=True)) if found else {}
+    )
+    counts = UnitCounts(
+        **{f.name: _unpacked(f.name, values.get(f.name), width) for f in fields(UnitCounts)}
+    )
+    return RecordedSite(site, group, counts, dead, known & ~nonfinite, nonfinite)
+
+
+def _bits(packed: bytes, units: int) -> Mask:
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=units).astype(bool)
+
+
+def _packed(name: str, value: Any) -> Any:
+    if name in _SCALARS:
+        return int(value)
+    return np.ascontiguousarray(value, "<i8" if name in _INTEGERS else "<f8").tobytes()
+
+
+def _unpacked(name: str, value: Any, units: int) -> Any:
+    if name in _SCALARS:
+        return int(value or 0)
+    dtype = "<i8" if name in _INTEGERS else "<f8"
+    return np.zeros(units, dtype) if value is None else np.frombuffer(value, dtype)

@@ -1,0 +1,68 @@
+"""The one place that opens, completes or abandons the files that reports go to."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from reludiag.errors import UsageError
+
+STDOUT = "-"
+
+
+@contextlib.contextmanager
+def opened(target: str | Path | IO[str]) -> Iterator[IO[str]]:
+    """A text stream to `target`; `-` is the standard output, an open stream is used as it is.
+
+    A file is written under a temporary name beside it and renamed when it is whole: a killed
+    export leaves the old file as it was. Raises UsageError where it cannot be written.
+    """
+    if not isinstance(target, str | Path):
+        yield target
+        return
+    if str(target) == STDOUT:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    path = Path(target)
+    check_writable(path)
+    with _told(path):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with _told(path), os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        with _told(path):
+            # mkstemp makes private files; give it the permissions of any new file.
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(temporary).chmod(0o666 & ~umask)
+            Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def check_writable(target: str | Path) -> None:
+    """Raise UsageError now rather than after a long pass, if `target` cannot be written."""
+    path = Path(target)
+    if str(target) == STDOUT:
+        return
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder; give a file name in it")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"cannot write {path}: the folder {path.parent} is not writable")
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

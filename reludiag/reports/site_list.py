@@ -1,0 +1,69 @@
+"""The list of a model's sites, for the terminal and as JSON."""
+
+import json
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from reludiag.reports.document import SCHEMA_VERSION
+from reludiag.scanning import SiteList, functional_note
+
+
+def print_sites(listed: SiteList, console: Console) -> None:
+    """A table of the sites, and what is not among them."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
+    table.add_column("Site", overflow="fold")
+    table.add_column("Units", justify="right")
+    table.add_column("Axis")
+    table.add_column("Activation")
+    table.add_column("Fed by", overflow="fold")
+    for site in listed.sites:
+        rectifier = site.rectifier
+        activation = rectifier.activation + ("" if rectifier.can_die else " (cannot die)")
+        units = "" if site.units is None else f"{site.units:,}"
+        table.add_row(
+            Text(site.name), units, site.unit_axis, Text(activation), Text(site.producer or "")
+        )
+    console.print(table)
+    for note in site_notes(listed):
+        console.print(Text(note, style="yellow"))
+
+
+def site_notes(listed: SiteList) -> list[str]:
+    """What the reader of the list must know."""
+    notes = []
+    if not listed.sites:
+        notes.append("This model has no rectifier module.")
+    elif not listed.ran:
+        notes.append(
+            "Modules only, each once: --data or --input-shape runs a batch, which shows repeated "
+            "calls, unit counts and axes."
+        )
+    unseen = functional_note(listed.functional)
+    return [*notes, *([unseen] if unseen else [])]
+
+
+def sites_document(listed: SiteList) -> str:
+    """The same as one JSON document."""
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "notes": site_notes(listed),
+        "sites": [
+            {
+                "site": site.name,
+                "units": site.units,
+                "unit_axis": site.unit_axis or None,
+                "activation": site.rectifier.activation,
+                "can_die": site.rectifier.can_die,
+                "producer": site.producer,
+            }
+            for site in listed.sites
+        ],
+        "functional": [
+            {"owner": owner, "operator": operator, "calls": calls}
+            for (owner, operator), calls in listed.functional.items()
+        ],
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,153 @@
+"""What the tables say in words, and the timeline of the whole model in a few windows."""
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from reludiag.diagnosis import Diagnosis
+from reludiag.verdicts import upper_bound
+
+_WINDOWS = 10
+
+
+@dataclass(frozen=True)
+class LifeWindow:
+    """Consecutive snapshots of the whole model, summed up."""
+
+    first: int
+    """The step of the snapshot before; in the first window, the first snapshot itself."""
+    last: int
+    learning_rate: float
+    """The largest of its steps; NaN where none is known."""
+    dead: int
+    """At its end, as `nonfinite` is."""
+    died: int
+    revived: int
+    nonfinite: int
+
+    @property
+    def steps(self) -> str:
+        """`0`, or `10-20`: after step 10, up to 20."""
+        return str(self.last) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+def life_windows(timeline: pd.DataFrame) -> list[LifeWindow]:
+    """The timeline in at most eleven windows: the first snapshot, then ten of equal length."""
+    by_step = timeline.groupby("step")
+    sums = by_step[["dead", "died", "revived", "nonfinite"]].sum().astype("int64").to_dict("list")
+    rates = by_step["learning_rate"].max().to_list()
+    steps: list[int] = timeline["step"].drop_duplicates().sort_values().astype("int64").to_list()
+    width = math.ceil(max(1, len(steps) - 1) / _WINDOWS)
+    starts = [0, *range(1, len(steps), width)]
+    windows = []
+    for start, end in zip(starts, [*starts[1:], len(steps)], strict=True):
+        known = [rate for rate in rates[start:end] if not math.isnan(rate)]
+        windows.append(
+            LifeWindow(
+                first=steps[max(start - 1, 0)],
+                last=steps[end - 1],
+                learning_rate=max(known, default=math.nan),
+                dead=sums["dead"][end - 1],
+                died=sum(sums["died"][start:end]),
+                revived=sum(sums["revived"][start:end]),
+                nonfinite=sums["nonfinite"][end - 1],
+            )
+        )
+    return windows
+
+
+def next_steps(diagnosis: Diagnosis) -> list[str]:
+    """What the tables suggest to look at, the gravest first; a sentence each."""
+    sites, head = diagnosis.sites, diagnosis.head
+    lines = []
+    if diagnosis.diverged:
+        first = sites.loc[sites["nonfinite"] > 0, "site"].iloc[0]
+        lines.append(
+            f"{first} is the first site with NaN or infinite values. Lower the learning rate or "
+            "clip the gradients; deaths are to be read only from before that."
+        )
+    silent = sites[(sites["dead"] == sites["units"]) & (sites["dead"] > 0)]["site"]
+    if len(silent):
+        names = _named(silent)
+        lines.append(
+            f"{names}: every unit is dead, so nothing below gets more than a constant and "
+            "nothing above gets a gradient through it."
+        )
+    if diagnosis.timeline is not None:
+        lines += _life_sentences(diagnosis)
+    if diagnosis.dead:
+        worst = sites.sort_values("dead_fraction", ascending=False, kind="stable").iloc[0]
+        if not len(silent):
+            fed = f" (its weights: {worst['producer']})" if pd.notna(worst["producer"]) else ""
+            lines.append(
+                f"The worst site is {worst['site']}{fed}: {worst['dead']:,} of "
+                f"{many(worst['units'], 'unit')} dead."
+            )
+        if head.frozen:
+            bound = float(upper_bound(0, head.samples))
+            lines.append(
+                f"Dead here means 0 of {head.samples:,} samples: a firing rate below "
+                f"{share(bound, 1)} on data like this, with 95 % confidence."
+            )
+    rare = int(sites["rare"].sum())
+    if rare:
+        lines.append(
+            f"{many(rare, 'unit')} fired in fewer than "
+            f"{share(diagnosis.thresholds.rare, 1)} of samples: rare, not dead. More data tells."
+        )
+    uncalled = sites.loc[sites["units"].isna(), "site"]
+    if len(uncalled):
+        lines.append(f"{_named(uncalled)}: never called, so nothing is known of it.")
+    if diagnosis.dead == 0 and not diagnosis.diverged:
+        lines.insert(0, "No unit is dead.")
+    listed = int((diagnosis.units["verdict"] != "alive").sum())
+    if listed:
+        lines.append(f"--csv FILE lists the {many(listed, 'unit')} that are not plainly alive.")
+    return lines
+
+
+def _life_sentences(diagnosis: Diagnosis) -> list[str]:
+    lines = []
+    assert diagnosis.timeline is not None
+    born = int(diagnosis.sites["born_dead"].sum())
+    windows = life_windows(diagnosis.timeline)
+    died = sum(window.died for window in windows)
+    if died:
+        worst = max(windows, key=lambda window: window.died)
+        rate = worst.learning_rate
+        at = "" if math.isnan(rate) else f", at a learning rate of {rate:.4g}"
+        lines.append(
+            f"{worst.died:,} of {many(died, 'death')} came in steps {worst.steps}{at}."
+            + (" A lower one, or a warm-up, is the first thing to try." if at else "")
+        )
+    if born:
+        lines.append(
+            f"{many(born, 'unit')} {'was' if born == 1 else 'were'} dead at step 0, before any "
+            "training: look at the initialization and at the input."
+        )
+    return lines
+
+
+def _named(names: "pd.Series[str]", most: int = 3) -> str:
+    shown = list(names.head(most))
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def share(part: float, whole: float) -> str:
+    """A percentage that never rounds something to 0 % nor less than all to 100 %."""
+    if not whole or math.isnan(part):
+        return ""
+    percent = 100 * part / whole
+    if 0 < percent < 0.1:
+        return "<0.1 %"
+    if 99.9 < percent < 100:
+        return ">99.9 %"
+    if 0 < percent < 10 or 99 < percent < 100:
+        return f"{percent:.1f} %"
+    return f"{percent:.0f} %"

@@ -1,0 +1,229 @@
+"""The terminal report: what was scanned, how each site is, when units died, what to look at."""
+
+import io
+import math
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from reludiag.diagnosis import Diagnosis
+from reludiag.reports.summary import life_windows, many, next_steps, share
+from reludiag.verdicts import VERDICTS
+
+WIDTH = 80
+_MOST_ROWS = 40  # sites shown one by one; more are grouped by their parent module
+_BAR = 16
+_WORST = 4  # units named per site
+
+# verdict -> (glyph, glyph where only ASCII can be shown, style), in the order of a bar
+_LOOKS = {
+    "alive": ("█", "#", "green"),
+    "always_on": ("█", "#", "green"),
+    "constant": ("▓", "c", "cyan"),
+    "dormant": ("▒", "o", "yellow"),
+    "rare": ("▒", "o", "yellow"),
+    "dead": ("×", "x", "bold red"),
+    "unobserved": ("?", "?", "dim"),
+    "nonfinite": ("!", "!", "bold magenta"),
+}
+
+
+def print_report(diagnosis: Diagnosis, console: Console, all_sites: bool = False) -> None:
+    """Print the report on a Rich console."""
+    console.print(render(diagnosis, all_sites, ascii_only=not _speaks_unicode(console)))
+
+
+def terminal_text(diagnosis: Diagnosis, all_sites: bool = False) -> str:
+    """The report as plain text, 80 columns wide."""
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, legacy_windows=False)
+    with console.capture() as capture:
+        print_report(diagnosis, console, all_sites)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def terminal_svg(diagnosis: Diagnosis, all_sites: bool = False) -> str:
+    """The report as an SVG picture of a terminal."""
+    console = Console(
+        file=io.StringIO(), width=WIDTH, record=True, force_terminal=True, color_system="truecolor"
+    )
+    print_report(diagnosis, console, all_sites)
+    return console.export_svg(title="reludiag", unique_id="reludiag")
+
+
+def render(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool = False) -> RenderableType:
+    """The whole report as one renderable."""
+    parts: list[RenderableType] = [_head(diagnosis)]
+    parts.append(_site_table(diagnosis, all_sites, ascii_only))
+    if diagnosis.timeline is not None:
+        parts.append(_life_table(diagnosis, ascii_only))
+    parts.append(_next_steps(diagnosis))
+    return Group(*parts)
+
+
+def _speaks_unicode(console: Console) -> bool:
+    return console.encoding.lower().startswith("utf")
+
+
+def _head(diagnosis: Diagnosis) -> RenderableType:
+    head, sites = diagnosis.head, diagnosis.sites
+    units = int(sites["units"].sum())
+    counts = {verdict: int(sites[verdict].sum()) for verdict in VERDICTS}
+    title = Text(head.model, style="bold")
+    if head.subject != head.model:
+        title.append(f"  {head.subject}", style="not bold")
+    totals = Text()
+    dead_style = "bold red" if counts["dead"] else "bold green"
+    totals.append(f"{counts['dead']:,} of {many(units, 'unit')} dead", style=dead_style)
+    if counts["dead"]:
+        totals.append(f" ({share(counts['dead'], units)})", style=dead_style)
+    for verdict in VERDICTS:
+        if verdict != "dead" and counts[verdict]:
+            style = _LOOKS[verdict][2]
+            totals.append("  ")
+            totals.append(f"{counts[verdict]:,} {verdict.replace('_', ' ')}", style=style)
+    lines = [title, Text(head.evidence[:1].upper() + head.evidence[1:]), totals]
+    if diagnosis.diverged:
+        lines.append(Text("DIVERGED: units became NaN or infinite", style="bold magenta"))
+    lines += [Text(note, style="yellow") for note in head.notes]
+    return Panel(Group(*lines), title="reludiag", title_align="left", border_style="dim")
+
+
+def _site_table(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool) -> RenderableType:
+    rows, grouped = _rows(diagnosis, all_sites)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
+    table.add_column("Module" if grouped else "Site", overflow="fold", ratio=2, min_width=12)
+    table.add_column("Units", justify="right", no_wrap=True)
+    table.add_column("alive, rare, dead", no_wrap=True, width=_BAR + 1)
+    table.add_column("Dead", justify="right", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("Worst units", overflow="ellipsis", no_wrap=True, ratio=2)
+    worst = _worst_units(diagnosis)
+    for row in rows.to_dict("records"):
+        counts = {verdict: int(row[verdict]) for verdict in VERDICTS}
+        units = sum(counts.values())
+        name = Text(row["site"])
+        if grouped:
+            name.append(f"  {many(row['sites'], 'site')}", style="dim")
+        if not units:
+            table.add_row(name, "", Text("never called", style="dim"), "", "", "")
+            continue
+        table.add_row(
+            name,
+            f"{units:,}",
+            _bar(counts, units, ascii_only),
+            Text(f"{counts['dead']:,}", style="red" if counts["dead"] else "dim"),
+            Text(share(counts["dead"], units), style="red" if counts["dead"] else "dim"),
+            Text("" if grouped else worst.get(row["site"], ""), style="dim"),
+        )
+    parts: list[RenderableType] = [Padding(table, (1, 0, 0, 1))]
+    parts.append(Padding(_legend(diagnosis, ascii_only), (0, 0, 0, 1)))
+    if grouped:
+        parts.append(Text(f" {len(diagnosis.sites)} sites, by module; --all-sites lists each"))
+    return Group(*parts)
+
+
+def _rows(diagnosis: Diagnosis, all_sites: bool) -> tuple[pd.DataFrame, bool]:
+    """A row per site, or, where they are many, per module that holds them."""
+    sites = diagnosis.sites
+    if all_sites or len(sites) <= _MOST_ROWS:
+        return sites, False
+    parents = sites["site"].str.split("#").str[0]
+    while parents.nunique() > _MOST_ROWS and parents.str.contains(".", regex=False).any():
+        parents = parents.str.rpartition(".")[0].where(
+            parents.str.contains(".", regex=False), parents
+        )
+    tally = sites.assign(parent=parents, sites=1).groupby("parent", sort=False)
+    grouped = tally[["sites", *VERDICTS]].sum().reset_index(names="site")
+    return grouped, True
+
+
+def _bar(counts: dict[str, int], units: int, ascii_only: bool) -> Text:
+    """A bar of the units by verdict, each that occurs at least one cell wide."""
+    cells = {verdict: _BAR * counts[verdict] / units for verdict in _LOOKS if counts[verdict]}
+    widths = {verdict: max(1, round(width)) for verdict, width in cells.items()}
+    while sum(widths.values()) != _BAR:
+        step = 1 if sum(widths.values()) < _BAR else -1
+        # The widest takes up the rounding: it hides there best.
+        widths[max(widths, key=lambda verdict: widths[verdict])] += step
+    bar = Text()
+    for verdict, width in widths.items():
+        glyph, plain, style = _LOOKS[verdict]
+        bar.append((plain if ascii_only else glyph) * width, style=style)
+    return bar
+
+
+def _legend(diagnosis: Diagnosis, ascii_only: bool) -> Text:
+    """The glyphs that occur, beyond full blocks."""
+    seen: dict[str, tuple[list[str], str]] = {}
+    for verdict, (glyph, plain, style) in _LOOKS.items():
+        if int(diagnosis.sites[verdict].sum()):
+            names, _ = seen.setdefault(plain if ascii_only else glyph, ([], style))
+            names.append(verdict.replace("_", " "))
+    legend = Text(style="dim")
+    for glyph, (names, style) in seen.items():
+        legend.append(glyph, style=style)
+        legend.append(f" {', '.join(names)}   ")
+    return legend
+
+
+def _worst_units(diagnosis: Diagnosis) -> dict[str, str]:
+    """For each site, its units that are worst off, worst first."""
+    units = diagnosis.units
+    severity = {v: i for i, v in enumerate(("nonfinite", "dead", "rare", "dormant", "constant"))}
+    bad = units[units["verdict"].isin(list(severity)) & units["unit"].notna()]
+    bad = bad.assign(severity=bad["verdict"].map(severity)).sort_values(
+        ["severity", "firing_rate"], kind="stable"
+    )
+    named = {}
+    for site, rows in bad.groupby("site", sort=False):
+        shown = ", ".join(str(unit) for unit in rows["unit"].head(_WORST))
+        more = len(rows) - _WORST
+        named[str(site)] = shown + (f" +{more:,}" if more > 0 else "")
+    return named
+
+
+def _life_table(diagnosis: Diagnosis, ascii_only: bool) -> RenderableType:
+    assert diagnosis.timeline is not None
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
+    table.add_column("Steps", justify="right", no_wrap=True)
+    table.add_column("Learning rate", justify="right", no_wrap=True)
+    table.add_column("Dead", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, width=_BAR + 1)
+    table.add_column("Died", justify="right", no_wrap=True)
+    table.add_column("Revived", justify="right", no_wrap=True)
+    table.add_column("", ratio=1)
+    glyph = _LOOKS["dead"][ascii_only]
+    units = max(1, int(diagnosis.sites["units"].sum()))
+    for window in life_windows(diagnosis.timeline):
+        table.add_row(
+            window.steps,
+            "" if math.isnan(window.learning_rate) else f"{window.learning_rate:.4g}",
+            f"{window.dead:,}",
+            Text(glyph * _cells(window.dead, units), style="red"),
+            Text(f"{window.died:,}", style="red" if window.died else "dim"),
+            Text(f"{window.revived:,}", style="green" if window.revived else "dim"),
+            Text(f"{window.nonfinite:,} nonfinite" if window.nonfinite else "", style="magenta"),
+        )
+    return Group(
+        Padding(Text("Deaths over time", style="bold"), (1, 0, 1, 1)), Padding(table, (0, 0, 0, 1))
+    )
+
+
+def _cells(part: int, whole: int) -> int:
+    return max(1, round(_BAR * part / whole)) if part else 0
+
+
+def _next_steps(diagnosis: Diagnosis) -> RenderableType:
+    lines = next_steps(diagnosis)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=1, style="bold")
+    table.add_column()
+    for line in lines:
+        table.add_row("-", escape(line))
+    return Padding(Group(Text("What to look at next", style="bold"), table), (1, 0, 0, 1))

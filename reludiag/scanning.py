@@ -1,0 +1,309 @@
+"""scan(): one pass of data through frozen weights, and what it says of every unit.
+
+The pass leaves the model as it was: mode, buffers, hooks and random number streams.
+"""
+
+import contextlib
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reludiag.capture import Capture
+from reludiag.diagnosis import Diagnosis, Head, SiteFindings, checkpoint_timeline, diagnose
+from reludiag.errors import DataError, ModelError
+from reludiag.functional import functional_calls
+from reludiag.loading.checkpoints import Checkpoint, load_weights
+from reludiag.loading.data import input_tensors, model_arguments
+from reludiag.loading.specs import user_code_error
+from reludiag.sites import Site, rectifier_modules
+from reludiag.stats import UnitStats
+from reludiag.verdicts import Thresholds
+
+Progress = Callable[[int], None]
+"""Called with the number of batches done."""
+
+RANDOM_INPUT = (
+    "RANDOM INPUT: this was seeded noise, not data. A unit that is silent on noise may well fire "
+    "on data: this is no evidence of death."
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one frozen pass counted."""
+
+    findings: list[SiteFindings]
+    samples: int
+    batches: int
+    functional: dict[tuple[str, str], int]
+    """(owner module, operator) -> functional rectifier calls in one forward, which are not seen."""
+
+
+def scan(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    limit: int | None = None,
+    train_mode: bool = False,
+    dtype: torch.dtype | None = None,
+    thresholds: Thresholds | None = None,
+    subject: str | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Scan a model's rectifiers with its weights frozen.
+
+    `batches` gives tensors `[sample, ...]`, tuples with the inputs first, or dicts of keywords;
+    labels are ignored. At most `limit` batches are used. The model runs in eval mode unless
+    `train_mode`; floating-point inputs are cast to `dtype` if it is given. Random input must be
+    declared by passing `RANDOM_INPUT` in `notes`.
+
+    Raises ModelError for a model without rectifier modules, DataError if there is no batch, if
+    one has non-finite values, or if the model refuses it.
+    """
+    measured = measure(
+        model, batches, limit=limit, train_mode=train_mode, dtype=dtype, progress=progress
+    )
+    head = _scan_head(model, measured, subject, notes, train_mode)
+    return diagnose(head, measured.findings, thresholds or Thresholds())
+
+
+def scan_checkpoints(
+    model: nn.Module,
+    checkpoints: Sequence[Checkpoint],
+    batches: Callable[[], Iterable[Any]],
+    *,
+    strict: bool = True,
+    notes: Sequence[str] = (),
+    thresholds: Thresholds | None = None,
+    train_mode: bool = False,
+    **options: Any,
+) -> Diagnosis:
+    """Scan the same model with the weights of each checkpoint in turn, as a timeline.
+
+    `batches` is called once per checkpoint; `options` are those of `scan`. The steps are those
+    that the checkpoints name, if they all do and increase, else 1, 2, ... The verdicts are the
+    last checkpoint's. The model keeps its weights: the last checkpoint's.
+    """
+    loaded: list[str] = []
+    scans: list[Measurement] = []
+    for checkpoint in checkpoints:
+        loaded += load_weights(model, checkpoint, strict)
+        scans.append(measure(model, batches(), train_mode=train_mode, **options))
+    last, subject = scans[-1], ", ".join(checkpoint.path for checkpoint in checkpoints)
+    head = _scan_head(model, last, subject, (*notes, *dict.fromkeys(loaded)), train_mode)
+    if len(checkpoints) == 1:
+        return diagnose(head, last.findings, thresholds or Thresholds())
+    named = [checkpoint.step for checkpoint in checkpoints]
+    steps = [step for step in named if step is not None]
+    if len(steps) < len(named) or any(a >= b for a, b in itertools.pairwise(steps)):
+        steps = list(range(1, len(checkpoints) + 1))
+        head = replace(
+            head, notes=(*head.notes, "Steps are the checkpoints' places in the call: 1, 2, ...")
+        )
+    findings, timeline = checkpoint_timeline(steps, [scan.findings for scan in scans])
+    return diagnose(head, findings, thresholds or Thresholds(), timeline)
+
+
+@dataclass(frozen=True)
+class SiteList:
+    """Where a model's rectifiers run."""
+
+    sites: list[Site]
+    functional: dict[tuple[str, str], int]
+    """(owner module, operator) -> functional rectifier calls, which are not seen."""
+    ran: bool
+    """Whether a forward pass was made; without one, each module is listed once."""
+
+
+def list_sites(
+    model: nn.Module, batches: Iterable[Any] | None = None, dtype: torch.dtype | None = None
+) -> SiteList:
+    """The sites of a model, from one batch if there are any, else from its modules alone.
+
+    Raises DataError if the model refuses the batch.
+    """
+    model = _eager(model)
+    if batches is None or not any(rectifier_modules(model)):
+        sites = Capture(model, lambda site, activations, training: None).uncalled()
+        return SiteList(sites, dict(functional_calls(model)), ran=False)
+    measured = measure(model, batches, limit=1, dtype=dtype)
+    return SiteList([found.site for found in measured.findings], measured.functional, ran=True)
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    limit: int | None = None,
+    train_mode: bool = False,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> Measurement:
+    """Run the batches through the frozen model and count; see `scan`."""
+    model = _eager(model)
+    if not any(rectifier_modules(model)):
+        raise ModelError(
+            f"{type(model).__name__} has no rectifier module (ReLU, ReLU6, Hardtanh(0, x), "
+            "Threshold(0, 0), Hardswish, ...), so nothing in it can be watched. Functional calls "
+            "(F.relu) are not seen: use nn.ReLU modules"
+        )
+    stats: dict[Site, UnitStats] = {}
+
+    def receive(site: Site, activations: Tensor, training: bool) -> None:
+        if site not in stats:
+            stats[site] = UnitStats.empty(site.units or 0, activations.device)
+        stats[site].update(activations, site.rectifier.signed)
+
+    capture = Capture(model, receive)
+    device = _device(model)
+    done = samples = 0
+    with as_it_was(model), torch.no_grad():
+        model.train(train_mode)
+        capture.attach()
+        try:
+            for batch in _limited(batches, limit):
+                args, kwargs = model_arguments(model, batch, device, dtype)
+                samples += _check_inputs((args, kwargs), done)
+                _run(model, args, kwargs, done)
+                done += 1
+                if progress is not None:
+                    progress(done)
+        finally:
+            capture.detach()
+    if done == 0 or samples == 0:
+        raise DataError(
+            "the data gave no batch: expected at least one. A generator that was used up before "
+            "gives none; pass a list, a DataLoader or a function"
+        )
+    findings = [SiteFindings(site, stats[site].counts()) for site in capture.sites if site in stats]
+    nothing = UnitStats.empty(0).counts()
+    findings += [SiteFindings(site, nothing) for site in capture.uncalled()]
+    return Measurement(findings, samples, done, dict(capture.functional))
+
+
+@contextlib.contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """Restore on leaving, however that comes: training flags, buffers, random number streams."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        # Module by module: model.train() would wake a frozen BatchNorm.
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for owner, name, buffer, saved in buffers:
+                if not torch.equal(buffer, saved):
+                    buffer.copy_(saved)
+                owner[name] = buffer
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def functional_note(functional: dict[tuple[str, str], int]) -> str | None:
+    """The sentence on functional rectifiers that module hooks do not see, if there are any."""
+    if not functional:
+        return None
+    owners = list(dict.fromkeys(owner or "the model itself" for owner, _ in functional))
+    calls = sum(functional.values())
+    listed = ", ".join(owners[:3]) + (f" and {len(owners) - 3} more" if len(owners) > 3 else "")
+    operators = ", ".join(sorted({operator for _, operator in functional}))
+    return (
+        f"NOT SEEN: {calls} functional rectifier call{'s' * (calls != 1)} ({operators}) in "
+        f"{listed}. Only modules are watched: no verdict speaks of these."
+    )
+
+
+def _scan_head(
+    model: nn.Module,
+    measured: Measurement,
+    subject: str | None,
+    notes: Sequence[str],
+    train_mode: bool,
+) -> Head:
+    unseen = functional_note(measured.functional)
+    name = type(_eager(model)).__name__
+    mode = "training mode" if train_mode else "eval mode"
+    batches = f"{measured.batches:,} batch{'es' * (measured.batches != 1)}"
+    return Head(
+        source="scan",
+        model=name,
+        subject=subject or name,
+        evidence=f"frozen weights, {mode}, {measured.samples:,} samples in {batches}",
+        frozen=True,
+        samples=measured.samples,
+        notes=(*notes, *([unseen] if unseen else [])),
+    )
+
+
+def _eager(model: nn.Module) -> nn.Module:
+    """The model itself, without torch.compile's wrapper: hooks do not reach compiled code."""
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a TorchScript model takes no hooks: give the Python model it was made from, with "
+            "its state dict"
+        )
+    return model
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _limited(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:
+    try:
+        # islice stops before it would draw one batch too many.
+        yield from itertools.islice(batches, limit)
+    except Exception as error:  # the user's loader may raise anything
+        raise user_code_error("drawing a batch of the data", error) from error
+
+
+def _check_inputs(inputs: Any, index: int) -> int:
+    """Number of samples; raises DataError on non-finite inputs."""
+    samples = None
+    for tensor in input_tensors(inputs):
+        if samples is None:
+            samples = len(tensor) if tensor.ndim else 1
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise DataError(
+                f"batch {index} of the data has {count:,} values that are NaN or infinite: "
+                "verdicts would speak of the data, not of the network. Clean it first"
+            )
+    if samples is None:
+        raise DataError(f"batch {index} of the data has no tensor among its inputs")
+    return samples
+
+
+def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> None:
+    try:
+        model(*args, **kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        shapes = ", ".join(
+            f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+            for tensor in input_tensors((args, kwargs))
+        )
+        raise DataError(
+            f"the model refused batch {index} of the data, of shape {shapes}:\n"
+            f"{type(error).__name__}: {error}\nIs the shape what its forward expects?"
+        ) from error
+    except Exception as error:  # the user's forward may raise anything
+        raise user_code_error("the model's forward", error) from error

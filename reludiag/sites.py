@@ -1,0 +1,158 @@
+"""Sites: the places where rectifiers run, their names, and how their tensors are read.
+
+A site is a rectifier module and the ordinal of its call. Two calls are told apart by the
+weights that fed them, not by counting alone: on a data-dependent path the second call of one
+batch may be the first of the next.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from reludiag.provenance import Coordinate, Origin
+from reludiag.rectifiers import Rectifier, rectifier_of
+
+UNKNOWN_AXIS = "unknown"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where a rectifier runs in a forward pass."""
+
+    name: str
+    """`layer1.0.relu` for the first call of that module, `layer1.0.relu#1` for the second."""
+    module: str
+    """Path of the rectifier module."""
+    rectifier: Rectifier
+    unit_axis: str
+    """`1`; `1//49` where units are the blocks of 49 of a flattened axis; `unknown`, where they
+    are the positions of the last axis."""
+    units: int | None
+    """None where the site was never called."""
+    producer: str | None
+    """Path of the module whose weights feed it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to read a site's tensors: where units and samples are in its shape."""
+
+    shape: tuple[int, ...]
+    unit: Coordinate
+    sample: Coordinate | None
+    """None where rows of the batch cannot be told apart: the whole call is one sample."""
+
+
+def rectifier_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rectifier]]:
+    """Path, module and description of every rectifier module, leaky ones included."""
+    for path, module in model.named_modules():
+        rectifier = rectifier_of(module)
+        if rectifier is not None:
+            yield path, module, rectifier
+
+
+def site_name(path: str, module: nn.Module, ordinal: int) -> str:
+    """The name of the `ordinal`-th call (from 0) of the module at `path`."""
+    base = path or type(module).__name__
+    return base if ordinal == 0 else f"{base}#{ordinal}"
+
+
+def find_layout(
+    output: Tensor, origin: Origin | None, producer: nn.Module | None, samples: int | None
+) -> tuple[Layout, str]:
+    """The layout of a site's output, and the label of its unit axis.
+
+    `origin` is what was followed through the forward pass. Where the pass was not followed
+    (None), the last module with weights that ran before, `producer`, says where its units are.
+    `samples` is the number of rows of the model's input, None if it is not known.
+    """
+    shape = tuple(output.shape)
+    if origin is not None:
+        unit, sample = origin.unit, origin.sample
+    else:
+        unit, sample = _axis_after(producer, shape), None
+    label = UNKNOWN_AXIS if unit is None else str(unit)
+    if unit is None:
+        unit = Coordinate(output.ndim - 1, shape[-1]) if output.ndim > 1 else Coordinate(1, 1)
+    taken = unit.axis == 0 and unit.inner * unit.size == (shape or (1,))[0] and unit.size > 1
+    if sample is None and samples is not None and shape[:1] == (samples,) and not taken:
+        sample = Coordinate(0, samples)
+    return Layout(shape, unit, sample), label
+
+
+def arrange(output: Tensor, layout: Layout, samples: int | None) -> Tensor | None:
+    """`output` as `[sample, unit, position]`, a view where strides allow; None if it does not fit.
+
+    `layout` was found on an earlier call: the number of samples and of positions may differ.
+    """
+    if output.ndim != len(layout.shape):
+        return None
+    if layout.unit.axis == output.ndim:  # one number per sample: a single unit
+        output = output.unsqueeze(-1)
+    shape = tuple(output.shape)
+    unit = _refit(layout.unit, layout.unit.size, layout.shape, shape)
+    if unit is None:
+        return None
+    sample = layout.sample
+    if sample is not None:
+        sample = _refit(sample, sample.size if samples is None else samples, layout.shape, shape)
+    return _split(output, unit, sample)
+
+
+def _refit(
+    coordinate: Coordinate, size: int, old: tuple[int, ...], new: tuple[int, ...]
+) -> Coordinate | None:
+    """The coordinate, now of `size`, in a tensor of another shape."""
+    axis, inner = coordinate.axis, coordinate.inner
+    length = new[axis]
+    outermost = axis >= len(old) or old[axis] == coordinate.size * inner
+    if outermost and size and length % size == 0 and (inner > 1 or length == size):
+        return Coordinate(axis, size, length // size)
+    if size and not outermost and length % (size * inner) == 0:
+        return Coordinate(axis, size, inner)
+    return Coordinate(axis, 0) if size == 0 and length == 0 else None
+
+
+def _split(output: Tensor, unit: Coordinate, sample: Coordinate | None) -> Tensor:
+    """Split both coordinates out of their axes and bring them to the front."""
+    if output.numel() == 0:
+        return output.new_empty((0, unit.size, 1))
+    shape: list[int] = []
+    found: dict[str, int] = {}
+    for axis, length in enumerate(output.shape):
+        inside = [("unit", unit)] if unit.axis == axis else []
+        if sample is not None and sample.axis == axis:
+            inside.append(("sample", sample))
+        inside.sort(key=lambda item: (item[1].inner, item[1].size), reverse=True)
+        rest = length
+        for role, coordinate in inside:
+            outer = rest // (coordinate.size * coordinate.inner)
+            shape.append(outer)
+            found[role] = len(shape)
+            shape.append(coordinate.size)
+            rest = coordinate.inner
+        shape.append(rest)
+    parts = output.view(shape)
+    front = [found["unit"]] if sample is None else [found["sample"], found["unit"]]
+    others = [dim for dim in range(len(shape)) if dim not in front and shape[dim] != 1]
+    ones = [dim for dim in range(len(shape)) if dim not in front and shape[dim] == 1]
+    parts = parts.permute(front + others + ones)
+    if sample is None:
+        parts = parts.unsqueeze(0)
+    return parts.flatten(2) if parts.ndim > 2 else parts.unsqueeze(2)
+
+
+def _axis_after(producer: nn.Module | None, shape: tuple[int, ...]) -> Coordinate | None:
+    """Where the units of the last module with weights are, checked against its width."""
+    width = None
+    for attribute in ("out_features", "out_channels", "num_features", "num_channels"):
+        width = getattr(producer, attribute, width)
+    if width is None:
+        return None
+    last = isinstance(producer, nn.Linear)
+    axis = len(shape) - 1 if last else 1
+    if axis < len(shape) and shape[axis] == width:
+        return Coordinate(axis, width)
+    matches = [axis for axis in range(1, len(shape)) if shape[axis] == width]
+    return Coordinate(matches[0], width) if len(matches) == 1 else None
