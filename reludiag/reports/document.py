@@ -1,10 +1,10 @@
 """JSON: the whole Diagnosis as one document."""
 
 import json
-import math
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reludiag.diagnosis import Diagnosis
@@ -32,16 +32,10 @@ def document(diagnosis: Diagnosis, all_units: bool = False) -> str:
         "units": _records(chosen_units(diagnosis, all_units)),
         "timeline": None if diagnosis.timeline is None else _records(diagnosis.timeline),
     }
-    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    columns = {str(name): [_plain(value) for value in table[name]] for name in table.columns}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _plain(value: Any) -> Any:
-    if value is pd.NA or value is None:
-        return None
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    finite = table.replace([np.inf, -np.inf], np.nan).astype(object)
+    rows = finite.where(finite.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]

@@ -77,7 +77,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     if diagnosis.timeline is not None:
         lines += _life_sentences(diagnosis)
     if diagnosis.dead:
-        worst = sites.sort_values("dead_fraction", ascending=False, kind="stable").iloc[0]
+        worst = sites.sort_values(["dead_fraction", "dead"], ascending=False, kind="stable").iloc[0]
         if not len(silent):
             fed = f" (its weights: {worst['producer']})" if pd.notna(worst["producer"]) else ""
             lines.append(

@@ -1,6 +1,7 @@
 """The terminal report: what was scanned, how each site is, when units died, what to look at."""
 
 import io
+import itertools
 import math
 
 import pandas as pd
@@ -97,50 +98,72 @@ def _head(diagnosis: Diagnosis) -> RenderableType:
 def _site_table(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool) -> RenderableType:
     rows, grouped = _rows(diagnosis, all_sites)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
-    table.add_column("Module" if grouped else "Site", overflow="fold", ratio=2, min_width=12)
+    table.add_column("Modules" if grouped else "Site", overflow="fold", ratio=2, min_width=12)
+    if grouped:
+        table.add_column("Sites", justify="right", no_wrap=True)
     table.add_column("Units", justify="right", no_wrap=True)
     table.add_column("alive, rare, dead", no_wrap=True, width=_BAR + 1)
     table.add_column("Dead", justify="right", no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
-    table.add_column("Worst units", overflow="ellipsis", no_wrap=True, ratio=2)
-    worst = _worst_units(diagnosis)
+    if not grouped:
+        table.add_column("Worst units", overflow="ellipsis", no_wrap=True, ratio=2)
+    worst = {} if grouped else _worst_units(diagnosis)
     for row in rows.to_dict("records"):
         counts = {verdict: int(row[verdict]) for verdict in VERDICTS}
         units = sum(counts.values())
-        name = Text(row["site"])
+        dead_style = "red" if counts["dead"] else "dim"
+        cells: list[RenderableType] = [Text(row["site"])]
         if grouped:
-            name.append(f"  {many(row['sites'], 'site')}", style="dim")
-        if not units:
-            table.add_row(name, "", Text("never called", style="dim"), "", "", "")
-            continue
-        table.add_row(
-            name,
-            f"{units:,}",
-            _bar(counts, units, ascii_only),
-            Text(f"{counts['dead']:,}", style="red" if counts["dead"] else "dim"),
-            Text(share(counts["dead"], units), style="red" if counts["dead"] else "dim"),
-            Text("" if grouped else worst.get(row["site"], ""), style="dim"),
-        )
+            cells.append(f"{row['sites']:,}")
+        if units:
+            cells += [
+                f"{units:,}",
+                _bar(counts, units, ascii_only),
+                Text(f"{counts['dead']:,}", style=dead_style),
+                Text(share(counts["dead"], units), style=dead_style),
+            ]
+            if not grouped:
+                cells.append(Text(worst.get(row["site"], ""), style="dim"))
+        else:
+            cells += ["", Text("never called", style="dim")]
+        table.add_row(*cells)
     parts: list[RenderableType] = [Padding(table, (1, 0, 0, 1))]
     parts.append(Padding(_legend(diagnosis, ascii_only), (0, 0, 0, 1)))
     if grouped:
-        parts.append(Text(f" {len(diagnosis.sites)} sites, by module; --all-sites lists each"))
+        count = len(diagnosis.sites)
+        parts.append(Text(f" {count:,} sites, by module: --all-sites lists each.", style="dim"))
     return Group(*parts)
 
 
 def _rows(diagnosis: Diagnosis, all_sites: bool) -> tuple[pd.DataFrame, bool]:
-    """A row per site, or, where they are many, per module that holds them."""
+    """A row per site, or, where they are many, per module or range of modules that holds them."""
     sites = diagnosis.sites
     if all_sites or len(sites) <= _MOST_ROWS:
         return sites, False
-    parents = sites["site"].str.split("#").str[0]
-    while parents.nunique() > _MOST_ROWS and parents.str.contains(".", regex=False).any():
-        parents = parents.str.rpartition(".")[0].where(
-            parents.str.contains(".", regex=False), parents
-        )
-    tally = sites.assign(parent=parents, sites=1).groupby("parent", sort=False)
-    grouped = tally[["sites", *VERDICTS]].sum().reset_index(names="site")
-    return grouped, True
+    owners = [str(site).partition("#")[0].rpartition(".")[0] for site in sites["site"]]
+    labels = _ranges(owners)
+    while len(set(labels)) > _MOST_ROWS:
+        owners = [owner.rpartition(".")[0] for owner in owners]
+        labels = _ranges(owners)
+    tally = sites.assign(label=labels, sites=1).groupby("label", sort=False)
+    return tally[["sites", *VERDICTS]].sum().reset_index(names="site"), True
+
+
+def _ranges(owners: list[str]) -> list[str]:
+    """A label for each owner: its name, or `layers.0 ... 24` where there are too many."""
+    names = list(dict.fromkeys(owners))
+    if len(names) <= _MOST_ROWS:
+        return [name or "(model)" for name in owners]
+    size = math.ceil(2 * len(names) / _MOST_ROWS)
+    labels: dict[str, str] = {}
+    for holder, members in itertools.groupby(names, key=lambda name: name.rpartition(".")[0]):
+        listed = list(members)
+        for start in range(0, len(listed), size):
+            part = listed[start : start + size]
+            first = part[0] or holder or "(model)"
+            label = first if len(part) == 1 else f"{first} ... {part[-1].rpartition('.')[2]}"
+            labels.update(dict.fromkeys(part, label))
+    return [labels[name] for name in owners]
 
 
 def _bar(counts: dict[str, int], units: int, ascii_only: bool) -> Text:
