@@ -6,8 +6,10 @@ followed operator by operator, to find the unit axes and the functional rectifie
 module hook sees.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -90,6 +92,8 @@ class Capture:
         return _Hook(target)
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._depth and not self._is_nested():
+            self.reset()
         self._depth += 1
         if self._depth > 1:
             return
@@ -97,8 +101,22 @@ class Capture:
         self._last_producer = None
         values = [*args, *kwargs.values()]
         self._samples = _rows(values)
-        if not self._followed and not torch.compiler.is_compiling():
+        # An empty batch has no coordinates to follow.
+        if not self._followed and self._samples != 0:
             self._start_following(values)
+
+    def _is_nested(self) -> bool:
+        """Whether the model is being called from inside its own forward.
+
+        Told by the stack: after an interrupt the last forward never ended, and looks the same.
+        """
+        frame: FrameType | None = sys._getframe()
+        calls = 0
+        while frame is not None:
+            if frame.f_code is nn.Module._call_impl.__code__:
+                calls += frame.f_locals.get("self") is self.model
+            frame = frame.f_back
+        return calls > 1
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self._depth = max(0, self._depth - 1)
@@ -117,6 +135,8 @@ class Capture:
         ordinal = self._calls[module, producer]
         if inside:
             self._calls[module, producer] += 1
+        if output.numel() == 0:
+            return
         samples = self._samples if inside else len(output) if output.ndim else None
         output = output.detach()
         call: tuple[Any, ...] = (module, producer, ordinal)

@@ -239,7 +239,10 @@ class _Transaction:
         self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+        if kind is None:
+            self._db.execute("COMMIT")
+        elif self._db.in_transaction:  # a full disk has rolled it back already
+            self._db.execute("ROLLBACK")
 
 
 def read_recording(path: str | Path) -> RecordedRun:

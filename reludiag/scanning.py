@@ -170,8 +170,10 @@ def measure(
         try:
             for batch in _limited(batches, limit):
                 args, kwargs = model_arguments(model, batch, device, dtype)
-                samples += _check_inputs((args, kwargs), done)
-                _run(model, args, kwargs, done)
+                rows = _check_inputs((args, kwargs), done)
+                if rows:
+                    _run(model, args, kwargs, done)
+                samples += rows
                 done += 1
                 if progress is not None:
                     progress(done)

@@ -85,6 +85,7 @@ def arrange(output: Tensor, layout: Layout, samples: int | None) -> Tensor | Non
     """`output` as `[sample, unit, position]`, a view where strides allow; None if it does not fit.
 
     `layout` was found on an earlier call: the number of samples and of positions may differ.
+    `output` is not empty.
     """
     if output.ndim != len(layout.shape):
         return None
@@ -107,17 +108,15 @@ def _refit(
     axis, inner = coordinate.axis, coordinate.inner
     length = new[axis]
     outermost = axis >= len(old) or old[axis] == coordinate.size * inner
-    if outermost and size and length % size == 0 and (inner > 1 or length == size):
+    if outermost and length % size == 0 and (inner > 1 or length == size):
         return Coordinate(axis, size, length // size)
-    if size and not outermost and length % (size * inner) == 0:
+    if not outermost and length % (size * inner) == 0:
         return Coordinate(axis, size, inner)
-    return Coordinate(axis, 0) if size == 0 and length == 0 else None
+    return None
 
 
 def _split(output: Tensor, unit: Coordinate, sample: Coordinate | None) -> Tensor:
     """Split both coordinates out of their axes and bring them to the front."""
-    if output.numel() == 0:
-        return output.new_empty((0, unit.size, 1))
     shape: list[int] = []
     found: dict[str, int] = {}
     for axis, length in enumerate(output.shape):

@@ -60,14 +60,12 @@ class UnitStats:
 
     @torch.no_grad()
     def update(self, x: Tensor, signed: bool) -> None:
-        """Add one call's output, `[sample, unit, position]`.
+        """Add one call's output, `[sample, unit, position]`, which is not empty.
 
         `signed` says that a unit also fires where it is negative, as a hard-swish does.
         """
         self.calls += 1
         samples, _, positions = x.shape
-        if samples == 0 or positions == 0:
-            return
         self.samples += samples
         self.positions += samples * positions
         # Over positions first, then over samples: on [N, C, H, W] twice as fast as at once.

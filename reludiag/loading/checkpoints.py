@@ -108,7 +108,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) 
         for name, tensor in weights.items()
         if name in expected and tensor.shape == expected[name]
     }
-    notes = [f'prefix "{prefix}" was stripped from the keys' for prefix in stripped]
+    notes = [f'"{part}" was stripped from the keys' for part in stripped]
     problems = [
         _listed(missing, "the checkpoint lacks {} of the model's tensors: {}"),
         _listed(unexpected, "the checkpoint has {} that the model lacks: {}"),
@@ -265,27 +265,25 @@ def _state_dicts(content: Any) -> Iterator[StateDict]:
 
 
 def _fitted(weights: StateDict, expected: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights under the model's own names, and the prefixes stripped for that."""
+    """The weights under the model's own names, and what was stripped from theirs for that."""
+    spellings = _spellings(tuple(weights), ())
+    # Of equally good ones the first: the one that strips least.
+    names, stripped = max(spellings, key=lambda spelling: len(expected.keys() & {*spelling[0]}))
+    return dict(zip(names, weights.values(), strict=True)), list(stripped)
 
-    def fit(candidate: Mapping[str, Tensor]) -> int:
-        return len(expected.keys() & candidate.keys())
 
-    best, stripped = dict(weights), list[str]()
-    for infix in _INFIXES:
-        without = {key.replace(infix, ""): tensor for key, tensor in best.items()}
-        if len(without) == len(best) and fit(without) > fit(best):
-            best, stripped = without, [*stripped, infix]
-    tried, removed = best, list[str]()
-    for _ in range(len(PREFIXES)):
-        for prefix in PREFIXES:
-            if any(key.startswith(prefix) for key in tried):
-                tried = {key.removeprefix(prefix): tensor for key, tensor in tried.items()}
-                removed = [*removed, prefix]
-                break
-        if fit(tried) > fit(best):
-            best, stripped = tried, [*stripped, *removed]
-            removed = []
-    return dict(best), stripped
+def _spellings(
+    names: tuple[str, ...], stripped: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The names as they are, and without every sequence of known prefixes and infixes."""
+    yield names, stripped
+    for part in (*PREFIXES, *_INFIXES):
+        anywhere = part in _INFIXES
+        shorter = tuple(
+            name.replace(part, "") if anywhere else name.removeprefix(part) for name in names
+        )
+        if shorter != names and len({*shorter}) == len(names):
+            yield from _spellings(shorter, (*stripped, part))
 
 
 def _tied(model: nn.Module) -> dict[str, list[str]]:
