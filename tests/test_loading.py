@@ -199,7 +199,7 @@ def test_safetensors_in_one_file_and_in_shards(tmp_path: Path) -> None:
     folder = tmp_path / "sharded"
     folder.mkdir()
     weight_map = {}
-    for index, (key, tensor) in enumerate(state.items()):
+    for index, (key, _tensor) in enumerate(state.items()):
         shard = f"model-{index % 2}.safetensors"
         weight_map[key] = shard
     for shard in set(weight_map.values()):
@@ -237,7 +237,7 @@ def test_a_pickle_that_would_run_code_runs_nothing(tmp_path: Path, legacy: bool)
     path, marker = tmp_path / "evil.pt", tmp_path / "ran"
     content = {"state_dict": net().state_dict(), "x": Evil(marker)}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(reludiag.CheckpointError, match="posix.system") as caught:
+    with pytest.raises(reludiag.CheckpointError, match=r"posix\.system") as caught:
         read_checkpoint(path)
     assert "nothing was read" in str(caught.value)
     path.write_bytes(pickle.dumps(content))
@@ -328,7 +328,7 @@ def test_nothing_in_common_is_refused_even_when_not_strict(tmp_path: Path) -> No
 
 
 def inputs(batches: Any) -> Tensor:
-    return torch.cat([batch for batch in batches])
+    return torch.cat(list(batches))
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".pt", ".safetensors"])

@@ -1,0 +1,79 @@
+"""What the four sample models share: the seeds and the command line."""
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Attach = Callable[[nn.Module, Optimizer], contextlib.AbstractContextManager[Any]]
+"""Wrapped around a training loop: how a Monitor gets there."""
+
+
+def unwatched(model: nn.Module, optimizer: Optimizer) -> contextlib.AbstractContextManager[None]:
+    """Nothing around the training loop."""
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw from a stream of its own inside, unless `seed` is None."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def main(
+    build: Callable[..., nn.Module],
+    train: Callable[..., dict[str, float]],
+    probe: Callable[[], Tensor],
+    healthy: dict[str, Any],
+    dying: dict[str, Any],
+    models: dict[str, Callable[..., nn.Module]] | None = None,
+) -> None:
+    """Train from the command line; write a checkpoint and a recording where asked to."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dying", action="store_true", help="the learning rate that kills")
+    parser.add_argument("--lr", type=float, help="another learning rate")
+    parser.add_argument("--steps", type=int, help="optimizer steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=10, help="steps between snapshots")
+    parser.add_argument("--checkpoint", type=Path, help="where the weights go")
+    parser.add_argument("--recording", type=Path, help="where the recording of the run goes")
+    if models:
+        parser.add_argument("--model", choices=models, default=next(iter(models)))
+    options = parser.parse_args()
+
+    settings = dict(dying if options.dying else healthy)
+    for name in ("lr", "steps"):
+        if getattr(options, name) is not None:
+            settings[name] = getattr(options, name)
+    model = (models[options.model] if models else build)(seed=options.seed)
+    metrics = train(
+        model, seed=options.seed, attach=_monitor(options, probe) or unwatched, **settings
+    )
+    print(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
+    if options.checkpoint:
+        torch.save(model.state_dict(), options.checkpoint)
+
+
+def _monitor(options: argparse.Namespace, probe: Callable[[], Tensor]) -> Attach | None:
+    if not options.recording:
+        return None
+    import reludiag
+
+    return lambda model, optimizer: reludiag.Monitor(
+        model,
+        optimizer,
+        path=options.recording,
+        every=options.every,
+        probe=probe(),
+        overwrite=True,
+    )
