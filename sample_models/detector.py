@@ -12,8 +12,8 @@ from scenes import Scenes, scenes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
 
-HEALTHY = {"lr": 2e-3}
-DYING = {"lr": 0.05}
+HEALTHY = {"lr": 1e-3}
+DYING = {"lr": 0.01}
 STRIDE = 4  # pixels a cell
 _CLASSES = 10
 _BOX_SCALE = 16.0  # pixels; keeps the box head's targets near 1
@@ -37,7 +37,10 @@ class Detector(nn.Module):
 
 
 def _layer(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=1), nn.ReLU(inplace=True)
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    nn.init.zeros_(convolution.bias)
+    return convolution, nn.ReLU(inplace=True)
 
 
 def build(seed: int | None = None) -> nn.Module:
@@ -74,8 +77,8 @@ def targets(data: Scenes) -> tuple[Tensor, Tensor]:
 def train(
     model: nn.Module,
     *,
-    lr: float = 2e-3,
-    steps: int = 500,
+    lr: float = 1e-3,
+    steps: int = 400,
     batch_size: int = 32,
     seed: int = 0,
     attach: Attach = unwatched,
@@ -117,7 +120,8 @@ def f1_score(model: nn.Module, data: Scenes) -> float:
         box = torch.tensor([x - left, y - top, x + right_side, y + bottom])
         for place in range(4):
             same = data.classes[scene, place] == kind[scene, row, column]
-            if same and (scene, place) not in taken and overlap(box, data.boxes[scene, place]) >= 0.5:
+            fits = same and overlap(box, data.boxes[scene, place]) >= 0.5
+            if fits and (scene, place) not in taken:
                 taken.add((scene, place))
                 right += 1
                 break

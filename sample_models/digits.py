@@ -114,6 +114,4 @@ def train(
 
 
 if __name__ == "__main__":
-    main(
-        build, train, probe, HEALTHY, DYING, models={"mlp": build, "resnet": build_resnet}
-    )
+    main(build, train, probe, HEALTHY, DYING, models={"mlp": build, "resnet": build_resnet})

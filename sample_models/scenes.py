@@ -17,7 +17,8 @@ _SMALLEST, _LARGEST = 12, 20  # pixels a digit is wide
 @dataclass(frozen=True)
 class Scenes:
     """`images [n, 1, 48, 48]`; `classes [n, 4]`, -1 for none; `boxes [n, 4, 4]` as x0 y0 x1 y1
-    in pixels; `masks [n, 48, 48]`, 0 for background and 1 + digit."""
+    in pixels; `masks [n, 48, 48]`, 0 for background and 1 + digit.
+    """
 
     images: Tensor
     classes: Tensor
@@ -44,7 +45,7 @@ def scenes(count: int, held_out: bool) -> Scenes:
         for quarter in torch.randperm(4, generator=generator)[: draw(1, 5)].tolist():
             index = pool[draw(0, len(pool))]
             width = draw(_SMALLEST, _LARGEST + 1)
-            digit = interpolate(digits[None, None, index], size=(width, width), mode="bilinear")[0, 0]
+            digit = interpolate(digits[None, None, index], (width, width), mode="bilinear")[0, 0]
             x = _QUARTER * (quarter % 2) + draw(0, _QUARTER - width + 1)
             y = _QUARTER * (quarter // 2) + draw(0, _QUARTER - width + 1)
             window = (scene, slice(y, y + width), slice(x, x + width))

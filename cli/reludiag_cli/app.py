@@ -58,9 +58,10 @@ def main() -> None:
         if isinstance(error, UserCodeError):
             Console(stderr=True).print(Text(error.user_traceback))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _panel("Interrupted", "nothing was written")
-        sys.exit(INTERRUPTED)
+    except SystemExit as done:
+        if done.code == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt
+            _panel("Interrupted", "No file was left half-written.")
+        raise
     except Exception:
         traceback.print_exc()
         _panel(

@@ -154,8 +154,8 @@ def write_reports(
         pass  # the standard output is taken: nothing else may stand in it
     elif as_json:
         reports.write_json(diagnosis, output, all_units)
-    elif output == "-":
-        reports.print_report(diagnosis, Console(), all_sites)
+    elif output == "-" and (console := Console()).is_terminal:
+        reports.print_report(diagnosis, console, all_sites)
     else:
         reports.write_text(diagnosis, output, all_sites)
     if fail_over is not None and Limit.parse(fail_over).exceeded_by(diagnosis):

@@ -40,12 +40,13 @@ def print_report(diagnosis: Diagnosis, console: Console, all_sites: bool = False
     console.print(render(diagnosis, all_sites, ascii_only=not _speaks_unicode(console)))
 
 
-def terminal_text(diagnosis: Diagnosis, all_sites: bool = False) -> str:
-    """The report as plain text, 80 columns wide."""
-    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, legacy_windows=False)
-    with console.capture() as capture:
-        print_report(diagnosis, console, all_sites)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+def terminal_text(diagnosis: Diagnosis, all_sites: bool = False, encoding: str = "utf-8") -> str:
+    """The report as plain text, 80 columns wide, of characters that `encoding` has."""
+    page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    console = Console(file=page, width=WIDTH, color_system=None, legacy_windows=False)
+    print_report(diagnosis, console, all_sites)
+    page.seek(0)
+    return "".join(line.rstrip() + "\n" for line in page)
 
 
 def terminal_svg(diagnosis: Diagnosis, all_sites: bool = False) -> str:
