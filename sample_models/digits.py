@@ -19,18 +19,22 @@ DYING = {"lr": 0.1}
 _TRAINING = 1_437  # of 1,797 digits; the rest is held out
 
 
-def build(seed: int | None = None) -> nn.Module:
-    """An MLP: 64 pixels, three hidden layers of 64 units, 10 classes."""
-    with seeded(seed):
-        layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
+class MLP(nn.Sequential):
+    """`[batch, 1, 8, 8]` through three hidden layers of 64 units to 10 class scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flatten = nn.Flatten()
         for index in (1, 2, 3):
-            layers[f"fc{index}"] = nn.Linear(64, 64)
-            layers[f"relu{index}"] = nn.ReLU()
-        layers["head"] = nn.Linear(64, 10)
-        model = nn.Sequential()
-        for name, layer in layers.items():
-            model.add_module(name, layer)
-        return model
+            self.add_module(f"fc{index}", nn.Linear(64, 64))
+            self.add_module(f"relu{index}", nn.ReLU())
+        self.head = nn.Linear(64, 10)
+
+
+def build(seed: int | None = None) -> nn.Module:
+    """The MLP with fresh weights."""
+    with seeded(seed):
+        return MLP()
 
 
 class Block(nn.Module):
@@ -49,19 +53,21 @@ class Block(nn.Module):
         return self.relu(y + self.skip(x))
 
 
+class ResNet(nn.Sequential):
+    """`[batch, 1, 8, 8]` to 10 class scores; no batch norm, so that deaths are deaths of ReLUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(inplace=True)
+        self.block1, self.block2, self.block3 = Block(16, 16, 1), Block(16, 32, 2), Block(32, 32, 1)
+        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.head = nn.Linear(32, 10)
+
+
 def build_resnet(seed: int | None = None) -> nn.Module:
-    """A ResNet without batch norm: a stem and three blocks of 16, 32 and 32 channels."""
+    """The ResNet with fresh weights."""
     with seeded(seed):
-        return nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.ReLU(inplace=True),
-            Block(16, 16, 1),
-            Block(16, 32, 2),
-            Block(32, 32, 1),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(32, 10),
-        )
+        return ResNet()
 
 
 @cache

@@ -9,7 +9,7 @@ from scenes import scenes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-HEALTHY = {"lr": 2e-3}
+HEALTHY = {"lr": 3e-3}
 DYING = {"lr": 0.1}
 _CLASSES = 11  # background and ten digits
 
@@ -71,8 +71,8 @@ def probe() -> Tensor:
 def train(
     model: nn.Module,
     *,
-    lr: float = 2e-3,
-    steps: int = 300,
+    lr: float = 3e-3,
+    steps: int = 400,
     batch_size: int = 16,
     seed: int = 0,
     attach: Attach = unwatched,

@@ -39,7 +39,9 @@ def write_json(diagnosis: Diagnosis, target: Target, all_units: bool = False) ->
 def write_text(diagnosis: Diagnosis, target: Target, all_sites: bool = False) -> None:
     """The terminal report as plain text."""
     with opened(target) as stream:
-        stream.write(terminal_text(diagnosis, all_sites, stream.encoding or "utf-8"))
+        stream.write(
+            terminal_text(diagnosis, all_sites, getattr(stream, "encoding", None) or "utf-8")
+        )
 
 
 def write_svg(diagnosis: Diagnosis, target: Target, all_sites: bool = False) -> None:

@@ -34,27 +34,63 @@ class LifeWindow:
 
 def life_windows(timeline: pd.DataFrame) -> list[LifeWindow]:
     """The timeline in at most eleven windows: the first snapshot, then ten of equal length."""
+    snapshots = _whole_model(timeline)
+    width = math.ceil(max(1, len(snapshots) - 1) / _WINDOWS)
+    starts = [0, *range(1, len(snapshots), width)]
+    return [
+        _joined(snapshots[start:end])
+        for start, end in zip(starts, [*starts[1:], len(snapshots)], strict=True)
+    ]
+
+
+def thick_of_deaths(timeline: pd.DataFrame) -> LifeWindow | None:
+    """The shortest stretch of steps in which half of the deaths came; None without deaths."""
+    snapshots = _whole_model(timeline)
+    half = sum(snapshot.died for snapshot in snapshots) / 2
+    if half == 0:
+        return None
+    stretches, start, died = list[LifeWindow](), 0, 0
+    for end, snapshot in enumerate(snapshots):
+        died += snapshot.died
+        while died - snapshots[start].died >= half:
+            died -= snapshots[start].died
+            start += 1
+        if died >= half:
+            stretches.append(_joined(snapshots[start : end + 1]))
+    return min(stretches, key=lambda stretch: (stretch.last - stretch.first, -stretch.died))
+
+
+def _whole_model(timeline: pd.DataFrame) -> list[LifeWindow]:
+    """A window for each snapshot, summed over the sites."""
     by_step = timeline.groupby("step")
     sums = by_step[["dead", "died", "revived", "nonfinite"]].sum().astype("int64").to_dict("list")
+    steps: list[int] = timeline["step"].drop_duplicates().astype("int64").to_list()
     rates = by_step["learning_rate"].max().to_list()
-    steps: list[int] = timeline["step"].drop_duplicates().sort_values().astype("int64").to_list()
-    width = math.ceil(max(1, len(steps) - 1) / _WINDOWS)
-    starts = [0, *range(1, len(steps), width)]
-    windows = []
-    for start, end in zip(starts, [*starts[1:], len(steps)], strict=True):
-        known = [rate for rate in rates[start:end] if not math.isnan(rate)]
-        windows.append(
-            LifeWindow(
-                first=steps[max(start - 1, 0)],
-                last=steps[end - 1],
-                learning_rate=max(known, default=math.nan),
-                dead=sums["dead"][end - 1],
-                died=sum(sums["died"][start:end]),
-                revived=sum(sums["revived"][start:end]),
-                nonfinite=sums["nonfinite"][end - 1],
-            )
+    return [
+        LifeWindow(
+            first=steps[max(index - 1, 0)],
+            last=step,
+            learning_rate=rates[index],
+            dead=sums["dead"][index],
+            died=sums["died"][index],
+            revived=sums["revived"][index],
+            nonfinite=sums["nonfinite"][index],
         )
-    return windows
+        for index, step in enumerate(steps)
+    ]
+
+
+def _joined(windows: list[LifeWindow]) -> LifeWindow:
+    known = [w.learning_rate for w in windows if not math.isnan(w.learning_rate)]
+    return LifeWindow(
+        first=windows[0].first,
+        last=windows[-1].last,
+        learning_rate=max(known, default=math.nan),
+        dead=windows[-1].dead,
+        died=sum(window.died for window in windows),
+        revived=sum(window.revived for window in windows),
+        nonfinite=windows[-1].nonfinite,
+    )
 
 
 def next_steps(diagnosis: Diagnosis) -> list[str]:
@@ -103,24 +139,23 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
         lines.insert(0, "No unit is dead.")
     listed = int((diagnosis.units["verdict"] != "alive").sum())
     if listed:
-        lines.append(f"--csv FILE lists the {many(listed, 'unit')} that are not plainly alive.")
+        lines.append(f"All {many(listed, 'unit')} that are not plainly alive: --csv FILE.")
     return lines
 
 
 def _life_sentences(diagnosis: Diagnosis) -> list[str]:
-    lines = []
     assert diagnosis.timeline is not None
-    born = int(diagnosis.sites["born_dead"].sum())
-    windows = life_windows(diagnosis.timeline)
-    died = sum(window.died for window in windows)
-    if died:
-        worst = max(windows, key=lambda window: window.died)
-        rate = worst.learning_rate
+    lines = []
+    most = thick_of_deaths(diagnosis.timeline)
+    if most is not None:
+        rate = most.learning_rate
         at = "" if math.isnan(rate) else f", at a learning rate of {rate:.4g}"
+        total = int(diagnosis.timeline["died"].sum())
         lines.append(
-            f"{worst.died:,} of {many(died, 'death')} came in steps {worst.steps}{at}."
+            f"{most.died:,} of {many(total, 'death')} came in steps {most.steps}{at}."
             + (" A lower one, or a warm-up, is the first thing to try." if at else "")
         )
+    born = int(diagnosis.sites["born_dead"].sum())
     if born:
         lines.append(
             f"{many(born, 'unit')} {'was' if born == 1 else 'were'} dead at step 0, before any "
