@@ -151,7 +151,7 @@ def test_statistics_equal_brute_force_and_merge_to_the_whole(
     whole = UnitStats.empty(shape[1])
     whole.update(x, signed)
     for name, expected in brute_force(x, signed).items():
-        assert getattr(whole, name).tolist() == pytest.approx(expected, rel=1e-9), name
+        assert getattr(whole, name).tolist() == pytest.approx(expected, rel=1e-6), name
     merged = UnitStats.empty(shape[1])
     for part in x.split(2):
         shard = UnitStats.empty(shape[1])
