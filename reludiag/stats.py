@@ -74,7 +74,7 @@ class UnitStats:
         active = torch.zeros_like(self.total)
         # Counting by the sign, in pieces that stay in the cache, beats a mask by five times:
         # no reduction is vectorised for the bytes that `x > 0` makes.
-        for piece in x.split(max(1, _PIECE * samples // x.numel())):
+        for piece in torch.split(x, max(1, _PIECE * samples // x.numel())):
             active += _sum(piece.sign().abs_() if signed else piece.sign())
         self.active += active.long()
         if positions == 1:

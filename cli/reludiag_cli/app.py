@@ -4,9 +4,6 @@ import sys
 import traceback
 
 import typer
-from rich.console import Console
-from rich.panel import Panel
-from rich.text import Text
 
 from reludiag.errors import ReludiagError, UserCodeError
 from reludiag_cli.report import report
@@ -18,9 +15,8 @@ BUG = 4
 
 app = typer.Typer(
     name="reludiag",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # plain help: drawing boxes would take longer than all the rest
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find the units of a ReLU network that never fire: which, since when, at which "
     "learning rate.",
@@ -52,16 +48,15 @@ def _options(
 def main() -> None:
     """Run the command line; every error becomes one panel on stderr and an exit code."""
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
     except ReludiagError as error:
         _panel(error.title, str(error))
         if isinstance(error, UserCodeError):
-            Console(stderr=True).print(Text(error.user_traceback))
+            sys.stderr.write(error.user_traceback + "\n")
         sys.exit(error.exit_code)
-    except SystemExit as done:
-        if done.code == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt
-            _panel("Interrupted", "No file was left half-written.")
-        raise
+    except typer.TyperException as error:
+        _panel("Usage", f"{error.format_message()}\nTry --help.")
+        sys.exit(error.exit_code)
     except Exception:
         traceback.print_exc()
         _panel(
@@ -69,9 +64,16 @@ def main() -> None:
             "please report it with the traceback above and the command line that led to it",
         )
         sys.exit(BUG)
+    if code == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt
+        _panel("Interrupted", "No file was left half-written.")
+    sys.exit(code)
 
 
 def _panel(title: str, text: str) -> None:
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
     Console(stderr=True).print(
         Panel(Text(text), title=title, title_align="left", border_style="red")
     )
