@@ -1,0 +1,85 @@
+"""The README: every command and every block of code in it runs, as it stands there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from reludiag_cli.app import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "sample_models" / "README.md"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as it is after `make demo`."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "sample_models").symlink_to(ROOT / "sample_models")
+    (folder / "demo").mkdir()
+    subprocess.run(
+        [sys.executable, "sample_models/digits.py", "--lr", "0.1", "--checkpoint",
+         "demo/digits.pt", "--recording", "demo/run.reludiag"],
+        check=True, cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    return folder
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    ran = 0
+    for command in commands(PAGES[0]):
+        if command[0] == "make":
+            # Not run from inside a test, but it must be there.
+            subprocess.run(["make", "-n", *command[1:]], check=True, cwd=ROOT, capture_output=True)
+            continue
+        assert command[0] == "reludiag"
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert not done.value.code, command
+        ran += 1
+    assert ran >= 8
+    assert (place / "dead.csv").exists()
+    assert (place / "report.json").exists()
+
+
+def test_every_python_block_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks(PAGES[0], "python"):
+        exec(block, names)
+    assert (tmp_path / "dead.csv").exists()
+
+
+@pytest.mark.slow
+def test_every_command_of_the_sample_models_page_starts() -> None:
+    """With a few steps instead of a whole training."""
+    for command in commands(PAGES[1]):
+        assert command[0] == "python"
+        subprocess.run(
+            [sys.executable, *command[1:], "--steps", "2"],
+            check=True, cwd=ROOT, capture_output=True,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
