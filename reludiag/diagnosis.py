@@ -416,10 +416,11 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
     many = f"{len(run.steps)} snapshot{'s' * (len(run.steps) != 1)}, every {facts['every']} steps"
     notes = []
     frozen = facts.get("probe_samples") is not None
+    steps = f"steps 0-{last}" if last else "step 0"
     if frozen:
-        evidence = f"steps 0-{last}, {many}, each on a fixed probe of {samples:,} samples"
+        evidence = f"{steps}, {many}, each on a fixed probe of {samples:,} samples"
     else:
-        evidence = f"steps 0-{last}, {many}, the last on {samples:,} training samples"
+        evidence = f"{steps}, {many}, the last on {samples:,} training samples"
         notes.append(
             "Without a probe, dead means silent in all training batches of a window. The weights "
             "moved meanwhile, so there is no bound on a firing rate."

@@ -6,7 +6,7 @@ The pass leaves the model as it was: mode, buffers, hooks and random number stre
 import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +25,8 @@ from reludiag.sites import Site, rectifier_modules
 from reludiag.stats import UnitStats
 from reludiag.verdicts import Thresholds
 
-Progress = Callable[[int], None]
-"""Called with the number of batches done."""
+Progress = Callable[[int, int | None], None]
+"""Called with the number of batches done, and of all of them if that is known."""
 
 RANDOM_INPUT = (
     "RANDOM INPUT: this was seeded noise, not data. A unit that is silent on noise may well fire "
@@ -163,6 +163,9 @@ def measure(
 
     capture = Capture(model, receive)
     device = _device(model)
+    total = len(batches) if isinstance(batches, Sized) else limit
+    if total is not None and limit is not None:
+        total = min(total, limit)
     done = samples = 0
     with as_it_was(model), torch.no_grad():
         model.train(train_mode)
@@ -176,7 +179,7 @@ def measure(
                 samples += rows
                 done += 1
                 if progress is not None:
-                    progress(done)
+                    progress(done, total)
         finally:
             capture.detach()
     if done == 0 or samples == 0:

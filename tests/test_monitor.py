@@ -409,6 +409,15 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         monitor.__enter__()
 
 
+def test_a_run_of_which_nothing_is_known_yet_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "run.reludiag"
+    with reludiag.Monitor(mlp(), path=path):
+        assert "Nothing has been observed yet" in str(reludiag.load(path))
+    assert "Nothing has been observed yet" in str(reludiag.load(path))
+    with pytest.raises(reludiag.UsageError, match="nothing is recorded yet"):
+        reludiag.Monitor(mlp()).diagnose()
+
+
 def test_an_old_recording_is_replaced_only_on_request(tmp_path: Path) -> None:
     path = tmp_path / "run.reludiag"
     path.write_text("precious")

@@ -55,7 +55,7 @@ SNAPSHOT = """\
  - The worst site is 1 (its weights: 0): 5 of 8 units dead.
  - Dead here means 0 of 1,000 samples: a firing rate below 0.3 % on data like
    this, with 95 % confidence.
- - All 6 units that are not plainly alive: --csv FILE.
+ - The 6 units that are not plainly alive: --csv FILE.
 """
 
 

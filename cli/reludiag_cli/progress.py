@@ -8,12 +8,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextlib.contextmanager
-def batch_progress(total: int | None) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of batches done."""
+def batch_progress() -> Iterator[Callable[[int, int | None], None]]:
+    """A function to call with the number of batches done, and of all if that is known."""
     columns = (TextColumn("Scanning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task("scan", total=total)
-        yield lambda done: bar.update(task, completed=done)
+        task = bar.add_task("scan", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

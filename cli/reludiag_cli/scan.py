@@ -66,7 +66,7 @@ def scan(
         )
     read = [read_checkpoint(path, ema) for path in checkpoints or []]
     cast, thresholds = options.input_dtype(network), Thresholds(rare, dormant)
-    with batch_progress(limit) as progress:
+    with batch_progress() as progress:
         if read:
             diagnosis = scan_checkpoints(
                 network,

@@ -135,11 +135,14 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     uncalled = sites.loc[sites["units"].isna(), "site"]
     if len(uncalled):
         lines.append(f"{_named(uncalled)}: never called, so nothing is known of it.")
-    if diagnosis.dead == 0 and not diagnosis.diverged:
+    if head.samples == 0:
+        lines.insert(0, "Nothing has been observed yet.")
+    elif diagnosis.dead == 0 and not diagnosis.diverged:
         lines.insert(0, "No unit is dead.")
-    listed = int((diagnosis.units["verdict"] != "alive").sum())
+    listed = int(((diagnosis.units["verdict"] != "alive") & diagnosis.units["unit"].notna()).sum())
     if listed:
-        lines.append(f"All {many(listed, 'unit')} that are not plainly alive: --csv FILE.")
+        are = "is" if listed == 1 else "are"
+        lines.append(f"The {many(listed, 'unit')} that {are} not plainly alive: --csv FILE.")
     return lines
 
 

@@ -62,7 +62,7 @@ def render(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool = False) -> R
     """The whole report as one renderable."""
     parts: list[RenderableType] = [_head(diagnosis)]
     parts.append(_site_table(diagnosis, all_sites, ascii_only))
-    if diagnosis.timeline is not None:
+    if diagnosis.timeline is not None and len(diagnosis.timeline):
         parts.append(_life_table(diagnosis, ascii_only))
     parts.append(_next_steps(diagnosis))
     return Group(*parts)
@@ -129,7 +129,9 @@ def _site_table(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool) -> Rend
             cells += ["", Text("never called", style="dim")]
         table.add_row(*cells)
     parts: list[RenderableType] = [Padding(table, (1, 0, 0, 1))]
-    parts.append(Padding(_legend(diagnosis, ascii_only), (0, 0, 0, 1)))
+    legend = _legend(diagnosis, ascii_only)
+    if legend:
+        parts.append(Padding(legend, (0, 0, 0, 1)))
     if grouped:
         count = len(diagnosis.sites)
         parts.append(Text(f" {count:,} sites, by module: --all-sites lists each.", style="dim"))
