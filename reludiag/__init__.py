@@ -18,12 +18,12 @@ _HOMES = {
     "Thresholds": "reludiag.verdicts",
     "UsageError": "reludiag.errors",
     "UserCodeError": "reludiag.errors",
-    "load": "reludiag.diagnosis",
+    "load": "reludiag.history",
     "scan": "reludiag.scanning",
 }
 
 if TYPE_CHECKING:
-    from reludiag.diagnosis import Diagnosis, load
+    from reludiag.diagnosis import Diagnosis
     from reludiag.errors import (
         CheckpointError,
         DataError,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         UsageError,
         UserCodeError,
     )
+    from reludiag.history import load
     from reludiag.monitor import Monitor
     from reludiag.scanning import RANDOM_INPUT, scan
     from reludiag.verdicts import Thresholds

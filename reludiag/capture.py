@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from reludiag.provenance import Origin, ProvenanceMode, _tensors
+from reludiag.coordinates import Origin
+from reludiag.provenance import ProvenanceMode, tensors_in
 from reludiag.rectifiers import Rectifier, is_rectifying
 from reludiag.sites import Layout, Site, arrange, find_layout, rectifier_modules, site_name
 
@@ -187,7 +188,7 @@ class Capture:
         self._owners = [self.model]
         self._following = ProvenanceMode(self.model, self._operator)
         if self._samples is not None:
-            self._following.mark_inputs(_tensors(values), self._samples)
+            self._following.mark_inputs(tensors_in(values), self._samples)
         self._following.__enter__()  # type: ignore[no-untyped-call]
 
     def _stop_following(self, complete: bool) -> None:

@@ -19,8 +19,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture import Capture
-from reludiag.diagnosis import Diagnosis, SiteFindings, diagnose_run, load
+from reludiag.diagnosis import Diagnosis, SiteFindings
 from reludiag.errors import ModelError, UsageError
+from reludiag.history import diagnose_run, load
 from reludiag.recording import RecordingWriter, SiteState
 from reludiag.scanning import functional_note, measure
 from reludiag.sites import Site, rectifier_modules

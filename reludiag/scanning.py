@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from reludiag.capture import Capture
-from reludiag.diagnosis import Diagnosis, Head, SiteFindings, checkpoint_timeline, diagnose
+from reludiag.diagnosis import Diagnosis, Head, SiteFindings, diagnose
 from reludiag.errors import DataError, ModelError
 from reludiag.functional import functional_calls
+from reludiag.history import checkpoint_timeline
 from reludiag.loading.checkpoints import Checkpoint, load_weights
 from reludiag.loading.data import input_tensors, model_arguments
 from reludiag.loading.specs import user_code_error

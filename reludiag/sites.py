@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from reludiag.provenance import Coordinate, Origin
+from reludiag.coordinates import Coordinate, Origin
 from reludiag.rectifiers import Rectifier, rectifier_of
 
 UNKNOWN_AXIS = "unknown"

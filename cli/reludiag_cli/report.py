@@ -22,7 +22,8 @@ def report(
     fail_over: options.FailOver = None,
 ) -> None:
     """Report on a training run from its recording, also while it is being written."""
-    from reludiag.diagnosis import Limit, load
+    from reludiag.diagnosis import Limit
+    from reludiag.history import load
     from reludiag.verdicts import Thresholds
 
     if fail_over is not None:

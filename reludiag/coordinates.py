@@ -1,0 +1,142 @@
+"""Coordinates: where units and samples are in a tensor, and what operators do to them.
+
+A coordinate that an operator tears apart is lost (None): it is found again, or not at all.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+Move = Callable[["Coordinate"], "Coordinate | None"]
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One coordinate of a tensor's elements: `index // inner % size`, of the index along `axis`.
+
+    A plain axis has inner 1. After `flatten(1)` of `[batch, channel, height, width]` the channel
+    is the coordinate `(axis=1, size=channels, inner=height * width)`.
+    """
+
+    axis: int
+    size: int
+    inner: int = 1
+
+    def __str__(self) -> str:
+        return str(self.axis) if self.inner == 1 else f"{self.axis}//{self.inner}"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of a tensor: its unit and sample coordinates and who produced it."""
+
+    unit: Coordinate | None = None
+    sample: Coordinate | None = None
+    producer: str | None = None
+    """Path of the module whose weight made it; None where none did."""
+    order: int = 0
+    """How many products had been made before: the later of two producers wins."""
+
+
+UNKNOWN = Origin()
+
+
+def reshaped(coordinate: Coordinate, old: Sequence[int], new: Sequence[int]) -> Coordinate | None:
+    """The same coordinate after a reshape, which keeps the order of the elements, or None.
+
+    Both shapes hold the same elements in the same order, so a coordinate of the flat index,
+    `flat // stride % size`, stays what it is; it is found again in `new` if one axis holds it.
+    """
+    stride = coordinate.inner * math.prod(old[coordinate.axis + 1 :])
+    for axis, length in enumerate(new):
+        after = math.prod(new[axis + 1 :])
+        if after == 0 or stride % after:
+            continue
+        inner = stride // after
+        if length % (inner * coordinate.size) == 0 and length > 0:
+            return Coordinate(axis, coordinate.size, inner)
+    return None
+
+
+def moved(origin: Origin, move: Move) -> Origin:
+    """`origin` with both coordinates moved; a coordinate for which `move` gives None is lost."""
+    return replace(
+        origin,
+        unit=move(origin.unit) if origin.unit else None,
+        sample=move(origin.sample) if origin.sample else None,
+    )
+
+
+def without(coordinate: Coordinate, dim: int) -> Coordinate | None:
+    if coordinate.axis == dim:
+        return None
+    return replace(coordinate, axis=coordinate.axis - (coordinate.axis > dim))
+
+
+def resized(coordinate: Coordinate, old: Sequence[int], new: Sequence[int]) -> Coordinate | None:
+    """After a slice along some axis: a whole axis may shrink, a coordinate inside one is lost."""
+    if new[coordinate.axis] == old[coordinate.axis]:
+        return coordinate
+    if coordinate.inner == 1 and coordinate.size == old[coordinate.axis]:
+        return replace(coordinate, size=new[coordinate.axis])
+    return None
+
+
+def concatenated(
+    parts: list[tuple[Origin, tuple[int, ...]]], dim: int, shape: Sequence[int]
+) -> Origin:
+    """Side by side along `dim`: what all parts have in the same place, grown if it is `dim`."""
+
+    def joined(found: list[Coordinate | None]) -> Coordinate | None:
+        known = [coordinate for coordinate in found if coordinate is not None]
+        if len(known) < len(found):
+            return None
+        if all(c.axis == dim and c.inner == 1 for c in known):
+            whole = all(c.size == old[dim] for c, (_, old) in zip(known, parts, strict=True))
+            return Coordinate(dim, shape[dim]) if whole else None
+        return known[0] if len({*known}) == 1 and known[0].axis != dim else None
+
+    return replace(
+        max((origin for origin, _ in parts), key=lambda origin: origin.order),
+        unit=joined([origin.unit for origin, _ in parts]),
+        sample=joined([origin.sample for origin, _ in parts]),
+    )
+
+
+def reduced(origin: Origin, dim: int | Sequence[int], ndim: int, out: Tensor) -> Origin:
+    """Summed over `dim`, an axis or several; over all of them where there are none."""
+    dims = [dim] if isinstance(dim, int) else dim
+    gone = {d % ndim for d in dims} or set(range(ndim))
+    keepdim = out.ndim == ndim
+
+    def move(coordinate: Coordinate) -> Coordinate | None:
+        if coordinate.axis in gone:
+            return None
+        shift = 0 if keepdim else sum(d < coordinate.axis for d in gone)
+        return replace(coordinate, axis=coordinate.axis - shift)
+
+    return moved(origin, move)
+
+
+def broadcast(parts: list[tuple[Origin, tuple[int, ...]]], shape: Sequence[int]) -> Origin:
+    """Element-wise: shapes align from the right; an axis that is broadcast carries nothing."""
+
+    def aligned(
+        origin: Origin, coordinate: Coordinate | None, old: tuple[int, ...]
+    ) -> tuple[int, Coordinate] | None:
+        if coordinate is None or old[coordinate.axis] != shape[coordinate.axis - len(old)]:
+            return None
+        return origin.order, replace(coordinate, axis=coordinate.axis + len(shape) - len(old))
+
+    def agreed(found: list[tuple[int, Coordinate] | None]) -> Coordinate | None:
+        known = [c for c in found if c]
+        return known[0][1] if len({c for _, c in known}) == 1 else None
+
+    latest = max((origin for origin, _ in parts), key=lambda origin: origin.order)
+    return replace(
+        latest,
+        unit=agreed([aligned(o, o.unit, s) for o, s in parts]),
+        sample=agreed([aligned(o, o.sample, s) for o, s in parts]),
+    )
