@@ -6,6 +6,7 @@ followed operator by operator, to find the unit axes and the functional rectifie
 module hook sees.
 """
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -143,27 +144,35 @@ class Capture:
         call: tuple[Any, ...] = (module, producer, ordinal)
         # Where units are the positions of an axis of varying length, each length is a site.
         for key in (call, (*call, tuple(output.shape[1:]))):
-            if key not in self._found:
-                self._found[key] = self._meet(path, module, rectifier, output, samples)
-            site, layout = self._found[key]
-            arranged = arrange(output, layout, samples)
-            if arranged is not None:
-                self._receive(site, arranged, module.training)
-                return
+            site, layout = self._found.get(key, (None, None))
+            if layout is None or (self._following is not None and layout.sample_is_ambiguous):
+                site, layout = self._meet(site, path, module, rectifier, output, samples)
+                self._found[key] = site, layout
+            with self._following.paused() if self._following else contextlib.nullcontext():
+                arranged = arrange(output, layout, samples)
+                if site is not None and arranged is not None:
+                    self._receive(site, arranged, module.training)
+                    return
 
     def _meet(
         self,
+        known: Site | None,
         path: str,
         module: nn.Module,
         rectifier: Rectifier,
         output: Tensor,
         samples: int | None,
     ) -> tuple[Site, Layout]:
-        """A call met for the first time: find its unit axis and give it a name."""
+        """A call met for the first time: find its unit axis and give it a name.
+
+        Of a `known` one only the layout is found anew.
+        """
         origin: Origin | None = None
         if self._following is not None:
             origin = self._following.origin_of(output)
         layout, label = find_layout(output, origin, self._last_producer, samples)
+        if known is not None:
+            return known, layout
         producer = origin.producer if origin is not None else None
         if producer is None and self._last_producer is not None:
             producer = self._producers[self._last_producer]
@@ -186,6 +195,7 @@ class Capture:
                 module.register_forward_hook(self._hook(self._leave), always_call=True),
             ]
         self._owners = [self.model]
+        self.functional.clear()
         self._following = ProvenanceMode(self.model, self._operator)
         if self._samples is not None:
             self._following.mark_inputs(tensors_in(values), self._samples)
@@ -196,9 +206,8 @@ class Capture:
             return
         self._following.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self._following = None
-        self._followed = complete
-        if not complete:
-            self.functional.clear()
+        # In a batch of one, every axis of length one may be the samples': follow the next too.
+        self._followed = complete and self._samples != 1
         for handle in self._owner_handles:
             handle.remove()
         self._owner_handles = []

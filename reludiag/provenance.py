@@ -6,6 +6,7 @@ pooling and element-wise operators carry it on by the rules below. What no rule 
 an axis is found, never guessed.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,6 +94,16 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._made_of_parameters: dict[int, str] = {}
         self._origins: dict[int, dict[tuple[Any, ...], Origin]] = {}
         self._products = 0
+        self._paused = False
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Follow nothing inside: what an onlooker does with a tensor says nothing of the model."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def mark_inputs(self, tensors: Iterator[Tensor], samples: int) -> None:
         """Declare model inputs of shape `[samples, ...]`."""
@@ -115,6 +126,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         # Under inference_mode composite operators arrive whole; their parts have the rules.
         with self:
             result = func.decompose(*args, **kwargs)

@@ -43,6 +43,11 @@ class Layout:
     sample: Coordinate | None
     """None where rows of the batch cannot be told apart: the whole call is one sample."""
 
+    @property
+    def sample_is_ambiguous(self) -> bool:
+        """Found in a batch of one sample, where any axis of length one could be the samples'."""
+        return self.sample is not None and self.sample.size == 1
+
 
 def rectifier_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rectifier]]:
     """Path, module and description of every rectifier module, leaky ones included."""

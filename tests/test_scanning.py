@@ -171,6 +171,23 @@ def test_positions_are_not_samples() -> None:
     assert set(diagnosis.units["samples"]) == {8}
 
 
+class Transpose(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+@pytest.mark.parametrize("length", [4, 5])
+@pytest.mark.parametrize("sizes", [[1, 4], [1, 1, 3], [1, 1, 1, 1, 1]])
+def test_a_first_batch_of_one_sample_does_not_mislead(length: int, sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv1d(4, 4, 1), nn.ReLU(), Transpose(), nn.Linear(4, 4), nn.ReLU()]
+    model, x = nn.Sequential(*layers), torch.randn(5, 4, length)
+    whole = reludiag.scan(model, [x]).units
+    split = reludiag.scan(model, list(x.split(sizes))).units
+    for column in ("site", "unit", "samples", "fired", "unit_axis", "verdict"):
+        assert list(split[column]) == list(whole[column])
+
+
 def test_where_rows_of_the_batch_are_lost_a_call_is_one_sample() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
