@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 HEALTHY = {"lr": 2e-3}
-DYING = {"lr": 0.1}
+DYING = {"lr": 0.2}
 CONTEXT = 64  # characters
 _ALPHABET = "\n" + "".join(chr(code) for code in range(32, 127))
 _HELD_OUT = 0.1  # share of the text, at its end
