@@ -70,6 +70,7 @@ TIMELINE_COLUMNS = (
     Column("step", "Int64", "optimizer steps taken, or the step that a checkpoint names"),
     Column("site", "str", "as in the unit table"),
     Column("learning_rate", "float64", "largest of the site's group in the window that ends here"),
+    Column("samples", "Int64", "samples seen in that window, or on the probe"),
     Column("units", "Int64", "units of the site"),
     Column("dead", "Int64", "dead at this snapshot"),
     Column("died", "Int64", "died in the window that ends here"),

@@ -1,5 +1,6 @@
 """History: the Diagnosis of what was seen at several times, of a recording or of checkpoints."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,19 +31,19 @@ def load(path: str | Path, thresholds: Thresholds | None = None) -> Diagnosis:
 
 def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None = None) -> Diagnosis:
     """The Diagnosis of a recording: the verdicts of its last snapshot, and the ledger."""
-    findings, timelines = [], []
+    findings, timelines, rates = [], [], _LearningRates(run)
     for recorded in run.sites:
         ledger = trace_lives(run.steps, recorded.dead, recorded.known)
-        rates = _rates_by_window(run, recorded.param_group)
         findings.append(
             SiteFindings(
                 recorded.site,
                 recorded.counts,
                 ledger,
-                _lr_at_death(ledger, run, recorded.param_group),
+                rates.at_death(recorded, ledger),
             )
         )
-        timelines.append(_timeline_rows(run.steps, recorded, ledger, rates))
+        by_window = rates.by_window(recorded, run.steps)
+        timelines.append(_timeline_rows(run.steps, recorded, ledger, by_window))
     head = _run_head(run, findings, subject)
     return diagnose(head, findings, thresholds or Thresholds(), _timeline_table(timelines))
 
@@ -55,14 +56,18 @@ def checkpoint_timeline(
     findings, timelines = [], []
     for found in scans[-1]:
         width = found.site.units or 0
+        samples = np.zeros(len(steps), dtype=np.int64)
         dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
         for index, scan in enumerate(by_name):
             then = scan.get(found.site.name)
             if then is not None and then.site.units == width:
                 dead[index] = is_dead(then.counts, then.site.rectifier)
                 nonfinite[index] = then.counts.nonfinite > 0
+                samples[index] = then.counts.samples
                 known[index] = then.counts.samples > 0
-        recorded = RecordedSite(found.site, None, found.counts, dead, known & ~nonfinite, nonfinite)
+        recorded = RecordedSite(
+            found.site, None, found.counts, samples, dead, known & ~nonfinite, nonfinite
+        )
         ledger = trace_lives(steps, dead, recorded.known)
         findings.append(SiteFindings(found.site, found.counts, ledger))
         timelines.append(_timeline_rows(steps, recorded, ledger, [np.nan] * len(steps)))
@@ -83,6 +88,7 @@ def _timeline_rows(
             "step": list(steps),
             "site": recorded.site.name,
             "learning_rate": list(rates),
+            "samples": recorded.samples,
             "units": recorded.site.units,
             "dead": (recorded.dead & recorded.known).sum(axis=1),
             "died": ledger.died.sum(axis=1),
@@ -92,57 +98,61 @@ def _timeline_rows(
     )
 
 
-def _rates_by_window(run: RecordedRun, param_group: str | None) -> list[float]:
-    """For each snapshot, the largest learning rate of the steps since the one before."""
-    steps = run.steps
-    return [
-        _largest_rate(run, param_group, before, step)
-        for before, step in zip((None, *steps[:-1]), steps, strict=True)
-    ]
+class _LearningRates:
+    """The learning rates of a run, by parameter group."""
 
+    def __init__(self, run: RecordedRun) -> None:
+        groups: dict[str, list[tuple[int, float]]] = {}
+        for first_step, group, rate in run.learning_rates:
+            groups.setdefault(group, []).append((first_step, rate))
+        self._groups = {
+            group: (np.array([step for step, _ in rows]), np.array([rate for _, rate in rows]))
+            for group, rows in groups.items()
+        }
 
-def _largest_rate(
-    run: RecordedRun, param_group: str | None, before: int | None, step: int
-) -> float:
-    """The largest learning rate of steps `before + 1 .. step`, of one group or else of all."""
-    if before is None:
-        return float("nan")
-    largest = float("nan")
-    in_force: dict[str, float] = {}
-    for first, group, rate in run.learning_rates:
-        if param_group is not None and group != param_group:
-            continue
-        if first > step:
-            break
-        if first <= before + 1:
-            in_force[group] = rate
+    def largest(self, recorded: RecordedSite, before: int, step: int) -> float:
+        """The largest used in steps `before + 1 .. step` for the weights that feed a site.
+
+        NaN if no optimizer trains them; of all groups where it is not known what feeds the site.
+        """
+        if recorded.param_group is not None:
+            names = [recorded.param_group]
         else:
-            largest = np.nanmax([largest, rate])
-    known = [rate for rate in (*in_force.values(), largest) if not np.isnan(rate)]
-    return float(max(known, default=float("nan")))
+            names = [] if recorded.site.producer is not None else list(self._groups)
+        largest = []
+        for steps, rates in (self._groups[name] for name in names if name in self._groups):
+            start = max(0, int(np.searchsorted(steps, before + 1, side="right")) - 1)
+            used = rates[start : int(np.searchsorted(steps, step, side="right"))]
+            largest += [float(used.max())] if len(used) else []
+        return max(largest, default=float("nan"))
 
+    def by_window(self, recorded: RecordedSite, steps: Sequence[int]) -> list[float]:
+        """The largest in the window that ends at each snapshot; none before the first."""
+        windows = [self.largest(recorded, *window) for window in itertools.pairwise(steps)]
+        return [float("nan"), *windows][: len(steps)]
 
-def _lr_at_death(ledger: Ledger, run: RecordedRun, param_group: str | None) -> np.ndarray[Any, Any]:
-    rates = np.full(len(ledger.died_step), np.nan)
-    died = ledger.died_step != NEVER
-    windows = {*zip(ledger.previous_step[died], ledger.died_step[died], strict=True)}
-    for before, step in windows:
-        if before != NEVER:
+    def at_death(self, recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, Any]:
+        """For each unit, the largest in the window in which it died; NaN where it did not."""
+        rates = np.full(len(ledger.died_step), np.nan)
+        died = (ledger.died_step != NEVER) & (ledger.previous_step != NEVER)
+        for before, step in {*zip(ledger.previous_step[died], ledger.died_step[died], strict=True)}:
             inside = died & (ledger.died_step == step) & (ledger.previous_step == before)
-            rates[inside] = _largest_rate(run, param_group, int(before), int(step))
-    return rates
+            rates[inside] = self.largest(recorded, int(before), int(step))
+        return rates
 
 
 def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) -> Head:
     facts = run.facts
     samples = max((found.counts.samples for found in findings), default=0)
     last = run.steps[-1] if run.steps else 0
-    many = f"{len(run.steps)} snapshot{'s' * (len(run.steps) != 1)}, every {facts['every']} steps"
+    snapshots = f"{len(run.steps):,} snapshot{'s' * (len(run.steps) != 1)}"
+    every = "every step" if facts["every"] == 1 else f"every {facts['every']:,} steps"
+    many = f"{snapshots}, {every}"
     notes = []
     frozen = facts.get("probe_samples") is not None
-    steps = f"steps 0-{last}" if last else "step 0"
+    steps = f"steps 0-{last:,}" if last else "step 0"
     if frozen:
-        evidence = f"{steps}, {many}, each on a fixed probe of {samples:,} samples"
+        evidence = f"{steps}, {many}, each on a fixed probe of {samples:,} samples in eval mode"
     else:
         evidence = f"{steps}, {many}, the last on {samples:,} training samples"
         notes.append(
@@ -157,12 +167,8 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
         notes.append(f"The run was {facts['status']}.")
     evaluated = facts.get("evaluation_calls", 0)
     if evaluated:
-        notes.append(f"{evaluated:,} rectifier calls in evaluation mode were left out.")
-    if any((found.counts.nonfinite > 0).any() for found in findings):
-        notes.append(
-            "The run diverged: units became NaN or infinite. They are counted as nonfinite, "
-            "never as dead."
-        )
+        calls = "1 rectifier call" if evaluated == 1 else f"{evaluated:,} rectifier calls"
+        notes.append(f"Left out: {calls} in evaluation mode.")
     notes += facts.get("notes", [])
     return Head(
         source="recording",

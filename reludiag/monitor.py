@@ -23,7 +23,7 @@ from reludiag.diagnosis import Diagnosis, SiteFindings
 from reludiag.errors import ModelError, UsageError
 from reludiag.history import diagnose_run, load
 from reludiag.recording import RecordingWriter, SiteState
-from reludiag.scanning import functional_note, measure
+from reludiag.scanning import functional_note, measure, no_rectifier
 from reludiag.sites import Site, rectifier_modules
 from reludiag.stats import UnitStats
 from reludiag.verdicts import Thresholds, is_dead
@@ -55,17 +55,20 @@ class Monitor:
         probe: Any = None,
         overwrite: bool = False,
     ) -> None:
-        if every < 1:
-            raise UsageError(f"every={every} was given; expected a number of steps from 1 up")
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"Monitor({type(model).__name__}, ...) was given; expected the model first, then "
+                "the optimizer"
+            )
+        if not isinstance(every, int) or every < 1:
+            raise UsageError(f"every={every} was given; expected a whole number of steps from 1 up")
         if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
             raise ModelError(
                 "the model is compiled, and hooks do not reach compiled code. Monitor the model "
                 "before torch.compile, or scan its checkpoints"
             )
         if not any(rectifier_modules(model)):
-            raise ModelError(
-                f"{type(model).__name__} has no rectifier module (ReLU, ReLU6, ...) to watch"
-            )
+            raise ModelError(no_rectifier(model))
         self.model = model
         self.every = every
         self.snapshots: list[int] = []
@@ -88,7 +91,14 @@ class Monitor:
         self._step = 0
         self._rates: dict[str, float] = {}
         self._new_rates: list[tuple[int, str, float]] = []
+        if not all(isinstance(optimizer, Optimizer) for optimizer in self._optimizers):
+            raise UsageError("expected a torch.optim.Optimizer, or a list of them, or None")
         self._param_groups = self._map_param_groups()
+        if self._optimizers and not self._param_groups:
+            raise UsageError(
+                "not one parameter of this model is in the optimizer: was the optimizer made for "
+                "another copy of it?"
+            )
         self._handles: list[RemovableHandle] = []
         self._writer: RecordingWriter | None = None
         self._broken = False
@@ -225,6 +235,7 @@ class Monitor:
 
     def _facts(self, status: str) -> dict[str, Any]:
         unseen = functional_note(dict(self._capture.functional))
+        notes = [note for note in (unseen, self._untrained(), self._lagging()) if note]
         return {
             "reludiag": version("reludiag"),
             "torch": torch.__version__,
@@ -233,9 +244,31 @@ class Monitor:
             "every": self.every,
             "probe_samples": self._probe_samples,
             "evaluation_calls": self._evaluation_calls,
-            "notes": [unseen] if unseen else [],
+            "notes": notes,
             "status": status,
         }
+
+    def _untrained(self) -> str | None:
+        """The sentence on weights of the model that no optimizer given here trains."""
+        owners = {name.rpartition(".")[0] for name, _ in self.model.named_parameters()}
+        left_out = sorted(owners - self._param_groups.keys())
+        if not self._optimizers or not left_out:
+            return None
+        listed = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+        return (
+            f"The optimizer given does not train {listed}: their learning rate is not known. "
+            "Monitor(model, [first, second]) takes several optimizers."
+        )
+
+    def _lagging(self) -> str | None:
+        """The sentence on running statistics that a probe in eval mode relies on."""
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.model.modules())
+        if self._probe is None or not norms:
+            return None
+        return (
+            "BatchNorm uses its running statistics on the probe. In the first steps they lag "
+            "behind: a unit dead there may fire in training."
+        )
 
     def _map_param_groups(self) -> dict[str, str]:
         """Path of each module with weights -> the group that trains it."""
@@ -293,7 +326,7 @@ def _batches(probe: Any) -> list[Any]:
     """The probe as a list of batches, kept so that each snapshot sees the same."""
     if isinstance(probe, Tensor | Mapping | tuple):
         return [probe]
-    if isinstance(probe, Iterable):
+    if isinstance(probe, Iterable) and not isinstance(probe, str | bytes):
         batches = list(probe)
         if batches:
             return batches

@@ -101,6 +101,8 @@ class RecordedSite:
     param_group: str | None
     counts: UnitCounts
     """Of the last snapshot."""
+    samples: np.ndarray[Any, np.dtype[np.int64]]
+    """`[snapshot]`: seen in each window."""
     dead: Mask
     """`[snapshot, unit]`."""
     known: Mask
@@ -337,6 +339,7 @@ def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> Reco
     site = Site(name, module, rectifier, unit_axis, units, producer)
     width = units or 0
     position = {step: index for index, step in enumerate(steps)}
+    seen = np.zeros(len(steps), dtype=np.int64)
     dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
     for step, samples, dead_bits, nonfinite_bits in db.execute(
         "SELECT step, samples, dead, nonfinite FROM state WHERE site = ?", (site_id,)
@@ -345,6 +348,7 @@ def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> Reco
         dead[index] = _bits(dead_bits, width)
         nonfinite[index] = _bits(nonfinite_bits, width)
         known[index] = samples > 0
+        seen[index] = samples
     found = db.execute("SELECT * FROM statistics WHERE site = ?", (site_id,)).fetchone()
     values = (
         dict(zip((f.name for f in fields(UnitCounts)), found[1:], strict=True)) if found else {}
@@ -352,7 +356,7 @@ def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> Reco
     counts = UnitCounts(
         **{f.name: _unpacked(f.name, values.get(f.name), width) for f in fields(UnitCounts)}
     )
-    return RecordedSite(site, group, counts, dead, known & ~nonfinite, nonfinite)
+    return RecordedSite(site, group, counts, seen, dead, known & ~nonfinite, nonfinite)
 
 
 def _bits(packed: bytes, units: int) -> Mask:

@@ -150,11 +150,7 @@ def measure(
     """Run the batches through the frozen model and count; see `scan`."""
     model = _eager(model)
     if not any(rectifier_modules(model)):
-        raise ModelError(
-            f"{type(model).__name__} has no rectifier module (ReLU, ReLU6, Hardtanh(0, x), "
-            "Threshold(0, 0), Hardswish, ...), so nothing in it can be watched. Functional calls "
-            "(F.relu) are not seen: use nn.ReLU modules"
-        )
+        raise ModelError(no_rectifier(model))
     stats: dict[Site, UnitStats] = {}
 
     def receive(site: Site, activations: Tensor, training: bool) -> None:
@@ -220,6 +216,18 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
                 owner[name] = buffer
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+def no_rectifier(model: nn.Module) -> str:
+    """The sentence on a model in which nothing can be watched."""
+    written = functional_calls(model)
+    calls = ", ".join(sorted({operator for _, operator in written}))
+    advice = f" It calls {calls} as a function, which is not seen: use nn.ReLU modules"
+    return (
+        f"{type(model).__name__} has no rectifier module (ReLU, ReLU6, Hardtanh(0, x), "
+        "Threshold(0, 0), Hardswish, ...), so nothing in it can be watched."
+        + (advice if calls else "")
+    )
 
 
 def functional_note(functional: dict[tuple[str, str], int]) -> str | None:

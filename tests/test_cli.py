@@ -303,6 +303,7 @@ def bad_inputs(place: Path) -> dict[str, tuple[list[object], int, str]]:
         "fail over share": ([*scan_, *data, "--fail-over", "101%"], 2, "from 0% to 100%"),
         "output folder": ([*scan_, *data, "--csv", "no/dead.csv"], 2, "folder no does not exist"),
         "output refused": ([*scan_, *data, "--csv", "/proc/dead.csv"], 2, "cannot write /proc"),
+        "two on stdout": ([*scan_, *data, "--csv", "-", "--json"], 2, "only one of --csv -"),
         "output is folder": ([*scan_, *data, "--csv", "."], 2, "it is a folder"),
         "recording missing": (["report", "gone.reludiag"], 3, "does not exist"),
         "recording cut": (["report", "cut.reludiag"], 3, "cut short"),

@@ -181,6 +181,35 @@ def test_each_parameter_group_has_its_own_learning_rate() -> None:
     assert killed.to_dict() == pytest.approx({"1": 1e-3, "3": 1e-5})
 
 
+def test_weights_that_no_optimizer_trains_have_no_learning_rate() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=3.0)
+
+    def kill(step: int) -> None:
+        with torch.no_grad():
+            model[0].bias[0] = model[2].bias[0] = -100.0
+
+    with reludiag.Monitor(model, optimizer, every=2, probe=PROBE) as monitor:
+        train(model, optimizer, 4, kill)
+    diagnosis = monitor.diagnose()
+    killed = diagnosis.units.query("unit == 0").set_index("site")
+    assert killed.loc["1", "lr_at_death"] == 3.0
+    assert math.isnan(killed.loc["3", "lr_at_death"])
+    assert any("does not train 2, 4" in note for note in diagnosis.head.notes)
+    other = torch.optim.SGD(mlp().parameters(), lr=0.1)
+    with pytest.raises(reludiag.UsageError, match="not one parameter"):
+        reludiag.Monitor(model, other)
+
+
+def test_a_probe_through_batch_norm_says_that_statistics_lag() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.ReLU())
+    with reludiag.Monitor(model, probe=PROBE) as monitor:
+        pass
+    head = monitor.diagnose().head
+    assert any("running statistics" in note for note in head.notes)
+    assert "in eval mode" in head.evidence
+
+
 def test_evaluation_batches_are_kept_apart() -> None:
     """In training all inputs are negative and unit 0 is silent; in evaluation it fires."""
     model = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
@@ -387,6 +416,12 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(reludiag.UsageError, match="every=0"):
         reludiag.Monitor(model, optimizer, every=0)
+    with pytest.raises(reludiag.UsageError, match=r"every=1\.5"):
+        reludiag.Monitor(model, optimizer, every=1.5)
+    with pytest.raises(reludiag.UsageError, match="the model first"):
+        reludiag.Monitor(optimizer, model)
+    with pytest.raises(reludiag.UsageError, match="probe=str"):
+        reludiag.Monitor(model, optimizer, probe="x.npy")
     with pytest.raises(reludiag.UsageError, match="probe=int"):
         reludiag.Monitor(model, optimizer, probe=3)
     with pytest.raises(reludiag.UsageError, match="at least one batch"):

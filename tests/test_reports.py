@@ -21,13 +21,13 @@ from reludiag.diagnosis import (
     UNIT_COLUMNS,
 )
 from reludiag.reports import print_report, terminal_svg, terminal_text
-from reludiag.reports.summary import life_windows, share, thick_of_deaths
+from reludiag.reports.summary import life_windows, share, thick_of_deaths, upper_share
 
 SNAPSHOT = """\
 ╭─ reludiag ───────────────────────────────────────────────────────────────────╮
 │ Sequential  this run                                                         │
 │ Steps 0-8, 5 snapshots, every 2 steps, each on a fixed probe of 1,000        │
-│ samples                                                                      │
+│ samples in eval mode                                                         │
 │ 5 of 12 units dead (42 %)  1 always on  6 alive                              │
 ╰──────────────────────────────────────────────────────────────────────────────╯
 
@@ -39,23 +39,23 @@ SNAPSHOT = """\
 
  Deaths over time
 
- Steps   Learning rate   Dead                       Died   Revived
+ Steps   Max. learning rate   Dead                       Died   Revived
  ───────────────────────────────────────────────────────────────────────────────
-     0                      1   ×                      0         0
-   0-2             0.5      1   ×                      0         0
-   2-4             0.5      5   ×××××××                4         0
-   4-6             0.5      5   ×××××××                0         0
-   6-8             0.5      5   ×××××××                0         0
+     0                           1   ×                      0         0
+   0-2                  0.5      1   ×                      0         0
+   2-4                  0.5      5   ×××××××                4         0
+   4-6                  0.5      5   ×××××××                0         0
+   6-8                  0.5      5   ×××××××                0         0
 
  What to look at next
  - 4 of 4 deaths came in steps 2-4, at a learning rate of 0.5. A lower one, or a
    warm-up, is the first thing to try.
- - 1 unit was dead at step 0, before any training: look at the initialization
-   and at the input.
- - The worst site is 1 (its weights: 0): 5 of 8 units dead.
- - Dead here means 0 of 1,000 samples: a firing rate below 0.3 % on data like
+ - 1 unit was dead at step 0 (silent on 1,000 samples), before any training:
+   look at the initialization and at the input.
+ - The worst site is '1' (its weights: '0'): 5 of 8 units dead.
+ - Dead here means 0 of 1,000 samples: a firing rate below 0.30 % on data like
    this, with 95 % confidence.
- - The 6 units that are not plainly alive: --csv FILE.
+ - --csv FILE: the 6 units with a verdict other than alive.
 """
 
 
@@ -223,6 +223,7 @@ def timeline(deaths: dict[int, int]) -> pd.DataFrame:
             "step": steps,
             "site": "relu",
             "learning_rate": [np.nan] + [0.1] * 100,
+            "samples": 10,
             "units": 100,
             "dead": np.cumsum(died),
             "died": died,
@@ -255,6 +256,29 @@ def test_the_thick_of_the_deaths_is_the_shortest_stretch_with_half_of_them(
 ) -> None:
     thick = thick_of_deaths(timeline(deaths))
     assert (thick.steps if thick else None, thick.died if thick else 0) == (steps, died)
+
+
+def test_an_upper_bound_is_never_rounded_down() -> None:
+    assert [upper_share(bound) for bound in (0.00746, 0.258866, 0.0016657, 0.95, 0.01)] == [
+        "0.75 %",
+        "26 %",
+        "0.17 %",
+        "95 %",
+        "1.0 %",
+    ]
+
+
+def test_worst_units_are_the_dead_or_say_what_they_are() -> None:
+    model = nn.Sequential(nn.Linear(1, 3), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [1.0], [0.001]]))
+        model[0].bias.copy_(torch.tensor([0.0, 0.5, 0.0]))
+    x = torch.linspace(-1, 1, 100).unsqueeze(1)
+    assert "dormant 2" in str(reludiag.scan(model, [x]))
+    with torch.no_grad():
+        model[0].bias[0] = -100.0
+    row = next(line for line in str(reludiag.scan(model, [x])).splitlines() if "  33 %" in line)
+    assert row.endswith(" 0")
 
 
 def test_an_export_that_fails_half_way_leaves_the_old_file(

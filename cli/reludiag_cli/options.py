@@ -117,7 +117,7 @@ def build_batches(
     return noise_batches(shape, batch_size), [RANDOM_INPUT]
 
 
-def check_outputs(output: str, csv: str | None, svg: str | None) -> None:
+def check_outputs(output: str, as_json: bool, csv: str | None, svg: str | None) -> None:
     """Raise now rather than after a long pass."""
     from reludiag.errors import UsageError
     from reludiag.reports import check_writable
@@ -125,8 +125,8 @@ def check_outputs(output: str, csv: str | None, svg: str | None) -> None:
     targets = [target for target in (output, csv, svg) if target is not None]
     for target in targets:
         check_writable(target)
-    if (csv, svg).count("-") > 1:
-        raise UsageError("--csv - and --svg - cannot both go to the standard output")
+    if (csv, svg).count("-") > 1 or (as_json and output == "-" and "-" in (csv, svg)):
+        raise UsageError("only one of --csv -, --svg - and --json can go to the standard output")
 
 
 def write_reports(

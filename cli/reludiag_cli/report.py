@@ -28,7 +28,7 @@ def report(
 
     if fail_over is not None:
         Limit.parse(fail_over)
-    options.check_outputs(output, csv, svg)
+    options.check_outputs(output, as_json, csv, svg)
     options.write_reports(
         load(recording, Thresholds(rare, dormant)),
         output=output,

@@ -56,7 +56,7 @@ def scan(
 
     if fail_over is not None:
         Limit.parse(fail_over)
-    options.check_outputs(output, csv, svg)
+    options.check_outputs(output, as_json, csv, svg)
     network = options.build_model(model, model_arg, device, dtype)
     batches, notes = options.build_batches(data, data_arg, input_shape, batch_size)
     if batches is None:

@@ -100,9 +100,10 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     if diagnosis.diverged:
         first = sites.loc[sites["nonfinite"] > 0, "site"].iloc[0]
         lines.append(
-            f"{first} is the first site with NaN or infinite values. Lower the learning rate or "
-            "clip the gradients; deaths are to be read only from before that."
+            f"'{first}' is the first site with NaN or infinite values. Lower the learning rate or "
+            "clip the gradients. Silence beside them proves nothing."
         )
+        return lines
     silent = sites[(sites["dead"] == sites["units"]) & (sites["dead"] > 0)]["site"]
     if len(silent):
         names = _named(silent)
@@ -115,16 +116,16 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     if diagnosis.dead:
         worst = sites.sort_values(["dead_fraction", "dead"], ascending=False, kind="stable").iloc[0]
         if not len(silent):
-            fed = f" (its weights: {worst['producer']})" if pd.notna(worst["producer"]) else ""
+            fed = f" (its weights: '{worst['producer']}')" if pd.notna(worst["producer"]) else ""
             lines.append(
-                f"The worst site is {worst['site']}{fed}: {worst['dead']:,} of "
+                f"The worst site is '{worst['site']}'{fed}: {worst['dead']:,} of "
                 f"{many(worst['units'], 'unit')} dead."
             )
         if head.frozen:
             bound = float(upper_bound(0, head.samples))
             lines.append(
                 f"Dead here means 0 of {head.samples:,} samples: a firing rate below "
-                f"{share(bound, 1)} on data like this, with 95 % confidence."
+                f"{upper_share(bound)} on data like this, with 95 % confidence."
             )
     rare = int(sites["rare"].sum())
     if rare:
@@ -141,8 +142,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
         lines.insert(0, "No unit is dead.")
     listed = int(((diagnosis.units["verdict"] != "alive") & diagnosis.units["unit"].notna()).sum())
     if listed:
-        are = "is" if listed == 1 else "are"
-        lines.append(f"The {many(listed, 'unit')} that {are} not plainly alive: --csv FILE.")
+        lines.append(f"--csv FILE: the {many(listed, 'unit')} with a verdict other than alive.")
     return lines
 
 
@@ -154,23 +154,34 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
         rate = most.learning_rate
         at = "" if math.isnan(rate) else f", at a learning rate of {rate:.4g}"
         total = int(diagnosis.timeline["died"].sum())
+        windows = life_windows(diagnosis.timeline)
+        grew = windows[-1].dead > windows[0].dead
         lines.append(
             f"{most.died:,} of {many(total, 'death')} came in steps {most.steps}{at}."
-            + (" A lower one, or a warm-up, is the first thing to try." if at else "")
+            + (" A lower one, or a warm-up, is the first thing to try." if at and grew else "")
         )
     born = int(diagnosis.sites["born_dead"].sum())
     if born:
+        was = "was" if born == 1 else "were"
+        seen = int(diagnosis.timeline["samples"].iloc[0])
         lines.append(
-            f"{many(born, 'unit')} {'was' if born == 1 else 'were'} dead at step 0, before any "
-            "training: look at the initialization and at the input."
+            f"{many(born, 'unit')} {was} dead at step 0 (silent on {many(seen, 'sample')}), before "
+            "any training: look at the initialization and at the input."
         )
     return lines
+
+
+def upper_share(bound: float) -> str:
+    """An upper bound as a percentage of two digits, rounded up: down, it would be untrue."""
+    digits = 1 - math.floor(math.log10(100 * bound))
+    scale = 10**digits
+    return f"{math.ceil(100 * bound * scale) / scale:.{max(digits, 0)}f} %"
 
 
 def _named(names: "pd.Series[str]", most: int = 3) -> str:
     shown = list(names.head(most))
     more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    return ", ".join(f"'{name}'" for name in shown) + (f" and {more} more" if more else "")
 
 
 def many(count: int, noun: str) -> str:

@@ -91,7 +91,8 @@ def _head(diagnosis: Diagnosis) -> RenderableType:
             totals.append(f"{counts[verdict]:,} {verdict.replace('_', ' ')}", style=style)
     lines = [title, Text(head.evidence[:1].upper() + head.evidence[1:]), totals]
     if diagnosis.diverged:
-        lines.append(Text("DIVERGED: units became NaN or infinite", style="bold magenta"))
+        note = "DIVERGED: units became NaN or infinite; they are neither dead nor alive."
+        lines.append(Text(note, style="bold magenta"))
     lines += [Text(note, style="yellow") for note in head.notes]
     return Panel(Group(*lines), title="reludiag", title_align="left", border_style="dim")
 
@@ -199,18 +200,16 @@ def _legend(diagnosis: Diagnosis, ascii_only: bool) -> Text:
 
 
 def _worst_units(diagnosis: Diagnosis) -> dict[str, str]:
-    """For each site, its units that are worst off, worst first."""
-    units = diagnosis.units
-    severity = {v: i for i, v in enumerate(("nonfinite", "dead", "rare", "dormant", "constant"))}
-    bad = units[units["verdict"].isin(list(severity)) & units["unit"].notna()]
-    bad = bad.assign(severity=bad["verdict"].map(severity)).sort_values(
-        ["severity", "firing_rate"], kind="stable"
-    )
-    named = {}
-    for site, rows in bad.groupby("site", sort=False):
-        shown = ", ".join(str(unit) for unit in rows["unit"].head(_WORST))
-        more = len(rows) - _WORST
-        named[str(site)] = shown + (f" +{more:,}" if more > 0 else "")
+    """For each site, the units of the worst verdict that occurs there; of the dead no word."""
+    units = diagnosis.units[diagnosis.units["unit"].notna()]
+    named: dict[str, str] = {}
+    for verdict in ("nonfinite", "dead", "rare", "dormant", "constant"):
+        found = units[units["verdict"] == verdict].sort_values("firing_rate", kind="stable")
+        for site, rows in found.groupby("site", sort=False):
+            shown = ", ".join(str(unit) for unit in rows["unit"].head(_WORST))
+            more = len(rows) - _WORST
+            label = "" if verdict == "dead" else f"{verdict} "
+            named.setdefault(str(site), label + shown + (f" +{more:,}" if more > 0 else ""))
     return named
 
 
@@ -218,7 +217,7 @@ def _life_table(diagnosis: Diagnosis, ascii_only: bool) -> RenderableType:
     assert diagnosis.timeline is not None
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
     table.add_column("Steps", justify="right", no_wrap=True)
-    table.add_column("Learning rate", justify="right", no_wrap=True)
+    table.add_column("Max. learning rate", justify="right", no_wrap=True)
     table.add_column("Dead", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True, width=_BAR + 1)
     table.add_column("Died", justify="right", no_wrap=True)
