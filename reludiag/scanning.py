@@ -20,7 +20,7 @@ from reludiag.errors import DataError, ModelError
 from reludiag.functional import functional_calls
 from reludiag.history import checkpoint_timeline
 from reludiag.loading.checkpoints import Checkpoint, load_weights
-from reludiag.loading.data import input_tensors, model_arguments
+from reludiag.loading.data import batches_of, input_tensors, model_arguments
 from reludiag.loading.specs import user_code_error
 from reludiag.sites import Site, rectifier_modules
 from reludiag.stats import UnitStats
@@ -61,9 +61,10 @@ def scan(
     """Scan a model's rectifiers with its weights frozen.
 
     `batches` gives tensors `[sample, ...]`, tuples with the inputs first, or dicts of keywords;
-    labels are ignored. At most `limit` batches are used. The model runs in eval mode unless
-    `train_mode`; floating-point inputs are cast to `dtype` if it is given. Random input must be
-    declared by passing `RANDOM_INPUT` in `notes`.
+    labels are ignored. One tensor of all inputs will do as well, or one `(inputs, labels)`. At
+    most `limit` batches are used. The model runs in eval mode unless `train_mode`;
+    floating-point inputs are cast to `dtype` if it is given. Random input must be declared by
+    passing `RANDOM_INPUT` in `notes`.
 
     Raises ModelError for a model without rectifier modules, DataError if there is no batch, if
     one has non-finite values, or if the model refuses it.
@@ -151,6 +152,7 @@ def measure(
     model = _eager(model)
     if not any(rectifier_modules(model)):
         raise ModelError(no_rectifier(model))
+    batches = batches_of(batches)
     stats: dict[Site, UnitStats] = {}
 
     def receive(site: Site, activations: Tensor, training: bool) -> None:

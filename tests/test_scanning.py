@@ -372,6 +372,16 @@ def test_batches_may_be_tensors_tuples_and_dicts() -> None:
     assert set(reludiag.scan(Named(), [batch]).units["samples"]) == {8}
 
 
+@pytest.mark.parametrize(
+    "data",
+    [torch.randn(100, 4), np.zeros((100, 4), np.float32), (torch.randn(100, 4), torch.zeros(100))],
+    ids=["tensor", "array", "inputs and labels"],
+)
+def test_all_inputs_at_once_are_cut_into_batches(data: Any) -> None:
+    diagnosis = reludiag.scan(mlp(), data)
+    assert set(diagnosis.units["samples"]) == {100}
+
+
 def test_limit_draws_no_batch_too_many() -> None:
     drawn = []
 

@@ -35,9 +35,6 @@ def load_batches(
         inputs = _read_inputs(Path(spec))
         return lambda: _split(inputs, batch_size)
     found = load_attribute(spec)
-    if isinstance(found, Tensor | np.ndarray):
-        tensor = torch.as_tensor(found)
-        return lambda: _split(tensor, batch_size)
     if callable(found) and not isinstance(found, Iterable):
         return lambda: _checked(call_user_code(found, spec, arguments or {}), spec, batch_size)
     if arguments:
@@ -108,9 +105,22 @@ def _keywords(model: nn.Module) -> set[str] | None:
     return {p.name for p in parameters}
 
 
+def batches_of(data: Any, batch_size: int = 64) -> Any:
+    """`data` itself where it is an iterable of batches.
+
+    An array of inputs is cut into batches: its rows are none. A tuple of tensors that differ in
+    dtype or in their number of axes is one batch, inputs first, and not several.
+    """
+    if isinstance(data, Tensor | np.ndarray):
+        return _split(torch.as_tensor(data), batch_size)
+    if isinstance(data, tuple) and all(isinstance(item, Tensor) for item in data):
+        kinds = {(item.ndim, item.dtype) for item in data}
+        return [data] if len(kinds) > 1 else data
+    return data
+
+
 def _checked(found: Any, spec: str, batch_size: int) -> Iterable[Any]:
-    if isinstance(found, Tensor | np.ndarray):
-        return _split(torch.as_tensor(found), batch_size)
+    found = batches_of(found, batch_size)
     if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
         raise DataError(
             f"{spec} gives a {type(found).__name__}; expected an iterable of batches (a "

@@ -26,7 +26,8 @@ def print_sites(listed: SiteList, console: Console) -> None:
         table.add_row(
             Text(site.name), units, site.unit_axis, Text(activation), Text(site.producer or "")
         )
-    console.print(table)
+    if listed.sites:
+        console.print(table)
     for note in site_notes(listed):
         console.print(Text(note, style="yellow"))
 
