@@ -36,6 +36,8 @@ class Origin:
     sample: Coordinate | None = None
     producer: str | None = None
     """Path of the module whose weight made it; None where none did."""
+    norm: str | None = None
+    """Path of the BatchNorm that scaled it since."""
     order: int = 0
     """How many products had been made before: the later of two producers wins."""
 

@@ -29,20 +29,26 @@ class Column:
 
 
 UNIT_COLUMNS = (
-    Column("site", "str", "where the rectifier runs: module path, and #k for its k-th repeat"),
+    Column(
+        "site", "str", "path of the rectifier, #k for its k-th repeat; of a function, path:name"
+    ),
     Column("unit", "Int64", "index along the unit axis; empty if the site was never called"),
     Column("verdict", "str", "the first that holds of: " + ", ".join(VERDICTS)),
-    Column("samples", "Int64", "samples seen"),
+    Column("samples", "Int64", "samples of which it is known whether it fired in one of them"),
+    Column("counted", "Int64", "of these, the samples that all columns that follow are of"),
     Column("fired", "Int64", "samples in which it was > 0 at one position or more"),
-    Column("firing_rate", "float64", "fired / samples"),
+    Column("firing_rate", "float64", "fired / counted"),
     Column("firing_rate_upper", "float64", "one-sided 95 % upper bound, frozen weights only"),
     Column("active_fraction", "float64", "share of positions at which it was > 0"),
     Column("mean_activation", "float64", "mean over samples and positions"),
     Column("max_activation", "float64", "maximum over samples and positions"),
     Column("tau_score", "float64", "mean absolute activation over the site's mean"),
     Column("unit_axis", "str", "axis of the units; 1//49: blocks of 49 of it; unknown: last axis"),
-    Column("activation", "str", "class of the rectifier"),
+    Column("activation", "str", "class of the rectifier, or name of the function"),
     Column("producer", "str", "module whose weights feed the site"),
+    Column("norm", "str", "BatchNorm between the two"),
+    Column("rms_activation", "float64", "root of the mean square over samples and positions"),
+    Column("max_preactivation", "float64", "how far from firing, where it could be read"),
 )
 LEDGER_COLUMNS = (
     Column("born_dead", "boolean", "dead at step 0; empty if step 0 was not seen"),
@@ -52,9 +58,10 @@ LEDGER_COLUMNS = (
 )
 SITE_COLUMNS = (
     Column("site", "str", "as in the unit table; sites in forward order"),
-    Column("activation", "str", "class of the rectifier"),
+    Column("activation", "str", "class of the rectifier, or name of the function"),
     Column("unit_axis", "str", "as in the unit table; empty if never called"),
     Column("producer", "str", "module whose weights feed the site"),
+    Column("norm", "str", "BatchNorm between the two"),
     Column("samples", "Int64", "samples seen"),
     Column("units", "Int64", "number of units; empty if never called"),
     *(Column(verdict, "Int64", f"units whose verdict is {verdict}") for verdict in VERDICTS),
@@ -229,7 +236,7 @@ def _unit_rows(head: Head, found: SiteFindings, thresholds: Thresholds) -> pd.Da
                 "activation": [site.rectifier.activation],
             }
         )
-    n, positions = counts.samples, counts.positions
+    n, positions = counts.counted, counts.positions
     observed = n > 0
 
     def share(part: Any, whole: int) -> Any:
@@ -240,12 +247,11 @@ def _unit_rows(head: Head, found: SiteFindings, thresholds: Thresholds) -> pd.Da
             "site": site.name,
             "unit": np.arange(site.units),
             "verdict": judge(counts, site.rectifier, thresholds),
-            "samples": n,
+            "samples": counts.samples,
+            "counted": n,
             "fired": counts.fired,
             "firing_rate": share(counts.fired, n),
-            "firing_rate_upper": np.where(
-                counts.nonfinite == 0, upper_bound(counts.fired, n), np.nan
-            )
+            "firing_rate_upper": np.where(counts.nonfinite, np.nan, upper_bound(counts.fired, n))
             if head.frozen
             else np.nan,
             "active_fraction": share(counts.active, positions),
@@ -255,6 +261,11 @@ def _unit_rows(head: Head, found: SiteFindings, thresholds: Thresholds) -> pd.Da
             "unit_axis": site.unit_axis,
             "activation": site.rectifier.activation,
             "producer": site.producer,
+            "norm": site.norm,
+            "rms_activation": np.sqrt(share(counts.total_square, positions)),
+            "max_preactivation": np.where(
+                np.isneginf(counts.before_maximum), np.nan, counts.before_maximum
+            ),
         }
     )
     if ledger is not None:
@@ -279,6 +290,7 @@ def _site_row(found: SiteFindings, units: pd.DataFrame, ledger: bool) -> pd.Data
         "activation": site.rectifier.activation,
         "unit_axis": site.unit_axis or None,
         "producer": site.producer,
+        "norm": site.norm,
         "samples": found.counts.samples,
         "units": pd.NA if site.units is None else site.units,
         **{verdict: int(tally.get(verdict, 0)) for verdict in VERDICTS},
@@ -286,7 +298,7 @@ def _site_row(found: SiteFindings, units: pd.DataFrame, ledger: bool) -> pd.Data
     if site.units is None:
         row["unobserved"] = 0  # the site is, its units are not known
     row["dead_fraction"] = row["dead"] / site.units if site.units else np.nan
-    if found.counts.samples:
+    if found.counts.counted:
         row["mean_firing_rate"] = float(units["firing_rate"].mean())
     if ledger and found.ledger is not None:
         lives = found.ledger

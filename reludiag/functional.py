@@ -1,20 +1,161 @@
-"""Functional rectifiers, found by reading a model's source: what no module hook will see.
+"""Rectifiers called as functions: `F.relu(x)`, `x.clamp(min=0)`, `torch.maximum(x, zeros)`, ...
 
-This is for a model that has not been run; a forward pass tells more exactly.
+`RectifierMode` sees them when they are called. `functional_calls` searches a model's source for
+them, which decides whether a mode is needed, and lists them where the model has not been run.
 """
 
 import ast
 import inspect
 import textwrap
+import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-_NAMES = frozenset({"relu", "relu_", "relu6", "hardswish"})
-_FROM_ZERO = frozenset({"clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_"})
+from reludiag.rectifiers import (
+    Rectifier,
+    is_zero,
+    operator_names,
+    rectifier_call,
+    rectifier_of,
+)
+
+
+class OnCall(Protocol):
+    """Makes a functional rectifier's call and returns what it returns."""
+
+    def __call__(
+        self, rectifier: Rectifier, before: Any, in_place: bool, call: Callable[[], Any]
+    ) -> Any: ...
+
+
+class RectifierMode(TorchFunctionMode):
+    """Hands each functional rectifier call made while it is active to `on_call`.
+
+    Besides the operators of the table it knows the spellings by parts: `maximum(x, 0)`,
+    `where(x > 0, x, 0)`, `x * (x > 0)` and `x.masked_fill(x < 0, 0)`, wherever it saw the zeros
+    or the mask being made and they are unchanged since.
+    """
+
+    def __init__(self, on_call: OnCall) -> None:
+        super().__init__()
+        self._on_call = on_call
+        self._parts = _Parts()
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").partition(".")[0]  # relu.default: an overload
+        operator = name.strip("_")
+        if operator in _OPERATORS:
+            rectifier = rectifier_call(operator, args, kwargs)
+            if rectifier is not None:
+                before = args[0] if args else kwargs.get("input")
+                in_place = name.endswith("_") or bool(kwargs.get("inplace"))
+                return self._on_call(rectifier, before, in_place, lambda: func(*args, **kwargs))
+        elif operator in _PARTS:
+            before = self._parts.rectified(operator, args)
+            if before is not None:
+                return self._on_call(
+                    Rectifier(operator, can_die=True),
+                    before,
+                    name.endswith("_"),
+                    lambda: func(*args, **kwargs),
+                )
+            result = func(*args, **kwargs)
+            self._parts.note(operator, args, result)
+            return result
+        return func(*args, **kwargs)
+
+
+_OPERATORS = operator_names()
+_ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
+_MASKS = {"gt": True, "ge": True, "lt": False, "le": False}
+_CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type_as", "type"})
+_MAXIMA = frozenset({"maximum", "max", "fmax"})
+_PARTS = _ZEROS | _MASKS.keys() | _CASTS | _MAXIMA | {"where", "mul", "masked_fill"}
+
+
+class _Parts:
+    """Zeros, and the masks `x > 0` and `x < 0`, of which a rectifier may be put together."""
+
+    def __init__(self) -> None:
+        # id -> (the tensor, its version, and of a mask: whose, that one's version, its sense)
+        self._known: dict[int, tuple[Any, ...]] = {}
+
+    def note(self, operator: str, args: tuple[Any, ...], result: Any) -> None:
+        """Remember a result of which a rectifier may be made."""
+        if not isinstance(result, Tensor) or not args:
+            return
+        what: tuple[Any, ...] | None = None
+        if operator in _ZEROS:
+            what = ()
+        elif operator in _MASKS and len(args) > 1 and self._is_zero(args[1]):
+            what = (weakref.ref(args[0]), args[0]._version, _MASKS[operator])
+        elif operator in _CASTS and (of := self._mask(args[0])) is not None:
+            what = of
+        if what is not None:
+            key = id(result)
+            reference = weakref.ref(result, lambda _: self._known.pop(key, None))
+            self._known[key] = (reference, result._version, *what)
+
+    def rectified(self, operator: str, args: tuple[Any, ...]) -> Tensor | None:
+        """The tensor that this call rectifies, None if it is no rectifier or cannot be told."""
+        if operator in _MAXIMA and len(args) == 2:
+            for x, other in (args, args[::-1]):
+                if isinstance(x, Tensor) and isinstance(other, Tensor) and self._is_zero(other):
+                    return x
+        elif operator == "where" and len(args) == 3:
+            mask, a, b = args
+            for x, other, sense in ((a, b, True), (b, a, False)):
+                if self._is_mask(mask, x, sense) and self._is_zero(other):
+                    return x  # type: ignore[no-any-return]
+        elif operator == "mul" and len(args) == 2:
+            for x, mask in (args, args[::-1]):
+                if self._is_mask(mask, x, True):
+                    return x  # type: ignore[no-any-return]
+        elif operator == "masked_fill" and len(args) == 3:
+            x, mask, value = args
+            if self._is_mask(mask, x, False) and self._is_zero(value):
+                return x  # type: ignore[no-any-return]
+        return None
+
+    def _found(self, value: Any) -> tuple[Any, ...] | None:
+        known = self._known.get(id(value)) if isinstance(value, Tensor) else None
+        if known is None or known[0]() is not value or value._version != known[1]:
+            return None
+        return known[2:]
+
+    def _is_zero(self, value: Any) -> bool:
+        return self._found(value) == () or is_zero(value)
+
+    def _mask(self, value: Any) -> tuple[Any, ...] | None:
+        return self._found(value) or None
+
+    def _is_mask(self, mask: Any, x: Any, sense: bool) -> bool:
+        """Whether `mask` says where `x` is positive (or, with a false `sense`, negative)."""
+        found = self._mask(mask)
+        return (
+            found is not None
+            and isinstance(x, Tensor)
+            and found[0]() is x
+            and x._version == found[1]
+            and found[2] is sense
+        )
+
+
+_FROM_ZERO = frozenset({"clamp", "clamp_min", "clip", "hardtanh"})
+_CERTAIN = frozenset({"relu", "relu6", "hardswish", "hardsigmoid"})
 _FUNCTIONS = (functional.relu, functional.relu6, functional.hardswish, torch.relu)
 
 
@@ -28,14 +169,24 @@ def functional_calls(model: nn.Module) -> Counter[tuple[str, str]]:
                 found[path, "relu"] += 1
         if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
             found[path, "relu"] += 1
-        if not type(module).__module__.startswith("torch.nn."):
-            found.update((path, name) for name in _written_in(module))
+        for cls in type(module).__mro__:
+            if cls.__module__.startswith("torch.nn."):
+                break
+            found.update((path, name) for name in _written_in(module, cls))
     return found
 
 
-def _written_in(module: nn.Module) -> Iterator[str]:
+def may_rectify(model: nn.Module) -> bool:
+    """Whether there can be a rectifier in it: it has one, or code of which nobody can tell."""
+    return bool(functional_calls(model)) or any(
+        rectifier_of(module) is not None or not type(module).__module__.startswith("torch.nn.")
+        for module in model.modules()
+    )
+
+
+def _written_in(module: nn.Module, cls: type) -> Iterator[str]:
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(type(module).forward)))
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError, SyntaxError):
         return  # no source: made by exec, or not written in Python
     for node in ast.walk(tree):
@@ -48,8 +199,9 @@ def _written_in(module: nn.Module) -> Iterator[str]:
             name = function.attr
         else:
             continue
-        if name in _NAMES or (name in _FROM_ZERO and _starts_at_zero(node, function)):
-            yield name.removesuffix("_")
+        name = name.strip("_")
+        if name in _CERTAIN or (name in _FROM_ZERO and _starts_at_zero(node, function)):
+            yield name
 
 
 def _is_module(module: nn.Module, function: ast.Attribute) -> bool:
@@ -63,7 +215,7 @@ def _is_module(module: nn.Module, function: ast.Attribute) -> bool:
 
 def _starts_at_zero(call: ast.Call, function: ast.expr) -> bool:
     """Whether a clamp's lower bound is written as 0, by position or by name."""
-    bounds: list[ast.expr] = [k.value for k in call.keywords if k.arg == "min"]
+    bounds: list[ast.expr] = [k.value for k in call.keywords if k.arg in {"min", "min_val"}]
     is_method = isinstance(function, ast.Attribute) and not (
         isinstance(function.value, ast.Name) and function.value.id in {"torch", "F", "functional"}
     )

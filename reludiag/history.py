@@ -62,7 +62,7 @@ def checkpoint_timeline(
             then = scan.get(found.site.name)
             if then is not None and then.site.units == width:
                 dead[index] = is_dead(then.counts, then.site.rectifier)
-                nonfinite[index] = then.counts.nonfinite > 0
+                nonfinite[index] = then.counts.nonfinite
                 samples[index] = then.counts.samples
                 known[index] = then.counts.samples > 0
         recorded = RecordedSite(

@@ -8,6 +8,7 @@ import contextlib
 import sqlite3
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -18,14 +19,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from reludiag.capture import Capture
+from reludiag.capture import Call, Capture
 from reludiag.diagnosis import Diagnosis, SiteFindings
 from reludiag.errors import ModelError, UsageError
+from reludiag.functional import may_rectify
 from reludiag.history import diagnose_run, load
 from reludiag.recording import RecordingWriter, SiteState
-from reludiag.scanning import functional_note, measure, no_rectifier
-from reludiag.sites import Site, rectifier_modules
-from reludiag.stats import UnitStats
+from reludiag.scanning import Scanner, blind_spots, no_rectifier
+from reludiag.sites import Site
+from reludiag.stats import Liveness, UnitCounts, UnitStats
 from reludiag.verdicts import Thresholds, is_dead
 
 
@@ -40,8 +42,12 @@ class Monitor:
     or dict) or an iterable of batches, which are kept and run through the model without gradient,
     in eval mode, at each snapshot.
 
-    Raises UsageError for settings that make no sense, ModelError for a model without rectifier
-    modules or a compiled one, RecordingError if `path` exists (unless `overwrite`) or cannot be
+    Without a probe, whether a unit fired is known of every training batch; firing rates and all
+    other statistics are of the batches of every `stats_every`-th step, 1 for all. `unit_axes` is
+    as in `scan`.
+
+    Raises UsageError for settings that make no sense, ModelError for a model that cannot hold a
+    rectifier or a compiled one, RecordingError if `path` exists (unless `overwrite`) or cannot be
     written.
     """
 
@@ -52,7 +58,9 @@ class Monitor:
         *,
         path: str | Path | None = None,
         every: int = 100,
+        stats_every: int = 16,
         probe: Any = None,
+        unit_axes: Mapping[str, int] | None = None,
         overwrite: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -60,17 +68,21 @@ class Monitor:
                 f"Monitor({type(model).__name__}, ...) was given; expected the model first, then "
                 "the optimizer"
             )
-        if not isinstance(every, int) or every < 1:
-            raise UsageError(f"every={every} was given; expected a whole number of steps from 1 up")
+        for name, value in (("every", every), ("stats_every", stats_every)):
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(
+                    f"{name}={value} was given; expected a whole number of steps from 1 up"
+                )
         if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
             raise ModelError(
                 "the model is compiled, and hooks do not reach compiled code. Monitor the model "
                 "before torch.compile, or scan its checkpoints"
             )
-        if not any(rectifier_modules(model)):
+        if not may_rectify(model):
             raise ModelError(no_rectifier(model))
         self.model = model
         self.every = every
+        self.stats_every = stats_every
         self.snapshots: list[int] = []
         """Steps whose snapshots are safely in the recording."""
         self._path = None if path is None else Path(path)
@@ -84,9 +96,12 @@ class Monitor:
         )
         self._probe = None if probe is None else _batches(probe)
         self._probe_samples: int | None = None
-        self._capture = Capture(model, self._receive)
-        self._window: dict[Site, UnitStats] = {}
-        self._previous: dict[Site, UnitStats] = {}
+        self._capture = Capture(model, self._receive, self._counts, unit_axes)
+        self._scanner = Scanner(model, unit_axes)
+        self._blind_spots: Sequence[str] = ()
+        self._window: dict[int, _Window] = {}
+        self._previous: dict[int, UnitCounts] = {}
+        self._counting = True
         self._evaluation_calls = 0
         self._step = 0
         self._rates: dict[str, float] = {}
@@ -154,13 +169,19 @@ class Monitor:
             return diagnose_run(self._writer.read(), "this run", thresholds)
         return load(self._path, thresholds)
 
-    def _receive(self, site: Site, activations: Tensor, training: bool) -> None:
-        if not training:
+    def _counts(self, training: bool) -> bool:
+        """Whether all statistics are taken now, and not liveness alone."""
+        return training and self._counting
+
+    def _receive(self, call: Call) -> None:
+        if not call.training:
             self._evaluation_calls += 1
             return
-        if site not in self._window:
-            self._window[site] = UnitStats.empty(site.units or 0, activations.device)
-        self._window[site].update(activations, site.rectifier.signed)
+        window = self._window.get(call.site)
+        if window is None:
+            site = self._capture.sites[call.site]
+            window = self._window[call.site] = _Window(site, call.device, call.dtype)
+        window.add(call, self._counting)
 
     def _before_step(self, index: int) -> None:
         """An optimizer is about to step: note its learning rates as they are now."""
@@ -179,6 +200,7 @@ class Monitor:
         self._capture.reset()
         if self._step % self.every == 0:
             self._snapshot()
+        self._counting = self._step % self.every % self.stats_every == 0
 
     def _snapshot(self, closing: bool = False) -> None:
         if self._writer is None or self._broken:
@@ -204,44 +226,45 @@ class Monitor:
             self.snapshots.append(self._step)
 
     def _measure_probe(self) -> list[SiteFindings]:
-        measured = measure(self.model, self._probe or [])
+        measured = self._scanner.run(self._probe or [])
         self._probe_samples = measured.samples
-        self._capture.functional.update({} if self._capture.functional else measured.functional)
+        self._blind_spots = measured.blind_spots
         return measured.findings
 
     def _close_window(self, closing: bool) -> tuple[list[SiteFindings], int]:
         """What the training batches since the last snapshot showed, and where that begins."""
         first_step = self.snapshots[-1] if self.snapshots else 0
-        window = self._window
+        counts = {site: window.counts() for site, window in self._window.items()}
         if closing and self._step % self.every and self._step > self.every:
             # A last window of a few batches would call units dead for want of evidence.
             first_step = self.snapshots[-2]
-            window = {
-                site: _merged(self._previous.get(site), window.get(site))
-                for site in self._capture.sites
-                if site in self._previous or site in window
-            }
+            for site, before in self._previous.items():
+                counts[site] = before.merged(counts[site]) if site in counts else before
         if self._step > 0:  # the initial batches are of the first window as well
-            self._previous, self._window = window, {}
+            self._previous, self._window = counts, {}
+        self._blind_spots = blind_spots(self._capture)
         findings = [
-            SiteFindings(
-                site, window[site].counts() if site in window else _nothing(site.units or 0)
-            )
-            for site in self._capture.sites
+            SiteFindings(site, counts.get(index) or UnitCounts.nothing(site.units or 0))
+            for index, site in enumerate(self._capture.sites)
         ]
-        return findings + [
-            SiteFindings(s, _nothing(0)) for s in self._capture.uncalled()
+        nothing = UnitCounts.nothing(0)
+        return [
+            *findings,
+            *(SiteFindings(site, nothing) for site in self._capture.uncalled()),
         ], first_step
 
     def _facts(self, status: str) -> dict[str, Any]:
-        unseen = functional_note(dict(self._capture.functional))
-        notes = [note for note in (unseen, self._untrained(), self._lagging()) if note]
+        notes = [
+            *self._blind_spots,
+            *(note for note in (self._untrained(), self._lagging()) if note),
+        ]
         return {
             "reludiag": version("reludiag"),
             "torch": torch.__version__,
             "model": type(self.model).__name__,
             "optimizers": [type(optimizer).__name__ for optimizer in self._optimizers],
             "every": self.every,
+            "stats_every": self.stats_every,
             "probe_samples": self._probe_samples,
             "evaluation_calls": self._evaluation_calls,
             "notes": notes,
@@ -336,13 +359,44 @@ def _batches(probe: Any) -> list[Any]:
     )
 
 
-def _merged(a: UnitStats | None, b: UnitStats | None) -> UnitStats:
-    if a is None or b is None:
-        found = a or b
-        assert found is not None
-        return found
-    return a.merged(b)
+class _Window:
+    """What is known of one site since the last snapshot."""
 
+    def __init__(self, site: Site, device: torch.device, dtype: torch.dtype) -> None:
+        units, signed = site.units or 0, site.rectifier.signed
+        self._stats = UnitStats.empty(units, device, dtype, signed)
+        self._liveness = Liveness(units, device, dtype, signed) if site.rectifier.can_die else None
+        self._samples = 0
 
-def _nothing(units: int) -> Any:
-    return UnitStats.empty(units).counts()
+    def add(self, call: Call, counting: bool) -> None:
+        """One call in training: liveness always, all statistics where `counting`."""
+        live = self._liveness
+        self._samples += call.rows
+        if not counting and (live is None or live.done):
+            return
+        x = call.output()
+        if x is None:
+            return
+        before = call.before() if counting else None
+        if x.device != self._stats.total.device:  # the model was moved meanwhile
+            x = x.to(self._stats.total.device)
+            before = None if before is None else before.to(x.device)
+        if counting:
+            highest = self._stats.update(x, before)
+            if live is not None:
+                live.note(highest)
+        elif live is not None:
+            live.observe(x)
+
+    def counts(self) -> UnitCounts:
+        """On the host, for the recording."""
+        counts = self._stats.counts()
+        if self._liveness is None:
+            return replace(counts, samples=self._samples)
+        silent, nonfinite = self._liveness.mask()
+        return replace(
+            counts,
+            samples=self._samples,
+            silent=silent,
+            nonfinite=nonfinite | counts.nonfinite,
+        )

@@ -176,7 +176,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, unit: int, sample: Coordinate | None, producer: str | None, out: Tensor
     ) -> Origin:
         self._products += 1
-        return Origin(Coordinate(unit, out.shape[unit]), sample, producer, self._products)
+        return Origin(Coordinate(unit, out.shape[unit]), sample, producer, order=self._products)
 
     def _derive(self, call: "_Call", out: Tensor, index: int) -> Origin:
         """The origin of one output of one operator."""
@@ -247,10 +247,10 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _batch_norm(self, call: "_Call", out: Tensor) -> Origin:
         # It scales and shifts axis 1, which makes that the unit axis whatever came before.
-        before = call.origin(call.args[0])
+        before, norm = call.origin(call.args[0]), call.weight(call.args[1])
         if before.unit == Coordinate(1, out.shape[1]):
-            return before
-        return self._product(1, before.sample, call.weight(call.args[1]), out)
+            return replace(before, norm=norm)
+        return self._product(1, before.sample, norm, out)
 
 
 @dataclass(frozen=True)

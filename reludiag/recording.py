@@ -22,9 +22,11 @@ from reludiag.stats import UnitCounts
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # What each version changed:
 #   1  the first
+#   2  site: operator, norm; statistics: counted, silent, total_square, before_maximum. Version 1
+#      was never released, and is not read.
 
 SCHEMA = """
 CREATE TABLE run (                  -- what is known of the run as a whole
@@ -34,13 +36,15 @@ CREATE TABLE run (                  -- what is known of the run as a whole
 CREATE TABLE site (                 -- the places where rectifiers run, in forward order
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,      -- layer1.0.relu#1
-    module TEXT NOT NULL,           -- path of the rectifier module
+    module TEXT NOT NULL,           -- path of the rectifier module, or of a function's caller
+    operator TEXT NOT NULL,         -- name of the function, empty for a module
     activation TEXT NOT NULL,       -- ReLU
     can_die INTEGER NOT NULL,       -- 0 for a leaky activation
     signed INTEGER NOT NULL,        -- 1 if it also fires where it is negative
     unit_axis TEXT NOT NULL,        -- 1, 1//49, unknown; empty if never called
     units INTEGER,                  -- null if never called
     producer TEXT,                  -- path of the module whose weights feed it
+    norm TEXT,                      -- path of the BatchNorm in between
     param_group TEXT                -- "optimizer/group" that trains the producer, if one does
 );
 CREATE TABLE learning_rate (        -- a row when it changes, so that every step's can be told
@@ -65,21 +69,26 @@ CREATE TABLE state (                -- which units were dead at a snapshot
 ) WITHOUT ROWID;
 CREATE TABLE statistics (           -- the last snapshot's statistics, replaced by each
     site INTEGER PRIMARY KEY REFERENCES site(id),
-    samples INTEGER NOT NULL,
-    positions INTEGER NOT NULL,     -- per unit, over all samples
+    samples INTEGER NOT NULL,       -- of which it is known whether a unit fired in one of them
+    counted INTEGER NOT NULL,       -- of these, what all but silent and nonfinite is of
+    positions INTEGER NOT NULL,     -- per unit, over all counted samples
     calls INTEGER NOT NULL,
-    fired BLOB NOT NULL,            -- little-endian int64 per unit, as the next two
+    silent BLOB NOT NULL,           -- a bit per unit, first unit in the highest bit
+    nonfinite BLOB NOT NULL,        -- likewise: a NaN or an infinity was seen
+    fired BLOB NOT NULL,            -- little-endian int64 per unit, as the next
     active BLOB NOT NULL,
-    nonfinite BLOB NOT NULL,
-    total BLOB NOT NULL,            -- little-endian float64 per unit, as the next three
+    total BLOB NOT NULL,            -- little-endian float64 per unit, as all that follow
     total_absolute BLOB NOT NULL,
+    total_square BLOB NOT NULL,
     maximum BLOB NOT NULL,
-    minimum BLOB NOT NULL
+    minimum BLOB NOT NULL,
+    before_maximum BLOB NOT NULL    -- of the pre-activations; -inf where none was read
 );
 """
 
-_INTEGERS = frozenset({"fired", "active", "nonfinite"})
-_SCALARS = frozenset({"samples", "positions", "calls"})
+_SCALARS = frozenset({"samples", "counted", "positions", "calls"})
+_MASKS = frozenset({"silent", "nonfinite"})
+_INTEGERS = frozenset({"fired", "active"})
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -140,7 +149,8 @@ class RecordingWriter:
             self._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
         except sqlite3.Error as error:
             raise RecordingError(f"{path} cannot be written: {error}") from error
-        self._site_ids: dict[str, tuple[int, Any]] = {}
+        self._site_ids: dict[str, int] = {}
+        self._site_rows: dict[int, tuple[Any, ...]] = {}
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Add to or replace what is known of the run."""
@@ -173,6 +183,7 @@ class RecordingWriter:
                 "INSERT OR REPLACE INTO run VALUES (?, ?)",
                 [(key, json.dumps(value)) for key, value in facts.items()],
             )
+            self._drop_sites({state.site.key for state in states})
             for state in states:
                 site = self._site_id(state.site, param_groups)
                 if state.site.units is None:
@@ -185,11 +196,11 @@ class RecordingWriter:
                         site,
                         counts.samples,
                         np.packbits(state.dead).tobytes(),
-                        np.packbits(counts.nonfinite > 0).tobytes(),
+                        np.packbits(counts.nonfinite).tobytes(),
                     ),
                 )
                 self._db.execute(
-                    f"INSERT OR REPLACE INTO statistics VALUES ({'?, ' * 10}?)",
+                    f"INSERT OR REPLACE INTO statistics VALUES ({'?, ' * 14}?)",
                     (site, *(_packed(f.name, getattr(counts, f.name)) for f in fields(counts))),
                 )
 
@@ -207,28 +218,40 @@ class RecordingWriter:
     def _transaction(self) -> "_Transaction":
         return _Transaction(self._db)
 
+    def _drop_sites(self, kept: set[str]) -> None:
+        """Remove sites that are no more: a module that was not called is one, until it is."""
+        for key in self._site_ids.keys() - kept:
+            site = self._site_ids.pop(key)
+            del self._site_rows[site]
+            for table, column in (("statistics", "site"), ("state", "site"), ("site", "id")):
+                self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (site,))
+
     def _site_id(self, site: Site, param_groups: Mapping[str, str]) -> int:
+        """The row of a site; written where it is new, or not what it was."""
+        index = self._site_ids.setdefault(site.key, 1 + max(self._site_ids.values(), default=0))
         group = param_groups.get(site.producer) if site.producer is not None else None
         row = (
+            site.name,
             site.module,
+            site.operator,
             site.rectifier.activation,
             site.rectifier.can_die,
             site.rectifier.signed,
             site.unit_axis,
             site.units,
             site.producer,
+            site.norm,
             group,
         )
-        known_id, known_row = self._site_ids.get(site.name, (None, None))
-        if known_row != row:  # new, or called for the first time
-            cursor = self._db.execute(
-                "INSERT OR REPLACE INTO site (id, name, module, activation, can_die, signed,"
-                " unit_axis, units, producer, param_group) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (known_id, site.name, *row),
+        if self._site_rows.get(index) != row:
+            self._db.execute(
+                "INSERT OR REPLACE INTO site (id, name, module, operator, activation, can_die,"
+                " signed, unit_axis, units, producer, norm, param_group)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (index, *row),
             )
-            known_id = int(cursor.lastrowid or 0)
-            self._site_ids[site.name] = known_id, row
-        return int(known_id or 0)
+            self._site_rows[index] = row
+        return index
 
 
 class _Transaction:
@@ -269,6 +292,11 @@ def read_recording(path: str | Path) -> RecordedRun:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if application != APPLICATION_ID:
                 raise RecordingError(f"{path} is an SQLite file, but no recording of reludiag")
+            if version < SCHEMA_VERSION:
+                raise RecordingError(
+                    f"{path} has schema version {version}, of a development version: this "
+                    f"reludiag reads {SCHEMA_VERSION}. Record the run again"
+                )
             if version > SCHEMA_VERSION:
                 raise RecordingError(
                     f"{path} has schema version {version}; this reludiag reads up to "
@@ -324,8 +352,8 @@ def _read(db: sqlite3.Connection) -> RecordedRun:
             db.execute("SELECT step, param_group, learning_rate FROM learning_rate ORDER BY step")
         )
         rows = db.execute(
-            "SELECT id, name, module, activation, can_die, signed, unit_axis, units, producer,"
-            " param_group FROM site ORDER BY id"
+            "SELECT id, name, module, operator, activation, can_die, signed, unit_axis, units,"
+            " producer, norm, param_group FROM site ORDER BY id"
         ).fetchall()
         sites = tuple(_read_site(db, row, steps) for row in rows)
     finally:
@@ -334,9 +362,10 @@ def _read(db: sqlite3.Connection) -> RecordedRun:
 
 
 def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> RecordedSite:
-    site_id, name, module, activation, can_die, signed, unit_axis, units, producer, group = row
+    site_id, name, module, operator, activation, can_die, signed, axis, units, *rest = row
+    producer, norm, group = rest
     rectifier = Rectifier(activation, bool(can_die), bool(signed))
-    site = Site(name, module, rectifier, unit_axis, units, producer)
+    site = Site(name, name, module, operator, rectifier, axis, units, producer, norm)
     width = units or 0
     position = {step: index for index, step in enumerate(steps)}
     seen = np.zeros(len(steps), dtype=np.int64)
@@ -350,12 +379,14 @@ def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> Reco
         known[index] = samples > 0
         seen[index] = samples
     found = db.execute("SELECT * FROM statistics WHERE site = ?", (site_id,)).fetchone()
-    values = (
-        dict(zip((f.name for f in fields(UnitCounts)), found[1:], strict=True)) if found else {}
-    )
-    counts = UnitCounts(
-        **{f.name: _unpacked(f.name, values.get(f.name), width) for f in fields(UnitCounts)}
-    )
+    counts = UnitCounts.nothing(width)
+    if found is not None:
+        counts = UnitCounts(
+            **{
+                f.name: _unpacked(f.name, value, width)
+                for f, value in zip(fields(UnitCounts), found[1:], strict=True)
+            }
+        )
     return RecordedSite(site, group, counts, seen, dead, known & ~nonfinite, nonfinite)
 
 
@@ -366,11 +397,14 @@ def _bits(packed: bytes, units: int) -> Mask:
 def _packed(name: str, value: Any) -> Any:
     if name in _SCALARS:
         return int(value)
+    if name in _MASKS:
+        return np.packbits(value).tobytes()
     return np.ascontiguousarray(value, "<i8" if name in _INTEGERS else "<f8").tobytes()
 
 
 def _unpacked(name: str, value: Any, units: int) -> Any:
     if name in _SCALARS:
-        return int(value or 0)
-    dtype = "<i8" if name in _INTEGERS else "<f8"
-    return np.zeros(units, dtype) if value is None else np.frombuffer(value, dtype)
+        return int(value)
+    if name in _MASKS:
+        return _bits(value, units)
+    return np.frombuffer(value, "<i8" if name in _INTEGERS else "<f8")

@@ -1,100 +1,163 @@
 """The rectifiers: which activations have a zero-gradient region, and how to read their output.
 
-A rectifier is a row of `RECTIFIERS`; an activation that cannot die is a row of `LEAKY`. To teach
-reludiag another one, add a row.
+A rectifier is a row of `RECTIFIERS`, as a module, as an operator, or as both. To teach reludiag
+another one, add a row.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Rectifier:
-    """How one rectifier module is read."""
+    """How one rectifier is read."""
 
     activation: str
-    """Its name in reports, `ReLU6`."""
+    """Its name in reports: `ReLU6` of a module, `relu6` of a function."""
     can_die: bool
     """Whether it has a region in which its gradient is zero and its output is 0."""
     signed: bool = False
     """Its output may be negative outside that region, so that a unit fires where it is not 0."""
 
 
+def is_zero(value: Any) -> bool:
+    """Whether this is 0, as a number or as a tensor of one element that can be read at once."""
+    if isinstance(value, Tensor):
+        return (
+            value.numel() == 1
+            and value.device.type == "cpu"
+            and not value.requires_grad
+            and value.item() == 0
+        )
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
+
+
+def _always(*_: Any) -> bool:
+    return True
+
+
+def _from_zero(args: Arguments, kwargs: Keywords) -> bool:
+    lower = args[1] if len(args) > 1 else kwargs.get("min", kwargs.get("min_val"))
+    return is_zero(lower)
+
+
+def _threshold(args: Arguments, kwargs: Keywords) -> bool:
+    given = dict(zip(("threshold", "value"), args[1:], strict=False)) | kwargs
+    return bool(given["threshold"] >= 0) and is_zero(given["value"])
+
+
+def _no_slope(args: Arguments, kwargs: Keywords) -> bool:
+    return is_zero(args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01))
+
+
 @dataclass(frozen=True)
 class _Row:
-    module: type[nn.Module]
+    """One rectifier. `operators` are names in `torch`, of methods, and in the dispatcher alike,
+    without the underscores that say "in place".
+    """
+
     zero_gradient: str
+    """Where the gradient is zero; None of it for what cannot die."""
+    module: type[nn.Module] | None = None
+    operators: tuple[str, ...] = ()
     signed: bool = False
-    when: Callable[[Any], bool] = lambda module: True
+    module_if: Callable[[Any], bool] = _always
+    operator_if: Callable[[Arguments, Keywords], bool] = _always
 
 
-# The first row whose type matches and whose condition holds describes the module.
+# The first row that matches describes a module or an operator.
 # In each of these regions the output is exactly 0; ReLU6 and its like are flat above as well.
 RECTIFIERS: tuple[_Row, ...] = (
-    _Row(nn.ReLU6, "x <= 0, x >= 6"),
-    _Row(nn.ReLU, "x <= 0"),
-    _Row(nn.Hardtanh, "x <= 0, x >= max_val", when=lambda m: m.min_val == 0),
+    _Row("x <= 0, x >= 6", nn.ReLU6, ("relu6",)),
+    _Row("x <= 0", nn.ReLU, ("relu",)),
     _Row(
-        nn.Threshold,
-        "x <= threshold",
-        when=lambda m: m.value == 0 and m.threshold >= 0,
+        "x <= 0, x >= max_val",
+        nn.Hardtanh,
+        ("hardtanh", "clamp", "clamp_min", "clip"),
+        module_if=lambda m: m.min_val == 0,
+        operator_if=_from_zero,
     ),
-    _Row(nn.Hardswish, "x <= -3", signed=True),
-    _Row(nn.Hardsigmoid, "x <= -3, x >= 3"),
-    _Row(nn.Hardshrink, "|x| <= lambd", signed=True),
-    _Row(nn.Softshrink, "|x| <= lambd", signed=True),
-    _Row(nn.LeakyReLU, "x <= 0", when=lambda m: m.negative_slope == 0),
-    _Row(nn.ELU, "x <= 0", when=lambda m: m.alpha == 0),
+    _Row(
+        "x <= threshold",
+        nn.Threshold,
+        ("threshold",),
+        module_if=lambda m: m.value == 0 and m.threshold >= 0,
+        operator_if=_threshold,
+    ),
+    _Row("x <= -3", nn.Hardswish, ("hardswish",), signed=True),
+    _Row("x <= -3, x >= 3", nn.Hardsigmoid, ("hardsigmoid",)),
+    _Row("|x| <= lambd", nn.Hardshrink, ("hardshrink",), signed=True),
+    _Row("|x| <= lambd", nn.Softshrink, ("softshrink",), signed=True),
+    _Row(
+        "x <= 0",
+        nn.LeakyReLU,
+        ("leaky_relu",),
+        module_if=lambda m: m.negative_slope == 0,
+        operator_if=_no_slope,
+    ),
+    _Row("x <= 0", nn.ELU, module_if=lambda m: m.alpha == 0),
+    *(
+        _Row("", module, operators, signed=True)
+        for module, operators in (
+            (nn.LeakyReLU, ("leaky_relu",)),
+            (nn.PReLU, ("prelu",)),
+            (nn.RReLU, ("rrelu",)),
+            (nn.ELU, ("elu",)),
+            (nn.CELU, ("celu",)),
+            (nn.SELU, ("selu",)),
+            (nn.GELU, ("gelu",)),
+            (nn.SiLU, ("silu",)),
+            (nn.Mish, ("mish",)),
+            (nn.Softplus, ("softplus",)),
+        )
+    ),
 )
 
-LEAKY: tuple[type[nn.Module], ...] = (
-    nn.LeakyReLU,
-    nn.PReLU,
-    nn.RReLU,
-    nn.ELU,
-    nn.CELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Softplus,
-)
+_BY_OPERATOR: dict[str, list[_Row]] = {}
+for _row in RECTIFIERS:
+    for _operator in _row.operators:
+        _BY_OPERATOR.setdefault(_operator, []).append(_row)
 
-
-def _from_zero(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    lower = args[1] if len(args) > 1 else kwargs.get("min", kwargs.get("min_val"))
-    return isinstance(lower, int | float) and lower == 0
-
-
-# Operators that rectify, by their name in the dispatcher, each with the arguments for which it
-# does. A forward pass is searched for them, to list the calls that no module hook can see.
-OPERATORS: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], bool]] = {
-    "relu": lambda args, kwargs: True,
-    "clamp_min": _from_zero,
-    "clamp": _from_zero,
-    "hardtanh": _from_zero,
-    "threshold": lambda args, kwargs: args[1] >= 0 and args[2] == 0,
-    "hardswish": lambda args, kwargs: True,
-    "_addmm_activation": lambda args, kwargs: not kwargs.get("use_gelu", False),
-    # The fused encoder layer; its last flags say whether the activation is GELU.
-    "_transformer_encoder_layer_fwd": lambda args, kwargs: not args[7],
+# Operators with a rectifier inside, which no one can read: its output never leaves them.
+_FUSED: dict[str, Callable[[Arguments, Keywords], bool]] = {
+    "addmm_activation": lambda args, kwargs: not kwargs.get("use_gelu", False),
+    # The fused encoder layer; this argument says whether the activation is GELU.
+    "transformer_encoder_layer_fwd": lambda args, kwargs: not args[7],
 }
-
-
-def is_rectifying(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether this call of a dispatcher operator (`relu_`, `clamp`, ...) is a rectifier."""
-    applies = OPERATORS.get(operator.removesuffix("_"))
-    return applies is not None and applies(args, kwargs)
 
 
 def rectifier_of(module: nn.Module) -> Rectifier | None:
     """How `module` is read, or None if it is no activation that reludiag knows."""
     for row in RECTIFIERS:
-        if isinstance(module, row.module) and row.when(module):
-            return Rectifier(type(module).__name__, can_die=True, signed=row.signed)
-    if isinstance(module, LEAKY):
-        return Rectifier(type(module).__name__, can_die=False, signed=True)
+        if row.module is not None and isinstance(module, row.module) and row.module_if(module):
+            return Rectifier(type(module).__name__, bool(row.zero_gradient), row.signed)
     return None
+
+
+def rectifier_call(operator: str, args: Arguments, kwargs: Keywords) -> Rectifier | None:
+    """How the output of a call is read, None if it is no activation: `clamp(x, min=0)` is one.
+
+    `operator` is the name of a function, a method or a dispatcher operator.
+    """
+    rows = _BY_OPERATOR.get(operator.strip("_"))
+    for row in rows or ():
+        if row.operator_if(args, kwargs):
+            return Rectifier(operator.strip("_"), bool(row.zero_gradient), row.signed)
+    return None
+
+
+def is_fused_rectifier(operator: str, args: Arguments, kwargs: Keywords) -> bool:
+    """Whether this dispatcher operator rectifies inside, where it cannot be read."""
+    applies = _FUSED.get(operator.strip("_"))
+    return applies is not None and applies(args, kwargs)
+
+
+def operator_names() -> frozenset[str]:
+    """The operators that may be a rectifier's, with no regard to their arguments."""
+    return frozenset(_BY_OPERATOR)

@@ -6,24 +6,25 @@ The pass leaves the model as it was: mode, buffers, hooks and random number stre
 import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from reludiag.capture import Capture
+from reludiag.capture import Call, Capture
 from reludiag.diagnosis import Diagnosis, Head, SiteFindings, diagnose
-from reludiag.errors import DataError, ModelError
-from reludiag.functional import functional_calls
+from reludiag.errors import DataError, ModelError, UsageError
+from reludiag.functional import functional_calls, may_rectify
 from reludiag.history import checkpoint_timeline
 from reludiag.loading.checkpoints import Checkpoint, load_weights
 from reludiag.loading.data import batches_of, input_tensors, model_arguments
 from reludiag.loading.specs import user_code_error
-from reludiag.sites import Site, rectifier_modules
-from reludiag.stats import UnitStats
+from reludiag.rectifiers import Rectifier
+from reludiag.sites import Site
+from reludiag.stats import UnitCounts, UnitStats
 from reludiag.verdicts import Thresholds
 
 Progress = Callable[[int, int | None], None]
@@ -42,8 +43,8 @@ class Measurement:
     findings: list[SiteFindings]
     samples: int
     batches: int
-    functional: dict[tuple[str, str], int]
-    """(owner module, operator) -> functional rectifier calls in one forward, which are not seen."""
+    blind_spots: tuple[str, ...]
+    """Sentences on what could not be seen."""
 
 
 def scan(
@@ -53,6 +54,7 @@ def scan(
     limit: int | None = None,
     train_mode: bool = False,
     dtype: torch.dtype | None = None,
+    unit_axes: Mapping[str, int] | None = None,
     thresholds: Thresholds | None = None,
     subject: str | None = None,
     notes: Sequence[str] = (),
@@ -63,14 +65,17 @@ def scan(
     `batches` gives tensors `[sample, ...]`, tuples with the inputs first, or dicts of keywords;
     labels are ignored. One tensor of all inputs will do as well, or one `(inputs, labels)`. At
     most `limit` batches are used. The model runs in eval mode unless `train_mode`;
-    floating-point inputs are cast to `dtype` if it is given. Random input must be declared by
+    floating-point inputs are cast to `dtype` if it is given. `unit_axes` maps names of sites to
+    the axis of their units, and overrules what was found. Random input must be declared by
     passing `RANDOM_INPUT` in `notes`.
 
-    Raises ModelError for a model without rectifier modules, DataError if there is no batch, if
-    one has non-finite values, or if the model refuses it.
+    Raises ModelError for a model in which no rectifier was seen, UsageError for a name in
+    `unit_axes` that is no site's, DataError if there is no batch, if one has non-finite values,
+    or if the model refuses it.
     """
-    measured = measure(
-        model, batches, limit=limit, train_mode=train_mode, dtype=dtype, progress=progress
+    scanner = Scanner(model, unit_axes)
+    measured = scanner.run(
+        batches, limit=limit, train_mode=train_mode, dtype=dtype, progress=progress
     )
     head = _scan_head(model, measured, subject, notes, train_mode)
     return diagnose(head, measured.findings, thresholds or Thresholds())
@@ -84,6 +89,7 @@ def scan_checkpoints(
     strict: bool = True,
     notes: Sequence[str] = (),
     thresholds: Thresholds | None = None,
+    unit_axes: Mapping[str, int] | None = None,
     train_mode: bool = False,
     **options: Any,
 ) -> Diagnosis:
@@ -95,9 +101,10 @@ def scan_checkpoints(
     """
     loaded: list[str] = []
     scans: list[Measurement] = []
+    scanner = Scanner(model, unit_axes)
     for checkpoint in checkpoints:
         loaded += load_weights(model, checkpoint, strict)
-        scans.append(measure(model, batches(), train_mode=train_mode, **options))
+        scans.append(scanner.run(batches(), train_mode=train_mode, **options))
     last, subject = scans[-1], ", ".join(checkpoint.path for checkpoint in checkpoints)
     head = _scan_head(model, last, subject, (*notes, *dict.fromkeys(loaded)), train_mode)
     if len(checkpoints) == 1:
@@ -118,78 +125,123 @@ class SiteList:
     """Where a model's rectifiers run."""
 
     sites: list[Site]
-    functional: dict[tuple[str, str], int]
-    """(owner module, operator) -> functional rectifier calls, which are not seen."""
+    blind_spots: tuple[str, ...]
+    """Sentences on what could not be seen."""
     ran: bool
-    """Whether a forward pass was made; without one, each module is listed once."""
+    """Whether a forward pass was made; without one, each module and function is listed once."""
 
 
 def list_sites(
-    model: nn.Module, batches: Iterable[Any] | None = None, dtype: torch.dtype | None = None
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    dtype: torch.dtype | None = None,
+    unit_axes: Mapping[str, int] | None = None,
 ) -> SiteList:
-    """The sites of a model, from one batch if there are any, else from its modules alone.
+    """The sites of a model, from one batch if there are any, else from its source alone.
 
     Raises DataError if the model refuses the batch.
     """
+    if batches is not None:
+        measured = Scanner(model, unit_axes).run(batches, limit=1, dtype=dtype)
+        return SiteList([found.site for found in measured.findings], measured.blind_spots, ran=True)
     model = _eager(model)
-    if batches is None or not any(rectifier_modules(model)):
-        sites = Capture(model, lambda site, activations, training: None).uncalled()
-        return SiteList(sites, dict(functional_calls(model)), ran=False)
-    measured = measure(model, batches, limit=1, dtype=dtype)
-    return SiteList([found.site for found in measured.findings], measured.functional, ran=True)
+    sites = Capture(model, lambda call: None).uncalled()
+    for path, operator in functional_calls(model):
+        name = f"{path or type(model).__name__}:{operator}"
+        rectifier = Rectifier(operator, can_die=True)
+        sites.append(Site(name, name, path, operator, rectifier, "", None, None, None))
+    order = {path: index for index, (path, _) in enumerate(model.named_modules())}
+    return SiteList(sorted(sites, key=lambda site: order[site.module]), (), ran=False)
 
 
-def measure(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    limit: int | None = None,
-    train_mode: bool = False,
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
-) -> Measurement:
-    """Run the batches through the frozen model and count; see `scan`."""
-    model = _eager(model)
-    if not any(rectifier_modules(model)):
-        raise ModelError(no_rectifier(model))
-    batches = batches_of(batches)
-    stats: dict[Site, UnitStats] = {}
+class Scanner:
+    """Runs batches through a frozen model and counts; knows its sites from one run to the next.
 
-    def receive(site: Site, activations: Tensor, training: bool) -> None:
-        if site not in stats:
-            stats[site] = UnitStats.empty(site.units or 0, activations.device)
-        stats[site].update(activations, site.rectifier.signed)
+    Raises ModelError for a model that cannot hold a rectifier.
+    """
 
-    capture = Capture(model, receive)
-    device = _device(model)
-    total = len(batches) if isinstance(batches, Sized) else limit
-    if total is not None and limit is not None:
-        total = min(total, limit)
-    done = samples = 0
-    with as_it_was(model), torch.no_grad():
-        model.train(train_mode)
-        capture.attach()
-        try:
-            for batch in _limited(batches, limit):
-                args, kwargs = model_arguments(model, batch, device, dtype)
-                rows = _check_inputs((args, kwargs), done)
-                if rows:
-                    _run(model, args, kwargs, done)
-                samples += rows
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-        finally:
-            capture.detach()
-    if done == 0 or samples == 0:
-        raise DataError(
-            "the data gave no batch: expected at least one. A generator that was used up before "
-            "gives none; pass a list, a DataLoader or a function"
-        )
-    findings = [SiteFindings(site, stats[site].counts()) for site in capture.sites if site in stats]
-    nothing = UnitStats.empty(0).counts()
-    findings += [SiteFindings(site, nothing) for site in capture.uncalled()]
-    return Measurement(findings, samples, done, dict(capture.functional))
+    def __init__(self, model: nn.Module, unit_axes: Mapping[str, int] | None = None) -> None:
+        self.model = _eager(model)
+        if not may_rectify(self.model):
+            raise ModelError(no_rectifier(self.model))
+        self._unit_axes = dict(unit_axes or {})
+        self._stats: dict[int, UnitStats] = {}
+        self._capture = Capture(self.model, self._receive, lambda training: True, unit_axes)
+
+    def run(
+        self,
+        batches: Iterable[Any],
+        *,
+        limit: int | None = None,
+        train_mode: bool = False,
+        dtype: torch.dtype | None = None,
+        progress: Progress | None = None,
+    ) -> Measurement:
+        """One pass; see `scan`."""
+        model, capture = self.model, self._capture
+        batches = batches_of(batches)
+        self._stats = {}
+        device = _device(model)
+        total = len(batches) if isinstance(batches, Sized) else limit
+        if total is not None and limit is not None:
+            total = min(total, limit)
+        done = samples = 0
+        with as_it_was(model), torch.no_grad():
+            model.train(train_mode)
+            capture.attach()
+            try:
+                for batch in _limited(batches, limit):
+                    args, kwargs = model_arguments(model, batch, device, dtype)
+                    rows = _check_inputs((args, kwargs), done)
+                    if rows:
+                        _run(model, args, kwargs, done)
+                    samples += rows
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+            finally:
+                capture.detach()
+        if done == 0 or samples == 0:
+            raise DataError(
+                "the data gave no batch: expected at least one. A generator that was used up "
+                "before gives none; pass a list, a DataLoader or a function"
+            )
+        findings = self._findings()
+        if not findings:
+            raise ModelError(no_rectifier(model))
+        return Measurement(findings, samples, done, tuple(blind_spots(capture)))
+
+    def _receive(self, call: Call) -> None:
+        x = call.output()
+        if x is None:
+            return
+        stats = self._stats.get(call.site)
+        if stats is None:
+            signed = self._capture.sites[call.site].rectifier.signed
+            stats = UnitStats.empty(x.shape[1], x.device, x.dtype, signed)
+            self._stats[call.site] = stats
+        stats.update(x, call.before())
+
+    def _findings(self) -> list[SiteFindings]:
+        sites = self._capture.sites
+        unknown = self._unit_axes.keys() - self._capture.overruled
+        if unknown:
+            names = ", ".join(site.name for site in sites)
+            raise UsageError(
+                f"a unit axis was given for {', '.join(sorted(unknown))}, which is no site, or has "
+                f"no such axis. The sites are {names}"
+            )
+        findings = [
+            SiteFindings(
+                site,
+                self._stats[index].counts()
+                if index in self._stats
+                else UnitCounts.nothing(site.units or 0),
+            )
+            for index, site in enumerate(sites)
+        ]
+        nothing = UnitCounts.nothing(0)
+        return findings + [SiteFindings(site, nothing) for site in self._capture.uncalled()]
 
 
 @contextlib.contextmanager
@@ -214,7 +266,7 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for owner, name, buffer, saved in buffers:
                 if not torch.equal(buffer, saved):
-                    buffer.copy_(saved)
+                    buffer.resize_(saved.shape).copy_(saved)
                 owner[name] = buffer
         random.setstate(python_state)
         np.random.set_state(numpy_state)
@@ -222,28 +274,35 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
 
 def no_rectifier(model: nn.Module) -> str:
     """The sentence on a model in which nothing can be watched."""
-    written = functional_calls(model)
-    calls = ", ".join(sorted({operator for _, operator in written}))
-    advice = f" It calls {calls} as a function, which is not seen: use nn.ReLU modules"
     return (
-        f"{type(model).__name__} has no rectifier module (ReLU, ReLU6, Hardtanh(0, x), "
-        "Threshold(0, 0), Hardswish, ...), so nothing in it can be watched."
-        + (advice if calls else "")
+        f"{type(model).__name__} has no rectifier (ReLU, ReLU6, clamp(min=0), Hardtanh(0, x), "
+        "Threshold(0, 0), Hardswish, ...), as a module or as a function, so nothing in it can die."
     )
 
 
-def functional_note(functional: dict[tuple[str, str], int]) -> str | None:
-    """The sentence on functional rectifiers that module hooks do not see, if there are any."""
-    if not functional:
-        return None
-    owners = list(dict.fromkeys(owner or "the model itself" for owner, _ in functional))
-    calls = sum(functional.values())
-    listed = ", ".join(owners[:3]) + (f" and {len(owners) - 3} more" if len(owners) > 3 else "")
-    operators = ", ".join(sorted({operator for _, operator in functional}))
-    return (
-        f"NOT SEEN: {calls} functional rectifier call{'s' * (calls != 1)} ({operators}) in "
-        f"{listed}. Only modules are watched: no verdict speaks of these."
-    )
+def blind_spots(capture: Capture) -> list[str]:
+    """Sentences on what the capture could not see of the model."""
+    spots = []
+    if capture.unobserved:
+        owners = list(dict.fromkeys(owner or "the model itself" for owner, _ in capture.unobserved))
+        calls = capture.unobserved.total()
+        listed = ", ".join(owners[:3]) + (f" and {len(owners) - 3} more" * (len(owners) > 3))
+        operators = ", ".join(sorted({operator for _, operator in capture.unobserved}))
+        spots.append(
+            f"NOT OBSERVED: {calls} rectifier call{'s' * (calls != 1)} ({operators}) in {listed}. "
+            "They are made where they cannot be read: no verdict speaks of them."
+        )
+    if capture.transformed:
+        spots.append(
+            f"Left out: {capture.transformed:,} rectifier calls inside torch.func transforms "
+            "(vmap, grad, jvp), which cannot be read from outside."
+        )
+    if capture.elsewhere:
+        spots.append(
+            "Part of a forward ran in another thread. Rectifiers called there as functions were "
+            "not seen; modules were."
+        )
+    return spots
 
 
 def _scan_head(
@@ -253,7 +312,6 @@ def _scan_head(
     notes: Sequence[str],
     train_mode: bool,
 ) -> Head:
-    unseen = functional_note(measured.functional)
     name = type(_eager(model)).__name__
     mode = "training mode" if train_mode else "eval mode"
     batches = f"{measured.batches:,} batch{'es' * (measured.batches != 1)}"
@@ -264,7 +322,7 @@ def _scan_head(
         evidence=f"frozen weights, {mode}, {measured.samples:,} samples in {batches}",
         frozen=True,
         samples=measured.samples,
-        notes=(*notes, *([unseen] if unseen else [])),
+        notes=(*notes, *measured.blind_spots),
     )
 
 

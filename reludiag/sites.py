@@ -1,11 +1,12 @@
 """Sites: the places where rectifiers run, their names, and how their tensors are read.
 
-A site is a rectifier module and the ordinal of its call. Two calls are told apart by the
-weights that fed them, not by counting alone: on a data-dependent path the second call of one
-batch may be the first of the next.
+A site is a rectifier module, or a module that calls a rectifying function, and the ordinal of the
+call. Two calls are told apart by the weights that fed them, not by counting alone: on a
+data-dependent path the second call of one batch may be the first of the next.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -20,10 +21,15 @@ UNKNOWN_AXIS = "unknown"
 class Site:
     """One place where a rectifier runs in a forward pass."""
 
+    key: str
+    """Tells it from all others of the model, for good; the name is for reading."""
     name: str
-    """`layer1.0.relu` for the first call of that module, `layer1.0.relu#1` for the second."""
+    """`layer1.0.relu` for the first call of that module, `layer1.0.relu#1` for the second;
+    `encoder.2:relu` for a function called in `encoder.2`."""
     module: str
-    """Path of the rectifier module."""
+    """Path of the rectifier module, or of the module that calls the function."""
+    operator: str
+    """Name of the function, empty for a module."""
     rectifier: Rectifier
     unit_axis: str
     """`1`; `1//49` where units are the blocks of 49 of a flattened axis; `unknown`, where they
@@ -32,6 +38,8 @@ class Site:
     """None where the site was never called."""
     producer: str | None
     """Path of the module whose weights feed it."""
+    norm: str | None
+    """Path of the BatchNorm between the producer and the site, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,16 @@ class Layout:
         """Found in a batch of one sample, where any axis of length one could be the samples'."""
         return self.sample is not None and self.sample.size == 1
 
+    def fits(self, output: Tensor) -> bool:
+        """Whether a later output, of other sizes perhaps, has as many units in the same place."""
+        shape = output.shape
+        if shape == self.shape:
+            return True
+        return len(shape) == len(self.shape) and (
+            self.unit.axis == len(shape)
+            or _refit(self.unit, self.unit.size, self.shape, tuple(shape)) is not None
+        )
+
 
 def rectifier_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rectifier]]:
     """Path, module and description of every rectifier module, leaky ones included."""
@@ -57,26 +75,73 @@ def rectifier_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rectif
             yield path, module, rectifier
 
 
-def site_name(path: str, module: nn.Module, ordinal: int) -> str:
-    """The name of the `ordinal`-th call (from 0) of the module at `path`."""
-    base = path or type(module).__name__
-    return base if ordinal == 0 else f"{base}#{ordinal}"
+@dataclass(frozen=True)
+class Identity:
+    """What makes a site itself: the same in every batch, run and process."""
+
+    owner: str
+    """Path of the rectifier module or of the module that calls the function; a class if it is
+    the model itself."""
+    operator: str
+    """Name of the function, empty for a module."""
+    fed_by: str
+    """The module with weights that ran last before."""
+    ordinal: int
+    """How many calls of the owner, fed by the same, came before in the same forward."""
+    shape: tuple[int, ...] = ()
+    """Of the output without its first axis, where units are positions and their number varies."""
+
+    @property
+    def base(self) -> str:
+        """What all calls of the same rectifier share in their names."""
+        return f"{self.owner}:{self.operator}" if self.operator else self.owner
+
+    def __str__(self) -> str:
+        return "|".join(map(str, (self.base, self.fed_by, self.ordinal, *self.shape)))
+
+
+def site_names(sites: Sequence[tuple[Identity, Set[int]]]) -> list[str]:
+    """Names of sites, each given with the numbers of its calls among those of its owner.
+
+    `relu#1` is the second call of `relu` in a forward. Where a branch was skipped that does not
+    tell the calls apart, but what feeds them does: `relu@left`, `relu@right`. So a name follows
+    from the set of paths that were taken, and not from their order.
+    """
+    claims = Counter((site.base, number) for site, numbers in sites for number in numbers)
+    names: list[str] = []
+    for site, numbers in sites:
+        number = min(numbers, default=0)
+        if len(numbers) <= 1 and claims[site.base, number] <= 1:
+            name = f"{site.base}#{number}" if number else site.base
+        else:
+            name = f"{site.base}@{site.fed_by}" if site.fed_by else site.base
+            name += f"#{site.ordinal}" if site.ordinal else ""
+        if site.shape:
+            name += f"[{'x'.join(map(str, site.shape))}]"
+        names.append(name)
+    return names
 
 
 def find_layout(
-    output: Tensor, origin: Origin | None, producer: nn.Module | None, samples: int | None
+    output: Tensor,
+    origin: Origin | None,
+    producer: nn.Module | None,
+    samples: int | None,
+    overruled: Coordinate | None = None,
 ) -> tuple[Layout, str]:
     """The layout of a site's output, and the label of its unit axis.
 
     `origin` is what was followed through the forward pass. Where the pass was not followed
     (None), the last module with weights that ran before, `producer`, says where its units are.
-    `samples` is the number of rows of the model's input, None if it is not known.
+    `samples` is the number of rows of the model's input, None if it is not known. `overruled` is
+    where the user says that the units are.
     """
     shape = tuple(output.shape)
     if origin is not None:
         unit, sample = origin.unit, origin.sample
     else:
         unit, sample = _axis_after(producer, shape), None
+    unit = overruled or unit
     label = UNKNOWN_AXIS if unit is None else str(unit)
     if unit is None:
         unit = Coordinate(output.ndim - 1, shape[-1]) if output.ndim > 1 else Coordinate(1, 1)

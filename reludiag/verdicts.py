@@ -47,15 +47,15 @@ def judge(counts: UnitCounts, rectifier: Rectifier, thresholds: Thresholds) -> S
     n = counts.samples
     if n == 0:
         return np.full(len(counts.fired), "unobserved")
-    silent = counts.fired == 0
+    counted = counts.counted > 0
     conditions = {
-        "nonfinite": counts.nonfinite > 0,
-        "dead": silent & rectifier.can_die,
-        "rare": (counts.fired < thresholds.rare * n) & rectifier.can_die,
+        "nonfinite": counts.nonfinite,
+        "dead": counts.silent & rectifier.can_die,
+        "rare": (counts.fired < thresholds.rare * counts.counted) & rectifier.can_die,
         "dormant": tau_score(counts) <= thresholds.dormant,
         # By its extremes, not by a variance: sums round, and a constant must not be missed.
-        "constant": counts.maximum == counts.minimum,
-        "always_on": counts.minimum > 0,
+        "constant": (counts.maximum == counts.minimum) & counted,
+        "always_on": (counts.minimum > 0) & counted,
     }
     return np.select(list(conditions.values()), list(conditions), default="alive").astype(np.str_)
 
@@ -64,8 +64,7 @@ def is_dead(counts: UnitCounts, rectifier: Rectifier) -> Mask:
     """Which units are dead, `[unit]`: observed, finite, and silent in every sample."""
     if counts.samples == 0 or not rectifier.can_die:
         return np.zeros(len(counts.fired), dtype=bool)
-    dead: Mask = (counts.fired == 0) & (counts.nonfinite == 0)
-    return dead
+    return counts.silent & ~counts.nonfinite
 
 
 def tau_score(counts: UnitCounts) -> Floats:
@@ -73,9 +72,9 @@ def tau_score(counts: UnitCounts) -> Floats:
 
     NaN for units that are not finite; they are left out of the site's mean.
     """
-    finite = counts.nonfinite == 0
+    finite = ~counts.nonfinite
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(finite, counts.total_absolute, np.nan) / max(counts.positions, 1)
+        mean = np.where(finite, counts.total_absolute, np.nan) / counts.positions
         site = mean[finite].mean() if finite.any() else np.nan
         if site == 0:  # the whole site is silent, and so is each of its units
             return np.where(finite, 0.0, np.nan)

@@ -218,14 +218,14 @@ def test_report_shows_the_recording(place: Path) -> None:
     assert done.out == str(reludiag.load(place / "run.reludiag"))
 
 
-def test_sites_lists_modules_units_and_what_is_not_seen(place: Path, tmp_path: Path) -> None:
+def test_sites_lists_modules_functions_and_their_units(place: Path, tmp_path: Path) -> None:
     static = reludiag_command("sites", "net.py:build", cwd=place)
     assert static.code == 0
-    assert "Modules only" in static.out
+    assert "each once" in static.out
     done = reludiag_command("sites", "net.py:build", "--input-shape", "4", "--json", cwd=place)
     assert json.loads(done.out)["sites"] == [
         {"site": "1", "units": 8, "unit_axis": "1", "activation": "ReLU", "can_die": True,
-         "producer": "0"}
+         "producer": "0", "norm": None}
     ]  # fmt: skip
     (tmp_path / "f.py").write_text(
         "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\n"
@@ -237,9 +237,25 @@ def test_sites_lists_modules_units_and_what_is_not_seen(place: Path, tmp_path: P
         "        return self.layer(F.relu(self.relu(self.fc(x))).clamp(min=0).clamp(-1, 1))\n"
     )
     for arguments in ([], ["--input-shape", "4"]):
-        done = reludiag_command("sites", "f.py:Net", *arguments, cwd=tmp_path)
-        assert "NOT SEEN: 3 functional rectifier calls" in done.out
-    assert "no rectifier" in reludiag_command("sites", "torch.nn:Flatten").out
+        done = reludiag_command("sites", "f.py:Net", *arguments, "--json", cwd=tmp_path)
+        found = {site["site"] for site in json.loads(done.out)["sites"]}
+        assert found == {"relu", "Net:relu", "Net:clamp", "layer:relu"}
+    assert "No rectifier" in reludiag_command("sites", "torch.nn:Flatten").out
+
+
+def test_a_unit_axis_can_be_overruled(place: Path) -> None:
+    def axis_of(value: str) -> Done:
+        return reludiag_command(
+            "sites", "net.py:build", "--input-shape", "5,4", "--unit-axis", value, "--json",
+            cwd=place,
+        )  # fmt: skip
+
+    assert json.loads(axis_of("1=1").out)["sites"][0]["units"] == 5
+    assert json.loads(axis_of("1=-1").out)["sites"][0]["units"] == 8
+    for nonsense in ("1", "1=x", "2=1"):
+        done = axis_of(nonsense)
+        assert (done.code, done.out) == (2, "")
+        assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
@@ -287,7 +303,7 @@ def bad_inputs(place: Path) -> dict[str, tuple[list[object], int, str]]:
         "garbage": (["scan", net, "garbage.pt", *data], 3, "neither a PyTorch file"),
         "whole model": (["scan", net, "whole.pt", *data], 3, "would run code"),
         "other architecture": (["scan", net, "other.pt", *data], 3, "another architecture"),
-        "no rectifier": (["scan", "net.py:plain", *data], 3, "no rectifier module"),
+        "no rectifier": (["scan", "net.py:plain", *data], 3, "no rectifier"),
         "no data": (scan_, 2, "no data was given"),
         "data empty": ([*scan_, "--data", "net.py:empty"], 3, "gave no batch"),
         "wrong shape": ([*scan_, "--data", "net.py:wrong_shape"], 3, "shape [5, 3] float32"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reludiag
-from reludiag.stats import UnitStats
+from reludiag.stats import UnitCounts, UnitStats
 from reludiag.verdicts import upper_bound
 
 TEN_THOUSAND = 10_000
@@ -126,9 +126,11 @@ def brute_force(x: Tensor, signed: bool) -> dict[str, list[float]]:
             "active": sum(fires(v) for v in values),
             "total": sum(values),
             "total_absolute": sum(abs(v) for v in values),
+            "total_square": sum(v * v for v in values),
             "maximum": max(values),
             "minimum": min(values),
-            "nonfinite": sum(any(not np.isfinite(v) for v in row) for row in rows),
+            "nonfinite": any(not np.isfinite(v) for v in values),
+            "silent": not any(fires(v) for v in values),
         }
         for name, value in one.items():
             found.setdefault(name, []).append(value)
@@ -148,15 +150,18 @@ def test_statistics_equal_brute_force_and_merge_to_the_whole(
     x = torch.randn(shape, generator=generator).to(getattr(torch, dtype))
     x = x if signed else x.clamp(min=0)
     x[torch.rand(shape, generator=generator) < 0.4] = 0
-    whole = UnitStats.empty(shape[1])
-    whole.update(x, signed)
+
+    def counted(part: Tensor) -> UnitCounts:
+        stats = UnitStats.empty(shape[1], dtype=part.dtype, signed=signed)
+        stats.update(part)
+        return stats.counts()
+
+    whole = counted(x)
     for name, expected in brute_force(x, signed).items():
         assert getattr(whole, name).tolist() == pytest.approx(expected, rel=1e-6), name
-    merged = UnitStats.empty(shape[1])
+    merged = UnitCounts.nothing(shape[1])
     for part in x.split(2):
-        shard = UnitStats.empty(shape[1])
-        shard.update(part, signed)
-        merged = merged.merged(shard)
+        merged = merged.merged(counted(part))
     assert (merged.samples, merged.positions) == (whole.samples, whole.positions)
     for name in brute_force(x, signed):
         assert getattr(merged, name).tolist() == pytest.approx(getattr(whole, name).tolist()), name

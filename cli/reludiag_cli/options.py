@@ -38,6 +38,12 @@ InputShape = Annotated[
     str | None,
     typer.Option(metavar="3,224,224", help="Seeded noise of this shape instead of data."),
 ]
+UnitAxis = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--unit-axis", metavar="SITE=AXIS", help="Axis of a site's units, if not the one found."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="For a file of inputs, and for noise.")]
 Device = Annotated[str | None, typer.Option(help="Where the model runs, such as cuda.")]
 DType = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16, float64.")]
@@ -115,6 +121,19 @@ def build_batches(
             "as 3,224,224"
         )
     return noise_batches(shape, batch_size), [RANDOM_INPUT]
+
+
+def unit_axes(given: list[str] | None) -> dict[str, int]:
+    """Site -> axis, from SITE=AXIS."""
+    from reludiag.errors import UsageError
+
+    axes = {}
+    for item in given or []:
+        site, _, axis = item.rpartition("=")
+        if not site or not axis.removeprefix("-").isdecimal():
+            raise UsageError(f"--unit-axis {item!r} was given; expected SITE=AXIS, such as relu=1")
+        axes[site] = int(axis)
+    return axes
 
 
 def check_outputs(output: str, as_json: bool, csv: str | None, svg: str | None) -> None:

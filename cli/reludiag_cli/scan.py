@@ -22,6 +22,7 @@ def scan(
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most N batches.")] = None,
+    unit_axis: options.UnitAxis = None,
     model_arg: options.ModelArg = None,
     ema: Annotated[bool, typer.Option("--ema", help="The averaged weights.")] = False,
     strict: Annotated[
@@ -57,6 +58,7 @@ def scan(
     if fail_over is not None:
         Limit.parse(fail_over)
     options.check_outputs(output, as_json, csv, svg)
+    axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)
     batches, notes = options.build_batches(data, data_arg, input_shape, batch_size)
     if batches is None:
@@ -78,6 +80,7 @@ def scan(
                 train_mode=train_mode,
                 limit=limit,
                 dtype=cast,
+                unit_axes=axes,
                 progress=progress,
             )
         else:
@@ -89,6 +92,7 @@ def scan(
                 train_mode=train_mode,
                 limit=limit,
                 dtype=cast,
+                unit_axes=axes,
                 progress=progress,
             )
     options.write_reports(

@@ -9,6 +9,7 @@ def sites(
     data_arg: options.DataArg = None,
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 2,
+    unit_axis: options.UnitAxis = None,
     model_arg: options.ModelArg = None,
     device: options.Device = None,
     dtype: options.DType = None,
@@ -20,10 +21,11 @@ def sites(
     from reludiag.reports.site_list import print_sites, sites_document
     from reludiag.scanning import list_sites
 
+    axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)
     batches, _ = options.build_batches(data, data_arg, input_shape, batch_size)
     listed = list_sites(
-        network, None if batches is None else batches(), options.input_dtype(network)
+        network, None if batches is None else batches(), options.input_dtype(network), axes
     )
     if as_json:
         print(sites_document(listed), end="")

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reludiag.reports.document import SCHEMA_VERSION
-from reludiag.scanning import SiteList, functional_note
+from reludiag.scanning import SiteList
 
 
 def print_sites(listed: SiteList, console: Console) -> None:
@@ -34,16 +34,14 @@ def print_sites(listed: SiteList, console: Console) -> None:
 
 def site_notes(listed: SiteList) -> list[str]:
     """What the reader of the list must know."""
-    notes = []
+    if listed.ran:
+        return list(listed.blind_spots)
     if not listed.sites:
-        notes.append("This model has no rectifier module.")
-    elif not listed.ran:
-        notes.append(
-            "Modules only, each once: --data or --input-shape runs a batch, which shows repeated "
-            "calls, unit counts and axes."
-        )
-    unseen = functional_note(listed.functional)
-    return [*notes, *([unseen] if unseen else [])]
+        return ["No rectifier was found in this model's modules, nor in their source."]
+    return [
+        "Modules, and functions in their source, each once: --data or --input-shape runs a batch, "
+        "which shows repeated calls, unit counts and axes."
+    ]
 
 
 def sites_document(listed: SiteList) -> str:
@@ -59,12 +57,9 @@ def sites_document(listed: SiteList) -> str:
                 "activation": site.rectifier.activation,
                 "can_die": site.rectifier.can_die,
                 "producer": site.producer,
+                "norm": site.norm,
             }
             for site in listed.sites
-        ],
-        "functional": [
-            {"owner": owner, "operator": operator, "calls": calls}
-            for (owner, operator), calls in listed.functional.items()
         ],
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
