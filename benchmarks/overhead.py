@@ -1,81 +1,192 @@
 """What a Monitor adds to a training step.
 
-Method: one process, one thread; each round runs the same number of steps bare, bare again (A/A:
-the noise), and under a Monitor, in random order; medians of the wall time per step over the
-rounds. Snapshots are in the time. Without a probe the hooks run on every batch; with one, nothing
-runs between snapshots.
+Method: one process, one thread. Twins of one network take their steps in turn, in random order
+each round: bare, bare again (A/A: the noise), and monitored with the statistics of every 16th
+step (the default) and of every step. A round is a step of each, and the rounds are whole windows
+of 100 steps, first batch, sampled steps and snapshot included. Two ratios are given:
+
+- inside: 1 + the time in our hooks, modes and snapshots over that of the bare step, in the mean;
+- wall: the median step over the median bare step; resolves no more than the A/A row shows.
+
+Half dead: half of the units before each ReLU really are, by their bias, all the time.
 """
 
+import argparse
 import random
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from report import Table, write_section
+from workloads import WORKLOADS, Training, Workload
 
 import reludiag
+import reludiag.capture
+import reludiag.functional
+import reludiag.monitor
 
-ROUNDS, STEPS, EVERY = 12, 100, 100
-
-
-def mlp() -> tuple[nn.Module, Tensor]:
-    """784-1024-1024-10 at batch 128."""
-    layers = [nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(1024, 10)), torch.randn(128, 784)
+WINDOW = 100
 
 
-def cnn() -> tuple[nn.Module, Tensor]:
-    """Three convolutions at 32 x 3 x 32 x 32."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in ((3, 32), (32, 64), (64, 64)):
-        layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
-    return nn.Sequential(*layers, *head), torch.randn(32, 3, 32, 32)
+class Inside:
+    """The time spent in our code; calls within calls are counted once."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._depth = 0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, with its time added up."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self._depth:
+                return function(*args, **kwargs)
+            self._depth += 1
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+                self._depth -= 1
+
+        return call
+
+    def timed_mode(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A mode's handler, less the time in the user's operator."""
+
+        def call(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            user = 0.0
+
+            def operator(*a: Any, **k: Any) -> Any:
+                nonlocal user
+                begun = time.perf_counter()
+                try:
+                    return func(*a, **k)
+                finally:
+                    user += time.perf_counter() - begun
+
+            operator.__name__ = getattr(func, "__name__", "")
+            self._depth += 1
+            start = time.perf_counter()
+            try:
+                return function(mode, operator, types, args, kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start - user
+                self._depth -= 1
+
+        return call
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Measure our code inside; the clock is stopped outside."""
+        places = [
+            (reludiag.capture._Hook, "__call__", self.timed),
+            (reludiag.monitor._BeforeStep, "__call__", self.timed),
+            (reludiag.monitor._AfterStep, "__call__", self.timed),
+            (reludiag.functional.RectifierMode, "__torch_function__", self.timed_mode),
+        ]
+        kept = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+        for owner, name, wrap in places:
+            setattr(owner, name, wrap(getattr(owner, name)))
+        try:
+            yield
+        finally:
+            for owner, name, original in kept:
+                setattr(owner, name, original)
 
 
-def train(build: Callable[[], tuple[nn.Module, Tensor]], watch: str, folder: Path) -> float:
-    """Seconds per step."""
-    model, x = build()
-    y = torch.randint(0, 10, (len(x),))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+def torchmortem(training: Training) -> Any:
+    """A peer, beside ours, where it is installed."""
+    import torchmortem
 
-    def steps(count: int) -> None:
-        for _ in range(count):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
+    return torchmortem.Torchmortem(training.model, training.optimizer)
 
-    steps(5)
-    start = time.perf_counter()
-    if watch.startswith("bare"):
-        steps(STEPS)
-    else:
-        probe = x if watch == "probe" else None
-        path = folder / "run.reludiag"
-        with reludiag.Monitor(
-            model, optimizer, path=path, every=EVERY, probe=probe, overwrite=True
-        ):
-            steps(STEPS)
-    return (time.perf_counter() - start) / STEPS
+
+def neural_observatory(training: Training) -> Any:
+    """Another."""
+    import neural_observatory
+
+    return neural_observatory.Observatory(training.model)
+
+
+PEERS = {"torchmortem": torchmortem, "neural-observatory": neural_observatory}
+
+
+def measure(
+    workload: Workload, half_dead: bool, windows: int, peer: str | None
+) -> list[tuple[str, float, float, float]]:
+    """Rows of (what, milliseconds, inside, wall)."""
+    names = ["bare", "bare (A/A)", "monitored", "all statistics"] + ([peer] if peer else [])
+    settings = {"monitored": 16, "all statistics": 1}
+    trainings = {name: Training(workload, half_dead) for name in names}
+    inside = {name: Inside() for name in settings}
+    times: dict[str, list[float]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        for training in trainings.values():
+            for _ in range(3):
+                training.step()
+        for name, every in settings.items():
+            training = trainings[name]
+            stack.enter_context(
+                reludiag.Monitor(
+                    training.model, training.optimizer, every=WINDOW, stats_every=every
+                )
+            )
+            # The first forward is followed operator by operator, once in a run.
+            training.step()
+        if peer:
+            stack.enter_context(PEERS[peer](trainings[peer]))
+        for _ in range(windows * WINDOW):
+            for name in random.sample(names, len(names)):
+                with ExitStack() as measured:
+                    if name in inside:
+                        measured.enter_context(inside[name].measuring())
+                    start = time.perf_counter()
+                    trainings[name].step()
+                    times[name].append(time.perf_counter() - start)
+    bare = statistics.median(times["bare"])
+    mean = statistics.mean(times["bare"])
+    steps = windows * WINDOW
+    return [
+        (
+            name,
+            1000 * statistics.median(taken),
+            1 + inside[name].seconds / steps / mean if name in inside else float("nan"),
+            statistics.median(taken) / bare,
+        )
+        for name, taken in times.items()
+    ]
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description="What a Monitor adds to a training step.")
+    parser.add_argument("--windows", type=int, default=1, help="of 100 steps each")
+    parser.add_argument("--only", choices=[w.name for w in WORKLOADS])
+    parser.add_argument("--peer", choices=list(PEERS), help="an installed tool to put beside ours")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'model':6} {'':12} {'ms/step':>8} {'ratio':>6}")
-    for build in (mlp, cnn):
-        times: dict[str, list[float]] = {w: [] for w in ("bare", "bare (A/A)", "window", "probe")}
-        with tempfile.TemporaryDirectory() as folder:
-            for _ in range(ROUNDS):
-                for watch in random.sample(list(times), len(times)):
-                    times[watch].append(train(build, watch, Path(folder)))
-        base = statistics.median(times["bare"])
-        for watch, values in times.items():
-            median = statistics.median(values)
-            print(f"{build.__name__:6} {watch:12} {1000 * median:8.2f} {median / base:6.3f}")
+    table = Table("network", "units", "", "ms/step", "inside", "wall")
+    for workload in WORKLOADS:
+        if options.only not in (None, workload.name):
+            continue
+        windows = options.windows * (10 if workload.name == "mlp" else 1)
+        for half_dead in (False, True):
+            for name, milliseconds, inside, wall in measure(
+                workload, half_dead, windows, options.peer
+            ):
+                table.add(
+                    workload.name,
+                    "half dead" if half_dead else "healthy",
+                    name,
+                    f"{milliseconds:.2f}",
+                    "" if inside != inside else f"{inside:.4f}",
+                    f"{wall:.3f}",
+                )
+    write_section("overhead", __doc__ or "", table)
 
 
 if __name__ == "__main__":
