@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+ARCHITECTURES := $(VENV)/.architectures
+
 .PHONY: setup demo test lint bench picture clean
 
 setup: $(READY)
@@ -21,7 +23,13 @@ demo: $(READY)
 	$(BIN)/reludiag report demo/run.reludiag --json --output demo/report.json
 	$(BIN)/reludiag report demo/run.reludiag
 
-test: $(READY)
+# Other people's networks to check with, where they can be had.
+$(ARCHITECTURES): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[architectures]" || \
+	    echo "torchvision, timm and transformers cannot be had: their tests are skipped"
+	touch $(ARCHITECTURES)
+
+test: $(READY) $(ARCHITECTURES)
 	$(BIN)/python -m pytest
 
 lint: $(READY)

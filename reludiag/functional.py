@@ -5,11 +5,12 @@ them, which decides whether a mode is needed, and lists them where the model has
 """
 
 import ast
+import functools
 import inspect
 import textwrap
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -65,7 +66,7 @@ class RectifierMode(TorchFunctionMode):
                 return self._on_call(rectifier, before, in_place, lambda: func(*args, **kwargs))
         elif operator in _PARTS:
             before = self._parts.rectified(operator, args)
-            if before is not None:
+            if before is not None and before.is_floating_point():
                 return self._on_call(
                     Rectifier(operator, can_die=True),
                     before,
@@ -172,7 +173,12 @@ def functional_calls(model: nn.Module) -> Counter[tuple[str, str]]:
         for cls in type(module).__mro__:
             if cls.__module__.startswith("torch.nn."):
                 break
-            found.update((path, name) for name in _written_in(module, cls))
+            found.update(
+                (path, name)
+                for name, attribute in _written_in(cls)
+                # `self.relu(...)` is a submodule, which hooks do see.
+                if not isinstance(getattr(module, attribute, None), nn.Module)
+            )
     return found
 
 
@@ -184,33 +190,30 @@ def may_rectify(model: nn.Module) -> bool:
     )
 
 
-def _written_in(module: nn.Module, cls: type) -> Iterator[str]:
+@functools.lru_cache(maxsize=1024)
+def _written_in(cls: type) -> tuple[tuple[str, str], ...]:
+    """(operator, attribute) of the calls in the source of `cls`; an attribute is of `self`."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError, SyntaxError):
-        return  # no source: made by exec, or not written in Python
+        return ()  # no source: made by exec, or not written in Python
+    found = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        function = node.func
+        function, attribute = node.func, ""
         if isinstance(function, ast.Name):
             name = function.id
-        elif isinstance(function, ast.Attribute) and not _is_module(module, function):
+        elif isinstance(function, ast.Attribute):
             name = function.attr
+            if isinstance(function.value, ast.Name) and function.value.id == "self":
+                attribute = name
         else:
             continue
         name = name.strip("_")
         if name in _CERTAIN or (name in _FROM_ZERO and _starts_at_zero(node, function)):
-            yield name
-
-
-def _is_module(module: nn.Module, function: ast.Attribute) -> bool:
-    """Whether this is `self.relu(...)` of a submodule, which hooks do see."""
-    return (
-        isinstance(function.value, ast.Name)
-        and function.value.id == "self"
-        and isinstance(getattr(module, function.attr, None), nn.Module)
-    )
+            found.append((name, attribute))
+    return tuple(found)
 
 
 def _starts_at_zero(call: ast.Call, function: ast.expr) -> bool:

@@ -74,6 +74,8 @@ _BATCH_NORMS = (
     "_batch_norm_no_update",
     "batch_norm_elemt",
 )
+_BIASED = frozenset({"addmm", "baddbmm", "_addmm_activation"})
+_PRODUCTS = frozenset({"mm", "bmm", "linear"}) | _BIASED
 _REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp"})
 
 
@@ -165,10 +167,19 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _follow(self, call: "_Call", outputs: list[Tensor]) -> None:
         weights = [given.origin for given in call.inputs if isinstance(given.origin, str)]
         if weights and len(weights) == len(call.inputs):
-            # Made from parameters alone (a transpose, a cast, weight norm): still a parameter.
+            # Made from parameters alone (a transpose, a cast, weight norm): still a parameter,
+            # and yet it may be an activation as well, as learned queries are.
             for output in outputs:
                 self._made_of_parameters[_storage(output)] = weights[0]
-            return
+            call = replace(
+                call,
+                inputs=[
+                    replace(given, origin=self.origin_of(given.tensor))
+                    if call.name not in _PRODUCTS or given.tensor is call.factor
+                    else given
+                    for given in call.inputs
+                ],
+            )
         for index, output in enumerate(outputs):
             self._set(output, self._derive(call, output, index))
 
@@ -185,7 +196,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             sample = call.origin(args[0]).sample
             kept = sample if sample and sample.axis == 0 else None
             return self._product(1, kept, call.weight(args[1]), out)
-        if name in {"mm", "addmm", "bmm", "baddbmm", "_addmm_activation", "linear"}:
+        if name in _PRODUCTS:
             return self._matmul(call, out)
         if name == "embedding":
             return self._product(
@@ -232,8 +243,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return UNKNOWN
 
     def _matmul(self, call: "_Call", out: Tensor) -> Origin:
-        biased = call.name in {"addmm", "baddbmm", "_addmm_activation"}
-        left, right = call.args[1:3] if biased else call.args[:2]
+        left, right = call.factor, call.args[2 if call.name in _BIASED else 1]
         rows, columns = out.ndim - 2, out.ndim - 1
         before, after = call.origin(left).sample, call.origin(right).sample
         kept = before if before and before.axis != left.ndim - 1 else None
@@ -242,8 +252,19 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (weight := call.weight(left)) is not None:
             kept = after if after and after.axis != right.ndim - 2 else None
             return self._product(rows, kept, weight, out)
-        # A product of two activations (attention) mixes the units; the batch axis stays.
-        return Origin(sample=kept)
+        # Of two activations (attention): what is summed over is lost, the other axes stay.
+        factors = [
+            moved(call.origin(left), lambda c: None if c.axis == left.ndim - 1 else c),
+            moved(call.origin(right), lambda c: None if c.axis == right.ndim - 2 else c),
+        ]
+        units = [factor for factor in factors if factor.unit is not None]
+        samples = {factor.sample for factor in factors if factor.sample is not None}
+        latest = max(units or factors, key=lambda origin: origin.order)
+        return replace(
+            latest,
+            unit=latest.unit if len(units) == 1 else None,
+            sample=samples.pop() if len(samples) == 1 else None,
+        )
 
     def _batch_norm(self, call: "_Call", out: Tensor) -> Origin:
         # It scales and shifts axis 1, which makes that the unit axis whatever came before.
@@ -272,6 +293,12 @@ class _Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     inputs: list[_Input]
+
+    @property
+    def factor(self) -> Tensor:
+        """The left one of a matrix product."""
+        factor: Tensor = self.args[1 if self.name in _BIASED else 0]
+        return factor
 
     def origin(self, tensor: Tensor) -> Origin:
         """What is known of an activation among the inputs."""

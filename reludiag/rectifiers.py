@@ -143,8 +143,12 @@ def rectifier_of(module: nn.Module) -> Rectifier | None:
 def rectifier_call(operator: str, args: Arguments, kwargs: Keywords) -> Rectifier | None:
     """How the output of a call is read, None if it is no activation: `clamp(x, min=0)` is one.
 
-    `operator` is the name of a function, a method or a dispatcher operator.
+    `operator` is the name of a function, a method or a dispatcher operator. Of integers, which are
+    indices or lengths, it is none.
     """
+    x = args[0] if args else kwargs.get("input")
+    if isinstance(x, Tensor) and not x.is_floating_point():
+        return None
     rows = _BY_OPERATOR.get(operator.strip("_"))
     for row in rows or ():
         if row.operator_if(args, kwargs):

@@ -115,6 +115,8 @@ def test_each_spelling_is_one_site_of_its_owner(spelling: str) -> None:
         lambda x: F.threshold(x, 0, 1),
         lambda x: F.hardtanh(x),
         lambda x: torch.max(x, dim=0).values,
+        lambda x: x[x.argmax(0).clamp(min=0)],
+        lambda x: x[torch.maximum(x.argmax(0), torch.tensor(0))],
     ],
 )
 def test_what_only_looks_like_a_rectifier_is_none(rectify: Callable[[Tensor], Tensor]) -> None:

@@ -156,6 +156,49 @@ def test_a_transpose_before_batch_norm_moves_the_axis() -> None:
     assert diagnosis.sites["producer"][0] == "fc"
 
 
+def test_attention_keeps_the_units_of_its_values() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value, self.key = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 4, 1)
+            self.relu = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            value, key = self.value(x).flatten(2), self.key(x).flatten(2)
+            weights = (key.transpose(1, 2) @ key).softmax(-1)
+            return self.relu((value @ weights.transpose(1, 2)).view(len(x), 8, *x.shape[2:]))
+
+    model = Attention()
+    with torch.no_grad():
+        model.value.bias[5] = -100.0
+    diagnosis = reludiag.scan(model, [torch.randn(2, 3, 5, 4)])
+    assert axes(diagnosis) == {"relu": "1"}
+    assert diagnosis.sites["producer"][0] == "value"
+    assert ("relu", 5) in dead_units(diagnosis)
+
+
+def test_learned_queries_are_activations_and_a_folded_weight_is_none() -> None:
+    class Queries(nn.Module):
+        """A layer fed by parameters only, and one whose weight is a product of two."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.fc = nn.Embedding(5, 8), nn.Linear(8, 6)
+            self.down, self.up = nn.Linear(6, 2, bias=False), nn.Linear(2, 7, bias=False)
+            self.relu = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            queries = self.query.weight.unsqueeze(0).repeat(len(x), 1, 1)
+            hidden = self.relu(self.fc(queries)) + x.mean()
+            folded = self.up.weight @ self.down.weight
+            return self.relu(nn.functional.linear(hidden, folded))
+
+    sites = reludiag.scan(Queries(), [torch.randn(2, 3)]).sites
+    assert list(sites["unit_axis"]) == ["2", "2"]
+    assert list(sites["units"]) == [6, 7]
+    assert list(sites["producer"]) == ["fc", "up"]
+
+
 def test_positions_are_not_samples() -> None:
     """A sequence-first model: the second axis is the batch, and it is what is counted."""
 
