@@ -1,9 +1,10 @@
 """What a Monitor adds to a training step.
 
-Method: one process, one thread. Twins of one network take their steps in turn, in random order
-each round: bare, bare again (A/A: the noise), and monitored with the statistics of every 16th
-step (the default) and of every step. A round is a step of each, and the rounds are whole windows
-of 100 steps, first batch, sampled steps and snapshot included. Two ratios are given:
+Method: one process, one thread. Twins of one network train in turn: bare, bare again (A/A: the
+noise), and monitored with the statistics of every 16th step (the default) and of every step. In
+each round, in random order, each takes its turn of 20 steps, A/A and all statistics in two rounds
+of five; the rounds are whole windows of 100 steps, first batch, sampled steps and snapshot
+included. Two ratios are given:
 
 - inside: 1 + the time in our hooks, modes and snapshots over that of the bare step, in the mean;
 - wall: the median step over the median bare step; resolves no more than the A/A row shows.
@@ -24,11 +25,11 @@ from report import Table, write_section
 from workloads import WORKLOADS, Training, Workload
 
 import reludiag
-import reludiag.capture
 import reludiag.functional
+import reludiag.hooks
 import reludiag.monitor
 
-WINDOW = 100
+WINDOW, TURN, WARM_UP = 100, 20, 40
 
 
 class Inside:
@@ -83,7 +84,7 @@ class Inside:
     def measuring(self) -> Iterator[None]:
         """Measure our code inside; the clock is stopped outside."""
         places = [
-            (reludiag.capture._Hook, "__call__", self.timed),
+            (reludiag.hooks.Hook, "__call__", self.timed),
             (reludiag.monitor._BeforeStep, "__call__", self.timed),
             (reludiag.monitor._AfterStep, "__call__", self.timed),
             (reludiag.functional.RectifierMode, "__torch_function__", self.timed_mode),
@@ -135,26 +136,31 @@ def measure(
                     training.model, training.optimizer, every=WINDOW, stats_every=every
                 )
             )
-            # The first forward is followed operator by operator, once in a run.
-            training.step()
+            # The first forward is followed operator by operator, once in a run, and what a model
+            # does has to be the same for a while before anything is left out.
+            for _ in range(WARM_UP):
+                training.step()
         if peer:
             stack.enter_context(PEERS[peer](trainings[peer]))
-        for _ in range(windows * WINDOW):
-            for name in random.sample(names, len(names)):
+        for turn in range(windows * WINDOW // TURN):
+            taking = (
+                names if turn % 5 in (1, 3) else ["bare", "monitored", *([peer] if peer else [])]
+            )
+            for name in random.sample(taking, len(taking)):
                 with ExitStack() as measured:
                     if name in inside:
                         measured.enter_context(inside[name].measuring())
-                    start = time.perf_counter()
-                    trainings[name].step()
-                    times[name].append(time.perf_counter() - start)
+                    for _ in range(TURN):
+                        start = time.perf_counter()
+                        trainings[name].step()
+                        times[name].append(time.perf_counter() - start)
     bare = statistics.median(times["bare"])
     mean = statistics.mean(times["bare"])
-    steps = windows * WINDOW
     return [
         (
             name,
             1000 * statistics.median(taken),
-            1 + inside[name].seconds / steps / mean if name in inside else float("nan"),
+            1 + inside[name].seconds / len(taken) / mean if name in inside else float("nan"),
             statistics.median(taken) / bare,
         )
         for name, taken in times.items()

@@ -38,7 +38,7 @@ def mlp() -> nn.Module:
 def cnn() -> nn.Module:
     """Four convolutions with batch norm."""
     layers: list[nn.Module] = []
-    for inputs, outputs, pool in ((3, 64, False), (64, 64, True), (64, 128, False), (128, 128, 1)):
+    for inputs, outputs, pool in ((3, 32, False), (32, 64, True), (64, 64, False), (64, 128, True)):
         layers += [nn.Conv2d(inputs, outputs, 3, 1, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if pool else []
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
@@ -58,9 +58,9 @@ class Transformer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(256, 4, 1024, 0.0, batch_first=True)
+        layer = nn.TransformerEncoderLayer(384, 6, 1024, 0.0, batch_first=True)
         self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
-        self.head = nn.Linear(256, 10)
+        self.head = nn.Linear(384, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """Of shape `[sample, token, feature]`."""
@@ -79,8 +79,8 @@ class Workload:
 WORKLOADS = (
     Workload("mlp", mlp, (128, 784)),
     Workload("cnn", cnn, (64, 3, 32, 32)),
-    Workload("resnet", resnet, (8, 3, 64, 64)),
-    Workload("transformer", Transformer, (4, 128, 256)),
+    Workload("resnet", resnet, (16, 3, 64, 64)),
+    Workload("transformer", Transformer, (8, 128, 384)),
 )
 
 
@@ -92,14 +92,20 @@ class Training:
         self.model = workload.build()
         if half_dead:
             silence_half(self.model)
-        self.x = torch.randn(workload.shape)
-        self.y = torch.randint(0, 10, (len(self.x),))
+        # As in real training, no two batches in a row are the same.
+        self.batches = [
+            (torch.randn(workload.shape), torch.randint(0, 10, (workload.shape[0],)))
+            for _ in range(16)
+        ]
+        self.steps = 0
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4)
 
     def step(self) -> None:
         """Forward, backward, update."""
+        x, y = self.batches[self.steps % len(self.batches)]
+        self.steps += 1
         self.optimizer.zero_grad()
-        nn.functional.cross_entropy(self.model(self.x), self.y).backward()
+        nn.functional.cross_entropy(self.model(x), y).backward()
         self.optimizer.step()
 
 

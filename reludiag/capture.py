@@ -10,7 +10,7 @@ import contextlib
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -21,6 +21,16 @@ from torch.utils.hooks import RemovableHandle
 
 from reludiag.coordinates import Coordinate, Origin
 from reludiag.functional import RectifierMode, functional_calls
+from reludiag.hooks import (
+    CALL,
+    INNER,
+    Hook,
+    entrances,
+    is_recomputed,
+    is_transformed,
+    rows_of,
+    watched,
+)
 from reludiag.provenance import ProvenanceMode, tensors_in
 from reludiag.rectifiers import Rectifier, is_fused_rectifier, rectifier_call
 from reludiag.sites import (
@@ -33,13 +43,16 @@ from reludiag.sites import (
     site_names,
 )
 
+_SETTLED = 32
+"""After so many passes that went the same way, the next is expected to."""
+
 Receiver = Callable[["Call"], None]
 
 
 class Call:
     """One call of a rectifier. Its tensors are the model's own memory: read them at once."""
 
-    __slots__ = ("_before", "_layout", "_output", "_samples", "site", "training")
+    __slots__ = ("_before", "_output", "_reading", "rows", "site", "training")
 
     def __init__(
         self,
@@ -47,26 +60,15 @@ class Call:
         training: bool,
         output: Tensor,
         before: Tensor | None,
-        layout: Layout,
-        samples: int | None,
+        reading: "_Reading",
     ) -> None:
         self.site = site
         """Index in `Capture.sites`."""
         self.training = training
         """The training flag of the module that called."""
-        self._output, self._before = output, before
-        self._layout, self._samples = layout, samples
-
-    @property
-    def rows(self) -> int:
+        self.rows = reading.rows
         """Number of samples; 1 where they cannot be told apart."""
-        sample = self._layout.sample
-        if sample is None:
-            return 1
-        if self._output.shape == self._layout.shape and self._samples in (None, sample.size):
-            return sample.size
-        arranged = self.output()
-        return 0 if arranged is None else len(arranged)
+        self._output, self._before, self._reading = output, before, reading
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,14 +81,66 @@ class Call:
         return self._output.device
 
     def output(self) -> Tensor | None:
-        """The output as `[sample, unit, position]`; None if it does not fit its site."""
-        return arrange(self._output, self._layout, self._samples)
+        """The output as `[sample, unit, position]`, without the last if there is one position.
+
+        None if it does not fit its site.
+        """
+        return self._reading.of(self._output)
 
     def before(self) -> Tensor | None:
         """The pre-activation likewise; None where it was overwritten before it was asked for."""
         if self._before is None or self._before.shape != self._output.shape:
             return None
-        return arrange(self._before.detach(), self._layout, self._samples)
+        return self._reading.of(self._before)
+
+
+class _Reading:
+    """How to read outputs of one shape: found once, then a single operator."""
+
+    __slots__ = ("layout", "rows", "samples", "shape", "size", "strides", "views")
+
+    def __init__(self, layout: Layout, shape: torch.Size, samples: int | None) -> None:
+        self.layout, self.shape, self.samples = layout, shape, samples
+        self.rows = layout.rows(tuple(shape), samples)
+        self.size: torch.Size | None = None
+        self.strides: tuple[int, ...] = ()
+        self.views: tuple[int, ...] = ()
+
+    def rows_of(self, samples: int | None) -> int:
+        """Number of samples in a call of a pass with so many."""
+        return self.rows if self.layout.sample is None or samples is None else samples
+
+    def of(self, tensor: Tensor) -> Tensor | None:
+        """`tensor`, of this shape, as `Call.output` gives it."""
+        tensor = tensor.detach()
+        strides = tensor.stride()
+        if self.size is not None and strides == self.strides:
+            if self.size == self.shape and strides == self.views:
+                return tensor
+            return tensor.as_strided(self.size, self.views)
+        arranged = arrange(tensor, self.layout, self.samples)
+        if arranged is not None and arranged.shape[2] == 1:
+            arranged = arranged[..., 0]
+        if self.size is None and arranged is not None and _same_memory(arranged, tensor):
+            self.size, self.strides, self.views = arranged.shape, strides, arranged.stride()
+        return arranged
+
+
+class _Turn:
+    """A call's place in the sequence of calls that a forward makes, and what was found of it."""
+
+    __slots__ = ("number", "operator", "ordinal", "owner", "place", "producer", "reading")
+
+    def __init__(
+        self, owner: nn.Module, operator: str, producer: nn.Module | None, number: int, ordinal: int
+    ) -> None:
+        self.owner, self.operator, self.producer = owner, operator, producer
+        self.number = number
+        """How many calls of the owner came before in this forward."""
+        self.ordinal = ordinal
+        """How many of these were fed by the same."""
+        self.place: _Place | None = None
+        self.reading: _Reading | None = None
 
 
 @dataclass
@@ -105,25 +159,68 @@ class _Place:
     """Which call of its owner it was, in each of the forwards that it was seen in."""
 
 
+class _Rest(Hook):
+    """Counts the forwards of a model whose passes all make the same calls."""
+
+    def __init__(self, model: nn.Module, turns: Sequence[tuple[_Turn, bool]]) -> None:
+        super().__init__(None)
+        self._turns = turns
+        self._forwards: Counter[tuple[bool, int | None]] = Counter()
+        self._handle = model.register_forward_hook(self, with_kwargs=True)
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Of the model, after a forward."""
+        if is_recomputed() or is_transformed():
+            return
+        if args and isinstance(args[0], Tensor) and args[0].ndim:
+            samples: int | None = args[0].shape[0]
+        else:
+            samples = rows_of([*args, *kwargs.values()])
+        self._forwards[module.training, samples] += 1
+
+    def end(self) -> list[tuple[int, bool, int, int]]:
+        """(site, in training, calls, samples) of what was called since."""
+        self._handle.remove()
+        return [
+            (
+                turn.place.index,
+                training and in_training,
+                count,
+                count * turn.reading.rows_of(samples),
+            )
+            for (training, samples), count in self._forwards.items()
+            for turn, in_training in self._turns
+            if turn.place is not None and turn.reading is not None
+        ]
+
+
 class _Pass(threading.local):
     """The forward pass that a thread is in."""
 
     def __init__(self) -> None:
         self.depth = 0
         self.samples: int | None = None
-        self.calls: Counter[tuple[Any, ...]] = Counter()
+        self.turns: list[_Turn] = []
+        """The calls of the last pass, which this one is expected to make as well."""
+        self.turn = 0
+        """Number of calls so far in this one."""
+        self.known = 0
+        """Length of `turns` when it began."""
         self.producer: nn.Module | None = None
         self.mode: RectifierMode | None = None
         self.following: ProvenanceMode | None = None
         self.inside = 0
         """Depth of rectifier calls: what they call themselves is theirs."""
         self.before: tuple[nn.Module, Tensor] | None = None
+        self.root: nn.Module | None = None
+        """The module whose call it is."""
 
 
 class Capture:
     """Watches a model between `attach()` and `detach()`; sites are known as calls are first met.
 
-    `wants_before(training)` says whether the receiver reads pre-activations now. `unit_axes` maps
+    `wants_before(training, site)` says whether the receiver will read the pre-activation of a call,
+    which is expected to be of that site (None: of one never met). `unit_axes` maps
     names or modules of sites to the axis of their units, where the one found is to be overruled.
     """
 
@@ -131,7 +228,7 @@ class Capture:
         self,
         model: nn.Module,
         receive: Receiver,
-        wants_before: Callable[[bool], bool] = lambda training: False,
+        wants_before: Callable[[bool, int | None], bool] = lambda training, site: False,
         unit_axes: Mapping[str, int] | None = None,
     ) -> None:
         self.model = model
@@ -151,16 +248,24 @@ class Capture:
             module: (path, rectifier) for path, module, rectifier in rectifier_modules(model)
         }
         self._producers: dict[nn.Module, str] = {}
-        for path, module in _watched(model):
+        for path, module in watched(model):
             if module not in self._rectifiers and any(True for _ in module.parameters(False)):
                 self._producers[module] = path
+        self._entrances = list(entrances(model))
         self._places: list[_Place] = []
         self._found: dict[tuple[Any, ...], tuple[_Place, Layout]] = {}
         self._names: list[Site] | None = None
         self._handles: list[RemovableHandle] = []
-        self._functional = bool(functional_calls(model))
+        self._functions = functional_calls(model)
+        self._functional = bool(self._functions)
         self._followed = False
         self._open = 0
+        self._passes = 0
+        self._wanders = False
+        """Whether passes went different ways, or began elsewhere than at the model."""
+        self._resting: _Rest | None = None
+        self._complete = 0, False
+        """Whether all rectifiers were called, as of so many places."""
         self._elsewhere = False
         self._pass = _Pass()
         self._lock = threading.Lock()
@@ -193,19 +298,66 @@ class Capture:
 
     def attach(self) -> None:
         """Register the hooks."""
-        for module in _entrances(self.model):
+        begin, end, produced = Hook(self._begin), Hook(self._end), Hook(self._produced)
+        about_to, called = Hook(self._about_to), Hook(self._called)
+        for module in self._entrances:
             self._handles += [
-                module.register_forward_pre_hook(
-                    _Hook(self._begin), with_kwargs=True, prepend=True
-                ),
-                module.register_forward_hook(_Hook(self._end), always_call=True),
+                module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True),
+                module.register_forward_hook(end, always_call=True),
             ]
         for module in self._producers:
-            self._handles.append(module.register_forward_hook(_Hook(self._produced)))
+            self._handles.append(module.register_forward_hook(produced))
         for module in self._rectifiers:
             if getattr(module, "inplace", False):
-                self._handles.append(module.register_forward_pre_hook(_Hook(self._about_to)))
-            self._handles.append(module.register_forward_hook(_Hook(self._called)))
+                self._handles.append(module.register_forward_pre_hook(about_to))
+            self._handles.append(module.register_forward_hook(called))
+
+    def rest(self, known: Collection[int]) -> None:
+        """Watch nothing for now but how many samples come: there is nothing else to learn of them.
+
+        `known` are the sites of which that is so. It does not rest where a call might be missed
+        that was never seen before: where passes went different ways, or there are rectifiers that
+        were not called yet.
+        """
+        if (
+            self._resting is not None
+            or self._wanders
+            or self._passes < _SETTLED
+            or not self.model.training
+            or not self._all_seen()
+        ):
+            return
+        turns = [(turn, turn.owner.training) for turn in self._pass.turns]
+        if any(
+            training and (turn.place is None or turn.place.index not in known)
+            for turn, training in turns
+        ):
+            return
+        self.detach()
+        self._resting = _Rest(self.model, turns)
+
+    def _all_seen(self) -> bool:
+        """Whether each rectifier that is known of was called."""
+        if self._complete[0] != len(self._places):
+            modules = self._rectifiers.keys() - {turn.owner for turn in self._pass.turns}
+            functions = Counter((place.path, place.identity.operator) for place in self._places)
+            complete = not modules and not self._functions - functions
+            self._complete = len(self._places), complete
+        return self._complete[1]
+
+    @property
+    def resting(self) -> bool:
+        """Whether it watches nothing for now."""
+        return self._resting is not None
+
+    def wake(self) -> list[tuple[int, bool, int, int]]:
+        """Watch again. Returns (site, in training, calls, samples) of what was called meanwhile."""
+        if self._resting is None:
+            return []
+        calls = self._resting.end()
+        self._resting = None
+        self.attach()
+        return calls
 
     def detach(self) -> None:
         """Remove every hook and leave no mode behind, whatever state a forward was left in."""
@@ -233,19 +385,23 @@ class Capture:
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         now = self._pass
-        if now.depth and module is self.model and not self._is_nested():
-            self.reset()
+        if now.depth and module is self.model:
+            if self._is_nested():
+                self._wanders = True
+            else:
+                self.reset()
         now.depth += 1
         if now.depth > 1:
             return
         self._open += 1
-        now.calls.clear()
+        now.turn, now.known = 0, len(now.turns)
+        now.root = module
         now.producer = now.before = None
         now.inside = 0
         values = [*args, *kwargs.values()]
-        now.samples = _rows(values)
+        now.samples = rows_of(values)
         # An empty batch has no coordinates to follow.
-        follow = not self._followed and now.samples != 0 and not _is_transformed()
+        follow = not self._followed and now.samples != 0 and not is_transformed()
         if follow:
             self.unobserved.clear()
             now.following = ProvenanceMode(self.model, self._operator)
@@ -266,6 +422,9 @@ class Capture:
         now = self._pass
         now.depth = 0
         self._open -= 1
+        if complete:
+            self._passes += 1
+            self._wanders |= now.root is not self.model or 0 < now.known != now.turn
         if now.mode is not None:
             now.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             now.mode = None
@@ -284,7 +443,7 @@ class Capture:
         frame: FrameType | None = sys._getframe()
         calls = 0
         while frame is not None:
-            if frame.f_code is _CALL:
+            if frame.f_code is CALL:
                 calls += frame.f_locals.get("self") is self.model
             frame = frame.f_back
         return calls > 1
@@ -299,8 +458,16 @@ class Capture:
 
     def _about_to(self, module: nn.Module, args: Any) -> None:
         """Before a rectifier that works in place: its input is about to be overwritten."""
-        if args and isinstance(args[0], Tensor) and self._wants_before(module.training):
+        if args and isinstance(args[0], Tensor) and self._will_be_read(module):
             self._pass.before = module, self._kept(args[0])
+
+    def _will_be_read(self, owner: nn.Module) -> bool:
+        """Whether the receiver wants the pre-activation of the next call, if it is the owner's."""
+        now = self._pass
+        place = None
+        if now.turn < len(now.turns) and now.turns[now.turn].owner is owner:
+            place = now.turns[now.turn].place
+        return self._wants_before(owner.training, None if place is None else place.index)
 
     def _kept(self, before: Tensor) -> Tensor:
         """A copy, gone as soon as the call was read."""
@@ -333,7 +500,7 @@ class Capture:
                 now.inside -= 1
         kept: Tensor | None = before if isinstance(before, Tensor) else None
         if in_place and kept is not None:
-            kept = self._kept(kept) if self._wants_before(owner.training) else None
+            kept = self._kept(kept) if self._will_be_read(owner) else None
         now.inside += 1
         try:
             output = call()
@@ -353,61 +520,93 @@ class Capture:
         before: Tensor | None,
         output: Any,
     ) -> None:
-        if not isinstance(output, Tensor) or _is_recomputed():
+        if not isinstance(output, Tensor) or is_recomputed():
             return
-        if _is_transformed():
+        if is_transformed():
             self.transformed += 1
             return
-        now, producer = self._pass, self._pass.producer
-        number = ordinal = 0
-        if now.depth:
-            number, ordinal = now.calls[owner, operator], now.calls[owner, operator, producer]
-            now.calls[owner, operator] += 1
-            now.calls[owner, operator, producer] += 1
-        elif self._open:
-            self._elsewhere = True
-        if output.numel() == 0:
-            return
-        if before is not None and _same_memory(before, output):
-            before = None
-        output = output.detach()
+        now = self._pass
+        turn = self._next_turn(owner, operator)
         samples = now.samples if now.depth else len(output) if output.ndim else None
-        following = now.following
-        key: tuple[Any, ...] = (owner, operator, producer, ordinal)
-        with (
-            self._lock,
-            # Our own operators are no business of the modes.
-            torch._C.DisableTorchFunction(),
-            following.paused() if following else contextlib.nullcontext(),
-        ):
-            place, layout = self._found.get(key, (None, None))
-            shape: tuple[int, ...] = ()
-            if layout is not None and not layout.fits(output):
-                # Where units are the positions of an axis of varying length, each is a site.
-                shape = tuple(output.shape[1:])
-                key = (*key, shape)
-                place, layout = self._found.get(key, (None, None))
+        # Our own operators are no business of the modes.
+        with self._lock, torch._C.DisableTorchFunction():
+            place, reading = turn.place, turn.reading
             if (
                 place is None
-                or layout is None
-                or (following is not None and layout.sample_is_ambiguous)
+                or reading is None
+                or reading.shape != output.shape
+                or reading.samples != samples
+                or now.following is not None
             ):
-                identity = Identity(
-                    owner=path or type(self.model).__name__,
-                    operator=operator,
-                    fed_by="" if producer is None else self._producers[producer],
-                    ordinal=ordinal,
-                    shape=shape,
-                )
+                if output.numel() == 0:
+                    return
+                place, reading = self._look_up(turn, path, rectifier, output, samples)
+            if before is not None and _same_memory(before, output):
+                before = None
+            call = Call(place.index, owner.training, output, before, reading)
+            if now.following is None:
+                self._receive(call)
+            else:
+                with now.following.paused():
+                    self._receive(call)
+
+    def _next_turn(self, owner: nn.Module, operator: str) -> _Turn:
+        """Where in the pass this call is. A pass that goes the way of the last is a comparison."""
+        now = self._pass
+        producer = now.producer
+        if not now.depth:
+            self._wanders = True
+            if self._open:
+                self._elsewhere = True
+            return _Turn(owner, operator, producer, 0, 0)
+        turns, index = now.turns, now.turn
+        now.turn += 1
+        if index < len(turns):
+            turn = turns[index]
+            if turn.owner is owner and turn.operator == operator and turn.producer is producer:
+                return turn
+            del turns[index:]
+        self._wanders |= now.known > 0
+        same = [turn for turn in turns if turn.owner is owner and turn.operator == operator]
+        ordinal = sum(turn.producer is producer for turn in same)
+        turns.append(_Turn(owner, operator, producer, len(same), ordinal))
+        return turns[index]
+
+    def _look_up(
+        self, turn: _Turn, path: str, rectifier: Rectifier, output: Tensor, samples: int | None
+    ) -> tuple[_Place, _Reading]:
+        """The place of a call, and how to read it; found anew, or met for the first time."""
+        following = self._pass.following
+        key: tuple[Any, ...] = (turn.owner, turn.operator, turn.producer, turn.ordinal)
+        place, layout = self._found.get(key, (None, None))
+        shape: tuple[int, ...] = ()
+        if layout is not None and not layout.fits(output):
+            # Where units are the positions of an axis of varying length, each is a site.
+            shape = tuple(output.shape[1:])
+            key = (*key, shape)
+            place, layout = self._found.get(key, (None, None))
+        if (
+            place is None
+            or layout is None
+            or (following is not None and layout.sample_is_ambiguous)
+        ):
+            identity = Identity(
+                owner=path or type(self.model).__name__,
+                operator=turn.operator,
+                fed_by="" if turn.producer is None else self._producers[turn.producer],
+                ordinal=turn.ordinal,
+                shape=shape,
+            )
+            with following.paused() if following else contextlib.nullcontext():
                 place, layout = self._meet(
-                    place, path, identity, number, rectifier, output, samples
+                    place, path, identity, turn.number, rectifier, output.detach(), samples
                 )
-                self._found[key] = place, layout
-            if number not in place.numbers:
-                place.numbers.add(number)
-                self._names = None
-            training = owner.training
-            self._receive(Call(place.index, training, output, before, layout, samples))
+            self._found[key] = place, layout
+        if turn.number not in place.numbers:
+            place.numbers.add(turn.number)
+            self._names = None
+        turn.place, turn.reading = place, _Reading(layout, output.shape, samples)
+        return turn.place, turn.reading
 
     def _meet(
         self,
@@ -461,11 +660,11 @@ class Capture:
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             code = frame.f_code
-            if code.co_argcount and code is not _CALL:
+            if code.co_argcount and code is not CALL:
                 module = frame.f_locals.get("self")
                 if isinstance(module, nn.Module) and module in self._paths:
                     above = frame.f_back
-                    return module, above is not None and above.f_code in (_CALL, _INNER)
+                    return module, above is not None and above.f_code in (CALL, INNER)
             frame = frame.f_back
         return self.model, False
 
@@ -482,87 +681,5 @@ class Capture:
             self.unobserved[self._paths[owner], name.strip("_")] += 1
 
 
-_CALL = nn.Module._call_impl.__code__
-# The function inside it that calls forward, where there are hooks.
-_INNER = next(c for c in _CALL.co_consts if getattr(c, "co_name", None) == "inner")
-
-
-class _Hook:
-    """A hook that a copy of the model does not take along: copied or unpickled, it does nothing."""
-
-    def __init__(self, target: Callable[..., None] | None) -> None:
-        self._target = target
-
-    def __call__(self, *args: Any) -> None:
-        if self._target is not None:
-            self._target(*args)
-
-    def __deepcopy__(self, memo: Any) -> "_Hook":
-        return _Hook(None)
-
-    def __reduce__(self) -> Any:
-        return _Hook, (None,)
-
-
-def _watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules below `model`, but for those inside a fused layer with no rectifier module.
-
-    A hook inside an encoder layer or an attention sends it off its fused path, which changes
-    the last bits of its output; there is nothing to see there. TorchScript takes no hooks.
-    """
-    closed = tuple(
-        path + "."
-        for path, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention | torch.jit.ScriptModule)
-        or (isinstance(module, nn.TransformerEncoderLayer) and not any(rectifier_modules(module)))
-    )
-    for path, module in model.named_modules():
-        if (
-            module is not model
-            and not path.startswith(closed)
-            and not isinstance(module, torch.jit.ScriptModule)
-        ):
-            yield path, module
-
-
-def _entrances(model: nn.Module) -> Iterator[nn.Module]:
-    """Where a forward pass may begin: the model, and the parts of it that a loop may call alone.
-
-    A pass is told by its outermost call, so that `model.encoder(x)` is one as well.
-    """
-    yield model
-    waiting = list(model.children())
-    while waiting:
-        module = waiting.pop(0)
-        if isinstance(module, nn.ModuleList | nn.ModuleDict):
-            waiting += module.children()
-        elif not isinstance(
-            module, nn.TransformerEncoderLayer | nn.MultiheadAttention | torch.jit.ScriptModule
-        ) and any(True for _ in module.children()):
-            yield module
-
-
-def _rows(values: list[Any]) -> int | None:
-    """The number of samples in a forward's arguments: rows of a tensor, or length of a list."""
-    for value in values:
-        if isinstance(value, Tensor) and value.ndim:
-            return int(value.shape[0])
-        if isinstance(value, dict):
-            return _rows(list(value.values()))
-        if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
-            return len(value)
-    return None
-
-
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a is b or (a.data_ptr() == b.data_ptr() and a.numel() > 0)
-
-
-def _is_recomputed() -> bool:
-    """Whether this is activation checkpointing's second forward, run inside the backward pass."""
-    return bool(torch._C._current_graph_task_id() != -1)
-
-
-def _is_transformed() -> bool:
-    """Whether vmap, grad or jvp is at work: its tensors cannot be read from outside."""
-    return torch._C._functorch.peek_interpreter_stack() is not None

@@ -96,7 +96,7 @@ class Monitor:
         )
         self._probe = None if probe is None else _batches(probe)
         self._probe_samples: int | None = None
-        self._capture = Capture(model, self._receive, self._counts, unit_axes)
+        self._capture = Capture(model, self._receive, self._wants_before, unit_axes)
         self._scanner = Scanner(model, unit_axes)
         self._blind_spots: Sequence[str] = ()
         self._window: dict[int, _Window] = {}
@@ -104,10 +104,12 @@ class Monitor:
         self._counting = True
         self._evaluation_calls = 0
         self._step = 0
-        self._rates: dict[str, float] = {}
+        self._rest_until = 0
+        self._rates: list[list[float]] = [[] for _ in self._optimizers]
         self._new_rates: list[tuple[int, str, float]] = []
         if not all(isinstance(optimizer, Optimizer) for optimizer in self._optimizers):
             raise UsageError("expected a torch.optim.Optimizer, or a list of them, or None")
+        self._settings: dict[str, Any] = {}
         self._param_groups = self._map_param_groups()
         if self._optimizers and not self._param_groups:
             raise UsageError(
@@ -169,38 +171,68 @@ class Monitor:
             return diagnose_run(self._writer.read(), "this run", thresholds)
         return load(self._path, thresholds)
 
-    def _counts(self, training: bool) -> bool:
-        """Whether all statistics are taken now, and not liveness alone."""
-        return training and self._counting
+    def _wants_before(self, training: bool, site: int | None) -> bool:
+        """Whether the pre-activation of a call will be read, which is expected to be of `site`."""
+        if not (training and self._counting):
+            return False
+        if site is None:
+            return True
+        window = self._window.get(site)
+        if window is None:  # how far a unit is from firing is asked where there were silent ones
+            return site not in self._previous or bool(self._previous[site].silent.any())
+        return not window.done
 
     def _receive(self, call: Call) -> None:
         if not call.training:
             self._evaluation_calls += 1
             return
+        asks = self._counting and self._wants_before(True, call.site)
         window = self._window.get(call.site)
         if window is None:
             site = self._capture.sites[call.site]
             window = self._window[call.site] = _Window(site, call.device, call.dtype)
-        window.add(call, self._counting)
+        window.add(call, self._counting, asks)
 
     def _before_step(self, index: int) -> None:
         """An optimizer is about to step: note its learning rates as they are now."""
         if self._step == 0 and not self.snapshots:
             self._snapshot()
-        for group, settings in enumerate(self._optimizers[index].param_groups):
-            name, rate = f"{index}/{group}", float(settings["lr"])
-            if self._rates.get(name) != rate:
-                self._rates[name] = rate
-                self._new_rates.append((self._step + 1, name, rate))
+        rates = [float(group["lr"]) for group in self._optimizers[index].param_groups]
+        known = self._rates[index]
+        if rates == known:
+            return
+        for group, rate in enumerate(rates):
+            if group >= len(known) or known[group] != rate:
+                self._new_rates.append((self._step + 1, f"{index}/{group}", rate))
+        self._rates[index] = rates
 
     def _after_step(self) -> None:
         if self._step == 0 and not self.snapshots:
             self._snapshot()
         self._step += 1
+        if self._step < self._rest_until:
+            return
         self._capture.reset()
         if self._step % self.every == 0:
             self._snapshot()
-        self._counting = self._step % self.every % self.stats_every == 0
+        # At even distances in the window, the first of its steps always among them.
+        counted = max(1, self.every // self.stats_every)
+        self._counting = self._step * counted % self.every < counted
+        if self._counting:
+            self._wake()
+        elif all(window.done for window in self._window.values()):
+            self._capture.rest(self._window.keys())
+            if self._capture.resting:  # until the next step that is counted, or the window's end
+                place = self._step % self.every
+                ahead = -(-self.every * (place * counted // self.every + 1) // counted) - place
+                self._rest_until = self._step + ahead
+
+    def _wake(self) -> None:
+        for site, training, calls, samples in self._capture.wake():
+            if training:
+                self._window[site].samples += samples
+            else:
+                self._evaluation_calls += calls
 
     def _snapshot(self, closing: bool = False) -> None:
         if self._writer is None or self._broken:
@@ -233,6 +265,7 @@ class Monitor:
 
     def _close_window(self, closing: bool) -> tuple[list[SiteFindings], int]:
         """What the training batches since the last snapshot showed, and where that begins."""
+        self._wake()
         first_step = self.snapshots[-1] if self.snapshots else 0
         counts = {site: window.counts() for site, window in self._window.items()}
         if closing and self._step % self.every and self._step > self.every:
@@ -254,20 +287,21 @@ class Monitor:
         ], first_step
 
     def _facts(self, status: str) -> dict[str, Any]:
-        notes = [
-            *self._blind_spots,
-            *(note for note in (self._untrained(), self._lagging()) if note),
-        ]
+        if not self._settings:
+            self._settings = {
+                "reludiag": version("reludiag"),
+                "torch": torch.__version__,
+                "model": type(self.model).__name__,
+                "optimizers": [type(optimizer).__name__ for optimizer in self._optimizers],
+                "every": self.every,
+                "stats_every": self.stats_every,
+                "notes": [note for note in (self._untrained(), self._lagging()) if note],
+            }
         return {
-            "reludiag": version("reludiag"),
-            "torch": torch.__version__,
-            "model": type(self.model).__name__,
-            "optimizers": [type(optimizer).__name__ for optimizer in self._optimizers],
-            "every": self.every,
-            "stats_every": self.stats_every,
+            **self._settings,
             "probe_samples": self._probe_samples,
             "evaluation_calls": self._evaluation_calls,
-            "notes": notes,
+            "notes": [*self._blind_spots, *self._settings["notes"]],
             "status": status,
         }
 
@@ -308,6 +342,7 @@ class Monitor:
         }
 
     def _detach(self) -> None:
+        self._wake()
         self._capture.detach()
         for handle in self._handles:
             handle.remove()
@@ -366,24 +401,32 @@ class _Window:
         units, signed = site.units or 0, site.rectifier.signed
         self._stats = UnitStats.empty(units, device, dtype, signed)
         self._liveness = Liveness(units, device, dtype, signed) if site.rectifier.can_die else None
-        self._samples = 0
+        self.samples = 0
 
-    def add(self, call: Call, counting: bool) -> None:
-        """One call in training: liveness always, all statistics where `counting`."""
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to be learned of liveness."""
+        return self._liveness is None or self._liveness.done
+
+    def add(self, call: Call, counting: bool, asks: bool) -> None:
+        """One call in training: liveness always, all statistics where `counting`.
+
+        Of the pre-activation where it `asks`.
+        """
         live = self._liveness
-        self._samples += call.rows
-        if not counting and (live is None or live.done):
+        self.samples += call.rows
+        if self.done and not counting:
             return
         x = call.output()
         if x is None:
             return
-        before = call.before() if counting else None
-        if x.device != self._stats.total.device:  # the model was moved meanwhile
-            x = x.to(self._stats.total.device)
+        before = call.before() if asks else None
+        if x.device != self._stats.sums.device:  # the model was moved meanwhile
+            x = x.to(self._stats.sums.device)
             before = None if before is None else before.to(x.device)
         if counting:
             highest = self._stats.update(x, before)
-            if live is not None:
+            if live is not None and not live.done:
                 live.note(highest)
         elif live is not None:
             live.observe(x)
@@ -392,11 +435,11 @@ class _Window:
         """On the host, for the recording."""
         counts = self._stats.counts()
         if self._liveness is None:
-            return replace(counts, samples=self._samples)
+            return replace(counts, samples=self.samples)
         silent, nonfinite = self._liveness.mask()
         return replace(
             counts,
-            samples=self._samples,
+            samples=self.samples,
             silent=silent,
             nonfinite=nonfinite | counts.nonfinite,
         )

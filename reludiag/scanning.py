@@ -166,7 +166,7 @@ class Scanner:
             raise ModelError(no_rectifier(self.model))
         self._unit_axes = dict(unit_axes or {})
         self._stats: dict[int, UnitStats] = {}
-        self._capture = Capture(self.model, self._receive, lambda training: True, unit_axes)
+        self._capture = Capture(self.model, self._receive, lambda training, site: True, unit_axes)
 
     def run(
         self,

@@ -56,6 +56,14 @@ class Layout:
         """Found in a batch of one sample, where any axis of length one could be the samples'."""
         return self.sample is not None and self.sample.size == 1
 
+    def rows(self, shape: tuple[int, ...], samples: int | None) -> int:
+        """Number of samples in an output of this shape; 1 where they cannot be told apart."""
+        if self.sample is None:
+            return 1
+        size = self.sample.size if samples is None else samples
+        found = _refit(self.sample, size, self.shape, shape)
+        return 1 if found is None else found.size
+
     def fits(self, output: Tensor) -> bool:
         """Whether a later output, of other sizes perhaps, has as many units in the same place."""
         shape = output.shape

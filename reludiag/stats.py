@@ -1,7 +1,7 @@
 """What is accumulated per unit, on the model's device, and how two windows of it merge.
 
-Counts are int64 and sums are float64: float32 counters stop at 2**24. Nothing here waits for a
-GPU, and no activation is kept. A unit takes 44 bytes (52 if it can be negative; 60 and 68 in
+Counts and sums are float64, exact up to 2**53: float32 counters stop at 2**24. Nothing here waits
+for a GPU, and no activation is kept. A unit takes 44 bytes (52 if it can be negative; 12 more in
 double precision), and 4 more (8) while its liveness is watched.
 """
 
@@ -22,10 +22,13 @@ Counts = np.ndarray[Any, np.dtype[np.int64]]
 Reals = np.ndarray[Any, np.dtype[np.float64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
+# Rows of the sums.
+_ACTIVE, _FIRED, _TOTAL, _SQUARE, _ABSOLUTE = range(5)
+
 
 @dataclass
 class UnitStats:
-    """Running statistics of one site's units. Tensors have shape `[unit]`."""
+    """Running statistics of one site's units. Tensors have shape `[unit]`, but for `sums`."""
 
     samples: int
     positions: int
@@ -33,17 +36,10 @@ class UnitStats:
     calls: int
     signed: bool
     """Whether a unit also fires where it is negative, as a hard-swish does."""
-    fired: Tensor
-    """int64: samples in which the unit fired at one position or more."""
-    active: Tensor
-    """int64: positions at which it fired."""
-    total: Tensor
-    """float64: sum of the activations."""
-    total_absolute: Tensor
-    """float64: sum of their absolute values; the same tensor as `total` where nothing is
-    negative."""
-    total_square: Tensor
-    """float64: sum of their squares."""
+    sums: Tensor
+    """float64 `[row, unit]`: positions at which the unit fired; samples in which it did, at one
+    position or more; sum of the activations; of their squares; and, where they can be negative,
+    of their absolute values."""
     maximum: Tensor
     """-inf before the first sample, NaN once one was seen."""
     minimum: Tensor
@@ -61,77 +57,63 @@ class UnitStats:
         signed: bool = False,
     ) -> "UnitStats":
         """Before the first sample of activations of `dtype`."""
+        fine, inf = _fine(dtype), float("inf")
+        with torch.inference_mode(False):  # they are written to outside as well
+            return cls(
+                samples=0,
+                positions=0,
+                calls=0,
+                signed=signed,
+                sums=torch.zeros((4 + signed, units), dtype=torch.float64, device=device),
+                maximum=torch.full((units,), -inf, dtype=fine, device=device),
+                minimum=torch.full((units,), inf, dtype=fine, device=device),
+                before_maximum=torch.full((units,), -inf, dtype=torch.float32, device=device),
+            )
 
-        def full(value: float, kind: torch.dtype) -> Tensor:
-            with torch.inference_mode(False):  # it is written to outside as well
-                return torch.full((units,), value, dtype=kind, device=device)
-
-        count, real, inf = torch.int64, torch.float64, float("inf")
-        fine = _fine(dtype)
-        total = full(0, real)
-        return cls(
-            samples=0,
-            positions=0,
-            calls=0,
-            signed=signed,
-            fired=full(0, count),
-            active=full(0, count),
-            total=total,
-            total_absolute=full(0, real) if signed else total,
-            total_square=full(0, real),
-            maximum=full(-inf, fine),
-            minimum=full(inf, fine),
-            before_maximum=full(-inf, torch.float32),
-        )
-
-    @torch.no_grad()
     def update(self, x: Tensor, before: Tensor | None = None) -> Tensor:
-        """Add one call's output, `[sample, unit, position]`, which is not empty.
+        """Add one call's output, which is not empty nor in a graph.
 
+        It is `[sample, unit, position]`, or `[sample, unit]` where there is one position.
         `before` is its pre-activation, of the same shape, where it can be had. Returns the
         largest magnitude of each unit in this call, NaN where one was seen.
         """
-        samples, _, positions = x.shape
+        samples, positions = len(x), 1 if x.ndim == 2 else x.shape[2]
         self.calls += 1
         self.samples += samples
         self.positions += samples * positions
         highest: Tensor | None = None
         lowest: Tensor | None = None
-        active = torch.zeros_like(self.total)
         for piece in _pieces(x):
-            part = _reduced(piece, self.signed)
-            highest = part.maximum if highest is None else torch.maximum(highest, part.maximum)
-            if part.minimum is not None:
-                lowest = part.minimum if lowest is None else torch.minimum(lowest, part.minimum)
-            active += part.active
-            self.fired += part.fired
-            self.total += part.total
-            self.total_square += part.square
-            if self.signed:
-                self.total_absolute += part.absolute
+            part, high, low = _reduced(piece, self.signed)
+            self.sums.add_(part)
+            highest = high if highest is None else torch.maximum(highest, high)
+            if low is not None:
+                lowest = low if lowest is None else torch.minimum(lowest, low)
         assert highest is not None
-        self.active += active.long()
-        torch.maximum(self.maximum, highest.to(self.maximum.dtype), out=self.maximum)
-        if lowest is None and (x.is_cuda or bool((self.active == self.positions).any())):
+        _raise(self.maximum, highest)
+        if lowest is None and (x.is_cuda or self._always_on()):
             lowest = _lowest(x)
         if lowest is not None:
             torch.minimum(self.minimum, lowest.to(self.minimum.dtype), out=self.minimum)
         if before is not None:
-            torch.maximum(self.before_maximum, highest_of(before).float(), out=self.before_maximum)
+            _raise(self.before_maximum, highest_of(before))
         return torch.maximum(highest, -lowest) if self.signed and lowest is not None else highest
+
+    def _always_on(self) -> bool:
+        """Whether a unit fired at every position."""
+        return bool(self.sums[_ACTIVE].cpu().numpy().max(initial=0.0) == self.positions)
 
     def counts(self) -> "UnitCounts":
         """The same as plain arrays in the host's memory; every sample was watched."""
-
-        def array(tensor: Tensor) -> Any:
-            return (
-                tensor.double().cpu().numpy()
-                if tensor.is_floating_point()
-                else (tensor.cpu().numpy())
-            )
-
-        fired, active = array(self.fired), array(self.active)
-        maximum, minimum = array(self.maximum), array(self.minimum)
+        sums = self.sums.cpu().numpy().copy()
+        maximum, minimum, before_maximum = (
+            tensor.cpu().numpy().astype(np.float64)
+            for tensor in (self.maximum, self.minimum, self.before_maximum)
+        )
+        counts = sums[: _FIRED + 1]
+        if np.isnan(maximum).any():  # a NaN is no number of samples
+            counts = np.nan_to_num(counts)
+        active, fired = counts.astype(np.int64)
         if not self.signed:
             minimum = np.where(active < self.positions, np.fmin(minimum, 0.0), minimum)
         observed = self.samples > 0
@@ -144,12 +126,12 @@ class UnitStats:
             nonfinite=~(np.isfinite(maximum) & np.isfinite(minimum)) & observed,
             fired=fired,
             active=active,
-            total=array(self.total),
-            total_absolute=array(self.total_absolute),
-            total_square=array(self.total_square),
+            total=sums[_TOTAL],
+            total_absolute=sums[_ABSOLUTE if self.signed else _TOTAL],
+            total_square=sums[_SQUARE],
             maximum=maximum,
             minimum=minimum,
-            before_maximum=array(self.before_maximum),
+            before_maximum=before_maximum,
         )
 
 
@@ -164,48 +146,62 @@ class Liveness:
     def __init__(
         self, units: int, device: torch.device | str, dtype: torch.dtype, signed: bool
     ) -> None:
-        self.samples = 0
         self.signed = signed
+        self.done = False
+        """Whether every unit has fired."""
         with torch.inference_mode(False):
-            self.highest = torch.zeros(units, dtype=_fine(dtype), device=device)
+            self._highest = torch.zeros(units, dtype=_fine(dtype), device=device)
         """Largest magnitude seen, NaN once one was seen; of discharged units a lower bound."""
         self._left: Tensor | None = None  # the units to watch, all of them while None
+        self._of_left = self._highest
         self._calls = 0
-        self.done = False
 
-    @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Add one call's output, `[sample, unit, position]`."""
-        if self._left is None:
-            self.note(_magnitude(x, self.signed))
-            return
-        part = x.index_select(1, self._left)
-        seen = torch.maximum(
-            self.highest.index_select(0, self._left),
-            _magnitude(part, self.signed).to(self.highest.dtype),
-        )
-        self.highest.index_copy_(0, self._left, seen)
+        """Add one call's output, as `UnitStats.update` takes it."""
+        if self._left is not None:
+            x = x.index_select(1, self._left)
+        _raise(self._of_left, _magnitude(x, self.signed))
         self._count()
 
     def note(self, highest: Tensor) -> None:
         """The same from the largest magnitudes of a call, `[unit]`."""
-        torch.maximum(self.highest, highest.to(self.highest.dtype), out=self.highest)
+        if self._left is not None:
+            highest = highest.index_select(0, self._left)
+        _raise(self._of_left, highest)
         self._count()
 
     def _count(self) -> None:
         self._calls += 1
+        often = self._calls <= 8 or self._calls & (self._calls - 1) == 0
         # Asking a GPU which are left would make the step wait; there all units are read.
-        if self._calls & (self._calls - 1) or self.highest.device.type != "cpu":
+        if not often or self._highest.device.type != "cpu":
             return
-        left = (~(self.highest > 0)).nonzero()[:, 0]
+        seen = self._of_left.numpy()
+        left = np.flatnonzero(~(seen > 0))
         self.done = len(left) == 0
-        if len(left) * _FEW <= len(self.highest):
-            self._left = left
+        if self.done or len(left) * _FEW > len(self._highest) or len(left) == len(seen):
+            return
+        self._write_back()
+        chosen = torch.from_numpy(left)
+        self._left = chosen if self._left is None else self._left[chosen]
+        self._of_left = self._of_left[chosen]
+
+    def _write_back(self) -> None:
+        if self._left is not None:
+            self._highest.index_copy_(0, self._left, self._of_left)
 
     def mask(self) -> tuple[Mask, Mask]:
         """(silent, not finite) of each unit."""
-        highest = self.highest.double().cpu().numpy()
+        self._write_back()
+        highest = self._highest.cpu().numpy()
         return ~(highest > 0), ~np.isfinite(highest)
+
+
+def _raise(running: Tensor, highest: Tensor) -> None:
+    """Take a call's maxima, `[unit]`, into the running ones."""
+    if highest.dtype != running.dtype:
+        highest = highest.to(running.dtype)
+    torch.maximum(running, highest, out=running)
 
 
 def _either(a: Mask, b: Mask) -> Mask:
@@ -255,17 +251,17 @@ class UnitCounts:
 
 
 def highest_of(x: Tensor) -> Tensor:
-    """Maximum of `[sample, unit, position]` for each unit, NaN where there is one."""
-    if x.shape[2] == 1:
-        return x[..., 0].amax(dim=0)
+    """Maximum of each unit, NaN where there is one; of what `UnitStats.update` takes."""
+    if x.ndim == 2:
+        return x.amax(dim=0)
     if x.stride(2) == 1:  # positions first, then samples: two to three times as fast as at once
         return x.amax(dim=2).amax(dim=0)
     return x.amax(dim=(0, 2))
 
 
 def _lowest(x: Tensor) -> Tensor:
-    if x.shape[2] == 1:
-        return x[..., 0].amin(dim=0)
+    if x.ndim == 2:
+        return x.amin(dim=0)
     return x.amin(dim=2).amin(dim=0) if x.stride(2) == 1 else x.amin(dim=(0, 2))
 
 
@@ -291,22 +287,9 @@ def _fine(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-@dataclass
-class _Part:
-    """What one piece of a call adds, each `[unit]`."""
-
-    fired: Tensor
-    active: Tensor
-    total: Tensor
-    square: Tensor
-    absolute: Tensor
-    maximum: Tensor
-    minimum: Tensor | None
-
-
 def _pieces(x: Tensor) -> Iterator[Tensor]:
     """`x` cut along its samples so that a piece stays in the cache while it is read again."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or x.numel() <= _PIECE:
         return iter((x,))
     return iter(torch.split(x, max(1, _PIECE * len(x) // x.numel())))
 
@@ -315,83 +298,61 @@ class _Scratch(threading.local):
     """Memory that is written again and again: fresh pages cost more than the arithmetic."""
 
     def __init__(self) -> None:
-        self.given: dict[tuple[torch.dtype, int], Tensor] = {}
+        self._memory: dict[tuple[torch.dtype, int], Tensor] = {}
+        self._views: dict[tuple[torch.dtype, int, torch.Size], Tensor] = {}
 
     def like(self, x: Tensor, index: int, dtype: torch.dtype) -> Tensor:
         """Memory of the shape of `x`, of which every element will be written."""
         if x.device.type != "cpu" or x.numel() > 4 * _PIECE:
             return torch.empty(x.shape, dtype=dtype, device=x.device)
-        found = self.given.get((dtype, index))
-        if found is None:
-            with torch.inference_mode(False):
-                found = self.given[dtype, index] = torch.empty(4 * _PIECE, dtype=dtype)
-        return found[: x.numel()].view(x.shape)
+        key = (dtype, index, x.shape)
+        view = self._views.get(key)
+        if view is None:
+            memory = self._memory.get((dtype, index))
+            if memory is None:
+                with torch.inference_mode(False):
+                    memory = torch.empty(4 * _PIECE, dtype=dtype)
+                self._memory[dtype, index] = memory
+            if len(self._views) > 256:  # of shapes that are never the same
+                self._views.clear()
+            view = self._views[key] = memory[: x.numel()].view(x.shape)
+        return view
 
 
 _scratch = _Scratch()
 
 
-def _reduced(x: Tensor, signed: bool) -> _Part:
-    """The sums and extremes of one piece, `[sample, unit, position]`.
+def _reduced(x: Tensor, signed: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows of sums of one piece, its maxima and, if signed, minima.
 
-    Within a piece float32 is fine: its counts are exact up to 2**24.
+    Within a piece float32 is fine: its counts are exact up to 2**24. But of values that cancel it
+    would leave its rounding.
     """
-    positions, dim = x.shape[2], 2
-    if positions > 1 and x.stride(2) != 1:
+    rows_only = x.ndim == 2
+    dim = 0 if rows_only else 2
+    if not rows_only and x.stride(2) != 1:
         x, dim = x.transpose(1, 2), 1  # where units lie together, they are the last axis
     if x.dtype in _HALVES:
         x = _scratch.like(x, 0, torch.float32).copy_(x)
     work = _scratch.like(x, 1, x.dtype)
-    if positions == 1:
-        return _reduced_rows(x[..., 0], work[..., 0], signed)
-    active = _marked(x, work, signed).sum(dim=dim)
+    # By the sign: it beats a mask by five times, since no reduction is vectorised for bytes.
+    marks = torch.sign(x, out=work)
+    active = (marks.abs_() if signed else marks).sum(dim=dim)
+    total = x.sum(dim=dim, dtype=torch.float64 if signed else None)
+    absolute = torch.abs(x, out=work).sum(dim=dim) if signed else None
+    if rows_only or dim == 1:
+        square = torch.mul(x, x, out=work).sum(dim=dim)
+    else:
+        square = torch.linalg.vector_norm(x, dim=dim).square_()
     highest = x.amax(dim=dim)
     lowest = x.amin(dim=dim) if signed else None
-    fires = highest if lowest is None else torch.maximum(highest, -lowest)
-    # Of values that cancel, float32 would leave its rounding.
-    total = x.sum(dim=dim, dtype=torch.float64 if signed else None).sum(dim=0, dtype=torch.float64)
-    absolute = total
-    if signed:
-        absolute = torch.abs(x, out=work).sum(dim=dim).sum(dim=0, dtype=torch.float64)
-    return _Part(
-        fired=(fires > 0).sum(dim=0),
-        active=active.sum(dim=0, dtype=torch.float64),
-        total=total,
-        square=torch.linalg.vector_norm(x, dim=dim).double().square_().sum(dim=0),
-        absolute=absolute,
-        maximum=highest.amax(dim=0),
-        minimum=None if lowest is None else lowest.amin(dim=0),
-    )
-
-
-def _reduced_rows(x: Tensor, work: Tensor, signed: bool) -> _Part:
-    """The same of `[sample, unit]`."""
-    active = _column_sums(_marked(x, work, signed))
-    total = x.sum(dim=0, dtype=torch.float64) if signed else _column_sums(x)
-    return _Part(
-        fired=active.long(),
-        active=active,
-        total=total,
-        square=_column_sums(torch.mul(x, x, out=work)),
-        absolute=_column_sums(torch.abs(x, out=work)) if signed else total,
-        maximum=x.amax(dim=0),
-        minimum=x.amin(dim=0) if signed else None,
-    )
-
-
-def _marked(x: Tensor, work: Tensor, signed: bool) -> Tensor:
-    """1 where a unit fires, else 0.
-
-    By the sign: it beats a mask by five times, since no reduction is vectorised for bytes.
-    """
-    sign = torch.sign(x, out=work)
-    return sign.abs_() if signed else sign
-
-
-def _column_sums(x: Tensor) -> Tensor:
-    """Sums of the columns of `[row, unit]`, in float64."""
-    exact = torch.get_float32_matmul_precision() == "highest"
-    if x.device.type != "cpu" or not exact or torch.is_autocast_enabled("cpu"):
-        return x.sum(dim=0, dtype=torch.float64)
-    # A product beats a sum by two times, where it is not made in a lesser precision.
-    return (torch.ones(1, len(x), dtype=x.dtype) @ x)[0].double()
+    if rows_only:
+        fired = active
+    else:
+        fired = torch.sign(highest if lowest is None else torch.maximum(highest, -lowest))
+    rows = torch.stack([active, fired, total, square, *([] if absolute is None else [absolute])])
+    if not rows_only:
+        rows = rows.sum(dim=1, dtype=torch.float64)
+        highest = highest.amax(dim=0)
+        lowest = None if lowest is None else lowest.amin(dim=0)
+    return rows, highest, lowest

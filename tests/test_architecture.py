@@ -17,6 +17,7 @@ LINE = [
     "provenance",
     "sites",
     "functional",
+    "hooks",
     "capture",
     "stats",
     "recording",

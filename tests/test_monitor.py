@@ -511,6 +511,7 @@ for trial in range(20):
     if not child:
         train(path, acknowledged, trial % 2)
     while not os.path.getsize(path + ".acknowledged"):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "training failed"
         time.sleep(0.01)
     time.sleep(rng.random())
     os.kill(child, signal.SIGKILL)
