@@ -68,7 +68,7 @@ class RectifierMode(TorchFunctionMode):
             before = self._parts.rectified(operator, args)
             if before is not None and before.is_floating_point():
                 return self._on_call(
-                    Rectifier(operator, can_die=True),
+                    Rectifier(operator, can_die=True, passes=True),
                     before,
                     name.endswith("_"),
                     lambda: func(*args, **kwargs),

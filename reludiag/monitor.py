@@ -399,7 +399,7 @@ class _Window:
 
     def __init__(self, site: Site, device: torch.device, dtype: torch.dtype) -> None:
         units, signed = site.units or 0, site.rectifier.signed
-        self._stats = UnitStats.empty(units, device, dtype, signed)
+        self._stats = UnitStats.empty(units, device, dtype, signed, site.rectifier.passes)
         self._liveness = Liveness(units, device, dtype, signed) if site.rectifier.can_die else None
         self.samples = 0
 

@@ -24,6 +24,8 @@ class Rectifier:
     """Whether it has a region in which its gradient is zero and its output is 0."""
     signed: bool = False
     """Its output may be negative outside that region, so that a unit fires where it is not 0."""
+    passes: bool = False
+    """Its output is its input wherever it fires."""
 
 
 def is_zero(value: Any) -> bool:
@@ -67,15 +69,20 @@ class _Row:
     module: type[nn.Module] | None = None
     operators: tuple[str, ...] = ()
     signed: bool = False
+    passes: bool = False
     module_if: Callable[[Any], bool] = _always
     operator_if: Callable[[Arguments, Keywords], bool] = _always
+
+    def rectifier(self, activation: str) -> Rectifier:
+        """What is described, by its name in reports."""
+        return Rectifier(activation, bool(self.zero_gradient), self.signed, self.passes)
 
 
 # The first row that matches describes a module or an operator.
 # In each of these regions the output is exactly 0; ReLU6 and its like are flat above as well.
 RECTIFIERS: tuple[_Row, ...] = (
     _Row("x <= 0, x >= 6", nn.ReLU6, ("relu6",)),
-    _Row("x <= 0", nn.ReLU, ("relu",)),
+    _Row("x <= 0", nn.ReLU, ("relu",), passes=True),
     _Row(
         "x <= 0, x >= max_val",
         nn.Hardtanh,
@@ -87,6 +94,7 @@ RECTIFIERS: tuple[_Row, ...] = (
         "x <= threshold",
         nn.Threshold,
         ("threshold",),
+        passes=True,
         module_if=lambda m: m.value == 0 and m.threshold >= 0,
         operator_if=_threshold,
     ),
@@ -136,7 +144,7 @@ def rectifier_of(module: nn.Module) -> Rectifier | None:
     """How `module` is read, or None if it is no activation that reludiag knows."""
     for row in RECTIFIERS:
         if row.module is not None and isinstance(module, row.module) and row.module_if(module):
-            return Rectifier(type(module).__name__, bool(row.zero_gradient), row.signed)
+            return row.rectifier(type(module).__name__)
     return None
 
 
@@ -152,7 +160,7 @@ def rectifier_call(operator: str, args: Arguments, kwargs: Keywords) -> Rectifie
     rows = _BY_OPERATOR.get(operator.strip("_"))
     for row in rows or ():
         if row.operator_if(args, kwargs):
-            return Rectifier(operator.strip("_"), bool(row.zero_gradient), row.signed)
+            return row.rectifier(operator.strip("_"))
     return None
 
 

@@ -166,7 +166,7 @@ class Scanner:
             raise ModelError(no_rectifier(self.model))
         self._unit_axes = dict(unit_axes or {})
         self._stats: dict[int, UnitStats] = {}
-        self._capture = Capture(self.model, self._receive, lambda training, site: True, unit_axes)
+        self._capture = Capture(self.model, self._receive, self._wants_before, unit_axes)
 
     def run(
         self,
@@ -217,10 +217,13 @@ class Scanner:
             return
         stats = self._stats.get(call.site)
         if stats is None:
-            signed = self._capture.sites[call.site].rectifier.signed
-            stats = UnitStats.empty(x.shape[1], x.device, x.dtype, signed)
+            kind = self._capture.sites[call.site].rectifier
+            stats = UnitStats.empty(x.shape[1], x.device, x.dtype, kind.signed, kind.passes)
             self._stats[call.site] = stats
-        stats.update(x, call.before())
+        stats.update(x, call.before() if stats.asks else None)
+
+    def _wants_before(self, training: bool, site: int | None) -> bool:
+        return site is None or site not in self._stats or self._stats[site].asks
 
     def _findings(self) -> list[SiteFindings]:
         sites = self._capture.sites

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -83,6 +83,7 @@ special = st.sampled_from(
     st.booleans(),
 )
 @settings(max_examples=300, deadline=None)
+@example([[0.0] * 6, [0.0, 0.0, 0.0, 0.0, -0.0, -float("nan")]], torch.float16, False)
 def test_special_values_are_neither_missed_nor_taken_for_silence(
     calls: list[list[float]], dtype: torch.dtype, signed: bool
 ) -> None:

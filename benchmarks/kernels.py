@@ -1,0 +1,89 @@
+"""What each reduction costs, as a multiple of reading the tensor once.
+
+Method: one process, one thread. A read is `y.sum()` of the same tensor. All are timed in turn, in
+random order, over fresh activations each time; the medians of their ratios to the read of the same
+round are given. `observe` is the liveness of one batch: of all units, and with one unit in 16 left
+to watch. `update` is all statistics: firing counts, active positions, sum, sum of squares, maximum,
+and, in the second row, the maximum of the pre-activations. The plain spellings are for comparison.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from report import Table, write_section
+from torch import Tensor
+
+from reludiag.stats import Liveness, UnitStats
+
+ROUNDS = 60
+# Name, shape of the activations, permutation to [sample, unit, position].
+SHAPES = {
+    "rows [128, 1024]": ((128, 1024), (0, 1)),
+    "NCHW [64, 64, 32, 32]": ((64, 64, 1024), (0, 1, 2)),
+    "channels last, same": ((64, 1024, 64), (0, 2, 1)),
+    "NCHW [32, 256, 14, 14]": ((32, 256, 196), (0, 1, 2)),
+    "tokens [8, 128, 3072]": ((8, 128, 3072), (0, 2, 1)),
+}
+
+
+def kernels(x: Tensor, before: Tensor) -> dict[str, Callable[[], object]]:
+    """What is timed, of activations `[sample, unit]` or `[sample, unit, position]`."""
+    units, dtype = x.shape[1], x.dtype
+    stats = UnitStats.empty(units, dtype=dtype)
+    watching = Liveness(units, "cpu", dtype, signed=False)
+    few = Liveness(units, "cpu", dtype, signed=False)
+    awake = x.clone()
+    awake[:, : units // 16] = 0
+    awake[:, units // 16 :] += 1
+    few.observe(awake)
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    return {
+        "observe": lambda: watching.observe(x),
+        "observe, few left": lambda: few.observe(x),
+        "update": lambda: stats.update(x),
+        "update with maximum before": lambda: stats.update(x, before),
+        "x.amax(dims)": lambda: x.amax(dims),
+        "(x > 0).sum(dims)": lambda: (x > 0).sum(dims),
+        "x.count_nonzero(dims)": lambda: x.count_nonzero(dims),
+    }
+
+
+def measure(shape: tuple[int, ...], order: tuple[int, ...], dtype: torch.dtype) -> dict[str, float]:
+    """Name -> median multiple of a read."""
+    before = torch.randn(shape).to(dtype)
+    # Half of the units never fire, as in a sick network, and stay to be watched.
+    unit_axis = order.index(1) if len(order) == 2 else order[1]
+    before.narrow(unit_axis, 0, shape[unit_axis] // 2).abs_().neg_()
+    x = before.clamp(min=0).permute(order)
+    timed = {"read": lambda: x.sum(), **kernels(x, before.permute(order))}
+    ratios: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(ROUNDS):
+        seconds = {}
+        for name in random.sample(list(timed), len(timed)):
+            start = time.perf_counter()
+            timed[name]()
+            seconds[name] = time.perf_counter() - start
+        for name, taken in seconds.items():
+            ratios[name].append(taken / seconds["read"])
+    return {name: statistics.median(found) for name, found in ratios.items() if name != "read"}
+
+
+def main() -> None:
+    """Measure and write the table."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    table: Table | None = None
+    for name, (shape, order) in SHAPES.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            found = measure(shape, order, dtype)
+            table = table or Table("activations", "dtype", *found)
+            table.add(name, str(dtype)[6:], *(f"{value:.1f}" for value in found.values()))
+    assert table is not None
+    write_section("kernels", __doc__ or "", table)
+
+
+if __name__ == "__main__":
+    main()
