@@ -39,6 +39,8 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/startup.py
 
 # The picture at the top of the README, from a run of the demo.

@@ -48,7 +48,7 @@ UNIT_COLUMNS = (
     Column("producer", "str", "module whose weights feed the site"),
     Column("norm", "str", "BatchNorm between the two"),
     Column("rms_activation", "float64", "root of the mean square over samples and positions"),
-    Column("max_preactivation", "float64", "how far from firing, where it could be read"),
+    Column("max_preactivation", "float64", "how far from firing, where it was read"),
 )
 LEDGER_COLUMNS = (
     Column("born_dead", "boolean", "dead at step 0; empty if step 0 was not seen"),

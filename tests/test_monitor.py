@@ -408,6 +408,105 @@ def test_a_submodule_called_on_its_own_is_one_site() -> None:
     assert set(monitor.diagnose().units["samples"]) == {12}
 
 
+# What is not watched
+
+
+class Healthy(nn.Module):
+    """All of its units fire in every batch; on the way `left` or `right`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.relu = nn.Linear(8, 6), nn.Linear(8, 6), nn.ReLU()
+        self.frozen = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+        for linear in (self.left, self.right, self.frozen[0]):
+            nn.init.ones_(linear.bias)
+
+    def forward(self, x: Tensor, right: bool = False) -> Tensor:
+        return self.frozen(self.relu((self.right if right else self.left)(x)))
+
+
+@pytest.mark.parametrize("stats_every", [1, 7, 16])
+def test_every_sample_is_counted_though_a_healthy_network_is_hardly_watched(
+    stats_every: int,
+) -> None:
+    model = Healthy()
+    model.frozen.eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    seen = evaluated = 0
+    hooks = []
+    with reludiag.Monitor(model, optimizer, every=50, stats_every=stats_every) as monitor:
+        for step in range(150):
+            rows = 8 + step % 5
+            for _ in range(1 + step % 2):  # gradients are accumulated over two batches
+                model(torch.randn(rows, 8)).sum().backward()
+                seen += rows * (step >= 100)
+                evaluated += 1
+            optimizer.step()
+            if step % 3 == 0:
+                model.eval()
+                model(torch.randn(3, 8))
+                model.train()
+                model.frozen.eval()
+                evaluated += 2
+            hooks.append(len(model.relu._forward_hooks))
+    assert (0 in hooks) == (stats_every > 1)
+    assert not model.relu._forward_hooks and not model._forward_hooks
+    diagnosis = monitor.diagnose()
+    assert dict(zip(diagnosis.sites["site"], diagnosis.sites["samples"], strict=True)) == {
+        "relu": seen,
+        "frozen.1": 0,
+    }
+    assert any(f"{evaluated:,} rectifier calls in evaluation" in n for n in diagnosis.head.notes)
+    counted = {50: 50, 7: 7, 16: 3}.get(stats_every, 50)
+    assert diagnosis.units["counted"].iloc[0] == pytest.approx(counted * 15, rel=0.2)
+
+
+def test_a_path_not_yet_taken_keeps_the_model_watched() -> None:
+    model = Healthy()
+    with torch.no_grad():
+        model.right.bias[2] = -100.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with reludiag.Monitor(model, optimizer, every=100) as monitor:
+        for step in range(200):
+            model(torch.randn(8, 8), right=step in {5, 111}).sum().backward()
+            optimizer.step()
+    diagnosis = monitor.diagnose()
+    units = diagnosis.units.set_index("site")
+    assert set(units.loc["relu@left", "samples"]) == {99 * 8}
+    assert set(units.loc["relu@right", "samples"]) == {8}
+    assert list(units.loc["relu@right", "verdict"] == "dead") == [u == 2 for u in range(6)]
+
+
+def test_a_rectifier_that_was_never_called_keeps_the_model_watched() -> None:
+    model = Healthy()
+    model.late = nn.ReLU()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with reludiag.Monitor(model, optimizer, every=100) as monitor:
+        for step in range(100):
+            y = model(torch.randn(8, 8))
+            (model.late(y) if step == 77 else y).sum().backward()
+            optimizer.step()
+    sites = monitor.diagnose().sites.set_index("site")
+    assert sites.loc["late", "samples"] == 8
+
+
+def test_a_unit_that_dies_while_all_others_live_is_found_in_its_window() -> None:
+    model = Healthy()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with reludiag.Monitor(model, optimizer, every=50) as monitor:
+        for step in range(200):
+            model(torch.randn(8, 8)).sum().backward()
+            optimizer.step()
+            if step == 102:
+                with torch.no_grad():
+                    model.left.bias[4] = -100.0
+    units = monitor.diagnose().units
+    dead = units[units["verdict"] == "dead"]
+    assert list(zip(dead["site"], dead["unit"], dead["died_step"], strict=True)) == [
+        ("relu", 4, 200)
+    ]
+
+
 # What makes no sense
 
 
