@@ -263,6 +263,8 @@ class Capture:
         self._passes = 0
         self._wanders = False
         """Whether passes went different ways, or began elsewhere than at the model."""
+        self.traced = False
+        """Whether the hooks were called from compiled code, where functions are not seen."""
         self._resting: _Rest | None = None
         self._complete = 0, False
         """Whether all rectifiers were called, as of so many places."""
@@ -292,25 +294,49 @@ class Capture:
         return self._names
 
     @property
+    def followed(self) -> bool:
+        """Whether a whole forward was followed, so that no other needs to be."""
+        return self._followed
+
+    @property
+    def passes(self) -> int:
+        """Number of forwards seen."""
+        return self._passes
+
+    @property
+    def functional(self) -> bool:
+        """Whether the model calls rectifiers as functions."""
+        return self._functional
+
+    @property
     def elsewhere(self) -> bool:
         """Whether part of a forward ran in another thread, where functions are not seen."""
         return self._elsewhere and self._functional
 
     def attach(self) -> None:
         """Register the hooks."""
-        begin, end, produced = Hook(self._begin), Hook(self._end), Hook(self._produced)
-        about_to, called = Hook(self._about_to), Hook(self._called)
+
+        def hook(target: Callable[..., None], reads: str | None = "") -> Hook:
+            return Hook(target, module, reads, self._note_traced)
+
         for module in self._entrances:
             self._handles += [
-                module.register_forward_pre_hook(begin, with_kwargs=True, prepend=True),
-                module.register_forward_hook(end, always_call=True),
+                module.register_forward_pre_hook(
+                    hook(self._begin, "input"), with_kwargs=True, prepend=True
+                ),
+                module.register_forward_hook(hook(self._end), always_call=True),
             ]
         for module in self._producers:
-            self._handles.append(module.register_forward_hook(produced))
+            self._handles.append(module.register_forward_hook(hook(self._produced)))
         for module in self._rectifiers:
             if getattr(module, "inplace", False):
-                self._handles.append(module.register_forward_pre_hook(about_to))
-            self._handles.append(module.register_forward_hook(called))
+                self._handles.append(
+                    module.register_forward_pre_hook(hook(self._about_to, reads=None))
+                )
+            self._handles.append(module.register_forward_hook(hook(self._called, "output")))
+
+    def _note_traced(self) -> None:
+        self.traced = True
 
     def rest(self, known: Collection[int]) -> None:
         """Watch nothing for now but how many samples come: there is nothing else to learn of them.
@@ -322,6 +348,7 @@ class Capture:
         if (
             self._resting is not None
             or self._wanders
+            or self.traced  # compiled code does not see that hooks come and go
             or self._passes < _SETTLED
             or not self.model.training
             or not self._all_seen()
@@ -401,14 +428,14 @@ class Capture:
         values = [*args, *kwargs.values()]
         now.samples = rows_of(values)
         # An empty batch has no coordinates to follow.
-        follow = not self._followed and now.samples != 0 and not is_transformed()
+        follow = not (self._followed or self.traced) and now.samples != 0 and not is_transformed()
         if follow:
             self.unobserved.clear()
             now.following = ProvenanceMode(self.model, self._operator)
             if now.samples is not None:
                 now.following.mark_inputs(tensors_in(values), now.samples)
             now.following.__enter__()  # type: ignore[no-untyped-call]
-        if self._functional or follow:
+        if (self._functional and not self.traced) or follow:
             now.mode = RectifierMode(self._called_as_function)
             now.mode.__enter__()  # type: ignore[no-untyped-call]
 

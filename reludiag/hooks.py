@@ -1,5 +1,13 @@
-"""Where hooks go in a model, and what can be asked of the forward pass that they are called in."""
+"""Where hooks go in a model, and what can be asked of the forward pass that they are called in.
 
+In a model that torch.compile compiles, a hook is traced, and our code is nothing to trace: there it
+becomes a call of one operator that the compiler does not look into, and that calls the hook.
+"""
+
+import contextlib
+import itertools
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,15 +22,84 @@ CALL = nn.Module._call_impl.__code__
 INNER = next(c for c in CALL.co_consts if getattr(c, "co_name", None) == "inner")
 
 
-class Hook:
-    """A hook that a copy of the model does not take along: copied or unpickled, it does nothing."""
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """While entered, what torch.compile compiled runs as it was written."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
-    def __init__(self, target: Callable[..., None] | None) -> None:
-        self._target = target
+
+def forget_compiled() -> None:
+    """Have everything compiled anew: code that was compiled before does not see new hooks."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.utils.counters["stats"]["unique_graphs"]:
+        dynamo.reset()
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model, or part of it, is known to be compiled."""
+    return any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
+
+
+_numbers = itertools.count()
+_hooks: weakref.WeakValueDictionary[int, "Hook"] = weakref.WeakValueDictionary()
+# Written to by the operator, so that compilers keep its calls, and in their order.
+_order = torch.zeros(1)
+
+
+@torch.library.custom_op("reludiag::hook", mutates_args={"order"})
+def _call_hook(order: Tensor, number: int, seen: list[Tensor]) -> None:
+    hook = _hooks.get(number)
+    if hook is not None:  # compiled code outlives its hooks
+        hook.traced(seen)
+
+
+class Hook:
+    """A hook that a copy of the model does not take along: copied or unpickled, it does nothing.
+
+    `target` is called as PyTorch calls the hook. From compiled code it is called with the tensors
+    that it `reads`: the first "input", or the "output"; a hook that reads None is left out there.
+    """
+
+    def __init__(
+        self,
+        target: Callable[..., None] | None,
+        module: nn.Module | None = None,
+        reads: str | None = "",
+        was_traced: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._target, self._module, self._reads = target, module, reads
+        self._was_traced = was_traced
+        self._number = next(_numbers)
+        _hooks[self._number] = self
 
     def __call__(self, *args: Any) -> None:
-        if self._target is not None:
+        """As PyTorch calls it: of the module, its arguments, keywords and output, where asked."""
+        if torch.compiler.is_dynamo_compiling():
+            if self._reads is None:
+                return
+            seen: list[Tensor] = []
+            if self._reads == "input":
+                seen = [value.detach() for value in args[1][:1] if isinstance(value, Tensor)]
+            elif self._reads == "output" and isinstance(args[-1], Tensor):
+                seen = [args[-1].detach()]
+            _call_hook(_order, self._number, seen)
+        elif self._target is not None:
             self._target(*args)
+
+    def traced(self, seen: list[Tensor]) -> None:
+        """As compiled code calls it."""
+        if self._target is None:
+            return
+        self._was_traced()
+        if self._reads == "input":
+            self._target(self._module, tuple(seen), {})
+        else:
+            self._target(self._module, (), seen[0] if seen else ())
 
     def __deepcopy__(self, memo: Any) -> "Hook":
         return Hook(None)

@@ -24,6 +24,7 @@ from reludiag.diagnosis import Diagnosis, SiteFindings
 from reludiag.errors import ModelError, UsageError
 from reludiag.functional import may_rectify
 from reludiag.history import diagnose_run, load
+from reludiag.hooks import forget_compiled, is_compiled, uncompiled
 from reludiag.recording import RecordingWriter, SiteState
 from reludiag.scanning import Scanner, blind_spots, no_rectifier
 from reludiag.sites import Site
@@ -46,8 +47,11 @@ class Monitor:
     other statistics are of the batches of every `stats_every`-th step, 1 for all. `unit_axes` is
     as in `scan`.
 
+    A model may be compiled by torch.compile, before or later. Its first step is not, and where it
+    calls rectifiers as functions it runs uncompiled until the end.
+
     Raises UsageError for settings that make no sense, ModelError for a model that cannot hold a
-    rectifier or a compiled one, RecordingError if `path` exists (unless `overwrite`) or cannot be
+    rectifier, RecordingError if `path` exists (unless `overwrite`) or cannot be
     written.
     """
 
@@ -73,11 +77,8 @@ class Monitor:
                 raise UsageError(
                     f"{name}={value} was given; expected a whole number of steps from 1 up"
                 )
-        if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
-            raise ModelError(
-                "the model is compiled, and hooks do not reach compiled code. Monitor the model "
-                "before torch.compile, or scan its checkpoints"
-            )
+        self._compiled = is_compiled(model)
+        model = getattr(model, "_orig_mod", model)
         if not may_rectify(model):
             raise ModelError(no_rectifier(model))
         self.model = model
@@ -117,6 +118,7 @@ class Monitor:
                 "another copy of it?"
             )
         self._handles: list[RemovableHandle] = []
+        self._uncompiled: contextlib.AbstractContextManager[Any] | None = None
         self._writer: RecordingWriter | None = None
         self._broken = False
 
@@ -129,6 +131,9 @@ class Monitor:
             if self._probe is not None:
                 self._snapshot()
             else:
+                # Compiled code shows neither where units are nor the functions that it calls.
+                self._uncompiled = uncompiled()
+                self._uncompiled.__enter__()
                 self._capture.attach()
             last = len(self._optimizers) - 1
             for index, optimizer in enumerate(self._optimizers):
@@ -213,6 +218,15 @@ class Monitor:
         if self._step < self._rest_until:
             return
         self._capture.reset()
+        if self._uncompiled is not None and self._capture.followed:
+            self._compile()
+        if self._step == 1 and self._probe is None and not self._capture.passes:
+            warnings.warn(
+                "reludiag: no forward of the monitored model was seen before the first step. Is it "
+                "another copy that is trained?",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         if self._step % self.every == 0:
             self._snapshot()
         # At even distances in the window, the first of its steps always among them.
@@ -226,6 +240,17 @@ class Monitor:
                 place = self._step % self.every
                 ahead = -(-self.every * (place * counted // self.every + 1) // counted) - place
                 self._rest_until = self._step + ahead
+
+    def _compile(self) -> None:
+        """Let compiled code run from now on, with the hooks in it."""
+        if not (self._compiled and self._capture.functional):
+            self._end_uncompiled()
+            forget_compiled()
+
+    def _end_uncompiled(self) -> None:
+        if self._uncompiled is not None:
+            self._uncompiled.__exit__(None, None, None)
+            self._uncompiled = None
 
     def _wake(self) -> None:
         for site, training, calls, samples in self._capture.wake():
@@ -295,7 +320,9 @@ class Monitor:
                 "optimizers": [type(optimizer).__name__ for optimizer in self._optimizers],
                 "every": self.every,
                 "stats_every": self.stats_every,
-                "notes": [note for note in (self._untrained(), self._lagging()) if note],
+                "notes": [
+                    note for note in (self._untrained(), self._lagging(), self._slowed()) if note
+                ],
             }
         return {
             **self._settings,
@@ -327,6 +354,15 @@ class Monitor:
             "behind: a unit dead there may fire in training."
         )
 
+    def _slowed(self) -> str | None:
+        """The sentence on a model that cannot be watched as compiled code."""
+        if self._probe is not None or not (self._compiled and self._capture.functional):
+            return None
+        return (
+            "The model calls rectifiers as functions, which compiled code does not show: it ran "
+            "uncompiled. With a probe it would not have to."
+        )
+
     def _map_param_groups(self) -> dict[str, str]:
         """Path of each module with weights -> the group that trains it."""
         owners = {
@@ -344,6 +380,7 @@ class Monitor:
     def _detach(self) -> None:
         self._wake()
         self._capture.detach()
+        self._end_uncompiled()
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -19,6 +19,7 @@ from reludiag.diagnosis import Diagnosis, Head, SiteFindings, diagnose
 from reludiag.errors import DataError, ModelError, UsageError
 from reludiag.functional import functional_calls, may_rectify
 from reludiag.history import checkpoint_timeline
+from reludiag.hooks import uncompiled
 from reludiag.loading.checkpoints import Checkpoint, load_weights
 from reludiag.loading.data import batches_of, input_tensors, model_arguments
 from reludiag.loading.specs import user_code_error
@@ -186,7 +187,7 @@ class Scanner:
         if total is not None and limit is not None:
             total = min(total, limit)
         done = samples = 0
-        with as_it_was(model), torch.no_grad():
+        with as_it_was(model), torch.no_grad(), uncompiled():
             model.train(train_mode)
             capture.attach()
             try:
@@ -299,6 +300,11 @@ def blind_spots(capture: Capture) -> list[str]:
         spots.append(
             f"Left out: {capture.transformed:,} rectifier calls inside torch.func transforms "
             "(vmap, grad, jvp), which cannot be read from outside."
+        )
+    if capture.traced and capture.functional:
+        spots.append(
+            "NOT OBSERVED: rectifiers called as functions, since the model was compiled. "
+            "Compile it before it is monitored."
         )
     if capture.elsewhere:
         spots.append(

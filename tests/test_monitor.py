@@ -240,6 +240,25 @@ def test_gradient_accumulation_counts_every_forward_of_a_step() -> None:
     assert set(monitor.diagnose().units["samples"]) == {2 * 3 * 4}
 
 
+def test_a_step_that_the_gradient_scaler_leaves_out_is_none() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    with reludiag.Monitor(model, optimizer, every=2) as monitor:
+        for batch in range(6):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(torch.randn(32, 8)).square().mean()
+            if batch in {1, 2}:
+                loss = loss * float("inf")
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert monitor.snapshots == [0, 2, 4]
+    samples = monitor.diagnose().timeline.set_index(["step", "site"])["samples"]
+    assert (samples[2, "1"], samples[4, "1"]) == (4 * 32, 2 * 32)
+
+
 def test_activation_checkpointing_is_counted_once() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
