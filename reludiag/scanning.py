@@ -335,9 +335,15 @@ def _scan_head(
     )
 
 
-def _eager(model: nn.Module) -> nn.Module:
-    """The model itself, without torch.compile's wrapper: hooks do not reach compiled code."""
+def _eager(model: Any) -> nn.Module:
+    """The model itself, without torch.compile's wrapper; an exported program as a module."""
+    if type(model).__name__ == "ExportedProgram":
+        from reludiag.loading.programs import program_module
+
+        model = program_module(model)
     model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{type(model).__name__} was given; expected a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "a TorchScript model takes no hooks: give the Python model it was made from, with "
@@ -384,9 +390,15 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index:
             f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
             for tensor in input_tensors((args, kwargs))
         )
+        advice = "Is the shape what its forward expects?"
+        if "Guard failed" in str(error):
+            advice = (
+                "A program takes the sizes that it was exported with: export it with "
+                "dynamic_shapes, or give only such batches (drop_last=True)."
+            )
         raise DataError(
             f"the model refused batch {index} of the data, of shape {shapes}:\n"
-            f"{type(error).__name__}: {error}\nIs the shape what its forward expects?"
+            f"{type(error).__name__}: {error}\n{advice}"
         ) from error
     except Exception as error:  # the user's forward may raise anything
         raise user_code_error("the model's forward", error) from error

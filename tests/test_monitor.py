@@ -546,8 +546,6 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         reludiag.Monitor(model, optimizer, probe=[])
     with pytest.raises(reludiag.ModelError, match="no rectifier"):
         reludiag.Monitor(nn.Linear(2, 2))
-    with pytest.raises(reludiag.ModelError, match="compiled"):
-        reludiag.Monitor(torch.compile(model), optimizer)
     with pytest.raises(reludiag.DataError, match="refused batch 0"):
         reludiag.Monitor(model, optimizer, probe=torch.randn(2, 3)).__enter__()
     assert not optimizer._optimizer_step_pre_hooks

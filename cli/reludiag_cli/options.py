@@ -15,8 +15,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="package.module:attribute or path/file.py:attribute, a model or what makes one. "
-        "This is code, and it is run.",
+        help="package.module:attribute or path/file.py:attribute, a model or what makes one, or a "
+        "torch.export program, file.pt2. This is code, and it is run.",
     ),
 ]
 ModelArg = Annotated[

@@ -158,7 +158,7 @@ def _reason(path: Path, error: Exception) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if any(name.endswith("models/model.json") for name in names):
-            return "it is a torch.export program; save model.state_dict() instead"
+            return "it is a torch.export program: give it as the MODEL"
         if not any(name.endswith("data.pkl") for name in names):
             shown = ", ".join(names[:3]) or "nothing"
             return f"it is a zip file of something else (it holds {shown})"

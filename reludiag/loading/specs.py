@@ -41,8 +41,15 @@ def parse_arguments(pairs: Iterable[str], option: str) -> dict[str, Any]:
 def load_model(spec: str, arguments: dict[str, Any] | None = None) -> nn.Module:
     """The model that `spec` names: a module object, or what a class or factory returns.
 
+    Of a file `*.pt2` it is the program in it.
     Raises ModelError if it cannot be found or is no module, UserCodeError if its code raises.
     """
+    if spec.endswith(".pt2"):
+        if arguments:
+            raise UsageError(f"{spec} is a program, so it takes no --model-arg")
+        from reludiag.loading.programs import load_program
+
+        return load_program(spec)
     found = load_attribute(spec)
     if not isinstance(found, nn.Module) or isinstance(found, type):
         if not callable(found):
