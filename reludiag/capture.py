@@ -10,8 +10,7 @@ import contextlib
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
 from types import FrameType
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from reludiag.calls import Call, Place, Reading, Rest, Turn, same_memory
 from reludiag.coordinates import Coordinate, Origin
 from reludiag.functional import RectifierMode, functional_calls
 from reludiag.hooks import (
@@ -26,6 +26,7 @@ from reludiag.hooks import (
     INNER,
     Hook,
     entrances,
+    forget_compiled,
     is_recomputed,
     is_transformed,
     rows_of,
@@ -37,7 +38,6 @@ from reludiag.sites import (
     Identity,
     Layout,
     Site,
-    arrange,
     find_layout,
     rectifier_modules,
     site_names,
@@ -49,158 +49,13 @@ _SETTLED = 32
 Receiver = Callable[["Call"], None]
 
 
-class Call:
-    """One call of a rectifier. Its tensors are the model's own memory: read them at once."""
-
-    __slots__ = ("_before", "_output", "_reading", "rows", "site", "training")
-
-    def __init__(
-        self,
-        site: int,
-        training: bool,
-        output: Tensor,
-        before: Tensor | None,
-        reading: "_Reading",
-    ) -> None:
-        self.site = site
-        """Index in `Capture.sites`."""
-        self.training = training
-        """The training flag of the module that called."""
-        self.rows = reading.rows
-        """Number of samples; 1 where they cannot be told apart."""
-        self._output, self._before, self._reading = output, before, reading
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the output."""
-        return self._output.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the output."""
-        return self._output.device
-
-    def output(self) -> Tensor | None:
-        """The output as `[sample, unit, position]`, without the last if there is one position.
-
-        None if it does not fit its site.
-        """
-        return self._reading.of(self._output)
-
-    def before(self) -> Tensor | None:
-        """The pre-activation likewise; None where it was overwritten before it was asked for."""
-        if self._before is None or self._before.shape != self._output.shape:
-            return None
-        return self._reading.of(self._before)
-
-
-class _Reading:
-    """How to read outputs of one shape: found once, then a single operator."""
-
-    __slots__ = ("layout", "rows", "samples", "shape", "size", "strides", "views")
-
-    def __init__(self, layout: Layout, shape: torch.Size, samples: int | None) -> None:
-        self.layout, self.shape, self.samples = layout, shape, samples
-        self.rows = layout.rows(tuple(shape), samples)
-        self.size: torch.Size | None = None
-        self.strides: tuple[int, ...] = ()
-        self.views: tuple[int, ...] = ()
-
-    def rows_of(self, samples: int | None) -> int:
-        """Number of samples in a call of a pass with so many."""
-        return self.rows if self.layout.sample is None or samples is None else samples
-
-    def of(self, tensor: Tensor) -> Tensor | None:
-        """`tensor`, of this shape, as `Call.output` gives it."""
-        tensor = tensor.detach()
-        strides = tensor.stride()
-        if self.size is not None and strides == self.strides:
-            if self.size == self.shape and strides == self.views:
-                return tensor
-            return tensor.as_strided(self.size, self.views)
-        arranged = arrange(tensor, self.layout, self.samples)
-        if arranged is not None and arranged.shape[2] == 1:
-            arranged = arranged[..., 0]
-        if self.size is None and arranged is not None and _same_memory(arranged, tensor):
-            self.size, self.strides, self.views = arranged.shape, strides, arranged.stride()
-        return arranged
-
-
-class _Turn:
-    """A call's place in the sequence of calls that a forward makes, and what was found of it."""
-
-    __slots__ = ("number", "operator", "ordinal", "owner", "place", "producer", "reading")
-
-    def __init__(
-        self, owner: nn.Module, operator: str, producer: nn.Module | None, number: int, ordinal: int
-    ) -> None:
-        self.owner, self.operator, self.producer = owner, operator, producer
-        self.number = number
-        """How many calls of the owner came before in this forward."""
-        self.ordinal = ordinal
-        """How many of these were fed by the same."""
-        self.place: _Place | None = None
-        self.reading: _Reading | None = None
-
-
-@dataclass
-class _Place:
-    """A site while it is being found."""
-
-    index: int
-    path: str
-    identity: Identity
-    rectifier: Rectifier
-    layout: Layout
-    label: str
-    producer: str | None
-    norm: str | None
-    numbers: set[int] = field(default_factory=set)
-    """Which call of its owner it was, in each of the forwards that it was seen in."""
-
-
-class _Rest(Hook):
-    """Counts the forwards of a model whose passes all make the same calls."""
-
-    def __init__(self, model: nn.Module, turns: Sequence[tuple[_Turn, bool]]) -> None:
-        super().__init__(None)
-        self._turns = turns
-        self._forwards: Counter[tuple[bool, int | None]] = Counter()
-        self._handle = model.register_forward_hook(self, with_kwargs=True)
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Of the model, after a forward."""
-        if is_recomputed() or is_transformed():
-            return
-        if args and isinstance(args[0], Tensor) and args[0].ndim:
-            samples: int | None = args[0].shape[0]
-        else:
-            samples = rows_of([*args, *kwargs.values()])
-        self._forwards[module.training, samples] += 1
-
-    def end(self) -> list[tuple[int, bool, int, int]]:
-        """(site, in training, calls, samples) of what was called since."""
-        self._handle.remove()
-        return [
-            (
-                turn.place.index,
-                training and in_training,
-                count,
-                count * turn.reading.rows_of(samples),
-            )
-            for (training, samples), count in self._forwards.items()
-            for turn, in_training in self._turns
-            if turn.place is not None and turn.reading is not None
-        ]
-
-
 class _Pass(threading.local):
     """The forward pass that a thread is in."""
 
     def __init__(self) -> None:
         self.depth = 0
         self.samples: int | None = None
-        self.turns: list[_Turn] = []
+        self.turns: list[Turn] = []
         """The calls of the last pass, which this one is expected to make as well."""
         self.turn = 0
         """Number of calls so far in this one."""
@@ -252,8 +107,8 @@ class Capture:
             if module not in self._rectifiers and any(True for _ in module.parameters(False)):
                 self._producers[module] = path
         self._entrances = list(entrances(model))
-        self._places: list[_Place] = []
-        self._found: dict[tuple[Any, ...], tuple[_Place, Layout]] = {}
+        self._places: list[Place] = []
+        self._found: dict[tuple[Any, ...], tuple[Place, Layout]] = {}
         self._names: list[Site] | None = None
         self._handles: list[RemovableHandle] = []
         self._functions = functional_calls(model)
@@ -265,7 +120,7 @@ class Capture:
         """Whether passes went different ways, or began elsewhere than at the model."""
         self.traced = False
         """Whether the hooks were called from compiled code, where functions are not seen."""
-        self._resting: _Rest | None = None
+        self._resting: Rest | None = None
         self._complete = 0, False
         """Whether all rectifiers were called, as of so many places."""
         self._elsewhere = False
@@ -361,7 +216,7 @@ class Capture:
         ):
             return
         self.detach()
-        self._resting = _Rest(self.model, turns)
+        self._resting = Rest(self.model, turns, self._note_traced)
 
     def _all_seen(self) -> bool:
         """Whether each rectifier that is known of was called."""
@@ -384,6 +239,8 @@ class Capture:
         calls = self._resting.end()
         self._resting = None
         self.attach()
+        if self.traced:
+            forget_compiled()
         return calls
 
     def detach(self) -> None:
@@ -568,7 +425,7 @@ class Capture:
                 if output.numel() == 0:
                     return
                 place, reading = self._look_up(turn, path, rectifier, output, samples)
-            if before is not None and _same_memory(before, output):
+            if before is not None and same_memory(before, output):
                 before = None
             call = Call(place.index, owner.training, output, before, reading)
             if now.following is None:
@@ -577,7 +434,7 @@ class Capture:
                 with now.following.paused():
                     self._receive(call)
 
-    def _next_turn(self, owner: nn.Module, operator: str) -> _Turn:
+    def _next_turn(self, owner: nn.Module, operator: str) -> Turn:
         """Where in the pass this call is. A pass that goes the way of the last is a comparison."""
         now = self._pass
         producer = now.producer
@@ -585,7 +442,7 @@ class Capture:
             self._wanders = True
             if self._open:
                 self._elsewhere = True
-            return _Turn(owner, operator, producer, 0, 0)
+            return Turn(owner, operator, producer, 0, 0)
         turns, index = now.turns, now.turn
         now.turn += 1
         if index < len(turns):
@@ -596,12 +453,12 @@ class Capture:
         self._wanders |= now.known > 0
         same = [turn for turn in turns if turn.owner is owner and turn.operator == operator]
         ordinal = sum(turn.producer is producer for turn in same)
-        turns.append(_Turn(owner, operator, producer, len(same), ordinal))
+        turns.append(Turn(owner, operator, producer, len(same), ordinal))
         return turns[index]
 
     def _look_up(
-        self, turn: _Turn, path: str, rectifier: Rectifier, output: Tensor, samples: int | None
-    ) -> tuple[_Place, _Reading]:
+        self, turn: Turn, path: str, rectifier: Rectifier, output: Tensor, samples: int | None
+    ) -> tuple[Place, Reading]:
         """The place of a call, and how to read it; found anew, or met for the first time."""
         following = self._pass.following
         key: tuple[Any, ...] = (turn.owner, turn.operator, turn.producer, turn.ordinal)
@@ -632,19 +489,19 @@ class Capture:
         if turn.number not in place.numbers:
             place.numbers.add(turn.number)
             self._names = None
-        turn.place, turn.reading = place, _Reading(layout, output.shape, samples)
+        turn.place, turn.reading = place, Reading(layout, output.shape, samples)
         return turn.place, turn.reading
 
     def _meet(
         self,
-        known: _Place | None,
+        known: Place | None,
         path: str,
         identity: Identity,
         number: int,
         rectifier: Rectifier,
         output: Tensor,
         samples: int | None,
-    ) -> tuple[_Place, Layout]:
+    ) -> tuple[Place, Layout]:
         """A call met for the first time: find its unit axis.
 
         Of a `known` one only the layout is found anew.
@@ -658,7 +515,7 @@ class Capture:
         )
         if known is not None:
             return known, layout
-        place = _Place(
+        place = Place(
             index=len(self._places),
             path=path,
             identity=identity,
@@ -706,7 +563,3 @@ class Capture:
         owner, hooked = self._owner()
         if not (hooked and owner in self._rectifiers):
             self.unobserved[self._paths[owner], name.strip("_")] += 1
-
-
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.data_ptr() == b.data_ptr() and a.numel() > 0)

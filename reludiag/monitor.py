@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from reludiag.capture import Call, Capture
+from reludiag.calls import Call
+from reludiag.capture import Capture
 from reludiag.diagnosis import Diagnosis, SiteFindings
 from reludiag.errors import ModelError, UsageError
 from reludiag.functional import may_rectify

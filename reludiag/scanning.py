@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from reludiag.capture import Call, Capture
+from reludiag.calls import Call
+from reludiag.capture import Capture
 from reludiag.diagnosis import Diagnosis, Head, SiteFindings, diagnose
 from reludiag.errors import DataError, ModelError, UsageError
 from reludiag.functional import functional_calls, may_rectify

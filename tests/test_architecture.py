@@ -18,6 +18,7 @@ LINE = [
     "sites",
     "functional",
     "hooks",
+    "calls",
     "capture",
     "stats",
     "recording",

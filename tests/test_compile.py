@@ -148,6 +148,27 @@ def test_there_is_one_graph_and_no_recompilation() -> None:
                for graph in graphs) == 1  # fmt: skip
 
 
+def test_a_model_that_is_compiled_in_the_middle_of_a_run_stays_watched() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
+    with torch.no_grad():
+        for linear in (model[0], model[2]):
+            linear.bias.fill_(3.0)  # type: ignore[union-attr]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with reludiag.Monitor(model, optimizer, every=100) as monitor:
+        train(model, optimizer, 140)  # nothing of it is watched any more, but on counted steps
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        train(compiled, optimizer, 60)
+        with torch.no_grad():
+            model[2].bias[4] = -100.0  # type: ignore[union-attr]
+        train(compiled, optimizer, 100)
+    diagnosis = monitor.diagnose()
+    dead = diagnosis.units[diagnosis.units["verdict"] == "dead"]
+    assert list(zip(dead["site"], dead["unit"], dead["died_step"], strict=True)) == [("3", 4, 300)]
+    assert set(diagnosis.timeline.query("step > 0")["samples"]) == {1600}
+
+
 @pytest.mark.parametrize("build", [Net, Functional])
 def test_a_probe_and_a_scan_look_at_a_compiled_model(build: Callable[[], nn.Module]) -> None:
     torch._dynamo.reset()
