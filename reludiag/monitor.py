@@ -463,10 +463,8 @@ class _Window:
             x = x.to(self._stats.sums.device)
             before = None if before is None else before.to(x.device)
         if counting:
-            highest = self._stats.update(x, before)
-            if live is not None and not live.done:
-                live.note(highest)
-        elif live is not None:
+            self._stats.update(x, before)
+        if live is not None:
             live.observe(x)
 
     def counts(self) -> UnitCounts:
