@@ -25,6 +25,7 @@ LINE = [
     "recording",
     "verdicts",
     "ledger",
+    "causes",
     "diagnosis",
     "history",
     "scanning",
