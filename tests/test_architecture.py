@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "reludiag"
 LINE = [
     "errors",
     "rectifiers",
+    "schemes",
     "loading",
     "coordinates",
     "provenance",
@@ -25,6 +26,7 @@ LINE = [
     "recording",
     "verdicts",
     "ledger",
+    "causes",
     "diagnosis",
     "history",
     "scanning",
