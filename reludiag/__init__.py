@@ -10,6 +10,7 @@ _HOMES = {
     "CheckpointError": "reludiag.errors",
     "DataError": "reludiag.errors",
     "Diagnosis": "reludiag.diagnosis",
+    "Effects": "reludiag.experiments.effects",
     "ModelError": "reludiag.errors",
     "Monitor": "reludiag.monitor",
     "RANDOM_INPUT": "reludiag.scanning",
@@ -18,6 +19,8 @@ _HOMES = {
     "Thresholds": "reludiag.verdicts",
     "UsageError": "reludiag.errors",
     "UserCodeError": "reludiag.errors",
+    "compare": "reludiag.experiments.compare",
+    "effects": "reludiag.experiments.effects",
     "load": "reludiag.history",
     "scan": "reludiag.scanning",
 }
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
         UsageError,
         UserCodeError,
     )
+    from reludiag.experiments.compare import compare
+    from reludiag.experiments.effects import Effects, effects
     from reludiag.history import load
     from reludiag.monitor import Monitor
     from reludiag.scanning import RANDOM_INPUT, scan
@@ -43,6 +48,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Diagnosis",
+    "Effects",
     "ModelError",
     "Monitor",
     "RecordingError",
@@ -51,6 +57,8 @@ __all__ = [
     "UsageError",
     "UserCodeError",
     "__version__",
+    "compare",
+    "effects",
     "load",
     "scan",
 ]

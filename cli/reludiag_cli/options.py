@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # importing these loads torch; --help must not
     from torch import nn
 
     from reludiag.diagnosis import Diagnosis
+    from reludiag.experiments.effects import Effects
 
 Model = Annotated[
     str,
@@ -68,9 +69,17 @@ Rare = Annotated[
 Dormant = Annotated[
     float, typer.Option("--dormant", min=0, help="Dormant: a tau-score of at most this.")
 ]
+Trials = Annotated[
+    str | None, typer.Option("--csv", metavar="FILE", help="The table of runs; - is stdout.")
+]
+SafeNew = Annotated[
+    float,
+    typer.Option("--safe", min=0, max=1, help="Safe: at most this share of new deaths in a run."),
+]
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 RARE, DORMANT = 0.001, 0.025
+SAFE_NEW = 0.05
 
 
 def build_model(
@@ -180,3 +189,21 @@ def write_reports(
     if fail_over is not None and Limit.parse(fail_over).exceeded_by(diagnosis):
         typer.echo(f"{diagnosis.dead} units are dead: more than --fail-over {fail_over}", err=True)
         raise typer.Exit(1)
+
+
+def write_effects(effects: "Effects", *, output: str, as_json: bool, csv: str | None) -> None:
+    """Write what several runs say together, and their table, where each was asked for."""
+    from rich.console import Console
+
+    from reludiag import reports
+
+    if csv is not None:
+        reports.write_trials(effects.trials, csv)
+    if csv == "-" and output == "-":
+        pass  # the standard output is taken: nothing else may stand in it
+    elif as_json:
+        reports.write_effects_json(effects, output)
+    elif output == "-" and (console := Console()).is_terminal:
+        reports.print_effects(effects, console)
+    else:
+        reports.write_effects_text(effects, output)

@@ -1,24 +1,37 @@
-"""Reports: each takes a Diagnosis and writes it in one format. `output` alone owns files."""
+"""Reports: each takes a Diagnosis, or the effects of a sweep, and writes it in one format.
+
+`output` alone owns files.
+"""
 
 from pathlib import Path
 from typing import IO
 
+import pandas as pd
+
 from reludiag.diagnosis import Diagnosis
-from reludiag.reports.document import document
+from reludiag.experiments.effects import Effects
+from reludiag.reports.document import document, effects_document
+from reludiag.reports.heat_map import effects_text, print_effects
 from reludiag.reports.output import check_writable, opened
-from reludiag.reports.table import write_table
+from reludiag.reports.table import write_frame, write_table
 from reludiag.reports.terminal import print_report, terminal_svg, terminal_text
 
 __all__ = [
     "check_writable",
     "document",
+    "effects_document",
+    "effects_text",
+    "print_effects",
     "print_report",
     "terminal_svg",
     "terminal_text",
     "write_csv",
+    "write_effects_json",
+    "write_effects_text",
     "write_json",
     "write_svg",
     "write_text",
+    "write_trials",
 ]
 
 Target = str | Path | IO[str]
@@ -48,3 +61,21 @@ def write_svg(diagnosis: Diagnosis, target: Target, all_sites: bool = False) -> 
     """The terminal report as a picture."""
     with opened(target) as stream:
         stream.write(terminal_svg(diagnosis, all_sites))
+
+
+def write_effects_text(effects: Effects, target: Target) -> None:
+    """The terminal report of a sweep as plain text."""
+    with opened(target) as stream:
+        stream.write(effects_text(effects, getattr(stream, "encoding", None) or "utf-8"))
+
+
+def write_effects_json(effects: Effects, target: Target) -> None:
+    """What a sweep says, and its trials, as one JSON document."""
+    with opened(target) as stream:
+        stream.write(effects_document(effects))
+
+
+def write_trials(trials: pd.DataFrame, target: Target) -> None:
+    """The table of trials as CSV."""
+    with opened(target) as stream:
+        write_frame(trials, stream)
