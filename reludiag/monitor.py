@@ -46,7 +46,7 @@ class Monitor:
 
     Without a probe, whether a unit fired is known of every training batch; firing rates and all
     other statistics are of the batches of every `stats_every`-th step, 1 for all. `unit_axes` is
-    as in `scan`.
+    as in `scan`. `facts` are kept with the recording, as JSON: what else is known of the run.
 
     A model may be compiled by torch.compile, before or later. Its first step is not, and where it
     calls rectifiers as functions it runs uncompiled until the end.
@@ -67,6 +67,7 @@ class Monitor:
         probe: Any = None,
         unit_axes: Mapping[str, int] | None = None,
         overwrite: bool = False,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UsageError(
@@ -112,6 +113,7 @@ class Monitor:
         if not all(isinstance(optimizer, Optimizer) for optimizer in self._optimizers):
             raise UsageError("expected a torch.optim.Optimizer, or a list of them, or None")
         self._settings: dict[str, Any] = {}
+        self._told = dict(facts or {})
         self._param_groups = self._map_param_groups()
         if self._optimizers and not self._param_groups:
             raise UsageError(
@@ -310,6 +312,7 @@ class Monitor:
     def _facts(self, status: str) -> dict[str, Any]:
         if not self._settings:
             self._settings = {
+                **self._told,
                 "reludiag": version("reludiag"),
                 "torch": torch.__version__,
                 "model": type(self.model).__name__,

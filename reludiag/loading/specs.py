@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -87,6 +88,31 @@ def load_attribute(spec: str) -> Any:
             raise ModelError(_missing(source, attribute, part, found))
         found = getattr(found, part)
     return found
+
+
+def function_spec(function: Callable[..., Any]) -> str:
+    """The spec by which another process finds a function: its module's, or its file's.
+
+    Raises UsageError for a function that no other process can import.
+    """
+    name = getattr(function, "__qualname__", "")
+    source = inspect.getsourcefile(function) if inspect.isfunction(function) else None
+    if source is None or "<" in name or not Path(source).is_file():
+        raise UsageError(
+            f"{function!r:.80} was given; expected a function that other processes can import: "
+            "one at the top level of a file, or its spec, such as "
+            '"path/file.py:train"'
+        )
+    module = sys.modules.get(function.__module__)
+    found = importlib.util.find_spec(function.__module__) if _is_importable(module) else None
+    if found is not None and found.origin is not None and Path(found.origin).samefile(source):
+        return f"{function.__module__}:{name}"
+    return f"{Path(source).resolve()}:{name}"
+
+
+def _is_importable(module: ModuleType | None) -> bool:
+    """Whether it was imported by its name: not as a script, and not by its path."""
+    return module is not None and module.__spec__ is not None and module.__name__ != "__main__"
 
 
 def call_user_code(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -> Any:
