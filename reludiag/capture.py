@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -106,10 +107,10 @@ class Capture:
         for path, module in watched(model):
             if module not in self._rectifiers and any(True for _ in module.parameters(False)):
                 self._producers[module] = path
-        self._entrances = list(entrances(model))
         self._places: list[Place] = []
         self._found: dict[tuple[Any, ...], tuple[Place, Layout]] = {}
         self._names: list[Site] | None = None
+        self._hooks = self._make_hooks()
         self._handles: list[RemovableHandle] = []
         self._functions = functional_calls(model)
         self._functional = bool(self._functions)
@@ -170,25 +171,30 @@ class Capture:
 
     def attach(self) -> None:
         """Register the hooks."""
+        self._handles = [register() for register in self._hooks]
 
-        def hook(target: Callable[..., None], reads: str | None = "") -> Hook:
+    def _make_hooks(self) -> list[Callable[[], RemovableHandle]]:
+        """What registers each hook."""
+        made: list[Callable[[], RemovableHandle]] = []
+
+        def hook(module: nn.Module, target: Callable[..., None], reads: str | None = "") -> Hook:
             return Hook(target, module, reads, self._note_traced)
 
-        for module in self._entrances:
-            self._handles += [
-                module.register_forward_pre_hook(
-                    hook(self._begin, "input"), with_kwargs=True, prepend=True
-                ),
-                module.register_forward_hook(hook(self._end), always_call=True),
+        for module in entrances(self.model):
+            begin, end = hook(module, self._begin, "input"), hook(module, self._end)
+            made += [
+                partial(module.register_forward_pre_hook, begin, prepend=True, with_kwargs=True),
+                partial(module.register_forward_hook, end, always_call=True),
             ]
         for module in self._producers:
-            self._handles.append(module.register_forward_hook(hook(self._produced)))
+            made.append(partial(module.register_forward_hook, hook(module, self._produced)))
         for module in self._rectifiers:
             if getattr(module, "inplace", False):
-                self._handles.append(
-                    module.register_forward_pre_hook(hook(self._about_to, reads=None))
-                )
-            self._handles.append(module.register_forward_hook(hook(self._called, "output")))
+                about_to = hook(module, self._about_to, None)
+                made.append(partial(module.register_forward_pre_hook, about_to))
+            called = hook(module, self._called, "output")
+            made.append(partial(module.register_forward_hook, called))
+        return made
 
     def _note_traced(self) -> None:
         self.traced = True

@@ -20,6 +20,7 @@ LINE = [
     "hooks",
     "calls",
     "capture",
+    "reductions",
     "stats",
     "recording",
     "verdicts",
