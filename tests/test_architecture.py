@@ -88,7 +88,9 @@ def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in ("scan", "report", "compare"))]
+)
 def test_help_loads_neither_torch_nor_pandas(arguments: list[str]) -> None:
     code = f"""
 import sys
@@ -101,4 +103,4 @@ except SystemExit as done:
 """
     loaded = modules_after(code)
     assert "typer" in loaded
-    assert not loaded & {"torch", "pandas", "numpy", "scipy"}
+    assert not loaded & {"torch", "pandas", "numpy", "scipy", "statsmodels"}

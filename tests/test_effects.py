@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import math
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 import statsmodels.formula.api as smf
+from rich.console import Console
 from scipy import stats
 
 import reludiag
@@ -22,7 +24,7 @@ from reludiag.experiments.odds import death_odds
 from reludiag.experiments.trend import rank_trends
 from reludiag.experiments.trials import TRIAL_COLUMNS
 from reludiag.experiments.variance import variance_shares
-from reludiag.reports import effects_document, effects_text
+from reludiag.reports import effects_document, effects_text, print_effects
 
 ROOT = Path(__file__).parents[1]
 
@@ -523,6 +525,22 @@ def small() -> pd.DataFrame:
 
 def test_the_terminal_report_shows_numbers_where_there_is_no_colour(small: pd.DataFrame) -> None:
     assert str(reludiag.effects(small)) == SNAPSHOT
+
+
+def test_cells_are_the_redder_the_more_died(small: pd.DataFrame) -> None:
+    console = Console(
+        file=io.StringIO(), width=80, force_terminal=True, color_system="truecolor", record=True
+    )
+    print_effects(reludiag.effects(small), console)
+    page = console.export_html(inline_styles=True)
+    looks = {
+        number: re.search(rf'<span style="([^"]*)">{number} %', page)
+        for number in ("0.3", "11", "22")
+    }
+    backgrounds = [
+        found and re.search(r"background-color: (#\w+)", found[1]) for found in looks.values()
+    ]
+    assert [found and found[1] for found in backgrounds] == ["#1a7f37", "#9a6700", "#bc4c00"]
 
 
 def test_csv_is_the_table_of_trials_and_json_has_it_too(
