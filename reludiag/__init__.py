@@ -21,7 +21,10 @@ _HOMES = {
     "UserCodeError": "reludiag.errors",
     "compare": "reludiag.experiments.compare",
     "effects": "reludiag.experiments.effects",
+    "InitExamination": "reludiag.examining",
+    "examine_initialization": "reludiag.examining",
     "load": "reludiag.history",
+    "reinitialize": "reludiag.schemes",
     "scan": "reludiag.scanning",
 }
 
@@ -36,11 +39,13 @@ if TYPE_CHECKING:
         UsageError,
         UserCodeError,
     )
+    from reludiag.examining import InitExamination, examine_initialization
     from reludiag.experiments.compare import compare
     from reludiag.experiments.effects import Effects, effects
     from reludiag.history import load
     from reludiag.monitor import Monitor
     from reludiag.scanning import RANDOM_INPUT, scan
+    from reludiag.schemes import reinitialize
     from reludiag.verdicts import Thresholds
 
 __all__ = [
@@ -49,6 +54,7 @@ __all__ = [
     "DataError",
     "Diagnosis",
     "Effects",
+    "InitExamination",
     "ModelError",
     "Monitor",
     "RecordingError",
@@ -59,7 +65,9 @@ __all__ = [
     "__version__",
     "compare",
     "effects",
+    "examine_initialization",
     "load",
+    "reinitialize",
     "scan",
 ]
 

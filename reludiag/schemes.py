@@ -86,7 +86,7 @@ ALIASES = {
 }
 
 _BY_NAME = {scheme.name: scheme for scheme in SCHEMES}
-_WEIGHTED = (
+WEIGHTED = (
     nn.Linear,
     nn.Conv1d,
     nn.Conv2d,
@@ -95,6 +95,8 @@ _WEIGHTED = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+"""What has a weight of `[out, in, *kernel]` (transposed: `[in, out, *kernel]`) to be drawn."""
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def scheme_named(name: str) -> Scheme | None:
@@ -131,7 +133,7 @@ def reinitialize(model: nn.Module, scheme: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     done = _tied_elsewhere(model)
     for path, module in model.named_modules():
-        if not isinstance(module, _WEIGHTED) or _held(module, "weight") in done:
+        if not isinstance(module, WEIGHTED) or _held(module, "weight") in done:
             continue
         if is_lazy(module.weight):
             raise UsageError(
@@ -177,7 +179,7 @@ def _tied_elsewhere(model: nn.Module) -> set[int]:
     return {
         id(parameter)
         for module in model.modules()
-        if not isinstance(module, _WEIGHTED)
+        if not isinstance(module, WEIGHTED)
         for parameter in module.parameters(recurse=False)
     }
 

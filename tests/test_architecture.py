@@ -30,12 +30,15 @@ LINE = [
     "diagnosis",
     "history",
     "scanning",
+    "screening",
+    "layer_inputs",
+    "examining",
     "monitor",
     "experiments",
     "reports",
 ]
 # Backwards on purpose, at call time: Diagnosis.to_csv, Effects.to_csv and their like.
-ALLOWED = {("diagnosis", "reports"), ("experiments", "reports")}
+ALLOWED = {("diagnosis", "reports"), ("examining", "reports"), ("experiments", "reports")}
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -114,19 +114,39 @@ def test_the_integral_is_exact_for_one_and_two_inputs(cosine: float) -> None:
     assert birth.silent_on_all(cosine, 2) == pytest.approx(birth.silent_on_two(cosine))
 
 
-@pytest.mark.parametrize("offset", [-3.0, -0.7, 0.0, 1.0])
+@pytest.mark.parametrize("bias", [-3.0, -0.7, 0.0, 1.0])
 @pytest.mark.parametrize(("cosine", "samples"), [(0.01, 3), (0.6, 50), (0.95, 1000)])
-def test_the_integral_matches_drawn_pre_activations(
-    cosine: float, samples: int, offset: float
+def test_the_integral_with_a_bias_matches_drawn_pre_activations(
+    cosine: float, samples: int, bias: float
 ) -> None:
     rng, draws = np.random.default_rng(1), 200_000
     common = rng.normal(size=draws)
     # The largest of n normals from one uniform, by its exact quantile function.
     largest = scipy_stats.norm.isf(-np.expm1(np.log(rng.uniform(size=draws)) / samples))
-    silent = offset + math.sqrt(cosine) * common + math.sqrt(1 - cosine) * largest <= 0
-    found = birth.silent_on_all(cosine, samples, offset)
+    silent = bias + math.sqrt(cosine) * common + math.sqrt(1 - cosine) * largest <= 0
+    found = birth.silent_with_bias(cosine, np.ones(samples), np.array([bias]))
     error = max(1e-5, math.sqrt(found * (1 - found) / draws))
     assert silent.mean() == pytest.approx(found, abs=4 * error)
+    if bias == 0:
+        assert found == pytest.approx(birth.silent_on_all(cosine, samples), abs=1e-4)
+
+
+def test_inputs_of_different_lengths_and_biases_of_different_sizes_are_averaged_rightly() -> None:
+    rng, draws, cosine = np.random.default_rng(2), 40_000, 0.4
+    spreads, biases = rng.lognormal(0, 1, size=30), rng.normal(-1, 1, size=5)
+    z = math.sqrt(cosine) * rng.normal(size=(draws, 1))
+    z = spreads * (z + math.sqrt(1 - cosine) * rng.normal(size=(draws, 30)))
+    silent = [((z + bias) <= 0).all(axis=1).mean() for bias in biases]
+    found = birth.silent_with_bias(cosine, spreads, biases)
+    assert found == pytest.approx(np.mean(silent), abs=0.005)
+    many = birth.silent_with_bias(cosine, np.tile(spreads, 40), np.tile(biases, 40))
+    assert many <= found
+
+
+def test_a_bias_decides_alone_where_nothing_comes_in() -> None:
+    nothing = np.zeros(4)
+    assert birth.silent_with_bias(0.5, nothing, np.array([-1.0, 0.0])) == pytest.approx(1.0)
+    assert birth.silent_with_bias(0.5, nothing, np.array([1.0])) == pytest.approx(0.0)
 
 
 def test_the_integral_holds_at_the_extremes() -> None:

@@ -7,6 +7,7 @@ import typer
 
 from reludiag.errors import ReludiagError, UserCodeError
 from reludiag_cli.compare import compare
+from reludiag_cli.init import init
 from reludiag_cli.report import report
 from reludiag_cli.scan import scan
 from reludiag_cli.sites import sites
@@ -28,6 +29,7 @@ app.command()(scan)
 app.command()(sites)
 app.command()(report)
 app.command()(compare)
+app.command()(init)
 
 
 def _print_version(wanted: bool) -> None:

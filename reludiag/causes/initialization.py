@@ -44,7 +44,8 @@ class InitProblem:
     """One thing that is wrong with an initialization, with its number."""
 
     kind: str
-    """negative_bias, weight_mean, constant, variance, nonfinite; of a network, too_narrow."""
+    """negative_bias, weight_mean, constant, variance, nonfinite; where there is data also
+    bias_outweighs; of a network too_narrow, input_shift."""
     value: float
     """Depth of the bias or number of deep ones; mean of the weights; their variance over He's;
     number of non-finite ones; chance of a dead layer."""
@@ -79,6 +80,7 @@ class LayerInit:
     bias: str
     """none, zero, constant, pytorch (uniform to 1/sqrt(fan_in), or within it), or drawn."""
     bias_mean: float | None
+    bias_std: float | None
     bias_min: float | None
     bias_depth: float | None
     """How far the mean bias is below 0, in standard deviations of w.x for inputs of mean square 1;
@@ -139,6 +141,7 @@ def describe_layer(
         gain=None if std is None else std * math.sqrt(fan_in),
         bias=start.kind,
         bias_mean=start.mean,
+        bias_std=start.std,
         bias_min=start.minimum,
         bias_depth=start.depth,
         problems=(),
@@ -188,7 +191,8 @@ def _weight_problems(layer: LayerInit, mean_z: float) -> list[InitProblem]:
             )
         )
     ratio = layer.gain**2 / HE_VARIANCE
-    if not 1 / VARIANCE_FACTOR <= ratio <= VARIANCE_FACTOR:
+    chance = 1 + MEAN_Z * math.sqrt(2 / math.prod(layer.shape))  # few weights scatter widely
+    if max(ratio, 1 / ratio) > VARIANCE_FACTOR * chance:
         factor = f"{max(ratio, 1 / ratio):.3g}"
         problems.append(
             InitProblem(
@@ -240,6 +244,7 @@ class _Bias:
 
     kind: str
     mean: float | None = None
+    std: float | None = None
     minimum: float | None = None
     depth: float | None = None
     units: int = 0
@@ -256,7 +261,7 @@ class _Bias:
         values = np.asarray(bias, dtype=np.float64)
         if not np.isfinite(values).all():
             return cls("nonfinite", units=values.size)
-        mean, lowest = float(values.mean()), float(values.min())
+        mean, std, lowest = float(values.mean()), float(values.std()), float(values.min())
         if not values.any():
             kind = "zero"
         elif lowest == values.max() and values.size > 1:
@@ -268,15 +273,16 @@ class _Bias:
         # Of zero weights `constant` speaks; what PyTorch draws is small, and below 0 by chance.
         if spread == 0 or kind == "pytorch":
             depth = -mean / spread if spread else None
-            return cls(kind, mean, lowest, depth, values.size)
+            return cls(kind, mean, std, lowest, depth, values.size)
         return cls(
             kind,
             mean,
+            std,
             lowest,
             -mean / spread,
             values.size,
             int((values < -SILENT_BIAS * spread).sum()),
-            -mean > MEAN_Z * values.std() / math.sqrt(values.size),
+            -mean > MEAN_Z * std / math.sqrt(values.size),
         )
 
 

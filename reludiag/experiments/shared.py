@@ -104,9 +104,7 @@ class SharedQueue:
             cell = self._cells()[trial.user_attrs["cell"]]
             failed = self._trials(self._optuna.trial.TrialState.FAIL)
             deaths = sum(
-                1
-                for t in failed
-                if t.user_attrs["cell"] == cell.trial and t.user_attrs.get("died")
+                1 for t in failed if t.user_attrs["cell"] == cell.trial and t.user_attrs.get("died")
             )
             if deaths >= DEATHS_ALLOWED:
                 self._finish(trial, crash_of(cell, how))

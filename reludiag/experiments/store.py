@@ -182,9 +182,7 @@ class TrialStore:
             ).fetchall()
         finally:
             self._db.execute("COMMIT")
-        return [
-            (Cell(*row[:5]), _result(row[5:], metrics.get(row[0], {}))) for row in found
-        ]
+        return [(Cell(*row[:5]), _result(row[5:], metrics.get(row[0], {}))) for row in found]
 
     def close(self) -> None:
         """As in `Queue`."""

@@ -1,11 +1,11 @@
 """Trial: what a user's `train(trial)` is given, so that an experiment can vary it.
 
-    def train(trial):
-        model = trial.init(build())
-        optimizer = torch.optim.Adam(model.parameters(), lr=trial.lr(1e-3))
-        with trial.monitor(model, optimizer, probe=inputs):
-            ...
-        return {"accuracy": accuracy}
+def train(trial):
+model = trial.init(build())
+optimizer = torch.optim.Adam(model.parameters(), lr=trial.lr(1e-3))
+with trial.monitor(model, optimizer, probe=inputs):
+...
+return {"accuracy": accuracy}
 """
 
 import random

@@ -69,9 +69,7 @@ def run_cell(train: Train, cell: Cell, recordings: Path) -> Result:
     Raises ReludiagError where train does not use its trial, or returns no numbers.
     """
     path = recordings / f"{cell.trial:04d}.reludiag"
-    trial = Trial(
-        cell.seed, lr=cell.lr, lr_scale=cell.lr_scale, init=cell.init, recording=path
-    )
+    trial = Trial(cell.seed, lr=cell.lr, lr_scale=cell.lr_scale, init=cell.init, recording=path)
     trial.seed_everything()
     raised: BaseException | None = None
     metrics: dict[str, float] = {}

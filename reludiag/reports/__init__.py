@@ -12,6 +12,7 @@ from reludiag.diagnosis import Diagnosis
 from reludiag.experiments.effects import Effects
 from reludiag.reports.document import document, effects_document
 from reludiag.reports.heat_map import effects_text, print_effects
+from reludiag.reports.init_report import init_document, init_text, print_init
 from reludiag.reports.output import check_writable, opened
 from reludiag.reports.table import write_frame, write_table
 from reludiag.reports.terminal import print_report, terminal_svg, terminal_text
@@ -21,7 +22,10 @@ __all__ = [
     "document",
     "effects_document",
     "effects_text",
+    "init_document",
+    "init_text",
     "print_effects",
+    "print_init",
     "print_report",
     "terminal_svg",
     "terminal_text",

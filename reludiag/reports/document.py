@@ -30,9 +30,9 @@ def document(diagnosis: Diagnosis, all_units: bool = False) -> str:
             **{verdict: int(sites[verdict].sum()) for verdict in VERDICTS},
             "dead_fraction": diagnosis.dead_fraction,
         },
-        "sites": _records(sites),
-        "units": _records(chosen_units(diagnosis, all_units)),
-        "timeline": None if diagnosis.timeline is None else _records(diagnosis.timeline),
+        "sites": records(sites),
+        "units": records(chosen_units(diagnosis, all_units)),
+        "timeline": None if diagnosis.timeline is None else records(diagnosis.timeline),
     }
     return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
 
@@ -46,19 +46,20 @@ def effects_document(effects: Effects) -> str:
         "findings": findings(effects),
         "notes": caveats(effects),
         "totals": {name: getattr(effects, name) for name in counts},
-        "cells": _records(effects.cells),
+        "cells": records(effects.cells),
         "trend": asdict(effects.trend),
         "trends": [asdict(trend) for trend in effects.trends],
         "variance": [asdict(item) for item in effects.variance],
         "odds": asdict(effects.odds),
         "safe_new": effects.safe_new,
         "safe": [asdict(item) for item in effects.safe],
-        "trials": _records(effects.trials),
+        "trials": records(effects.trials),
     }
     return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as JSON objects; what is unknown or not finite is None."""
     finite = table.replace([np.inf, -np.inf], np.nan).astype(object)
     rows = finite.where(finite.notna(), None).to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in rows]
