@@ -16,7 +16,9 @@ _HOMES = {
     "RANDOM_INPUT": "reludiag.scanning",
     "RecordingError": "reludiag.errors",
     "ReludiagError": "reludiag.errors",
+    "Replay": "reludiag.experiments.replay",
     "Thresholds": "reludiag.verdicts",
+    "Trial": "reludiag.experiments.trial",
     "UsageError": "reludiag.errors",
     "UserCodeError": "reludiag.errors",
     "compare": "reludiag.experiments.compare",
@@ -25,7 +27,9 @@ _HOMES = {
     "examine_initialization": "reludiag.examining",
     "load": "reludiag.history",
     "reinitialize": "reludiag.schemes",
+    "replay": "reludiag.experiments.replay",
     "scan": "reludiag.scanning",
+    "sweep": "reludiag.experiments.sweep",
 }
 
 if TYPE_CHECKING:
@@ -42,6 +46,9 @@ if TYPE_CHECKING:
     from reludiag.examining import InitExamination, examine_initialization
     from reludiag.experiments.compare import compare
     from reludiag.experiments.effects import Effects, effects
+    from reludiag.experiments.replay import Replay, replay
+    from reludiag.experiments.sweep import sweep
+    from reludiag.experiments.trial import Trial
     from reludiag.history import load
     from reludiag.monitor import Monitor
     from reludiag.scanning import RANDOM_INPUT, scan
@@ -59,7 +66,9 @@ __all__ = [
     "Monitor",
     "RecordingError",
     "ReludiagError",
+    "Replay",
     "Thresholds",
+    "Trial",
     "UsageError",
     "UserCodeError",
     "__version__",
@@ -68,7 +77,9 @@ __all__ = [
     "examine_initialization",
     "load",
     "reinitialize",
+    "replay",
     "scan",
+    "sweep",
 ]
 
 

@@ -11,7 +11,17 @@ if TYPE_CHECKING:  # importing these loads torch; --help must not
 
     from reludiag.diagnosis import Diagnosis
     from reludiag.experiments.effects import Effects
+    from reludiag.experiments.replay import Replay
 
+Train = Annotated[
+    str,
+    typer.Argument(
+        metavar="TRAIN",
+        help="package.module:function or path/file.py:function, which takes a trial and trains. "
+        "This is code, and it is run.",
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores.")]
 Model = Annotated[
     str,
     typer.Argument(
@@ -76,6 +86,10 @@ SafeNew = Annotated[
     float,
     typer.Option("--safe", min=0, max=1, help="Safe: at most this share of new deaths in a run."),
 ]
+
+INIT_HELP = (
+    "default (as built), pytorch, kaiming, xavier, lecun, orthogonal, normal, ... (see init)."
+)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 RARE, DORMANT = 0.001, 0.025
@@ -207,3 +221,34 @@ def write_effects(effects: "Effects", *, output: str, as_json: bool, csv: str | 
         reports.print_effects(effects, console)
     else:
         reports.write_effects_text(effects, output)
+
+
+def write_replay(replay: "Replay", *, output: str, as_json: bool, csv: str | None) -> None:
+    """Write the answer of a replay, and the table of its runs, where each was asked for."""
+    from rich.console import Console
+
+    from reludiag import reports
+
+    if csv is not None:
+        reports.write_trials(replay.trials, csv)
+    if csv == "-" and output == "-":
+        pass  # the standard output is taken: nothing else may stand in it
+    elif as_json:
+        reports.write_replay_json(replay, output)
+    elif output == "-" and (console := Console()).is_terminal:
+        reports.print_replay(replay, console)
+    else:
+        reports.write_replay_text(replay, output)
+
+
+def numbers(option: str, text: str | None) -> list[float] | None:
+    """Numbers with commas between them."""
+    from reludiag.errors import UsageError
+
+    try:
+        return None if text is None else [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"{option} {text!r} was given; expected numbers with commas between them, such as "
+            f"{option} 1e-4,1e-3,1e-2"
+        ) from None

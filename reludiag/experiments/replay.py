@@ -21,8 +21,9 @@ from reludiag.experiments.counterfactual import (
 )
 from reludiag.experiments.explanation import Explanation
 from reludiag.experiments.pool import Progress, check_not_a_worker
-from reludiag.experiments.sweep import Train, run_cells, seed_list
+from reludiag.experiments.sweep import run_cells, seed_list
 from reludiag.experiments.trials import Cell
+from reludiag.experiments.worker import Train
 from reludiag.schemes import DEFAULT, scheme_named
 
 

@@ -222,14 +222,16 @@ def import_optuna() -> Any:
 def _open(storage: str) -> "BaseStorage":
     optuna = import_optuna()
     if "://" in storage:
-        return optuna.storages.RDBStorage(storage)
+        database: BaseStorage = optuna.storages.RDBStorage(storage)
+        return database
     if not Path(storage).absolute().parent.is_dir():
         raise UsageError(
             f"--storage {storage} was given; expected the URL of a database, such as "
             "postgresql://user@host/name, or the path of a journal file in a folder that exists"
         )
     backend = optuna.storages.journal.JournalFileBackend(storage)
-    return optuna.storages.JournalStorage(backend)
+    journal: BaseStorage = optuna.storages.JournalStorage(backend)
+    return journal
 
 
 def _insist(storage: str, open_it: Callable[[], Opened]) -> Opened:

@@ -264,7 +264,7 @@ def _key(owner: Owner) -> tuple[str, int, float]:
 
 
 def _result(row: Sequence[Any], metrics: Mapping[str, float]) -> Result:
-    values = {
+    values: dict[str, Any] = {
         name: math.nan if value is None and name in _NUMBERS else value
         for name, value in zip(RESULT_FIELDS, row, strict=True)
     }

@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,13 @@ from reludiag.errors import UsageError
 from reludiag.experiments.pool import Progress, check_not_a_worker, run_all
 from reludiag.experiments.shared import SharedQueue
 from reludiag.experiments.store import TrialStore
-from reludiag.experiments.trial import Trial
-from reludiag.experiments.trials import Cell, trials_table
+from reludiag.experiments.trials import Cell, Queue, trials_table
+from reludiag.experiments.worker import OpenQueue, Train
 from reludiag.loading.specs import function_spec, load_attribute
 from reludiag.schemes import DEFAULT, scheme_named
 
 TRIALS_FILE = "trials.sqlite"
 RECORDINGS = "recordings"
-
-Train = Callable[[Trial], Any]
 
 
 def sweep(
@@ -96,8 +94,10 @@ def run_cells(
             f"{path} cannot hold the trials: {error.strerror}. Expected a folder, or the name of "
             "a new one"
         ) from error
+    queue: Queue
+    open_queue: OpenQueue
     if storage is None:
-        queue: TrialStore | SharedQueue = TrialStore.prepare(path / TRIALS_FILE, settings, cells)
+        queue = TrialStore.prepare(path / TRIALS_FILE, settings, cells)
         open_queue = functools.partial(TrialStore, path / TRIALS_FILE)
     else:
         name = f"reludiag {path.name}"

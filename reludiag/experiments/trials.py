@@ -7,6 +7,7 @@ results, each once.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
@@ -117,12 +118,15 @@ def crash_of(cell: Cell, how: str) -> Result:
 
 
 def trials_table(results: Sequence[tuple[Cell, Result]], recordings: str = "") -> pd.DataFrame:
-    """The table of trials: `TRIAL_COLUMNS`, then the metrics; `recordings` is their folder."""
+    """The table of trials: `TRIAL_COLUMNS`, then the metrics.
+
+    `recordings` is the folder of those made on this machine; of another's the file name is told.
+    """
     rows: list[dict[str, Any]] = []
     for cell, result in results:
         row = {name: getattr(result, name) for name in RESULT_FIELDS if name != "traceback"}
-        if result.recording and recordings:
-            row["recording"] = f"{recordings}/{result.recording}"
+        if result.recording and (Path(recordings) / result.recording).exists():
+            row["recording"] = str(Path(recordings) / result.recording)
         rows.append({"trial": cell.trial, "init": cell.init, "seed": cell.seed, **row})
     table = table_of(TRIAL_COLUMNS, [pd.DataFrame(rows)] if rows else [])
     names = dict.fromkeys(name for _, result in results for name in result.metrics)

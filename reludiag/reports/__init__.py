@@ -10,10 +10,12 @@ import pandas as pd
 
 from reludiag.diagnosis import Diagnosis
 from reludiag.experiments.effects import Effects
+from reludiag.experiments.replay import Replay
 from reludiag.reports.document import document, effects_document
 from reludiag.reports.heat_map import effects_text, print_effects
 from reludiag.reports.init_report import init_document, init_text, print_init
 from reludiag.reports.output import check_writable, opened
+from reludiag.reports.replay_report import print_replay, replay_document, replay_text
 from reludiag.reports.table import write_frame, write_table
 from reludiag.reports.terminal import print_report, terminal_svg, terminal_text
 
@@ -26,13 +28,18 @@ __all__ = [
     "init_text",
     "print_effects",
     "print_init",
+    "print_replay",
     "print_report",
+    "replay_document",
+    "replay_text",
     "terminal_svg",
     "terminal_text",
     "write_csv",
     "write_effects_json",
     "write_effects_text",
     "write_json",
+    "write_replay_json",
+    "write_replay_text",
     "write_svg",
     "write_text",
     "write_trials",
@@ -77,6 +84,18 @@ def write_effects_json(effects: Effects, target: Target) -> None:
     """What a sweep says, and its trials, as one JSON document."""
     with opened(target) as stream:
         stream.write(effects_document(effects))
+
+
+def write_replay_text(replay: Replay, target: Target) -> None:
+    """The terminal report of a replay as plain text."""
+    with opened(target) as stream:
+        stream.write(replay_text(replay, getattr(stream, "encoding", None) or "utf-8"))
+
+
+def write_replay_json(replay: Replay, target: Target) -> None:
+    """The answer of a replay, and its trials, as one JSON document."""
+    with opened(target) as stream:
+        stream.write(replay_document(replay))
 
 
 def write_trials(trials: pd.DataFrame, target: Target) -> None:
