@@ -91,9 +91,10 @@ def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich"}
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("scan", "report", "compare"))]
-)
+COMMANDS = ("scan", "report", "compare", "sweep", "replay")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_loads_neither_torch_nor_pandas(arguments: list[str]) -> None:
     code = f"""
 import sys

@@ -38,7 +38,6 @@ def sweep(
 
     reludiag sweep sample_models/digits.py:train --lr 1e-3,1e-2,1e-1 --init default,kaiming
     """
-    from reludiag.experiments.effects import effects
     from reludiag.experiments.sweep import sweep as run_sweep
     from reludiag_cli.progress import trial_progress
 
@@ -56,5 +55,7 @@ def sweep(
             storage=storage,
             progress=progress,
         )
+    from reludiag.experiments.effects import effects  # not before the runs: it is slow to import
+
     found = effects(trials, safe_new=safe)
     options.write_effects(found, output=output, as_json=as_json, csv=csv)

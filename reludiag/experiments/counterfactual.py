@@ -82,7 +82,7 @@ class Answer:
 def arms_of(trials: pd.DataFrame) -> tuple[Arm, ...]:
     """The arms of a table of trials that has a column `arm` as well, in the order of `ARMS`."""
     by_arm = {name: trials[trials["arm"] == name] for name in ARMS}
-    factual = _mean(by_arm[FACTUAL], "dead")
+    factual = by_arm[FACTUAL]
     return tuple(_arm(name, rows, factual) for name, rows in by_arm.items() if len(rows))
 
 
@@ -122,27 +122,34 @@ def _prevented(arm: Arm | None) -> float:
     return math.nan if arm is None or arm.prevented is None else arm.prevented
 
 
-def _arm(name: str, rows: pd.DataFrame, factual: float | None) -> Arm:
-    dead = _mean(rows, "dead")
+def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame) -> Arm:
+    # Seeds differ: a change is only seen beside the same seed unchanged.
+    both = set(_completed(rows)["seed"]) & set(_completed(factual)["seed"])
+    before, after = (_mean(of[of["seed"].isin(both)], "dead") for of in (factual, rows))
     return Arm(
         name=name,
         runs=len(rows),
         counted=int((rows["status"] == "complete").sum()),
         diverged=int((rows["status"] == "diverged").sum()),
         crashed=int((rows["status"] == "crashed").sum()),
-        dead=dead,
+        dead=_mean(rows, "dead"),
         born=_mean(rows, "born"),
         new=_mean(rows, "new"),
-        prevented=None if dead is None or not factual else 1 - dead / factual,
+        prevented=None if after is None or not before else 1 - after / before,
         metrics={
             str(name).removeprefix(METRIC): float(mean)
-            for name, mean in rows[rows["status"] == "complete"].filter(like=METRIC).mean().items()
+            for name, mean in _completed(rows).filter(like=METRIC).mean().items()
         },
     )
 
 
 def _mean(rows: pd.DataFrame, column: str) -> float | None:
     """Mean share of units over the completed runs; None if there is none."""
-    complete = rows[(rows["status"] == "complete") & (rows["units"] > 0)]
+    complete = _completed(rows)
+    complete = complete[complete["units"] > 0]
     shares: Sequence[float] = (complete[column] / complete["units"]).dropna().tolist()
     return sum(shares) / len(shares) if shares else None
+
+
+def _completed(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["status"] == "complete"]

@@ -74,7 +74,7 @@ class Explanation:
 
     def advice(self) -> str:
         """What to do next."""
-        lower = f"Use a learning rate of {self._lowered}, or warm up to{self._rate or ' it'}"
+        lower = f"Use a learning rate of {self._lowered}"
         draw = f"Initialize the model by {self._init}"
         match self._found.kind:
             case "none":

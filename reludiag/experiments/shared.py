@@ -236,13 +236,15 @@ def _open(storage: str) -> "BaseStorage":
 
 def _insist(storage: str, open_it: Callable[[], Opened]) -> Opened:
     """Open it, again after a pause where that fails: a database is created by one at a time."""
+    from sqlalchemy.exc import DBAPIError  # what Optuna's databases raise
+
     for attempt in range(_ATTEMPTS):
         try:
             return open_it()
         except UsageError:
             raise
         except Exception as error:  # of whichever database driver
-            if attempt == _ATTEMPTS - 1 or isinstance(error, ImportError):
+            if attempt == _ATTEMPTS - 1 or not isinstance(error, DBAPIError):
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UsageError(f"the storage {storage} cannot be opened: {reason}") from error
             time.sleep(_PAUSE)

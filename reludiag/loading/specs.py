@@ -103,16 +103,24 @@ def function_spec(function: Callable[..., Any]) -> str:
             "one at the top level of a file, or its spec, such as "
             '"path/file.py:train"'
         )
-    module = sys.modules.get(function.__module__)
-    found = importlib.util.find_spec(function.__module__) if _is_importable(module) else None
-    if found is not None and found.origin is not None and Path(found.origin).samefile(source):
+    file = _importable_file(function.__module__)
+    if file is not None and file.is_file() and file.samefile(source):
         return f"{function.__module__}:{name}"
     return f"{Path(source).resolve()}:{name}"
 
 
-def _is_importable(module: ModuleType | None) -> bool:
-    """Whether it was imported by its name: not as a script, and not by its path."""
-    return module is not None and module.__spec__ is not None and module.__name__ != "__main__"
+def _importable_file(module: str) -> Path | None:
+    """Where another process would import a module from; None for a script, or a file's module."""
+    folders, found = None, None
+    for end in range(1, module.count(".") + 2):
+        name = ".".join(module.split(".")[:end])
+        # importlib.util.find_spec would be content with what this process has imported somehow.
+        specs = (finder.find_spec(name, folders) for finder in sys.meta_path)
+        found = next((spec for spec in specs if spec is not None), None)
+        if found is None:
+            return None
+        folders = found.submodule_search_locations
+    return None if found is None or found.origin is None else Path(found.origin)
 
 
 def call_user_code(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -> Any:

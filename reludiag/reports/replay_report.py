@@ -27,7 +27,7 @@ def print_replay(replay: Replay, console: Console) -> None:
     title = f"reludiag replay {replay.train}"
     panel = Panel(Group(*lines), title=escape(title), title_align="left", border_style="dim")
     seeds = replay.answer.seeds
-    agree = f"{replay.answer.agreeing} of {many(seeds, 'seed')} by itself" if seeds > 1 else ""
+    agree = f"{replay.answer.agreeing} of {many(seeds, 'seed')}" if seeds > 1 else ""
     console.print(Group(panel, _table(replay), Padding(Text(_foot(agree), style="dim"), (0, 1))))
 
 
@@ -97,4 +97,5 @@ def _share(value: float | None) -> str:
 
 
 def _foot(agree: str) -> str:
-    return "Same seeds and order of data in each row." + (f" The answer: {agree}." if agree else "")
+    alike = "Same seeds and same order of data in each row."
+    return f"{alike} Given by each alone: {agree}." if agree else alike
