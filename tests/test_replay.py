@@ -116,12 +116,19 @@ def test_the_command_prints_the_answer_and_its_runs(
     assert list(pd.read_csv(csv)["arm"]) == ["factual", "lr", "init", "both"]
 
 
-def trials(seeds: int = 2, status: str = "complete", **dead: object) -> pd.DataFrame:
+NONE: dict[str, int] = {}
+BORN = {"factual": 28, "lr": 28}
+
+
+def trials(
+    seeds: int = 2, status: str = "complete", born: dict[str, int] = NONE, **dead: object
+) -> pd.DataFrame:
     """100 units; the dead of each arm, for each seed if it is a list."""
     rows = [
         {
             "arm": arm, "seed": seed, "lr": 0.1, "status": status if count is None else "complete",
-            "units": 100, "born": 0, "new": count, "dead": count, "error": "", "recording": "",
+            "units": 100, "born": born.get(arm, 0), "new": count, "dead": count, "error": "",
+            "recording": "",
         }
         for arm, counts in dead.items()
         for seed, count in enumerate(counts if isinstance(counts, list) else [counts] * seeds)
@@ -130,28 +137,40 @@ def trials(seeds: int = 2, status: str = "complete", **dead: object) -> pd.DataF
 
 
 @pytest.mark.parametrize(
-    ("dead", "kind", "dominant"),
+    ("dead", "born", "kind", "dominant"),
     [
-        ({"factual": 58, "lr": 4, "init": 58, "both": 1}, "learning_rate", None),
-        ({"factual": 27, "lr": 30, "init": 1, "both": 1}, "initialization", None),
-        ({"factual": 57, "lr": 18, "init": 58, "both": 2}, "both", "learning_rate"),
-        ({"factual": 57, "lr": 57, "init": 25, "both": 2}, "both", "initialization"),
-        ({"factual": 57, "lr": 50, "init": 52, "both": 2}, "both", None),
-        ({"factual": 57, "lr": 2, "init": 3, "both": 2}, "either", None),
-        ({"factual": 57, "lr": 40, "init": 56, "both": 39}, "neither", None),
-        ({"factual": 5, "lr": 0, "init": 0, "both": 0}, "none", None),
-        ({"factual": 57, "lr": 2}, "learning_rate", None),
-        ({"factual": 57, "init": 57}, "neither", None),
-        ({"factual": 57, "lr": None, "init": 2, "both": None}, "initialization", None),
+        ({"factual": 58, "lr": 4, "init": 58, "both": 1}, NONE, "learning_rate", None),
+        ({"factual": 27, "lr": 30, "init": 1, "both": 1}, BORN, "initialization", None),
+        ({"factual": 57, "lr": 18, "init": 58, "both": 2}, BORN, "both", "learning_rate"),
+        ({"factual": 57, "lr": 18, "init": 58, "both": 2}, NONE, "learning_rate", None),
+        ({"factual": 57, "lr": 18, "init": 30, "both": 2}, NONE, "both", "learning_rate"),
+        ({"factual": 57, "lr": 57, "init": 25, "both": 2}, NONE, "both", "initialization"),
+        ({"factual": 57, "lr": 50, "init": 52, "both": 2}, NONE, "both", None),
+        ({"factual": 57, "lr": 2, "init": 3, "both": 2}, NONE, "either", None),
+        ({"factual": 57, "lr": 40, "init": 56, "both": 39}, NONE, "neither", None),
+        ({"factual": 5, "lr": 0, "init": 0, "both": 0}, NONE, "none", None),
+        ({"factual": 57, "lr": 2}, NONE, "learning_rate", None),
+        ({"factual": 57, "init": 57}, NONE, "neither", None),
+        ({"factual": 57, "lr": None, "init": 2, "both": None}, NONE, "initialization", None),
     ],
 )
-def test_the_arms_decide(dead: dict[str, object], kind: str, dominant: str | None) -> None:
-    table = trials(**dead, status="crashed")
+def test_the_arms_decide(
+    dead: dict[str, object], born: dict[str, int], kind: str, dominant: str | None
+) -> None:
+    table = trials(**dead, born=born, status="crashed")
     assert (answer(table).kind, answer(table).dominant) == (kind, dominant)
     said = judged(table, "train", 0.1, "kaiming")
     assert said.sentence.endswith(".")
     assert "None" not in f"{said.sentence} {said.advice} {said.notes}"
     str(said)
+
+
+def test_a_learning_rate_that_still_kills_is_told_to_be_too_high() -> None:
+    found = judged(trials(factual=88, lr=28, init=88, both=7), "train", 0.1, "kaiming")
+    assert (
+        "28.0 % with the learning rate lowered to 0.01, which is still too high" in found.sentence
+    )
+    assert found.advice == "Use a learning rate below 0.01."
 
 
 def test_a_run_that_diverges_is_no_run_without_deaths() -> None:
@@ -163,7 +182,7 @@ def test_a_run_that_diverges_is_no_run_without_deaths() -> None:
 
 
 def test_seeds_that_disagree_are_told() -> None:
-    table = trials(factual=[60, 60, 60], lr=[1, 2, 28], init=[60, 60, 60], both=[1, 2, 3])
+    table = trials(factual=[60, 60, 60], lr=[1, 2, 38], init=[60, 60, 60], both=[1, 2, 3])
     found = judged(table, "train", 0.1, "kaiming")
     assert found.answer.kind == "learning_rate"
     assert found.answer.agreeing == 2

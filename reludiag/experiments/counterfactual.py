@@ -6,6 +6,8 @@ learning rate scaled, the initialization changed, and both, there are four answe
     one of the changes alone prevents the deaths     it is the cause
     each of them alone does                          either is enough, and both take part
     only both together do                            each masks the other: both must be fixed
+                                                     (where no unit is born dead, the learning
+                                                     rate was not lowered enough instead)
     not even both                                    the cause is elsewhere
 """
 
@@ -23,6 +25,9 @@ network on digits have 0 to 3 %, and one that is deep is born with some (facts o
 PREVENTED = 0.8
 """A change that prevents at least this share of the deaths explains them. Where the cause is
 known, the change that undoes it prevented 93 to 98 %, and another change at most 3 %."""
+MOSTLY = 0.5
+"""A learning rate that is lowered and prevents at least this share is the cause, though still too
+high, if the initialization has killed nothing by itself: not at step 0, nor where it is changed."""
 PARTLY = 0.2
 """One that prevents at least this share takes part. Between seeds a run's dead fraction differs
 by less than a tenth of itself."""
@@ -108,6 +113,9 @@ def _decide(arms: Mapping[str, Arm]) -> tuple[str, str | None]:
         return "learning_rate", None
     if by_init >= PREVENTED:
         return "initialization", None
+    born = factual.born is not None and factual.born > HEALTHY
+    if by_rate >= MOSTLY and not by_init >= PARTLY and not born:
+        return "learning_rate", None
     if by_both >= PREVENTED:
         if max(by_rate, by_init) < PARTLY or abs(by_rate - by_init) < PARTLY:
             return "both", None

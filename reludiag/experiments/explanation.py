@@ -2,7 +2,15 @@
 
 import pandas as pd
 
-from reludiag.experiments.counterfactual import BOTH, FACTUAL, INIT, RATE, Answer, Arm
+from reludiag.experiments.counterfactual import (
+    BOTH,
+    FACTUAL,
+    INIT,
+    PREVENTED,
+    RATE,
+    Answer,
+    Arm,
+)
 
 
 class Explanation:
@@ -49,6 +57,7 @@ class Explanation:
                 return (
                     f"The learning rate{self._rate} killed them: {dead} of the units are dead, "
                     f"and {rate} with {self._change_lr}"
+                    + (", which is still too high" if self._too_high() else "")
                     + (f"; with {self._change_init} it is still {init}." if init else ".")
                 )
             case "initialization":
@@ -80,6 +89,8 @@ class Explanation:
             case "none":
                 return "Leave both as they are."
             case "learning_rate":
+                if self._too_high():
+                    return f"Use a learning rate below {self._lowered}."
                 return f"{lower}."
             case "initialization":
                 return f"{draw}."
@@ -128,6 +139,10 @@ class Explanation:
         if self._found.dominant == "initialization":
             return "Both must be fixed: the initialization kills most, and hides the learning rate"
         return "Both must be fixed: each change alone leaves the deaths of the other"
+
+    def _too_high(self) -> bool:
+        prevented = self._arms[RATE].prevented
+        return prevented is not None and prevented < PREVENTED
 
     def _part(self, name: str) -> str:
         texts = {RATE: self._change_lr, INIT: self._change_init, BOTH: "both"}

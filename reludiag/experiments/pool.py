@@ -40,6 +40,7 @@ def run_all(
     """
     recordings.mkdir(parents=True, exist_ok=True)
     queue, pool, early = open_queue(), list[_Worker](), 0
+    workers = workers or cores()
     try:
         while (left := queue.unfinished()) > 0:
             if progress is not None:
@@ -54,7 +55,7 @@ def run_all(
                         "Fewer: workers=1 (--workers 1)"
                     )
             queue.tend([worker.owner for worker in pool if worker.owner is not None])
-            while len(pool) < min(workers or cores(), left):
+            while len(pool) < min(workers, left):
                 pool.append(_Worker.start(open_queue, spec, recordings, len(pool)))
             wait([worker.process.sentinel for worker in pool], timeout=_LOOK)
             for worker in pool:

@@ -38,13 +38,18 @@ class SharedQueue:
     def __init__(self, storage: str, name: str) -> None:
         optuna = import_optuna()
         self._optuna = optuna
-        self._storage = _insist(storage, lambda: _open(storage))
-        self._study: Study = _insist(
-            storage,
-            lambda: optuna.create_study(
-                storage=self._storage, study_name=name, load_if_exists=True
-            ),
-        )
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # each process opens the study
+        try:
+            self._storage = _insist(storage, lambda: _open(storage))
+            self._study: Study = _insist(
+                storage,
+                lambda: optuna.create_study(
+                    storage=self._storage, study_name=name, load_if_exists=True
+                ),
+            )
+        finally:
+            optuna.logging.set_verbosity(verbosity)
         self._ownerless: dict[int, float] = {}
 
     @classmethod

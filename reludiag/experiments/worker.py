@@ -10,12 +10,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from reludiag.errors import ReludiagError, UsageError, UserCodeError
 from reludiag.experiments.compare import trial_row
@@ -110,14 +108,15 @@ def _numbers(returned: Any) -> dict[str, float]:
         return {}
     numbers = {}
     for name, value in named.items():
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if not isinstance(value, Real) and not hasattr(value, "__float__"):
+        try:
+            if isinstance(value, str):
+                raise TypeError
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # as tensors of several numbers do
             raise UsageError(
                 f"train(trial) returned {type(value).__name__} {value!r:.40} as {name}; expected "
                 "a number, a dict of numbers, or nothing"
-            )
-        numbers[str(name)] = float(value)
+            ) from error
     return numbers
 
 
