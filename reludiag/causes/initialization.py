@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from reludiag.causes.birth import layer_dies_single_direction, needed_width
-from reludiag.causes.identification import MEAN_Z, ROUNDED, identify
+from reludiag.causes.identification import MEAN_Z, identify
 from reludiag.errors import UsageError
 from reludiag.schemes import Fans, fans_of
 
@@ -37,6 +37,7 @@ SHIFT = 0.5
 """A shift of w.x this large, in its standard deviations, is worth a word, as for a bias."""
 NARROW = 0.01
 """A network that is born with a wholly dead layer more often than this is too narrow."""
+_ROUNDED = 1 + 2**-8  # a bound as bfloat16 may have rounded it
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ def describe_layer(
         problems=(),
     )
     weights = _degenerate(layer, matrix) if mean_z is None else _weight_problems(layer, mean_z)
+    if transposed:  # how many weights feed a unit depends on the stride
+        weights = [problem for problem in weights if problem.kind != "variance"]
     return replace(layer, problems=(*weights, *_bias_problems(layer, start)))
 
 
@@ -266,7 +269,7 @@ class _Bias:
             kind = "zero"
         elif lowest == values.max() and values.size > 1:
             kind = "constant"
-        elif fans.fan_in and np.abs(values).max() <= ROUNDED / math.sqrt(fans.fan_in):
+        elif fans.fan_in and np.abs(values).max() <= _ROUNDED / math.sqrt(fans.fan_in):
             kind = "pytorch"
         else:
             kind = "drawn"
