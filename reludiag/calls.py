@@ -16,7 +16,7 @@ from reludiag.sites import Identity, Layout, arrange
 class Call:
     """One call of a rectifier. Its tensors are the model's own memory: read them at once."""
 
-    __slots__ = ("_before", "_output", "_reading", "rows", "site", "training")
+    __slots__ = ("_before", "_output", "_peaks", "_reading", "rows", "site", "training")
 
     def __init__(
         self,
@@ -25,6 +25,7 @@ class Call:
         output: Tensor,
         before: Tensor | None,
         reading: "Reading",
+        peaks: Tensor | None = None,
     ) -> None:
         self.site = site
         """Index in `Capture.sites`."""
@@ -32,7 +33,7 @@ class Call:
         """The training flag of the module that called."""
         self.rows = reading.rows
         """Number of samples; 1 where they cannot be told apart."""
-        self._output, self._before, self._reading = output, before, reading
+        self._output, self._before, self._reading, self._peaks = output, before, reading, peaks
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,7 +53,12 @@ class Call:
         return self._reading.of(self._output)
 
     def before(self) -> Tensor | None:
-        """The pre-activation likewise; None where it was overwritten before it was asked for."""
+        """The pre-activation likewise, or its maxima `[unit]` where it is overwritten by now.
+
+        None where it was overwritten before it was asked for.
+        """
+        if self._peaks is not None:
+            return self._peaks
         if self._before is None or self._before.shape != self._output.shape:
             return None
         return self._reading.of(self._before)
@@ -134,7 +140,7 @@ class Rest:
     ) -> None:
         """`turns` are those calls, with the training flags of their owners."""
         self._turns = turns
-        self._forwards: Counter[tuple[bool, int | None]] = Counter()
+        self._forwards: list[tuple[bool, int | None]] = []
         self._handle = model.register_forward_hook(
             Hook(self._count, model, "input", was_traced), with_kwargs=True
         )
@@ -142,11 +148,14 @@ class Rest:
     def _count(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         if is_recomputed() or is_transformed():
             return
-        if args and isinstance(args[0], Tensor) and args[0].ndim:
-            samples: int | None = args[0].shape[0]
-        else:
-            samples = rows_of([*args, *kwargs.values()])
-        self._forwards[module.training, samples] += 1
+        # In training this code is cold each time: what it does not do saves microseconds.
+        first = args[0] if args else None
+        samples = (
+            first.size(0)
+            if type(first) is Tensor and first.dim()
+            else rows_of([*args, *kwargs.values()])
+        )
+        self._forwards.append((module.training, samples))
 
     def end(self) -> list[tuple[int, bool, int, int]]:
         """(site, in training, calls, samples) of what was called since."""
@@ -158,7 +167,7 @@ class Rest:
                 count,
                 count * turn.reading.rows_of(samples),
             )
-            for (training, samples), count in self._forwards.items()
+            for (training, samples), count in Counter(self._forwards).items()
             for turn, in_training in self._turns
             if turn.place is not None and turn.reading is not None
         ]

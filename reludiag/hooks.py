@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from reludiag.sites import rectifier_modules
 
@@ -79,7 +80,7 @@ class Hook:
 
     def __call__(self, *args: Any) -> None:
         """As PyTorch calls it: of the module, its arguments, keywords and output, where asked."""
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             if self._reads is None:
                 return
             seen: list[Tensor] = []

@@ -27,6 +27,7 @@ from reludiag.functional import may_rectify
 from reludiag.history import diagnose_run, load
 from reludiag.hooks import forget_compiled, is_compiled, uncompiled
 from reludiag.recording import RecordingWriter, SiteState
+from reludiag.reductions import highest_of
 from reludiag.scanning import Scanner, blind_spots, no_rectifier
 from reludiag.sites import Site
 from reludiag.stats import Liveness, UnitCounts, UnitStats
@@ -98,7 +99,13 @@ class Monitor:
         )
         self._probe = None if probe is None else _batches(probe)
         self._probe_samples: int | None = None
-        self._capture = Capture(model, self._receive, self._wants_before, unit_axes)
+        self._capture = Capture(
+            model,
+            self._receive,
+            self._wants_before,
+            lambda _, before: highest_of(before),
+            unit_axes,
+        )
         self._scanner = Scanner(model, unit_axes)
         self._blind_spots: Sequence[str] = ()
         self._window: dict[int, _Window] = {}
@@ -203,14 +210,12 @@ class Monitor:
         """An optimizer is about to step: note its learning rates as they are now."""
         if self._step == 0 and not self.snapshots:
             self._snapshot()
-        rates = [float(group["lr"]) for group in self._optimizers[index].param_groups]
         known = self._rates[index]
-        if rates == known:
-            return
-        for group, rate in enumerate(rates):
-            if group >= len(known) or known[group] != rate:
-                self._new_rates.append((self._step + 1, f"{index}/{group}", rate))
-        self._rates[index] = rates
+        rates = [float(group["lr"]) for group in self._optimizers[index].param_groups]
+        for number, rate in enumerate(rates):
+            if number >= len(known) or known[number] != rate:
+                self._new_rates.append((self._step + 1, f"{index}/{number}", rate))
+        known[:] = rates
 
     def _after_step(self) -> None:
         if self._step == 0 and not self.snapshots:
@@ -306,11 +311,8 @@ class Monitor:
             SiteFindings(site, counts.get(index) or UnitCounts.nothing(site.units or 0))
             for index, site in enumerate(self._capture.sites)
         ]
-        nothing = UnitCounts.nothing(0)
-        return [
-            *findings,
-            *(SiteFindings(site, nothing) for site in self._capture.uncalled()),
-        ], first_step
+        uncalled = self._capture.uncalled()
+        return [*findings, *(SiteFindings(s, UnitCounts.nothing(0)) for s in uncalled)], first_step
 
     def _facts(self, status: str) -> dict[str, Any]:
         if not self._settings:
@@ -405,9 +407,18 @@ class _BeforeStep:
 
     def __init__(self, monitor: Monitor, index: int) -> None:
         self._monitor, self._index = monitor, index
+        self._rates = monitor._rates[index]
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._monitor._before_step(self._index)
+        # In training this code is cold each time: where nothing changed, it is these lines alone.
+        groups, rates = optimizer.param_groups, self._rates
+        if len(groups) != len(rates):
+            self._monitor._before_step(self._index)
+            return
+        for group, rate in zip(groups, rates, strict=True):
+            if group["lr"] != rate:
+                self._monitor._before_step(self._index)
+                return
 
 
 class _AfterStep:
@@ -463,10 +474,8 @@ class _Window:
             x = x.to(self._stats.sums.device)
             before = None if before is None else before.to(x.device)
         if counting:
-            highest = self._stats.update(x, before)
-            if live is not None and not live.done:
-                live.note(highest)
-        elif live is not None:
+            self._stats.update(x, before)
+        if live is not None:
             live.observe(x)
 
     def counts(self) -> UnitCounts:

@@ -1,6 +1,20 @@
 """What all tests share."""
 
+import pytest
 import torch
+
+from reludiag import reductions
 
 # The tensors of these tests are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["compiled", "operators"])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How activations are read: by compiled code, and as where there is no compiler."""
+    how: str = request.param
+    if how == "operators":
+        monkeypatch.setattr(reductions, "_kernels", None)
+    elif reductions._kernels is None:
+        pytest.skip("the reductions were not compiled")
+    return how

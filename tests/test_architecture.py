@@ -21,6 +21,7 @@ LINE = [
     "hooks",
     "calls",
     "capture",
+    "reductions",
     "stats",
     "recording",
     "verdicts",

@@ -1,0 +1,661 @@
+// The reductions of stats.py on the CPU, each a single read of the activations.
+//
+// PyTorch's operators need one read for each statistic, and none of them can stop at the first
+// positive value. Tensors come as addresses and strides; whoever calls has checked them. Where this
+// file was not compiled, stats.py does the same with PyTorch's operators.
+//
+//   count(x, fired, ...)    sums, counts and extremes of each unit
+//   watch(x, state, ...)    which units have fired; stops reading a unit at its first positive value
+//   raise(x, ...)           the running maximum of each unit, or of those that never fired
+//
+// x is [sample, unit, position] of float32, float64, bfloat16 or float16, with either the units or
+// the positions next to each other in memory.
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EACH_CPU
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+// PyTorch's own thread pool: a second one would fight it for the cores. Without it there is one
+// thread. Both symbols are the stable interface of GNU's and of LLVM's OpenMP runtime.
+extern "C" {
+void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
+int omp_get_thread_num(void) __attribute__((weak));
+int omp_get_num_threads(void) __attribute__((weak));
+}
+
+namespace {
+
+constexpr int64_t PARALLEL = 1 << 15; // elements from which a second thread pays
+// Memory is read in its order, a few units at a time, so that their accumulators stay in the first
+// cache and what is ahead is fetched: a unit at a time, each plane is another page, at four times
+// the cost.
+constexpr int64_t CHUNK = 512; // units in rows
+constexpr int64_t PLANES = 32; // units in planes
+constexpr int64_t ROWS = 8;    // rows that are read before accumulators are written back
+
+typedef double Doubles __attribute__((vector_size(64)));
+typedef float Floats __attribute__((vector_size(64)));
+typedef float HalfFloats __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t HalfWords __attribute__((vector_size(32)));
+typedef int64_t Longs __attribute__((vector_size(64)));
+
+enum Kind { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
+
+struct Float32 { typedef float Memory; };
+struct Float64 { typedef double Memory; };
+struct BFloat16 { typedef uint16_t Memory; };
+struct Float16 { typedef uint16_t Memory; };
+
+// What is read is widened to one of two vectors: 16 floats or 8 doubles.
+template <class Vector> struct Lanes;
+template <> struct Lanes<Floats> {
+    typedef float Scalar;
+    typedef Ints Bits;
+    typedef Words Unsigned;
+    static constexpr int count = 16, halves = 2;
+    static constexpr uint32_t infinity = 0x7f800000u;
+};
+template <> struct Lanes<Doubles> {
+    typedef double Scalar;
+    typedef Longs Bits;
+    typedef uint64_t Unsigned __attribute__((vector_size(64)));
+    static constexpr int count = 8, halves = 1;
+    static constexpr uint64_t infinity = 0x7ff0000000000000u;
+};
+template <class Type> struct Widened { typedef Floats Vector; };
+template <> struct Widened<Float64> { typedef Doubles Vector; };
+
+template <class Vector, class Memory> INLINE Vector unaligned(const Memory *from) {
+    Vector vector;
+    std::memcpy(&vector, from, sizeof vector);
+    return vector;
+}
+
+INLINE Floats load(Float32, const float *from) { return unaligned<Floats>(from); }
+INLINE Doubles load(Float64, const double *from) { return unaligned<Doubles>(from); }
+INLINE Floats load(BFloat16, const uint16_t *from) {
+    return (Floats)(__builtin_convertvector(unaligned<HalfWords>(from), Words) << 16);
+}
+INLINE Floats load(Float16, const uint16_t *from) {
+    Words half = __builtin_convertvector(unaligned<HalfWords>(from), Words);
+    Words magnitude = half & 0x7fffu;
+    Words normal = (magnitude << 13) + ((127u - 15u) << 23);
+    Words special = (magnitude << 13) | 0x7f800000u;
+    // 2**-24 times an integer, with no denormal in between, which a CPU may take for zero.
+    Words small = (Words)((Floats)(magnitude | (126u << 23)) - 0.5f);
+    Words widened = magnitude >= 0x7c00u ? special : magnitude >= 0x0400u ? normal : small;
+    return (Floats)(widened | (half & 0x8000u) << 16);
+}
+
+// A few values, fewer than a vector has; the rest of it repeats the first.
+template <class Type, class Vector = typename Widened<Type>::Vector>
+INLINE Vector load_some(const typename Type::Memory *from, int64_t some) {
+    typename Type::Memory padded[Lanes<Vector>::count];
+    for (int64_t i = 0; i < Lanes<Vector>::count; i++) padded[i] = from[i < some ? i : 0];
+    return load(Type(), padded);
+}
+
+template <int half> INLINE Doubles widen(Floats v) {
+    HalfFloats part = half ? __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)
+                           : __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+    return __builtin_convertvector(part, Doubles);
+}
+template <int half> INLINE Doubles widen(Doubles v) { return v; }
+
+// The same of values in memory. Of floats GCC makes one instruction of it, when it is spelled so.
+template <int half, class Type> INLINE Doubles load_wide(Type, const typename Type::Memory *from) {
+    return widen<half>(load(Type(), from));
+}
+template <int half> INLINE Doubles load_wide(Float32, const float *from) {
+    const float *f = from + 8 * half;
+    return Doubles{f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]};
+}
+
+// Where it fires: it is > 0, or for a signed rectifier not 0; never where it is NaN. In integers,
+// so that a denormal is what it is whatever the CPU is set to.
+template <bool is_signed, class Vector> INLINE typename Lanes<Vector>::Bits firing(Vector v) {
+    typedef typename Lanes<Vector>::Unsigned Unsigned;
+    typedef typename Lanes<Vector>::Bits Bits;
+    Unsigned bits = (Unsigned)v;
+    if (is_signed) return (Bits)((bits << 1) - 1 < Unsigned{} + (Lanes<Vector>::infinity << 1));
+    return (Bits)(bits - 1 < Unsigned{} + Lanes<Vector>::infinity);
+}
+
+INLINE bool all_ones(Longs v) { return (v[0] & v[1] & v[2] & v[3] & v[4] & v[5] & v[6] & v[7]) == -1; }
+INLINE bool any_one(Longs v) { return (v[0] | v[1] | v[2] | v[3] | v[4] | v[5] | v[6] | v[7]) != 0; }
+
+struct Tensor3 {
+    const void *data;
+    Kind kind;
+    int64_t samples, units, positions;
+    int64_t by_sample, by_unit, by_position; // strides, in elements
+};
+
+// Where units lie together, they are the last axis of rows.
+INLINE bool in_rows(const Tensor3 &x) { return x.by_unit == 1 && (x.by_position != 1 || x.positions == 1); }
+
+// Samples of one position, read like positions of one sample.
+INLINE Tensor3 flat(Tensor3 x) {
+    if (x.positions == 1) {
+        x.positions = x.samples;
+        x.by_position = x.by_sample;
+        x.samples = 1;
+    }
+    return x;
+}
+
+// ---------------------------------------------------------------------------------------- count
+
+template <class Vector> struct Accumulator {
+    static constexpr int halves = Lanes<Vector>::halves;
+    typedef typename Lanes<Vector>::Bits Bits;
+    Doubles total[halves], square[halves], absolute[halves];
+    Vector highest, lowest;
+    Bits active, fired, now;
+
+    INLINE void clear(Accumulator &a) {
+        a = Accumulator{};
+        a.highest += -std::numeric_limits<typename Lanes<Vector>::Scalar>::infinity();
+        a.lowest += std::numeric_limits<typename Lanes<Vector>::Scalar>::infinity();
+    }
+};
+
+template <bool is_signed, int half, class Vector> INLINE void add_sums(Accumulator<Vector> &a, Doubles v) {
+    a.total[half] += v;
+    a.square[half] += v * v;
+    if (is_signed) a.absolute[half] += v < 0.0 ? -v : v;
+}
+
+template <bool is_signed, class Vector>
+INLINE void add_extremes(Accumulator<Vector> &a, Vector v, typename Lanes<Vector>::Bits valid) {
+    auto on = firing<is_signed>(v) & valid;
+    a.active -= on;
+    a.now |= on;
+    a.highest = v > a.highest ? v : a.highest;
+    a.lowest = v < a.lowest ? v : a.lowest;
+}
+
+template <bool is_signed, class Type, class Vector>
+INLINE void add(Type, Accumulator<Vector> &a, const typename Type::Memory *from) {
+    constexpr int last = Lanes<Vector>::halves - 1;
+    add_extremes<is_signed>(a, load(Type(), from), ~typename Lanes<Vector>::Bits{});
+    add_sums<is_signed, 0>(a, load_wide<0>(Type(), from));
+    if (last) add_sums<is_signed, last>(a, load_wide<1>(Type(), from));
+}
+
+template <bool is_signed, class Type, class Vector>
+INLINE void add_some(Type, Accumulator<Vector> &a, const typename Type::Memory *from, int64_t some,
+                     typename Lanes<Vector>::Bits valid) {
+    constexpr int last = Lanes<Vector>::halves - 1;
+    const Vector v = load_some<Type>(from, some);
+    const Vector kept = (Vector)((typename Lanes<Vector>::Bits)v & valid);
+    add_extremes<is_signed>(a, v, valid);
+    add_sums<is_signed, 0>(a, widen<0>(kept));
+    if (last) add_sums<is_signed, last>(a, widen<1>(kept));
+}
+
+template <class Vector> INLINE void close_sample(Accumulator<Vector> &a) {
+    a.fired -= a.now;
+    a.now = a.now ^ a.now;
+}
+
+// Rows of sums as in stats.py: active, fired, total, square, absolute.
+struct Sums {
+    double *rows;
+    void *highest, *lowest; // double for float64, else float
+};
+
+template <class Scalar>
+INLINE void write(const Sums &out, int64_t units, int64_t unit, bool is_signed, double active, double fired,
+                  double total, double square, double absolute, Scalar highest, Scalar lowest) {
+    double *row = out.rows + unit;
+    row[0] += active;
+    row[units] += fired;
+    row[2 * units] += total;
+    row[3 * units] += square;
+    if (is_signed) row[4 * units] += absolute;
+    Scalar &top = ((Scalar *)out.highest)[unit], &bottom = ((Scalar *)out.lowest)[unit];
+    if (std::isnan(total)) top = bottom = std::numeric_limits<Scalar>::quiet_NaN();
+    if (highest > top) top = highest; // false where either is NaN, which stays
+    if (lowest < bottom) bottom = lowest;
+}
+
+template <class Type, bool is_signed>
+INLINE void count_rows(const Tensor3 &given, const Sums &out, int64_t first, int64_t last) {
+    typedef typename Widened<Type>::Vector Vector;
+    typedef Lanes<Vector> Of;
+    constexpr typename Of::Bits all = ~typename Of::Bits{};
+    const bool is_flat = given.positions == 1; // a position that is active is a sample that fired
+    const Tensor3 x = flat(given);
+    Accumulator<Vector> tiles[CHUNK / Of::count];
+    for (int64_t begin = first; begin < last; begin += CHUNK) {
+        const int64_t width = last - begin < CHUNK ? last - begin : CHUNK;
+        const int64_t whole = width / Of::count, rest = width % Of::count;
+        for (int64_t t = 0; t < whole + (rest > 0); t++) tiles[t].clear(tiles[t]);
+        for (int64_t n = 0; n < x.samples; n++) {
+            const auto *sample = (const typename Type::Memory *)x.data + n * x.by_sample + begin;
+            for (int64_t p = 0; p < x.positions; p += ROWS) {
+                const auto *row = sample + p * x.by_position;
+                const int64_t rows = x.positions - p < ROWS ? x.positions - p : ROWS;
+                for (int64_t t = 0; t < whole; t++) {
+                    const auto *at = row + t * Of::count;
+                    Accumulator<Vector> a = tiles[t];
+                    if (rows == ROWS) // unrolled
+                        for (int64_t r = 0; r < ROWS; r++) add<is_signed>(Type(), a, at + r * x.by_position);
+                    else
+                        for (int64_t r = 0; r < rows; r++) add<is_signed>(Type(), a, at + r * x.by_position);
+                    tiles[t] = a;
+                }
+                for (int64_t r = 0; r < rows && rest; r++)
+                    add_some<is_signed>(Type(), tiles[whole], row + r * x.by_position + whole * Of::count, rest, all);
+            }
+            if (!is_flat)
+                for (int64_t t = 0; t < whole + (rest > 0); t++) close_sample(tiles[t]);
+        }
+        for (int64_t i = 0; i < width; i++) {
+            const Accumulator<Vector> &a = tiles[i / Of::count];
+            const int lane = i % Of::count, half = lane / 8, at = lane % 8;
+            const double active = (double)a.active[lane];
+            write(out, x.units, begin + i, is_signed, active, is_flat ? active : (double)a.fired[lane],
+                  a.total[half][at], a.square[half][at], a.absolute[half][at], a.highest[lane], a.lowest[lane]);
+        }
+    }
+}
+
+template <class Type, bool is_signed>
+INLINE void count_planes(const Tensor3 &x, const Sums &out, int64_t first, int64_t last) {
+    typedef typename Widened<Type>::Vector Vector;
+    typedef Lanes<Vector> Of;
+    typedef typename Of::Bits Bits;
+    const int64_t whole = x.positions - x.positions % Of::count, rest = x.positions % Of::count;
+    Bits valid{};
+    for (int i = 0; i < Of::count; i++) valid[i] = i < rest ? -1 : 0;
+    Accumulator<Vector> units[PLANES];
+    int64_t fired[PLANES];
+    for (int64_t begin = first; begin < last; begin += PLANES) {
+        const int64_t width = last - begin < PLANES ? last - begin : PLANES;
+        for (int64_t i = 0; i < width; i++) {
+            units[i].clear(units[i]);
+            fired[i] = 0;
+        }
+        for (int64_t n = 0; n < x.samples; n++) {
+            const auto *plane = (const typename Type::Memory *)x.data + n * x.by_sample + begin * x.by_unit;
+            for (int64_t i = 0; i < width; i++, plane += x.by_unit) {
+                Accumulator<Vector> a = units[i];
+                a.now = Bits{};
+                for (int64_t p = 0; p < whole; p += Of::count) add<is_signed>(Type(), a, plane + p);
+                if (rest) add_some<is_signed>(Type(), a, plane + whole, rest, valid);
+                fired[i] += any_one((Longs)a.now);
+                units[i] = a;
+            }
+        }
+        for (int64_t i = 0; i < width; i++) {
+            const Accumulator<Vector> &a = units[i];
+            double active = 0, total = 0, square = 0, absolute = 0;
+            auto highest = a.highest[0], lowest = a.lowest[0];
+            for (int lane = 0; lane < Of::count; lane++) {
+                active += (double)a.active[lane];
+                total += a.total[lane / 8][lane % 8];
+                square += a.square[lane / 8][lane % 8];
+                absolute += a.absolute[lane / 8][lane % 8];
+                highest = a.highest[lane] > highest ? a.highest[lane] : highest;
+                lowest = a.lowest[lane] < lowest ? a.lowest[lane] : lowest;
+            }
+            write(out, x.units, begin + i, is_signed, active, (double)fired[i], total, square, absolute,
+                  highest, lowest);
+        }
+    }
+}
+
+template <class Type>
+INLINE void count_as(const Tensor3 &x, bool is_signed, const Sums &out, int64_t first, int64_t last) {
+    if (in_rows(x)) {
+        if (is_signed) count_rows<Type, true>(x, out, first, last);
+        else count_rows<Type, false>(x, out, first, last);
+    } else {
+        if (is_signed) count_planes<Type, true>(x, out, first, last);
+        else count_planes<Type, false>(x, out, first, last);
+    }
+}
+
+FOR_EACH_CPU void count(const Tensor3 &x, bool is_signed, const Sums &out, int64_t first, int64_t last) {
+    switch (x.kind) {
+    case FLOAT32: return count_as<Float32>(x, is_signed, out, first, last);
+    case FLOAT64: return count_as<Float64>(x, is_signed, out, first, last);
+    case BFLOAT16: return count_as<BFloat16>(x, is_signed, out, first, last);
+    case FLOAT16: return count_as<Float16>(x, is_signed, out, first, last);
+    }
+}
+
+// ---------------------------------------------------------------------------------------- watch
+
+enum State : uint8_t { UNSEEN = 0, FIRED = 1, NONFINITE = 2 };
+
+// Reads bits alone. Of values without their sign, the largest says whether there was a NaN or an
+// infinity; of signed integers, whether there was a positive value.
+template <class Word, class Signed, Word infinity> struct Watcher {
+    typedef Word Vector __attribute__((vector_size(64)));
+    typedef Signed SignedVector __attribute__((vector_size(64)));
+    static constexpr int count = 64 / sizeof(Word);
+    static constexpr Word limit = (Word)(infinity << 1);
+
+    Vector magnitude{};
+    SignedVector highest{};
+
+    INLINE Vector load(const Word *from) { return unaligned<Vector>(from); }
+    INLINE Vector load_some(const Word *from, int64_t some) {
+        Vector bits{};
+        for (int64_t i = 0; i < some; i++) bits[i] = from[i];
+        return bits;
+    }
+    INLINE void add(Watcher &w, Vector bits) {
+        Vector without = bits << 1;
+        w.magnitude = without > w.magnitude ? without : w.magnitude;
+        w.highest = (SignedVector)bits > w.highest ? (SignedVector)bits : w.highest;
+    }
+    INLINE uint8_t state(Word magnitude, Signed highest, bool is_signed) {
+        if (magnitude > limit) return NONFINITE;
+        const bool fired = is_signed ? magnitude != 0 : highest > 0;
+        return (fired ? FIRED : UNSEEN) | (magnitude == limit ? NONFINITE : UNSEEN);
+    }
+    // -1 in each lane of which all is known that there is to know.
+    INLINE SignedVector settled(const Watcher &w, bool is_signed) {
+        SignedVector odd = (SignedVector)(w.magnitude > limit);
+        return odd | (is_signed ? (SignedVector)(w.magnitude != 0) : (SignedVector)(w.highest > 0));
+    }
+};
+
+template <class Word, class Signed, Word infinity>
+INLINE void watch_rows(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
+    typedef Watcher<Word, Signed, infinity> W;
+    W tiles[CHUNK / 8];
+    typename W::SignedVector known[CHUNK / 8];
+    for (int64_t begin = first; begin < last; begin += CHUNK) {
+        const int64_t width = last - begin < CHUNK ? last - begin : CHUNK;
+        const int64_t count = (width + W::count - 1) / W::count;
+        int64_t open = 0; // tiles in which a unit is not known to have fired
+        bool closed[CHUNK / 8];
+        for (int64_t t = 0; t < count; t++) {
+            tiles[t] = W{};
+            for (int64_t i = 0; i < W::count; i++) {
+                const int64_t unit = t * W::count + i;
+                known[t][i] = unit >= width || states[begin + unit] ? -1 : 0;
+            }
+            closed[t] = all_ones((Longs)known[t]);
+            open += !closed[t];
+        }
+        for (int64_t n = 0; n < x.samples && open; n++) {
+            const Word *sample = (const Word *)x.data + n * x.by_sample + begin;
+            for (int64_t p = 0; p < x.positions && open; p += ROWS) {
+                const int64_t rows = x.positions - p < ROWS ? x.positions - p : ROWS;
+                for (int64_t t = 0; t < count; t++) {
+                    if (closed[t]) continue;
+                    const Word *at = sample + p * x.by_position + t * W::count;
+                    const int64_t some = width - t * W::count;
+                    W w = tiles[t];
+                    for (int64_t r = 0; r < rows; r++, at += x.by_position) {
+                        W::add(w, some < W::count ? W::load_some(at, some) : W::load(at));
+                    }
+                    tiles[t] = w;
+                    closed[t] = all_ones((Longs)(known[t] | W::settled(w, is_signed)));
+                    open -= closed[t];
+                }
+            }
+        }
+        for (int64_t i = 0; i < width; i++) {
+            const W &w = tiles[i / W::count];
+            states[begin + i] |= W::state(w.magnitude[i % W::count], w.highest[i % W::count], is_signed);
+        }
+    }
+}
+
+template <class Word, class Signed, Word infinity>
+INLINE void watch_planes(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
+    typedef Watcher<Word, Signed, infinity> W;
+    W units[PLANES];
+    for (int64_t begin = first; begin < last; begin += PLANES) {
+        const int64_t width = last - begin < PLANES ? last - begin : PLANES;
+        bool closed[PLANES];
+        int64_t open = 0;
+        for (int64_t i = 0; i < width; i++) {
+            units[i] = W{};
+            closed[i] = states[begin + i] != UNSEEN;
+            open += !closed[i];
+        }
+        for (int64_t n = 0; n < x.samples && open; n++) {
+            for (int64_t i = 0; i < width; i++) {
+                if (closed[i]) continue;
+                const Word *plane = (const Word *)x.data + n * x.by_sample + (begin + i) * x.by_unit;
+                W w = units[i];
+                for (int64_t p = 0; p < x.positions; p += W::count) {
+                    const int64_t some = x.positions - p;
+                    W::add(w, some < W::count ? W::load_some(plane + p, some) : W::load(plane + p));
+                }
+                units[i] = w;
+                closed[i] = any_one((Longs)W::settled(w, is_signed));
+                open -= closed[i];
+            }
+        }
+        for (int64_t i = 0; i < width; i++) {
+            Word magnitude = 0;
+            Signed highest = 0;
+            for (int lane = 0; lane < W::count; lane++) {
+                magnitude = units[i].magnitude[lane] > magnitude ? units[i].magnitude[lane] : magnitude;
+                highest = units[i].highest[lane] > highest ? units[i].highest[lane] : highest;
+            }
+            states[begin + i] |= W::state(magnitude, highest, is_signed);
+        }
+    }
+}
+
+template <class Word, class Signed, Word infinity>
+INLINE void watch_as(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
+    if (in_rows(x)) watch_rows<Word, Signed, infinity>(flat(x), is_signed, states, first, last);
+    else watch_planes<Word, Signed, infinity>(x, is_signed, states, first, last);
+}
+
+FOR_EACH_CPU void watch(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
+    switch (x.kind) {
+    case FLOAT32: return watch_as<uint32_t, int32_t, 0x7f800000u>(x, is_signed, states, first, last);
+    case FLOAT64: return watch_as<uint64_t, int64_t, 0x7ff0000000000000u>(x, is_signed, states, first, last);
+    case BFLOAT16: return watch_as<uint16_t, int16_t, 0x7f80u>(x, is_signed, states, first, last);
+    case FLOAT16: return watch_as<uint16_t, int16_t, 0x7c00u>(x, is_signed, states, first, last);
+    }
+}
+
+// ---------------------------------------------------------------------------------------- raise
+
+template <class Scalar> INLINE void lift(float &running, Scalar highest, bool odd) {
+    if (odd) running = std::numeric_limits<float>::quiet_NaN();
+    else if ((float)highest > running) running = (float)highest; // false where it is NaN
+}
+
+// Only of units whose `fired` is 0, or of all where there is none.
+template <class Type>
+INLINE void raise_rows(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
+    typedef typename Widened<Type>::Vector Vector;
+    typedef Lanes<Vector> Of;
+    Vector highest[CHUNK / Of::count];
+    typename Of::Bits odd[CHUNK / Of::count];
+    bool wanted[CHUNK / Of::count];
+    for (int64_t begin = first; begin < last; begin += CHUNK) {
+        const int64_t width = last - begin < CHUNK ? last - begin : CHUNK;
+        const int64_t count = (width + Of::count - 1) / Of::count;
+        for (int64_t t = 0; t < count; t++) {
+            highest[t] = Vector{} - std::numeric_limits<typename Of::Scalar>::infinity();
+            odd[t] = typename Of::Bits{};
+            wanted[t] = fired == nullptr;
+            for (int64_t i = t * Of::count; i < (t + 1) * Of::count && i < width && !wanted[t]; i++)
+                wanted[t] = fired[begin + i] == 0;
+        }
+        for (int64_t n = 0; n < x.samples; n++) {
+            const auto *row = (const typename Type::Memory *)x.data + n * x.by_sample + begin;
+            for (int64_t p = 0; p < x.positions; p++, row += x.by_position) {
+                for (int64_t t = 0; t < count; t++) {
+                    if (!wanted[t]) continue;
+                    const auto *at = row + t * Of::count;
+                    const int64_t some = width - t * Of::count;
+                    const Vector v = some >= Of::count ? load(Type(), at) : load_some<Type>(at, some);
+                    highest[t] = v > highest[t] ? v : highest[t];
+                    odd[t] |= (typename Of::Bits)(v != v);
+                }
+            }
+        }
+        for (int64_t i = 0; i < width; i++)
+            if (fired == nullptr || fired[begin + i] == 0)
+                lift(running[begin + i], highest[i / Of::count][i % Of::count],
+                     odd[i / Of::count][i % Of::count] != 0);
+    }
+}
+
+template <class Type>
+INLINE void raise_planes(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
+    typedef typename Widened<Type>::Vector Vector;
+    typedef Lanes<Vector> Of;
+    for (int64_t begin = first; begin < last; begin += PLANES) {
+        const int64_t width = last - begin < PLANES ? last - begin : PLANES;
+        for (int64_t n = 0; n < x.samples; n++) {
+            for (int64_t i = 0; i < width; i++) {
+                if (fired != nullptr && fired[begin + i] != 0) continue;
+                const auto *plane =
+                    (const typename Type::Memory *)x.data + n * x.by_sample + (begin + i) * x.by_unit;
+                Vector highest = Vector{} - std::numeric_limits<typename Of::Scalar>::infinity();
+                typename Of::Bits odd{};
+                for (int64_t p = 0; p < x.positions; p += Of::count) {
+                    const int64_t some = x.positions - p;
+                    const Vector v = some >= Of::count ? load(Type(), plane + p) : load_some<Type>(plane + p, some);
+                    highest = v > highest ? v : highest;
+                    odd |= (typename Of::Bits)(v != v);
+                }
+                for (int lane = 0; lane < Of::count; lane++)
+                    lift(running[begin + i], highest[lane], odd[lane] != 0);
+            }
+        }
+    }
+}
+
+template <class Type>
+INLINE void raise_as(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
+    if (in_rows(x)) raise_rows<Type>(x, fired, running, first, last);
+    else raise_planes<Type>(x, fired, running, first, last);
+}
+
+FOR_EACH_CPU void raise(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
+    switch (x.kind) {
+    case FLOAT32: return raise_as<Float32>(x, fired, running, first, last);
+    case FLOAT64: return raise_as<Float64>(x, fired, running, first, last);
+    case BFLOAT16: return raise_as<BFloat16>(x, fired, running, first, last);
+    case FLOAT16: return raise_as<Float16>(x, fired, running, first, last);
+    }
+}
+
+// --------------------------------------------------------------------------------------- threads
+
+// `task(first, last)` over ranges of units, in as many threads as PyTorch uses. A range begins where
+// a cache line does, so that no two threads write to the same one.
+template <class Task> struct Shared {
+    const Task &task;
+    int64_t units;
+
+    static void run(void *given) {
+        const Shared &shared = *(const Shared *)given;
+        const int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
+        const int64_t share = ((shared.units + threads - 1) / threads + 63) / 64 * 64;
+        const int64_t step = share * threads - shared.units >= share ? (shared.units + threads - 1) / threads : share;
+        const int64_t first = mine * step, last = first + step;
+        if (first < shared.units) shared.task(first, last < shared.units ? last : shared.units);
+    }
+};
+
+template <class Task> void in_parallel(const Tensor3 &x, long threads, const Task &task) {
+    const bool large = x.samples * x.units * x.positions >= PARALLEL;
+    if (threads > 1 && large && x.units > 1 && GOMP_parallel && omp_get_thread_num && omp_get_num_threads) {
+        const Shared<Task> shared{task, x.units};
+        PyThreadState *state = PyEval_SaveThread();
+        GOMP_parallel(&Shared<Task>::run, (void *)&shared, (unsigned)threads, 0);
+        PyEval_RestoreThread(state);
+    } else {
+        task(0, x.units);
+    }
+}
+
+// ---------------------------------------------------------------------------------------- Python
+
+// The first nine arguments of each function: address, kind, shape and strides, number of threads.
+constexpr Py_ssize_t TENSOR = 9;
+
+bool read_arguments(PyObject *const *given, Py_ssize_t count, Py_ssize_t expected, int64_t *numbers) {
+    if (count != expected) {
+        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
+        return false;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        numbers[i] = (int64_t)PyLong_AsLongLong(given[i]);
+        if (numbers[i] == -1 && PyErr_Occurred()) return false;
+    }
+    return true;
+}
+
+Tensor3 tensor_of(const int64_t *n) {
+    return {(const void *)n[0], (Kind)n[1], n[2], n[3], n[4], n[5], n[6], n[7]};
+}
+
+PyObject *py_count(PyObject *, PyObject *const *given, Py_ssize_t count_given) {
+    int64_t n[TENSOR + 4];
+    if (!read_arguments(given, count_given, TENSOR + 4, n)) return nullptr;
+    const Tensor3 x = tensor_of(n);
+    const bool is_signed = n[TENSOR] != 0;
+    const Sums out{(double *)n[TENSOR + 1], (void *)n[TENSOR + 2], (void *)n[TENSOR + 3]};
+    in_parallel(x, n[8], [&](int64_t first, int64_t last) { count(x, is_signed, out, first, last); });
+    Py_RETURN_NONE;
+}
+
+PyObject *py_watch(PyObject *, PyObject *const *given, Py_ssize_t count_given) {
+    int64_t n[TENSOR + 2];
+    if (!read_arguments(given, count_given, TENSOR + 2, n)) return nullptr;
+    const Tensor3 x = tensor_of(n);
+    const bool is_signed = n[TENSOR] != 0;
+    uint8_t *states = (uint8_t *)n[TENSOR + 1];
+    in_parallel(x, n[8], [&](int64_t first, int64_t last) { watch(x, is_signed, states, first, last); });
+    int64_t unseen = 0;
+    for (int64_t unit = 0; unit < x.units; unit++) unseen += states[unit] == UNSEEN;
+    return PyLong_FromLongLong(unseen);
+}
+
+PyObject *py_raise(PyObject *, PyObject *const *given, Py_ssize_t count_given) {
+    int64_t n[TENSOR + 2];
+    if (!read_arguments(given, count_given, TENSOR + 2, n)) return nullptr;
+    const Tensor3 x = tensor_of(n);
+    const double *fired = (const double *)n[TENSOR];
+    float *running = (float *)n[TENSOR + 1];
+    in_parallel(x, n[8], [&](int64_t first, int64_t last) { raise(x, fired, running, first, last); });
+    Py_RETURN_NONE;
+}
+
+PyMethodDef methods[] = {
+    {"count", (PyCFunction)(void (*)(void))py_count, METH_FASTCALL, nullptr},
+    {"watch", (PyCFunction)(void (*)(void))py_watch, METH_FASTCALL, nullptr},
+    {"raise_maximum", (PyCFunction)(void (*)(void))py_raise, METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "reludiag._kernels", nullptr, 0, methods,
+                      nullptr, nullptr, nullptr, nullptr};
+
+} // namespace
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&module); }
