@@ -90,7 +90,9 @@ def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["scan", "--help"], ["report", "--help"], ["init", "--help"]]
+)
 def test_help_loads_neither_torch_nor_pandas(arguments: list[str]) -> None:
     code = f"""
 import sys

@@ -174,6 +174,7 @@ def test_a_negative_bias_is_measured_in_standard_deviations(start: float) -> Non
     assert problem.kills_at_birth
     assert problem.advice == f"the bias of fc2 starts at {start:.3g}: start it at 0"
     assert layer.bias == "constant"
+    assert "0.0 %" not in problem.sentence  # rarely is not never
 
 
 def test_a_few_deep_biases_among_good_ones_are_counted() -> None:

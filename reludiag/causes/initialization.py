@@ -167,10 +167,19 @@ def narrowness(widths: Sequence[int]) -> InitProblem | None:
         "too_narrow",
         chance,
         f"{len(widths)} layers, the narrowest of {min(widths)} units: with a chance of up to "
-        f"{chance:.1%} one of them is born wholly dead, and the network constant",
+        f"{percent(chance)} one of them is born wholly dead, and the network constant",
         f"make each layer at least {wanted} units wide, or the network shallower",
         kills_at_birth=True,
     )
+
+
+def percent(share: float) -> str:
+    """A share in words, never rounded to none or all of it."""
+    if 0 < share < 5e-4:
+        return "less than 0.05 %"
+    if 1 - 5e-4 < share < 1:
+        return "more than 99.95 %"
+    return f"{100 * share:.1f} %"
 
 
 def _weight_problems(layer: LayerInit, mean_z: float) -> list[InitProblem]:
@@ -301,7 +310,7 @@ def _bias_problems(layer: LayerInit, bias: _Bias) -> list[InitProblem]:
         sentence = (
             f"the bias of {layer.module} {starts} {bias.mean:.3g}, {bias.depth:.1f} standard "
             "deviations of w.x below 0 (for inputs of mean square 1): a unit fires in "
-            f"{special.ndtr(-bias.depth):.2%} of inputs instead of half"
+            f"{percent(float(special.ndtr(-bias.depth)))} of inputs instead of half"
         )
         value, lowest = bias.depth, f"starts at {bias.mean:.3g}"
     elif bias.deep:
