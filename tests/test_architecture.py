@@ -91,7 +91,7 @@ def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich"}
 
 
-COMMANDS = ("scan", "report", "compare", "sweep", "replay")
+COMMANDS = ("scan", "report", "compare", "init", "sweep", "replay")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
