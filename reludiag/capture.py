@@ -10,7 +10,7 @@ import contextlib
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -47,6 +47,8 @@ from reludiag.sites import (
 
 _SETTLED = 32
 """After so many passes that went the same way, the next is expected to."""
+
+_nothing = contextlib.nullcontext()
 
 Receiver = Callable[["Call"], None]
 
@@ -372,17 +374,21 @@ class Capture:
             place, reading = now.turns[now.turn].place, now.turns[now.turn].reading
         if not self._wants_before(owner.training, None if place is None else place.index):
             return None
-        following = now.following
-        with torch.no_grad(), following.paused() if following else contextlib.nullcontext():
-            if (
-                self._peaks is not None
-                and place is not None
-                and reading is not None
-                and reading.shape == before.shape
-            ):
-                x = reading.of(before)
-                return None if x is None else _Peaks(place, self._peaks(place.index, x))
-            return before.detach().clone()
+        with self._unseen():
+            if place is None or reading is None or self._peaks is None:
+                return before.detach().clone()
+            x = reading.of(before) if reading.shape == before.shape else None
+            return None if x is None else _Peaks(place, self._peaks(place.index, x))
+
+    def _unseen(self) -> contextlib.AbstractContextManager[Any]:
+        """Our own operators are no business of the modes."""
+        return _nothing if self._pass.mode is None else self._without_modes()
+
+    @contextlib.contextmanager
+    def _without_modes(self) -> Iterator[None]:
+        following = self._pass.following
+        with torch._C.DisableTorchFunction(), following.paused() if following else _nothing:
+            yield
 
     def _called(self, module: nn.Module, args: Any, output: Any) -> None:
         before: Tensor | _Peaks | None = None
@@ -437,8 +443,7 @@ class Capture:
         now = self._pass
         turn = self._next_turn(owner, operator)
         samples = now.samples if now.depth else len(output) if output.ndim else None
-        # Our own operators are no business of the modes.
-        with self._lock, torch._C.DisableTorchFunction():
+        with self._lock, self._unseen():
             place, reading = turn.place, turn.reading
             if (
                 place is None
@@ -455,12 +460,7 @@ class Capture:
                 peaks, before = before.highest if before.place is place else None, None
             elif before is not None and same_memory(before, output):
                 before = None
-            call = Call(place.index, owner.training, output, before, reading, peaks)
-            if now.following is None:
-                self._receive(call)
-            else:
-                with now.following.paused():
-                    self._receive(call)
+            self._receive(Call(place.index, owner.training, output, before, reading, peaks))
 
     def _next_turn(self, owner: nn.Module, operator: str) -> Turn:
         """Where in the pass this call is. A pass that goes the way of the last is a comparison."""
@@ -509,10 +509,9 @@ class Capture:
                 ordinal=turn.ordinal,
                 shape=shape,
             )
-            with following.paused() if following else contextlib.nullcontext():
-                place, layout = self._meet(
-                    place, path, identity, turn.number, rectifier, output.detach(), samples
-                )
+            place, layout = self._meet(
+                place, path, identity, turn.number, rectifier, output.detach(), samples
+            )
             self._found[key] = place, layout
         if turn.number not in place.numbers:
             place.numbers.add(turn.number)

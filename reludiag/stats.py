@@ -86,7 +86,7 @@ class UnitStats:
 
         That is of the same shape, or already the maxima of it that `peaks` gave.
         """
-        samples, positions = len(x), 1 if x.ndim == 2 else x.shape[2]
+        samples, positions = x.shape[0], 1 if x.ndim == 2 else x.shape[2]
         self.calls += 1
         self.samples += samples
         self.positions += samples * positions
