@@ -18,7 +18,10 @@ _HOMES = {
     "Thresholds": "reludiag.verdicts",
     "UsageError": "reludiag.errors",
     "UserCodeError": "reludiag.errors",
+    "InitExamination": "reludiag.examining",
+    "examine_initialization": "reludiag.examining",
     "load": "reludiag.history",
+    "reinitialize": "reludiag.schemes",
     "scan": "reludiag.scanning",
 }
 
@@ -33,9 +36,11 @@ if TYPE_CHECKING:
         UsageError,
         UserCodeError,
     )
+    from reludiag.examining import InitExamination, examine_initialization
     from reludiag.history import load
     from reludiag.monitor import Monitor
     from reludiag.scanning import RANDOM_INPUT, scan
+    from reludiag.schemes import reinitialize
     from reludiag.verdicts import Thresholds
 
 __all__ = [
@@ -43,6 +48,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Diagnosis",
+    "InitExamination",
     "ModelError",
     "Monitor",
     "RecordingError",
@@ -51,7 +57,9 @@ __all__ = [
     "UsageError",
     "UserCodeError",
     "__version__",
+    "examine_initialization",
     "load",
+    "reinitialize",
     "scan",
 ]
 

@@ -192,7 +192,7 @@ class Scanner:
             model.train(train_mode)
             capture.attach()
             try:
-                for batch in _limited(batches, limit):
+                for batch in limited(batches, limit):
                     args, kwargs = model_arguments(model, batch, device, dtype)
                     rows = _check_inputs((args, kwargs), done)
                     if rows:
@@ -358,7 +358,8 @@ def _device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
-def _limited(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:
+def limited(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:
+    """At most `limit` batches; what the user's loader raises becomes a UserCodeError."""
     try:
         # islice stops before it would draw one batch too many.
         yield from itertools.islice(batches, limit)

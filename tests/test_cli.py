@@ -218,6 +218,38 @@ def test_report_shows_the_recording(place: Path) -> None:
     assert done.out == str(reludiag.load(place / "run.reludiag"))
 
 
+def test_init_says_how_a_model_was_initialized_and_what_is_dead_at_birth(place: Path) -> None:
+    without = reludiag_command("init", "net.py:build", cwd=place)
+    assert without.code == 0 and "pytorch" in without.out
+    assert "Without data it is not known" in " ".join(without.out.split())
+    done = reludiag_command(
+        "init", "net.py:build", "--data", "net.py:batches", "--seeds", "2", "--json", cwd=place
+    )
+    found = json.loads(done.out)
+    assert found["samples"] == 150
+    assert [layer["scheme"] for layer in found["layers"]] == ["pytorch"] * 2
+    assert [row["site"] for row in found["births"]] == ["1"]
+    assert len(found["redraws"]) == 4 * 2
+    noise = reludiag_command("init", "net.py:build", "--input-shape", "4", cwd=place)
+    assert "RANDOM INPUT" in noise.out and max(map(len, noise.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "words"),
+    [
+        ("net.py:empty", 3, "gave no batch"),
+        ("net.py:wrong_shape", 3, "refused batch 0"),
+        ("net.py:with_nan", 3, "NaN or infinite"),
+        ("net.py:raising", 3, "my own mistake"),
+    ],
+)
+def test_init_says_what_is_wrong_with_the_data(
+    place: Path, data: str, code: int, words: str
+) -> None:
+    done = reludiag_command("init", "net.py:build", "--data", data, cwd=place)
+    assert done.code == code and words in done.sentence and "bug" not in done.err
+
+
 def test_sites_lists_modules_functions_and_their_units(place: Path, tmp_path: Path) -> None:
     static = reludiag_command("sites", "net.py:build", cwd=place)
     assert static.code == 0

@@ -6,6 +6,7 @@ import traceback
 import typer
 
 from reludiag.errors import ReludiagError, UserCodeError
+from reludiag_cli.init import init
 from reludiag_cli.report import report
 from reludiag_cli.scan import scan
 from reludiag_cli.sites import sites
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command()(scan)
 app.command()(sites)
 app.command()(report)
+app.command()(init)
 
 
 def _print_version(wanted: bool) -> None:

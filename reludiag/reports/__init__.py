@@ -5,6 +5,7 @@ from typing import IO
 
 from reludiag.diagnosis import Diagnosis
 from reludiag.reports.document import document
+from reludiag.reports.init_report import init_document, init_text, print_init
 from reludiag.reports.output import check_writable, opened
 from reludiag.reports.table import write_table
 from reludiag.reports.terminal import print_report, terminal_svg, terminal_text
@@ -12,6 +13,9 @@ from reludiag.reports.terminal import print_report, terminal_svg, terminal_text
 __all__ = [
     "check_writable",
     "document",
+    "init_document",
+    "init_text",
+    "print_init",
     "print_report",
     "terminal_svg",
     "terminal_text",

@@ -28,14 +28,15 @@ def document(diagnosis: Diagnosis, all_units: bool = False) -> str:
             **{verdict: int(sites[verdict].sum()) for verdict in VERDICTS},
             "dead_fraction": diagnosis.dead_fraction,
         },
-        "sites": _records(sites),
-        "units": _records(chosen_units(diagnosis, all_units)),
-        "timeline": None if diagnosis.timeline is None else _records(diagnosis.timeline),
+        "sites": records(sites),
+        "units": records(chosen_units(diagnosis, all_units)),
+        "timeline": None if diagnosis.timeline is None else records(diagnosis.timeline),
     }
     return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as JSON objects; what is unknown or not finite is None."""
     finite = table.replace([np.inf, -np.inf], np.nan).astype(object)
     rows = finite.where(finite.notna(), None).to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in rows]

@@ -1,0 +1,259 @@
+"""How a model was initialized, for the terminal and as JSON."""
+
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from reludiag.causes.initialization import InitProblem, LayerInit
+from reludiag.examining import InitExamination
+from reludiag.reports.document import SCHEMA_VERSION, records
+from reludiag.reports.summary import many, share
+from reludiag.reports.terminal import WIDTH
+
+_MOST_ROWS = 40  # rows of a table; more are cut, and the JSON has them all
+_ALIKE = 2  # schemes named that cannot be told apart
+_LIKEWISE = 4  # layers named that have the same problem as the one that is spelled out
+
+
+def print_init(examination: InitExamination, console: Console) -> None:
+    """Print the report on a Rich console."""
+    parts: list[RenderableType] = [_head(examination), *_layer_table(examination.layers)]
+    if examination.births is not None and len(examination.births):
+        parts += _birth_table(examination.births)
+    if examination.redraws is not None and len(examination.redraws):
+        parts += _scheme_table(examination)
+    if examination.inputs is not None and len(examination.inputs):
+        parts.append(Padding(_input_lines(examination.inputs), (1, 0, 0, 1)))
+    parts.append(_problems(examination))
+    console.print(Group(*parts))
+
+
+def init_text(examination: InitExamination) -> str:
+    """The report as plain text, 80 columns wide."""
+    page = io.StringIO()
+    print_init(examination, Console(file=page, width=WIDTH, color_system=None))
+    return "".join(line.rstrip() + "\n" for line in page.getvalue().splitlines())
+
+
+def init_document(examination: InitExamination) -> str:
+    """The same as one JSON document, whole; numbers that are unknown or not finite are null."""
+    tables = {
+        "births": examination.births,
+        "redraws": examination.redraws,
+        "inputs": examination.inputs,
+    }
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "model": examination.model,
+        "samples": examination.samples,
+        "notes": list(examination.notes),
+        "problems": [_finite(asdict(problem)) for problem in examination.problems],
+        "layers": [_finite({"name": layer.name, **asdict(layer)}) for layer in examination.layers],
+        **{name: None if table is None else records(table) for name, table in tables.items()},
+    }
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+
+
+def _head(examination: InitExamination) -> RenderableType:
+    lines = [Text(examination.model, style="bold")]
+    births, redraws = examination.births, examination.redraws
+    if births is not None:
+        dead, units = int(births["born_dead"].sum()), int(births["units"].sum())
+        found = Text(
+            f"{dead:,} of {many(units, 'unit')} born dead ({share(dead, units)})",
+            style="bold red" if dead else "bold green",
+        )
+        found.append(f" on {many(examination.samples, 'sample')}", style="not bold default")
+        lines.append(found)
+        if redraws is not None and len(redraws):
+            low, mean, high = _shares(redraws, "kaiming_normal")
+            lines.append(
+                Text(
+                    f"Drawn anew by kaiming_normal: {_percent(mean)} on average "
+                    f"({_percent(low)} to {_percent(high)})"
+                )
+            )
+        if int(births["nonfinite"].sum()):
+            lines.append(
+                Text(
+                    f"{int(births['nonfinite'].sum()):,} units are NaN or infinite: neither dead "
+                    "nor alive.",
+                    style="bold magenta",
+                )
+            )
+    lines += [Text(note, style="yellow") for note in examination.notes]
+    return Panel(Group(*lines), title="reludiag init", title_align="left", border_style="dim")
+
+
+def _layer_table(layers: Sequence[LayerInit]) -> Iterable[RenderableType]:
+    if not layers:
+        return [Padding(Text("No linear layer and no convolution."), (1, 0, 0, 1))]
+    table = _table()
+    table.add_column("Layer", overflow="fold", ratio=2, min_width=12)
+    table.add_column("Fan in", justify="right", no_wrap=True)
+    table.add_column("Weights", overflow="fold", ratio=3)
+    table.add_column("Gain", justify="right", no_wrap=True)
+    table.add_column("Bias", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for layer in layers[:_MOST_ROWS]:
+        kills = any(problem.kills_at_birth for problem in layer.problems)
+        table.add_row(
+            Text(layer.module or "(model)"),
+            f"{layer.fan_in:,}",
+            Text(_scheme(layer)),
+            "" if layer.gain is None else f"{layer.gain:.3g}",
+            Text(_bias(layer)),
+            Text("!" if kills else "", style="bold red"),
+        )
+    return _titled("How each layer was initialized", table, len(layers))
+
+
+def _scheme(layer: LayerInit) -> str:
+    more = len(layer.alike) - _ALIKE
+    if layer.scheme == "unknown" or more <= 0:
+        return layer.name
+    return f"{' or '.join((layer.scheme, *layer.alike[:_ALIKE]))} or {more} more"
+
+
+def _bias(layer: LayerInit) -> str:
+    if layer.bias in {"none", "zero", "pytorch", "nonfinite"} or layer.bias_mean is None:
+        return layer.bias
+    return f"{layer.bias_mean:.3g}" + ("" if layer.bias == "constant" else " mean")
+
+
+def _birth_table(births: pd.DataFrame) -> Iterable[RenderableType]:
+    table = _table()
+    table.add_column("Site", overflow="fold", ratio=2, min_width=12)
+    table.add_column("Fed by", overflow="fold", ratio=2)
+    table.add_column("Units", justify="right", no_wrap=True)
+    table.add_column("Born dead", justify="right", no_wrap=True)
+    table.add_column("By chance", justify="right", no_wrap=True)
+    table.add_column("biased", justify="right", no_wrap=True)
+    table.add_column("Kaiming", justify="right", no_wrap=True)
+    for row in births.head(_MOST_ROWS).to_dict("records"):
+        dead, units = int(row["born_dead"]), int(row["units"])
+        table.add_row(
+            Text(row["site"]),
+            Text(row["layer"] if isinstance(row["layer"], str) else ""),
+            f"{units:,}",
+            Text(f"{dead:,}  {share(dead, units):>6}", style="red" if dead else "dim"),
+            _percent(row["expected"]),
+            _percent(row["with_bias"]),
+            _percent(row["redrawn"]),
+        )
+    yield from _titled("Born dead, by site", table, len(births))
+    yield Padding(
+        Text(
+            "By chance: what zero biases and symmetric weights of any scale leave dead at the "
+            "cosine of these inputs (within 3 points; only where a sample is one vector and "
+            "nothing stands between layer and rectifier); biased: with the biases as they are, "
+            "rougher where they are far from 0. Kaiming: the mean of this model drawn anew.",
+            style="dim",
+        ),
+        (0, 0, 0, 1),
+    )
+
+
+def _scheme_table(examination: InitExamination) -> Iterable[RenderableType]:
+    assert examination.redraws is not None
+    redraws = examination.redraws
+    table = _table()
+    table.add_column("Scheme", overflow="fold", ratio=1)
+    for title in ("Born dead", "least", "most", "Nonfinite"):
+        table.add_column(title, justify="right", no_wrap=True)
+    births = examination.births
+    if births is not None:
+        as_it_is = share(int(births["born_dead"].sum()), int(births["units"].sum()))
+        table.add_row("as it is", as_it_is, "", "", f"{int(births['nonfinite'].sum()):,}")
+    for scheme, draws in redraws.groupby("scheme", sort=False):
+        low, mean, high = _shares(redraws, str(scheme))
+        cells = map(_percent, (mean, low, high))
+        table.add_row(str(scheme), *cells, f"{int(draws['nonfinite'].max()):,}")
+    seeds = redraws["seed"].nunique()
+    title = f"The same model drawn anew by other schemes, {many(seeds, 'seed')} each"
+    return _titled(title, table, 0)
+
+
+def _shares(redraws: pd.DataFrame, scheme: str) -> tuple[float, float, float]:
+    """Least, mean and largest share of born-dead units over the seeds."""
+    draws = redraws[redraws["scheme"] == scheme]
+    shares = np.asarray(draws["born_dead"] / draws["units"], dtype=np.float64)
+    return float(shares.min()), float(shares.mean()), float(shares.max())
+
+
+def _input_lines(inputs: pd.DataFrame) -> RenderableType:
+    lines = [
+        Text(
+            f"Input of {row['layer'] or 'the model'}: its mean is {row['gamma']:.3g} times as "
+            "long as its standard deviation (gamma)"
+        )
+        for row in inputs.head(_MOST_ROWS).to_dict("records")
+    ]
+    return Group(*lines)
+
+
+def _problems(examination: InitExamination) -> RenderableType:
+    """One problem of each kind in full, those that kill first, and where else it is."""
+    found: list[tuple[str, InitProblem]] = [("", problem) for problem in examination.problems]
+    found += [(layer.module, problem) for layer in examination.layers for problem in layer.problems]
+    by_kind: dict[tuple[bool, str], list[tuple[str, InitProblem]]] = {}
+    for module, problem in found:
+        kind = (not problem.kills_at_birth, problem.kind)
+        by_kind.setdefault(kind, []).append((module, problem))
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=1)
+    table.add_column()
+    for (spares, _), problems in sorted(by_kind.items(), key=lambda item: item[0][0]):
+        _, problem = problems[0]
+        mark = Text("-") if spares else Text("!", style="bold red")
+        table.add_row(mark, Text(_sentence(problem.sentence)))
+        table.add_row("", Text(_sentence(problem.advice), style="green"))
+        others = [module for module, _ in problems[1:]]
+        if others:
+            more = len(others) - _LIKEWISE
+            named = ", ".join(others[:_LIKEWISE]) + (f" and {more:,} more" if more > 0 else "")
+            table.add_row("", Text(f"Likewise {named}.", style="dim"))
+    if not found:
+        table.add_row("-", "Nothing was found that is wrong with it.")
+    return Padding(Group(Text("What is wrong with it", style="bold"), table), (1, 0, 0, 1))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _percent(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{100 * value:.1f} %" if value >= 0.0005 or value == 0 else "<0.1 %"
+
+
+def _table() -> Table:
+    return Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
+
+
+def _titled(title: str, table: Table, rows: int) -> Iterable[RenderableType]:
+    yield Padding(Text(title, style="bold"), (1, 0, 1, 1))
+    yield Padding(table, (0, 0, 0, 1))
+    if rows > _MOST_ROWS:
+        more = f"... and {rows - _MOST_ROWS:,} more: --json lists all."
+        yield Padding(Text(more, style="dim"), (0, 0, 0, 1))
