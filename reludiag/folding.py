@@ -125,6 +125,7 @@ class InputSums:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
+        self._axes = layer.get_parameter("weight").ndim
         self.shared = False
         """Whether it ran more than once in a pass, or was given no tensor."""
         self._ran = False
@@ -144,7 +145,7 @@ class InputSums:
         x = x.detach()
         if isinstance(self.layer, nn.Linear):
             x = x.reshape(-1, x.shape[-1])
-        elif x.ndim < self.layer.get_parameter("weight").ndim:  # a single sample
+        elif x.ndim < self._axes:  # a single sample
             x = x.unsqueeze(0)
         total, before = x.double().sum(0), 0
         shape = tuple(total.shape)

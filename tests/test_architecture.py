@@ -31,6 +31,7 @@ LINE = [
     "recording",
     "verdicts",
     "ledger",
+    "learning_rates",
     "causes",
     "diagnosis",
     "history",
