@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reludiag.causes.drift import shares_of
+from reludiag.causes.weighing import Explanation, explain
 from reludiag.diagnosis import (
     TIMELINE_COLUMNS,
     Diagnosis,
@@ -32,6 +34,7 @@ def load(path: str | Path, thresholds: Thresholds | None = None) -> Diagnosis:
 def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None = None) -> Diagnosis:
     """The Diagnosis of a recording: the verdicts of its last snapshot, and the ledger."""
     findings, timelines, rates = [], [], LearningRates(run)
+    explained = explain(run)
     for recorded in run.sites:
         ledger = trace_lives(run.steps, recorded.dead, recorded.known)
         findings.append(
@@ -39,13 +42,41 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
                 recorded.site,
                 recorded.counts,
                 ledger,
-                rates.at_death(recorded, ledger),
+                _at_death(run, recorded, ledger, rates.at_death(recorded, ledger), explained),
             )
         )
         by_window = rates.by_window(recorded, run.steps)
         timelines.append(_timeline_rows(run.steps, recorded, ledger, by_window))
     head = _run_head(run, findings, subject)
-    return diagnose(head, findings, thresholds or Thresholds(), _timeline_table(timelines))
+    return diagnose(
+        head, findings, thresholds or Thresholds(), _timeline_table(timelines), explained.causes
+    )
+
+
+def _at_death(
+    run: RecordedRun,
+    recorded: RecordedSite,
+    ledger: Ledger,
+    rates: np.ndarray[Any, Any],
+    explained: Explanation,
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The columns on how units died, `[unit]`; empty where it is not known."""
+    width = len(rates)
+    kinds = explained.kinds.get(recorded.site.name, np.full(width, ""))
+    fractions, drifts = np.full(width, np.nan), np.full((3, width), np.nan)
+    for death in run.observations.deaths:
+        if death.site == recorded.site.name and death.step == ledger.died_step[death.unit]:
+            fractions[death.unit] = death.critical_fraction
+            shares = None if death.drift is None else shares_of(death.drift)
+            drifts[:, death.unit] = np.nan if shares is None else shares
+    return {
+        "lr_at_death": rates,
+        "cause": np.array([str(kind) or None for kind in kinds], dtype=object),
+        "critical_lr": fractions * rates,
+        "drift_weights": drifts[0],
+        "drift_input": drifts[1],
+        "drift_bias": drifts[2],
+    }
 
 
 def checkpoint_timeline(

@@ -1,0 +1,172 @@
+"""Attribution: to each unit that is dead in the end, the kind of cause that explains it best."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reludiag.causes import cause
+from reludiag.causes.input_shift import centred_share, uncentred
+from reludiag.causes.learning_rate import (
+    LARGE_UPDATE,
+    EventStudy,
+    event_study,
+    largest_update,
+)
+from reludiag.causes.lives import SiteLives, trace_sites
+from reludiag.ledger import NEVER
+from reludiag.observations import Given, Update
+from reludiag.recording import RecordedRun
+
+Kinds = np.ndarray[Any, np.dtype[np.str_]]
+
+FEW = 0.03
+"""Share of dead units that a healthy run has: 0.7 % on digits with Kaiming and Adam at 0.001, 1.6 %
+at most of all seeds. Of births: this much more than the baseline is more than chance."""
+FEWEST_BORN = 2
+"""Fewer units of a site that are born dead are chance."""
+
+
+@dataclass(frozen=True)
+class SiteAttribution:
+    """One site's deaths put down to their causes."""
+
+    lives: SiteLives
+    kinds: Kinds
+    """`[unit]`: a kind of cause, empty where the unit is not dead."""
+    problem: dict[str, Any] | None
+    """What is wrong with how its layer began, that makes units dead at birth."""
+    chance: float
+    """Share of births that chance explains; NaN where that is not known."""
+    update: Update | None
+    """The largest relative update of its layer, or of one above it, before its last death."""
+    silenced_by: SiteLives | None
+    """The site above it that was wholly dead when its own deaths came."""
+
+    @property
+    def tally(self) -> Counter[str]:
+        """Number of dead units by kind."""
+        return Counter(str(kind) for kind in self.kinds if kind)
+
+    @property
+    def kind(self) -> str:
+        """Of most of its deaths; `none` where only chance is left."""
+        tally = self.tally
+        named = {kind: count for kind, count in tally.items() if kind != cause.NONE}
+        return max(named, key=lambda kind: named[kind]) if named else cause.NONE
+
+
+@dataclass(frozen=True)
+class RunAttribution:
+    """A whole run's."""
+
+    sites: tuple[SiteAttribution, ...]
+    study: EventStudy | None
+    shifted: Given | None
+    """The input that is furthest from centred, if one is not."""
+
+    def roots(self) -> Counter[str]:
+        """Dead units by kind; what an upstream collapse silenced counts as what collapsed it."""
+        by_name = {site.lives.name: site for site in self.sites}
+        roots: Counter[str] = Counter()
+        for site in self.sites:
+            for kind, count in site.tally.items():
+                above = site
+                while kind == cause.UPSTREAM_COLLAPSE and above.silenced_by is not None:
+                    above = by_name[above.silenced_by.name]
+                    kind = above.kind
+                roots[kind] += count
+        return roots
+
+
+def attribute(run: RecordedRun) -> RunAttribution:
+    """Put down each death of a run to a cause."""
+    lives = trace_sites(run)
+    study = event_study(lives, run.steps)
+    shifted = uncentred(run.observations.given)
+    units = sum(site.units for site in lives)
+    # Deaths of training that are as few as a healthy run has are not looked into further.
+    many = sum(int(site.new.sum()) for site in lives) > FEW * units
+    found = []
+    for depth, site in enumerate(lives):
+        above = _collapsed_above(site, lives[:depth])
+        update = largest_update(
+            run.observations.updates,
+            {each.recorded.site.producer or "" for each in lives[: depth + 1]},
+            int(site.ledger.died_step.max(initial=0)) or (run.steps[-1] if run.steps else 0),
+        )
+        problem = next(
+            (p for p in (site.layer or {}).get("problems", ()) if p["kills_at_birth"]), None
+        )
+        chance = _chance(site, shifted, depth)
+        kinds = np.full(site.units, "", dtype="<U24")
+        kinds[site.born] = _birth_kind(site, above, problem, chance, shifted, depth)
+        after = site.ledger.died_step
+        silenced = site.new & (above is not None and (after > above.dead_from))
+        kinds[site.new & ~silenced] = _death_kind(many, study, update, problem, shifted)
+        kinds[silenced] = cause.UPSTREAM_COLLAPSE
+        found.append(SiteAttribution(site, kinds, problem, chance, update, above))
+    return RunAttribution(tuple(found), study, shifted)
+
+
+def _collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives | None:
+    """The first site above that is wholly dead, if what comes here is a constant since.
+
+    Beside a shortcut a dead site silences nothing; then outputs here still vary.
+    """
+    if not site.is_constant:
+        return None
+    return next((each for each in above if each.dead_from != NEVER), None)
+
+
+def _chance(site: SiteLives, shifted: Given | None, depth: int) -> float:
+    """Share of a site's units that chance leaves dead at birth, on this model and input."""
+    if site.baseline is not None:
+        return site.baseline.born_dead
+    return float("nan")
+
+
+def _birth_kind(
+    site: SiteLives,
+    above: SiteLives | None,
+    problem: dict[str, Any] | None,
+    chance: float,
+    shifted: Given | None,
+    depth: int,
+) -> str:
+    born = int(site.born.sum())
+    if above is not None and above.dead_from == 0:
+        return cause.UPSTREAM_COLLAPSE
+    if born < FEWEST_BORN:
+        return cause.NONE
+    share = born / site.units
+    if np.isnan(chance):
+        if problem is not None:
+            return cause.INITIALIZATION
+    elif share - chance > FEW:
+        return cause.INITIALIZATION
+    if shifted is not None and share - centred_share(site, depth) > FEW:
+        return cause.INPUT_SHIFT
+    return cause.NONE
+
+
+def _death_kind(
+    many: bool,
+    study: EventStudy | None,
+    update: Update | None,
+    problem: dict[str, Any] | None,
+    shifted: Given | None,
+) -> str:
+    if study is not None and study.tells:
+        return cause.LEARNING_RATE
+    if not many:
+        return cause.NONE
+    if update is not None and update.ratio >= LARGE_UPDATE:
+        return cause.LEARNING_RATE
+    if problem is not None:
+        return cause.INITIALIZATION
+    if shifted is not None:
+        return cause.INPUT_SHIFT
+    return cause.UNDETERMINED

@@ -1,0 +1,467 @@
+"""Weighing: from the evidence of a run to its causes, each with its numbers and what to do."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reludiag.causes import cause
+from reludiag.causes.attribution import RunAttribution, SiteAttribution, attribute
+from reludiag.causes.cause import Cause, Evidence
+from reludiag.causes.drift import drift_shares
+from reludiag.causes.learning_rate import CriticalRates, EventStudy, critical_rates
+from reludiag.recording import RecordedRun
+
+FALLBACK_SCALE = 0.1
+"""Of the learning rate to try where no critical one is known."""
+SMALLEST_SCALE = 0.03
+"""Critical rates are estimates over windows: advice goes no further down at once."""
+WARMS_UP = 5.0
+"""A rate up to so many times the critical one may be kept behind a warm-up. On digits with Adam a
+warm-up to 0.03 cut deaths from 0.12 to 0.04, one to 0.1 only put them off."""
+SECOND = 0.2
+"""A second cause of this share of the deaths is named beside the first."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why the units of a run died."""
+
+    causes: tuple[Cause, ...]
+    """The run's own first, then one for each site with deaths."""
+    kinds: dict[str, np.ndarray[Any, np.dtype[np.str_]]]
+    """Name of a site -> `[unit]`: kind of cause, empty where the unit is not dead."""
+
+
+def weigh(run: RecordedRun) -> list[Cause]:
+    """The causes of a run's deaths: the run's own first, then one for each site with deaths."""
+    return list(explain(run).causes)
+
+
+def explain(run: RecordedRun) -> Explanation:
+    """The same, with the kind of cause of each dead unit."""
+    found = attribute(run)
+    dead = [site for site in found.sites if site.lives.dead.any()]
+    causes = [_of_run(run, found), *(_of_site(run, found, site) for site in dead)]
+    return Explanation(tuple(causes), {site.lives.name: site.kinds for site in found.sites})
+
+
+def _of_run(run: RecordedRun, found: RunAttribution) -> Cause:
+    units = sum(site.lives.units for site in found.sites)
+    nonfinite = sum(site.lives.nonfinite for site in found.sites)
+    if nonfinite:
+        return _divergence(run, found, nonfinite / units)
+    roots = found.roots()
+    dead = sum(roots.values())
+    evidence = [_ledger_evidence(found, units)]
+    named = {kind: count for kind, count in roots.items() if kind != cause.NONE}
+    if not named:
+        return _nothing(None, dead, units, evidence)
+    kind = max(named, key=lambda each: named[each])
+    site = _foremost(found, kind)
+    result = _WRITERS[kind](run, found, site, None)
+    seconds = [
+        f"{other.replace('_', ' ')} explains {count} of the {dead} more"
+        for other, count in named.items()
+        if other != kind and count >= SECOND * dead
+    ]
+    return Cause(
+        kind=kind,
+        site=None,
+        share=named[kind] / dead,
+        identifiable=result.identifiable,
+        evidence=(*evidence, *result.evidence),
+        sentence=f"{result.sentence[:-1]}; {'; '.join(seconds)}." if seconds else result.sentence,
+        advice=result.advice,
+        confirm=result.confirm,
+    )
+
+
+def _of_site(run: RecordedRun, found: RunAttribution, site: SiteAttribution) -> Cause:
+    dead = int(site.lives.dead.sum())
+    if site.kind == cause.NONE:
+        return _nothing(site.lives.name, dead, site.lives.units, [_site_ledger(site)])
+    written = _WRITERS[site.kind](run, found, site, site)
+    return Cause(
+        kind=site.kind,
+        site=site.lives.name,
+        share=site.tally[site.kind] / dead,
+        identifiable=written.identifiable,
+        evidence=(_site_ledger(site), *written.evidence),
+        sentence=written.sentence,
+        advice=written.advice,
+        confirm=written.confirm,
+    )
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What is said of a cause."""
+
+    identifiable: bool
+    evidence: tuple[Evidence, ...]
+    sentence: str
+    advice: str
+    confirm: str
+
+
+def _learning_rate(
+    run: RecordedRun, found: RunAttribution, site: SiteAttribution, only: SiteAttribution | None
+) -> _Written:
+    chosen = [only] if only is not None else list(found.sites)
+    lives = [each.lives for each in chosen if only is not None or cause.LEARNING_RATE in each.tally]
+    critical = critical_rates(lives)
+    rates = np.concatenate([each.rate_at_death[each.new] for each in lives])
+    highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
+    evidence = [*_study_evidence(found.study), *_update_evidence(site)]
+    deaths = [death for each in lives for death in each.deaths]
+    shares = drift_shares(deaths)
+    if critical is not None:
+        evidence.append(
+            Evidence(
+                "critical learning rate",
+                _round(critical.half),
+                f"half of {critical.deaths} deaths would not have happened below it, a quarter "
+                f"not below {critical.quarter:.2g}: exact for a single step of plain SGD, an "
+                "estimate over a window of steps",
+            )
+        )
+    if shares is not None:
+        evidence.append(
+            Evidence(
+                "fall through weights, input, bias",
+                f"{shares.weights:.2f}, {shares.input:.2f}, {shares.bias:.2f}",
+                f"shares of the change of the mean pre-activation of {shares.deaths} dying units",
+            )
+        )
+    group = _group(run, site)
+    target = _target(critical, highest)
+    return _Written(
+        identifiable=found.study is not None and found.study.tells,
+        evidence=tuple(evidence),
+        sentence=_rate_sentence(found.study, critical, highest, site),
+        advice=_rate_advice(run, found, group, critical, highest, target),
+        confirm=_replay(scale=target / highest if highest > 0 else FALLBACK_SCALE),
+    )
+
+
+def _rate_sentence(
+    study: EventStudy | None,
+    critical: CriticalRates | None,
+    highest: float,
+    site: SiteAttribution,
+) -> str:
+    below = (
+        f"; below {critical.half:.2g} about half of them would not have"
+        if critical is not None and critical.half > 0
+        else ""
+    )
+    if study is not None and study.tells:
+        return (
+            f"Units died where the learning rate was high: {study.deaths_high} of {study.deaths} "
+            f"deaths came in steps {study.first}-{study.last}, at up to {study.high:.3g}, with "
+            f"{study.exposure_high:.0%} of the exposure{below}."
+        )
+    at = f" at a learning rate of {highest:.3g}" if math.isfinite(highest) else ""
+    large = ""
+    if site.update is not None:
+        large = f", where a step changed weights by up to {site.update.ratio:.2g} of their size"
+    why = "was never lower" if study is None or study.regime == "constant" else "only fell"
+    return (
+        f"Units died in training{at}{large}{below}. The rate {why}, so this run alone cannot "
+        "tell it from other causes."
+    )
+
+
+def _rate_advice(
+    run: RecordedRun,
+    found: RunAttribution,
+    group: str,
+    critical: CriticalRates | None,
+    highest: float,
+    target: float,
+) -> str:
+    if not math.isfinite(target):
+        return "lower the learning rate"
+    study = found.study
+    lower = f"lower the learning rate of {group} from {highest:.3g} to {target:.1g}"
+    if study is not None and study.regime == "spike" and study.tells:
+        lower += f" in steps {study.first}-{study.last}"
+    if study is None or study.regime != "constant":
+        return lower
+    steps = _most_deaths_by(run, found)
+    if critical is None or critical.half <= 0 or highest > WARMS_UP * critical.half:
+        return f"{lower}; a warm-up alone may only put the deaths off"
+    return f"{lower}, or warm it up over {max(100, 2 * steps)} steps"
+
+
+def _most_deaths_by(run: RecordedRun, found: RunAttribution) -> int:
+    """The step by which nine of ten deaths have come."""
+    died = np.sum([site.lives.died for site in found.sites], axis=0)
+    reached = np.searchsorted(np.cumsum(died), 0.9 * died.sum())
+    return int(run.steps[1:][min(int(reached), len(died) - 1)])
+
+
+def _initialization(
+    run: RecordedRun, found: RunAttribution, site: SiteAttribution, only: SiteAttribution | None
+) -> _Written:
+    lives = site.lives
+    born = int(lives.born.sum())
+    evidence = []
+    if not math.isnan(site.chance):
+        evidence.append(
+            Evidence(
+                "born dead if drawn anew",
+                _round(site.chance),
+                f"share of '{lives.name}' that this model has dead on the same samples with "
+                f"Kaiming's weights and zero bias; it was {born / lives.units:.2f}",
+            )
+        )
+    layer, problem = lives.layer or {}, site.problem
+    if problem is not None:
+        evidence.append(Evidence(problem["kind"], _round(problem["value"]), problem["sentence"]))
+    if layer:
+        evidence.append(
+            Evidence(
+                f"weights of {layer['module']}",
+                layer["scheme"] if layer["scheme"] != "unknown" else layer["distribution"],
+                "the scheme that they are from, by likelihood",
+            )
+        )
+    if problem is not None:
+        sentence = f"{born} of {lives.units} units of '{lives.name}' were dead before any training"
+        sentence += f": {problem['sentence']}."
+        advice = problem["advice"]
+    else:
+        sentence = (
+            f"{born} of {lives.units} units of '{lives.name}' were dead before any training; "
+            f"weights of Kaiming and zero biases leave {site.chance:.1%} on the same samples."
+        )
+        advice = f"start {layer.get('module', lives.name)} with kaiming_normal and its bias at 0"
+    # At step 0 no learning rate has acted: what is born dead this run can tell.
+    identifiable = site.tally[cause.INITIALIZATION] <= 2 * born
+    return _Written(identifiable, tuple(evidence), sentence, advice, _replay(init="kaiming"))
+
+
+def _input_shift(
+    run: RecordedRun, found: RunAttribution, site: SiteAttribution, only: SiteAttribution | None
+) -> _Written:
+    shifted, lives = found.shifted, site.lives
+    assert shifted is not None
+    evidence = [
+        Evidence(
+            "gamma",
+            _round(shifted.gamma),
+            f"norm of the mean of the input of {shifted.module} over norm of its standard "
+            "deviation; above 1 it is not centred",
+        )
+    ]
+    drawn = ""
+    if not math.isnan(site.chance):
+        evidence.append(
+            Evidence(
+                "born dead if drawn anew",
+                _round(site.chance),
+                f"share of '{lives.name}' under Kaiming's weights and zero bias, on the same "
+                "samples: no scheme helps",
+            )
+        )
+        drawn = ", and would be under any scheme"
+    born = int(lives.born.sum())
+    sentence = (
+        f"The input is not centred: its mean is {shifted.gamma:.2g} times as long as its standard "
+        f"deviation, so samples point the same way. {born} of {lives.units} units of "
+        f"'{lives.name}' were dead before any training{drawn}."
+    )
+    advice = f"subtract from the input of {shifted.module} the mean of each feature"
+    return _Written(
+        not math.isnan(site.chance),
+        tuple(evidence),
+        sentence,
+        advice,
+        "reludiag init MODEL --data CENTRED",
+    )
+
+
+def _upstream(
+    run: RecordedRun, found: RunAttribution, site: SiteAttribution, only: SiteAttribution | None
+) -> _Written:
+    above = site.silenced_by
+    assert above is not None
+    since = "step 0" if above.dead_from == 0 else f"step {above.dead_from}"
+    evidence = (
+        Evidence(
+            f"'{above.name}' wholly dead",
+            above.dead_from,
+            "step from which on it gives nothing but zeros, and all below only constants",
+        ),
+    )
+    root = next(each for each in found.sites if each.lives.name == above.name)
+    if root.kind in {cause.UPSTREAM_COLLAPSE, cause.NONE}:
+        advice, confirm = f"see to '{above.name}' first", ""
+    else:
+        written = _WRITERS[root.kind](run, found, root, root)
+        advice, confirm = f"see to '{above.name}' first: {written.advice}", written.confirm
+    sentence = (
+        f"All units of '{above.name}' are dead since {since}: what comes from there is constant, "
+        f"and silenced {site.tally[cause.UPSTREAM_COLLAPSE]} units of '{site.lives.name}'."
+    )
+    return _Written(True, evidence, sentence, advice, confirm)
+
+
+def _undetermined(
+    run: RecordedRun, found: RunAttribution, site: SiteAttribution, only: SiteAttribution | None
+) -> _Written:
+    return _Written(
+        False,
+        (*_study_evidence(found.study), *_update_evidence(site)),
+        f"Units of '{site.lives.name}' died in training, and nothing recorded says why: neither "
+        "the size of the updates, nor how the weights began, nor the input.",
+        "give the Monitor a probe and a smaller `every`, to see the deaths as they come",
+        _replay(scale=FALLBACK_SCALE, init="kaiming"),
+    )
+
+
+_WRITERS: dict[
+    str,
+    Callable[[RecordedRun, RunAttribution, SiteAttribution, SiteAttribution | None], _Written],
+] = {
+    cause.LEARNING_RATE: _learning_rate,
+    cause.INITIALIZATION: _initialization,
+    cause.INPUT_SHIFT: _input_shift,
+    cause.UPSTREAM_COLLAPSE: _upstream,
+    cause.UNDETERMINED: _undetermined,
+}
+
+
+def _divergence(run: RecordedRun, found: RunAttribution, share: float) -> Cause:
+    first = next(site for site in found.sites if site.lives.nonfinite)
+    flags = first.lives.recorded.nonfinite.any(axis=1)
+    step = run.steps[int(np.argmax(flags))]
+    rates = first.lives.window_rates
+    highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
+    at = f" at a learning rate of up to {highest:.3g}" if math.isfinite(highest) else ""
+    lower = f" from {highest:.3g} to {_one_digit(FALLBACK_SCALE * highest):.1g}" if at else ""
+    return Cause(
+        kind=cause.DIVERGENCE,
+        site=None,
+        share=share,
+        identifiable=True,
+        evidence=(
+            Evidence(
+                "first step not finite",
+                step,
+                f"snapshot at which '{first.lives.name}' had NaN or infinite values",
+            ),
+            Evidence("not finite", _round(share), "share of units, in the end"),
+        ),
+        sentence=(
+            f"The run diverged by step {step}{at}: its units are NaN or infinite, neither dead "
+            "nor alive."
+        ),
+        advice=f"lower the learning rate of {_group(run, first)}{lower}, or clip the gradients",
+        confirm=_replay(scale=FALLBACK_SCALE),
+    )
+
+
+def _nothing(site: str | None, dead: int, units: int, evidence: list[Evidence]) -> Cause:
+    where = f"of '{site}' " if site else ""
+    if dead:
+        was = "is" if dead == 1 else "are"
+        sentence = f"{dead} of {units} units {where}{was} dead: no more than chance leaves."
+    else:
+        sentence = f"No unit {where}is dead."
+    return Cause(cause.NONE, site, 1.0 if dead else 0.0, True, tuple(evidence), sentence, "", "")
+
+
+def _foremost(found: RunAttribution, kind: str) -> SiteAttribution:
+    """The site that has most deaths of a kind."""
+    return max(found.sites, key=lambda site: site.tally[kind])
+
+
+def _ledger_evidence(found: RunAttribution, units: int) -> Evidence:
+    born = sum(int(site.lives.born.sum()) for site in found.sites)
+    new = sum(int(site.lives.new.sum()) for site in found.sites)
+    revived = sum(int(site.lives.ledger.revived.any(axis=0).sum()) for site in found.sites)
+    return Evidence(
+        "born dead, died, of",
+        f"{born}, {new}, {units}",
+        f"units dead since step 0, and since later; {revived} have revived at some time",
+    )
+
+
+def _site_ledger(site: SiteAttribution) -> Evidence:
+    lives = site.lives
+    return Evidence(
+        "born dead, died, of",
+        f"{int(lives.born.sum())}, {int(lives.new.sum())}, {lives.units}",
+        "units dead since step 0, and since later",
+    )
+
+
+def _study_evidence(study: EventStudy | None) -> list[Evidence]:
+    if study is None:
+        return []
+    if study.regime == "constant":
+        return [
+            Evidence(
+                "learning rate",
+                _round(study.high),
+                "constant, or nearly: there is no lower rate to compare with",
+            )
+        ]
+    return [
+        Evidence(
+            "deaths at a high learning rate",
+            _round(study.deaths_high / study.deaths) if study.deaths else 0.0,
+            f"{study.deaths_high} of {study.deaths}, with {study.exposure_high:.0%} of the "
+            f"exposure ({study.regime}, {study.low:.2g} to {study.high:.2g}); p = "
+            f"{study.p_value:.1g} if units died independently, which they do not",
+        )
+    ]
+
+
+def _update_evidence(site: SiteAttribution) -> list[Evidence]:
+    if site.update is None:
+        return []
+    return [
+        Evidence(
+            "largest update",
+            _round(site.update.ratio),
+            f"norm of the change over norm of the weights of {site.update.module}, at step "
+            f"{site.update.step}; about 0.001 is usual, 0.03 and more kills",
+        )
+    ]
+
+
+def _group(run: RecordedRun, site: SiteAttribution) -> str:
+    """The parameter group that trains a site, in words."""
+    optimizer, _, group = (site.lives.recorded.param_group or "0/0").partition("/")
+    several = len(run.facts.get("optimizers", ())) > 1
+    return f"group {group} of optimizer {optimizer}" if several else f"group {group}"
+
+
+def _target(critical: CriticalRates | None, highest: float) -> float:
+    """The learning rate to try: of one digit, at most half of what killed."""
+    if critical is None:
+        return _one_digit(FALLBACK_SCALE * highest)
+    return _one_digit(min(0.5 * highest, max(SMALLEST_SCALE * highest, critical.quarter)))
+
+
+def _one_digit(value: float) -> float:
+    """Rounded down to one significant digit."""
+    if not math.isfinite(value) or value <= 0:
+        return value
+    scale = 10.0 ** math.floor(math.log10(value))
+    return math.floor(value / scale + 1e-9) * scale
+
+
+def _replay(scale: float | None = None, init: str | None = None) -> str:
+    options = "" if scale is None else f" --lr-scale {_one_digit(scale):.1g}"
+    return f"reludiag replay TRAIN{options}" + ("" if init is None else f" --init {init}")
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
