@@ -1,5 +1,6 @@
 """Attribution: to each unit that is dead in the end, the kind of cause that explains it best."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ Kinds = np.ndarray[Any, np.dtype[np.str_]]
 FEW = 0.03
 """Share of dead units that a healthy run has: 0.7 % on digits with Kaiming and Adam at 0.001, 1.6 %
 at most of all seeds. Of births: this much more than the baseline is more than chance."""
+FEW_UNEXPLAINED = 0.1
+"""The same for births of a layer with which nothing else is wrong."""
 FEWEST_BORN = 2
 """Fewer units of a site that are born dead are chance."""
 
@@ -38,12 +41,15 @@ class SiteAttribution:
     """`[unit]`: a kind of cause, empty where the unit is not dead."""
     problem: dict[str, Any] | None
     """What is wrong with how its layer began, that makes units dead at birth."""
-    chance: float
-    """Share of births that chance explains; NaN where that is not known."""
     update: Update | None
     """The largest relative update of its layer, or of one above it, before its last death."""
     silenced_by: SiteLives | None
     """The site above it that was wholly dead when its own deaths came."""
+
+    @property
+    def chance(self) -> float:
+        """Share of units born dead where the model is drawn anew; NaN where that is not known."""
+        return math.nan if self.lives.baseline is None else self.lives.baseline.born_dead
 
     @property
     def tally(self) -> Counter[str]:
@@ -100,14 +106,13 @@ def attribute(run: RecordedRun) -> RunAttribution:
         problem = next(
             (p for p in (site.layer or {}).get("problems", ()) if p["kills_at_birth"]), None
         )
-        chance = _chance(site, shifted, depth)
         kinds = np.full(site.units, "", dtype="<U24")
-        kinds[site.born] = _birth_kind(site, above, problem, chance, shifted, depth)
+        kinds[site.born] = _birth_kind(site, above, problem, shifted, depth)
         after = site.ledger.died_step
         silenced = site.new & (above is not None and (after > above.dead_from))
         kinds[site.new & ~silenced] = _death_kind(many, study, update, problem, shifted)
         kinds[silenced] = cause.UPSTREAM_COLLAPSE
-        found.append(SiteAttribution(site, kinds, problem, chance, update, above))
+        found.append(SiteAttribution(site, kinds, problem, update, above))
     return RunAttribution(tuple(found), study, shifted)
 
 
@@ -121,18 +126,10 @@ def _collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives |
     return next((each for each in above if each.dead_from != NEVER), None)
 
 
-def _chance(site: SiteLives, shifted: Given | None, depth: int) -> float:
-    """Share of a site's units that chance leaves dead at birth, on this model and input."""
-    if site.baseline is not None:
-        return site.baseline.born_dead
-    return float("nan")
-
-
 def _birth_kind(
     site: SiteLives,
     above: SiteLives | None,
     problem: dict[str, Any] | None,
-    chance: float,
     shifted: Given | None,
     depth: int,
 ) -> str:
@@ -142,14 +139,25 @@ def _birth_kind(
     if born < FEWEST_BORN:
         return cause.NONE
     share = born / site.units
-    if np.isnan(chance):
-        if problem is not None:
-            return cause.INITIALIZATION
-    elif share - chance > FEW:
+    if _is_worse(share, site, problem):
         return cause.INITIALIZATION
     if shifted is not None and share - centred_share(site, depth) > FEW:
         return cause.INPUT_SHIFT
     return cause.NONE
+
+
+def _is_worse(share: float, site: SiteLives, problem: dict[str, Any] | None) -> bool:
+    """Whether more units are born dead than if the model were drawn anew.
+
+    Where nothing is seen to be wrong with the layer, by far: units of a layer are not independent.
+    """
+    if site.baseline is None:
+        return problem is not None
+    chance, draws = site.baseline.born_dead, site.baseline.draws
+    pooled = (share + draws * chance) / (1 + draws)
+    error = math.sqrt(pooled * (1 - pooled) / site.units * (1 + 1 / draws))
+    least, errors = (FEW, 3.0) if problem is not None else (FEW_UNEXPLAINED, 5.0)
+    return share - chance > max(least, errors * error)
 
 
 def _death_kind(

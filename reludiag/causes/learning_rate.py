@@ -12,12 +12,12 @@
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
-from reludiag.causes.lives import SiteLives
+from reludiag.causes.lives import Floats, Integers, SiteLives
 from reludiag.observations import Update
 
 CONTRAST = 3.0
@@ -29,9 +29,12 @@ FEWEST = 5
 RATE_RATIO = 3.0
 """Deaths per exposure at the high rate over those at the low."""
 SIGNIFICANT = 0.01
-LARGE_UPDATE = 0.03
-"""Updates from this ratio to the weights on killed 30 % of units on digits with Adam, those of
-0.003 to 0.01 0.2 %; 0.001 is the rule of thumb for healthy training."""
+LARGE_UPDATE = 0.02
+"""On digits with Adam, updates of 0.003 to 0.01 of the weights killed 0.2 % of units, those of 0.03
+to 0.1 30 %: this lies between. 0.001 is the rule of thumb for healthy training."""
+SPLITS = 16
+"""Levels of the learning rate at which high is divided from low, at most; the best is taken, and
+its p-value multiplied by their number (Bonferroni)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class EventStudy:
     first: int
     """Steps between which the rate was first to last high."""
     last: int
+    level: float = math.nan
+    """From this rate on it counts as high."""
 
     @property
     def tells(self) -> bool:
@@ -83,31 +88,49 @@ def event_study(sites: Sequence[SiteLives], steps: Sequence[int]) -> EventStudy 
     positive = rates[known & (rates > 0)]
     low = float(positive.min())
     windows = list(itertools.pairwise(steps))
-    total, deaths = float(exposure[known].sum()), int(died[known].sum())
+    deaths = int(died[known].sum())
     if high < CONTRAST * low and (rates[known] > 0).all():
         span = windows[0][0], windows[-1][1]
         return EventStudy("constant", low, high, deaths, deaths, 1.0, 1.0, *span)
-    # Halfway between the two, on the scale that learning rates are chosen on.
-    is_high = known & (rates >= math.sqrt(low * high) if low < high else rates >= high)
+    levels = np.unique(rates[known])[1:]
+    levels = levels[np.unique(np.linspace(0, len(levels) - 1, SPLITS).round().astype(int))]
+    studies = [
+        _divided(float(level), rates, exposure * known, died * known, windows) for level in levels
+    ]
+    # The rate is known to have been several times lower: of equals the one divided by most.
+    best = min(studies, key=lambda study: (study.p_value, -study.exposure_high))
+    return replace(best, p_value=min(1.0, best.p_value * len(studies)))
+
+
+def _divided(
+    level: float,
+    rates: Floats,
+    exposure: Floats,
+    died: Integers,
+    windows: Sequence[tuple[int, int]],
+) -> EventStudy:
+    """The study with all rates from `level` on as high; arrays are `[site, window]`."""
+    is_high = np.isfinite(rates) & (rates >= level) & (exposure > 0)
     at = np.flatnonzero(is_high.any(axis=0))
     first, last = int(at[0]), int(at[-1])
-    before = float(exposure[:, :first][known[:, :first]].sum()) / total
-    after = float(exposure[:, last + 1 :][known[:, last + 1 :]].sum()) / total
+    total, deaths = float(exposure.sum()), int(died.sum())
+    before, after = exposure[:, :first].sum() / total, exposure[:, last + 1 :].sum() / total
     regime = "decay" if before < EARLY else "spike" if after >= EARLY else "warm-up"
     share, deaths_high = float(exposure[is_high].sum()) / total, int(died[is_high].sum())
     p_value = 1.0
     if deaths and 0 < share < 1:
         p_value = float(stats.binomtest(deaths_high, deaths, share, "greater").pvalue)
     return EventStudy(
-        regime,
-        low,
-        high,
-        deaths,
-        deaths_high,
-        share,
-        p_value,
-        windows[first][0],
-        windows[last][1],
+        regime=regime,
+        low=float(rates[exposure > 0].min()),
+        high=float(rates[exposure > 0].max()),
+        deaths=deaths,
+        deaths_high=deaths_high,
+        exposure_high=share,
+        p_value=p_value,
+        first=windows[first][0],
+        last=windows[last][1],
+        level=level,
     )
 
 
@@ -119,14 +142,14 @@ def largest_update(updates: Iterable[Update], modules: set[str], step: int) -> U
 
 @dataclass(frozen=True)
 class CriticalRates:
-    """Learning rates below which deaths would not have happened, as an estimate."""
+    """Learning rates at which deaths would not have happened, as an estimate."""
 
     deaths: int
     """Of how many it is known."""
     quarter: float
-    """A quarter of them would have happened below this one,"""
+    """At this one a quarter of them would have happened all the same,"""
     half: float
-    """and half below this one."""
+    """and at this one half."""
 
 
 def critical_rates(sites: Iterable[SiteLives]) -> CriticalRates | None:
