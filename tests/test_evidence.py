@@ -323,7 +323,7 @@ def test_a_run_says_how_its_layers_began_and_what_they_were_given(
     assert first.gamma == pytest.approx(gamma, rel=1e-5)
     baselines = {baseline.site: baseline.born_dead for baseline in seen.baselines}
     assert set(baselines) == {"1", "3"}
-    assert baselines["3"] < 0.2  # while all are dead of the bias
+    assert baselines["3"] < 0.5  # while all are dead of the bias
 
 
 def test_a_model_that_cannot_be_copied_is_recorded_all_the_same(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from reludiag.causes import cause
+from reludiag.causes.drift import shares_of
 from reludiag.causes.input_shift import centred_share, uncentred
 from reludiag.causes.learning_rate import (
     LARGE_UPDATE,
@@ -16,7 +17,7 @@ from reludiag.causes.learning_rate import (
     event_study,
     largest_update,
 )
-from reludiag.causes.lives import SiteLives, trace_sites
+from reludiag.causes.lives import Mask, SiteLives, trace_sites
 from reludiag.ledger import NEVER
 from reludiag.observations import Given, Update
 from reludiag.recording import RecordedRun
@@ -108,8 +109,7 @@ def attribute(run: RecordedRun) -> RunAttribution:
         )
         kinds = np.full(site.units, "", dtype="<U24")
         kinds[site.born] = _birth_kind(site, above, problem, shifted, depth)
-        after = site.ledger.died_step
-        silenced = site.new & (above is not None and (after > above.dead_from))
+        silenced = site.new & _silenced(site, above)
         kinds[site.new & ~silenced] = _death_kind(many, study, update, problem, shifted)
         kinds[silenced] = cause.UPSTREAM_COLLAPSE
         found.append(SiteAttribution(site, kinds, problem, update, above))
@@ -124,6 +124,20 @@ def _collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives |
     if not site.is_constant:
         return None
     return next((each for each in above if each.dead_from != NEVER), None)
+
+
+def _silenced(site: SiteLives, above: SiteLives | None) -> Mask:
+    """Which units died when the site above was dead; in the same window, if through their input."""
+    died = site.ledger.died_step
+    if above is None:
+        return np.zeros(len(died), dtype=bool)
+    silenced = died > above.dead_from
+    for death in site.deaths:
+        shares = None if death.drift is None else shares_of(death.drift)
+        if shares is not None and death.step == above.dead_from == died[death.unit]:
+            _, by_input, _ = shares
+            silenced[death.unit] = by_input > 0.5
+    return np.asarray(silenced)
 
 
 def _birth_kind(
@@ -169,12 +183,12 @@ def _death_kind(
 ) -> str:
     if study is not None and study.tells:
         return cause.LEARNING_RATE
-    if not many:
-        return cause.NONE
-    if update is not None and update.ratio >= LARGE_UPDATE:
+    if many and update is not None and update.ratio >= LARGE_UPDATE:
         return cause.LEARNING_RATE
     if problem is not None:
         return cause.INITIALIZATION
+    if not many:
+        return cause.NONE
     if shifted is not None:
         return cause.INPUT_SHIFT
     return cause.UNDETERMINED
