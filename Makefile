@@ -18,6 +18,7 @@ $(READY): pyproject.toml constraints.txt reludiag/_kernels.cpp
 demo: $(READY)
 	rm -rf demo && mkdir demo
 	$(BIN)/python sample_models/digits.py --lr 0.1 --checkpoint demo/digits.pt --recording demo/run.reludiag
+	$(BIN)/python sample_models/digits.py --lr 0.001 --recording demo/slow.reludiag
 	$(BIN)/reludiag scan sample_models/digits.py:build demo/digits.pt \
 	    --data sample_models/digits.py:batches --csv demo/dead.csv
 	$(BIN)/reludiag report demo/run.reludiag --json --output demo/report.json

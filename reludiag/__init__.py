@@ -11,19 +11,26 @@ _HOMES = {
     "CheckpointError": "reludiag.errors",
     "DataError": "reludiag.errors",
     "Diagnosis": "reludiag.diagnosis",
+    "Effects": "reludiag.experiments.effects",
     "ModelError": "reludiag.errors",
     "Monitor": "reludiag.monitor",
     "RANDOM_INPUT": "reludiag.scanning",
     "RecordingError": "reludiag.errors",
     "ReludiagError": "reludiag.errors",
+    "Replay": "reludiag.experiments.replay",
     "Thresholds": "reludiag.verdicts",
+    "Trial": "reludiag.experiments.trial",
     "UsageError": "reludiag.errors",
     "UserCodeError": "reludiag.errors",
+    "compare": "reludiag.experiments.compare",
+    "effects": "reludiag.experiments.effects",
     "InitExamination": "reludiag.examining",
     "examine_initialization": "reludiag.examining",
     "load": "reludiag.history",
     "reinitialize": "reludiag.schemes",
+    "replay": "reludiag.experiments.replay",
     "scan": "reludiag.scanning",
+    "sweep": "reludiag.experiments.sweep",
 }
 
 if TYPE_CHECKING:
@@ -39,6 +46,11 @@ if TYPE_CHECKING:
         UserCodeError,
     )
     from reludiag.examining import InitExamination, examine_initialization
+    from reludiag.experiments.compare import compare
+    from reludiag.experiments.effects import Effects, effects
+    from reludiag.experiments.replay import Replay, replay
+    from reludiag.experiments.sweep import sweep
+    from reludiag.experiments.trial import Trial
     from reludiag.history import load
     from reludiag.monitor import Monitor
     from reludiag.scanning import RANDOM_INPUT, scan
@@ -51,19 +63,26 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Diagnosis",
+    "Effects",
     "InitExamination",
     "ModelError",
     "Monitor",
     "RecordingError",
     "ReludiagError",
+    "Replay",
     "Thresholds",
+    "Trial",
     "UsageError",
     "UserCodeError",
     "__version__",
+    "compare",
+    "effects",
     "examine_initialization",
     "load",
     "reinitialize",
+    "replay",
     "scan",
+    "sweep",
 ]
 
 

@@ -212,7 +212,7 @@ class ProbePasses:
         self, model: nn.Module, batches: Sequence[Any], unit_axes: Mapping[str, int] | None
     ) -> None:
         self._model, self._batches = model, batches
-        self._capture = Capture(model, self._receive, self._wants_before, unit_axes)
+        self._capture = Capture(model, self._receive, self._wants_before, unit_axes=unit_axes)
         self._sites: Mapping[str, Site] = {}
         self._is_full = False
         self._fired: dict[str, Tensor] = {}

@@ -27,6 +27,7 @@ from reludiag.functional import may_rectify
 from reludiag.history import diagnose_run, load
 from reludiag.hooks import forget_compiled, is_compiled, uncompiled
 from reludiag.recording import RecordingWriter, SiteState
+from reludiag.reductions import highest_of
 from reludiag.scanning import Scanner, blind_spots, no_rectifier
 from reludiag.sites import Site
 from reludiag.stats import Liveness, UnitCounts, UnitStats
@@ -47,7 +48,7 @@ class Monitor:
 
     Without a probe, whether a unit fired is known of every training batch; firing rates and all
     other statistics are of the batches of every `stats_every`-th step, 1 for all. `unit_axes` is
-    as in `scan`.
+    as in `scan`. `facts` are kept with the recording, as JSON: what else is known of the run.
 
     A model may be compiled by torch.compile, before or later. Its first step is not, and where it
     calls rectifiers as functions it runs uncompiled until the end.
@@ -68,6 +69,7 @@ class Monitor:
         probe: Any = None,
         unit_axes: Mapping[str, int] | None = None,
         overwrite: bool = False,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UsageError(
@@ -100,7 +102,13 @@ class Monitor:
         self._probe = None if probe is None else _batches(probe)
         self._probe_samples: int | None = None
         self._witness = Witness(model, self._optimizers, every, self._probe, unit_axes)
-        self._capture = Capture(model, self._receive, self._wants_before, unit_axes)
+        self._capture = Capture(
+            model,
+            self._receive,
+            self._wants_before,
+            lambda _, before: highest_of(before),
+            unit_axes,
+        )
         self._scanner = Scanner(model, unit_axes)
         self._blind_spots: Sequence[str] = ()
         self._window: dict[int, _Window] = {}
@@ -114,6 +122,7 @@ class Monitor:
         if not all(isinstance(optimizer, Optimizer) for optimizer in self._optimizers):
             raise UsageError("expected a torch.optim.Optimizer, or a list of them, or None")
         self._settings: dict[str, Any] = {}
+        self._told = dict(facts or {})
         self._param_groups = self._map_param_groups()
         if self._optimizers and not self._param_groups:
             raise UsageError(
@@ -315,6 +324,7 @@ class Monitor:
     def _facts(self, status: str) -> dict[str, Any]:
         if not self._settings:
             self._settings = {
+                **self._told,
                 "reludiag": version("reludiag"),
                 "torch": torch.__version__,
                 "model": type(self.model).__name__,

@@ -6,8 +6,10 @@ Each cell of a 12 x 12 grid says which digit has its centre there, if any, and h
 sides of its box are (as FCOS does, Tian et al. 2019, at a single scale).
 """
 
+from typing import Any
+
 import torch
-from run import Attach, main, seeded, unwatched
+from run import Attach, attached, main, seeded, unwatched
 from scenes import Scenes, scenes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
@@ -74,7 +76,7 @@ def targets(data: Scenes) -> tuple[Tensor, Tensor]:
     return classes, sides / _BOX_SCALE
 
 
-def train(
+def fit(
     model: nn.Module,
     *,
     lr: float = 1e-3,
@@ -102,6 +104,13 @@ def train(
             optimizer.step()
     model.eval()
     return {"f1": f1_score(model, scenes(512, held_out=True)), "loss": loss.item()}
+
+
+def train(trial: Any) -> dict[str, float]:
+    """What an experiment varies, `reludiag sweep` or `replay`: by itself, the run that dies."""
+    model = trial.init(build(trial.seed))
+    lr = trial.lr(DYING["lr"])
+    return fit(model, lr=lr, seed=trial.seed, attach=attached(trial, probe()))
 
 
 @torch.no_grad()
@@ -138,4 +147,4 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main(build, train, probe, HEALTHY, DYING)
+    main(build, fit, probe, HEALTHY, DYING)

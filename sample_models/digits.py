@@ -7,9 +7,10 @@ In the ResNet each block calls one inplace ReLU twice, so a block has two sites.
 
 import math
 from functools import cache
+from typing import Any
 
 import torch
-from run import Attach, main, seeded, unwatched
+from run import Attach, attached, main, seeded, unwatched
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -91,7 +92,7 @@ def probe() -> Tensor:
     return _digits()[0][:512]
 
 
-def train(
+def fit(
     model: nn.Module,
     *,
     lr: float = 1e-3,
@@ -119,5 +120,19 @@ def train(
     return {"accuracy": accuracy, "loss": loss.item()}
 
 
+def train(trial: Any) -> dict[str, float]:
+    """What an experiment varies, `reludiag sweep` or `replay`: by itself, the run that dies."""
+    model = trial.init(build(trial.seed))
+    lr = trial.lr(DYING["lr"])
+    return fit(model, lr=lr, seed=trial.seed, attach=attached(trial, probe()))
+
+
+def train_resnet(trial: Any) -> dict[str, float]:
+    """The same with the ResNet."""
+    model = trial.init(build_resnet(trial.seed))
+    lr = trial.lr(DYING["lr"])
+    return fit(model, lr=lr, seed=trial.seed, attach=attached(trial, probe()))
+
+
 if __name__ == "__main__":
-    main(build, train, probe, HEALTHY, DYING, models={"mlp": build, "resnet": build_resnet})
+    main(build, fit, probe, HEALTHY, DYING, models={"mlp": build, "resnet": build_resnet})

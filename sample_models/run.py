@@ -19,6 +19,11 @@ def unwatched(model: nn.Module, optimizer: Optimizer) -> contextlib.AbstractCont
     return contextlib.nullcontext()
 
 
+def attached(trial: Any, probe: Tensor) -> Attach:
+    """The Monitor of a trial around the training loop, with a snapshot every ten steps."""
+    return lambda model, optimizer: trial.monitor(model, optimizer, probe=probe, every=10)
+
+
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Draw from a stream of its own inside, unless `seed` is None."""
@@ -32,7 +37,7 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 def main(
     build: Callable[..., nn.Module],
-    train: Callable[..., dict[str, float]],
+    fit: Callable[..., dict[str, float]],
     probe: Callable[[], Tensor],
     healthy: dict[str, Any],
     dying: dict[str, Any],
@@ -56,7 +61,7 @@ def main(
         if getattr(options, name) is not None:
             settings[name] = getattr(options, name)
     model = (models[options.model] if models else build)(seed=options.seed)
-    metrics = train(
+    metrics = fit(
         model, seed=options.seed, attach=_monitor(options, probe) or unwatched, **settings
     )
     print(", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))

@@ -3,8 +3,10 @@
 python sample_models/segmenter.py --dying --checkpoint unet.pt --recording run.reludiag
 """
 
+from typing import Any
+
 import torch
-from run import Attach, main, seeded, unwatched
+from run import Attach, attached, main, seeded, unwatched
 from scenes import scenes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -68,7 +70,7 @@ def probe() -> Tensor:
     return scenes(2_000, held_out=False).images[:128]
 
 
-def train(
+def fit(
     model: nn.Module,
     *,
     lr: float = 3e-3,
@@ -94,6 +96,13 @@ def train(
     return {"mean_iou": mean_iou(model), "loss": loss.item()}
 
 
+def train(trial: Any) -> dict[str, float]:
+    """What an experiment varies, `reludiag sweep` or `replay`: by itself, the run that dies."""
+    model = trial.init(build(trial.seed))
+    lr = trial.lr(DYING["lr"])
+    return fit(model, lr=lr, seed=trial.seed, attach=attached(trial, probe()))
+
+
 @torch.no_grad()
 def mean_iou(model: nn.Module) -> float:
     """Intersection over union of each class over all held-out pixels, averaged."""
@@ -107,4 +116,4 @@ def mean_iou(model: nn.Module) -> float:
 
 
 if __name__ == "__main__":
-    main(build, train, probe, HEALTHY, DYING)
+    main(build, fit, probe, HEALTHY, DYING)

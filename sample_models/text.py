@@ -8,9 +8,10 @@ It predicts the next character of the language reference that ships in `pydoc_da
 import math
 from functools import cache
 from pydoc_data.topics import topics
+from typing import Any
 
 import torch
-from run import Attach, main, seeded, unwatched
+from run import Attach, attached, main, seeded, unwatched
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
@@ -92,7 +93,7 @@ def probe() -> Tensor:
     return codes[: 256 * CONTEXT].view(256, CONTEXT)
 
 
-def train(
+def fit(
     model: nn.Module,
     *,
     lr: float = 2e-3,
@@ -119,6 +120,13 @@ def train(
     return {"bits_per_character": bits_per_character(model), "loss": loss.item()}
 
 
+def train(trial: Any) -> dict[str, float]:
+    """What an experiment varies, `reludiag sweep` or `replay`: by itself, the run that dies."""
+    model = trial.init(build(trial.seed))
+    lr = trial.lr(DYING["lr"])
+    return fit(model, lr=lr, seed=trial.seed, attach=attached(trial, probe()))
+
+
 @torch.no_grad()
 def bits_per_character(model: nn.Module) -> float:
     """Mean over the held-out stretches of `batches()`."""
@@ -136,4 +144,4 @@ def bigram_bits() -> float:
 
 
 if __name__ == "__main__":
-    main(build, train, probe, HEALTHY, DYING)
+    main(build, fit, probe, HEALTHY, DYING)

@@ -88,13 +88,13 @@ class Convolutions(nn.Module):
         self.conv2 = nn.Conv2d(8, 12, 3, padding=2, dilation=2, bias=False, padding_mode="reflect")
         self.bn2 = nn.BatchNorm2d(12)
         self.up = nn.ConvTranspose2d(12, 8, 3, stride=2, output_padding=1, groups=2)
-        self.head = nn.Linear(8, 3)
+        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(8, 3)
 
     def forward(self, x: Tensor, z: dict[str, Tensor] | None = None) -> Tensor:
         z = {} if z is None else z
         z["conv1"] = self.bn1(self.conv1(x))
         z["conv2"] = self.bn2(self.conv2(z["conv1"].relu()))
-        z["up"] = self.up(z["conv2"].relu())
+        z["up"] = self.up(self.relu(z["conv2"].clone()))
         return self.head(z["up"].relu().mean((2, 3)))
 
 

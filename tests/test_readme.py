@@ -28,11 +28,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "sample_models").symlink_to(ROOT / "sample_models")
     (folder / "demo").mkdir()
-    subprocess.run(
-        [sys.executable, "sample_models/digits.py", "--lr", "0.1", "--checkpoint",
-         "demo/digits.pt", "--recording", "demo/run.reludiag"],
-        check=True, cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-    )  # fmt: skip
+    for options in (
+        ["--lr", "0.1", "--checkpoint", "demo/digits.pt", "--recording", "demo/run.reludiag"],
+        ["--lr", "0.001", "--recording", "demo/slow.reludiag"],
+    ):
+        subprocess.run(
+            [sys.executable, "sample_models/digits.py", *options],
+            check=True, cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        )  # fmt: skip
     return folder
 
 

@@ -45,7 +45,7 @@ def test_a_few_steps_are_recorded_and_scanned_from_any_folder(
     model = getattr(module, build)(seed=0)
     before = torch.get_rng_state()
     with torch.random.fork_rng():
-        metrics = module.train(
+        metrics = module.fit(
             model,
             steps=6,
             attach=lambda model, optimizer: reludiag.Monitor(
@@ -79,7 +79,7 @@ def test_the_digits_learn_and_die_as_their_page_says() -> None:
     results = {}
     for label, settings in (("healthy", digits.HEALTHY), ("dying", digits.DYING)):
         model = digits.build(seed=0)
-        accuracy = digits.train(model, **settings)["accuracy"]
+        accuracy = digits.fit(model, **settings)["accuracy"]
         results[label] = accuracy, reludiag.scan(model, digits.batches()).dead_fraction
     assert results["healthy"][0] > 0.93
     assert results["healthy"][1] < 0.06

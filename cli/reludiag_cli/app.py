@@ -6,10 +6,13 @@ import traceback
 import typer
 
 from reludiag.errors import ReludiagError, UserCodeError
+from reludiag_cli.compare import compare
 from reludiag_cli.init import init
+from reludiag_cli.replay import replay
 from reludiag_cli.report import report
 from reludiag_cli.scan import scan
 from reludiag_cli.sites import sites
+from reludiag_cli.sweep import sweep
 
 INTERRUPTED = 130
 BUG = 4
@@ -27,7 +30,10 @@ app = typer.Typer(
 app.command()(scan)
 app.command()(sites)
 app.command()(report)
+app.command()(compare)
 app.command()(init)
+app.command()(sweep)
+app.command()(replay)
 
 
 def _print_version(wanted: bool) -> None:

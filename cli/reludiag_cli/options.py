@@ -10,7 +10,18 @@ if TYPE_CHECKING:  # importing these loads torch; --help must not
     from torch import nn
 
     from reludiag.diagnosis import Diagnosis
+    from reludiag.experiments.effects import Effects
+    from reludiag.experiments.replay import Replay
 
+Train = Annotated[
+    str,
+    typer.Argument(
+        metavar="TRAIN",
+        help="package.module:function or path/file.py:function, which takes a trial and trains. "
+        "This is code, and it is run.",
+    ),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores.")]
 Model = Annotated[
     str,
     typer.Argument(
@@ -68,9 +79,21 @@ Rare = Annotated[
 Dormant = Annotated[
     float, typer.Option("--dormant", min=0, help="Dormant: a tau-score of at most this.")
 ]
+Trials = Annotated[
+    str | None, typer.Option("--csv", metavar="FILE", help="The table of runs; - is stdout.")
+]
+SafeNew = Annotated[
+    float,
+    typer.Option("--safe", min=0, max=1, help="Safe: at most this share of new deaths in a run."),
+]
+
+INIT_HELP = (
+    "default (as built), pytorch, kaiming, xavier, lecun, orthogonal, normal, ... (see init)."
+)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 RARE, DORMANT = 0.001, 0.025
+SAFE_NEW = 0.05
 
 
 def build_model(
@@ -180,3 +203,52 @@ def write_reports(
     if fail_over is not None and Limit.parse(fail_over).exceeded_by(diagnosis):
         typer.echo(f"{diagnosis.dead} units are dead: more than --fail-over {fail_over}", err=True)
         raise typer.Exit(1)
+
+
+def write_effects(effects: "Effects", *, output: str, as_json: bool, csv: str | None) -> None:
+    """Write what several runs say together, and their table, where each was asked for."""
+    from rich.console import Console
+
+    from reludiag import reports
+
+    if csv is not None:
+        reports.write_trials(effects.trials, csv)
+    if csv == "-" and output == "-":
+        pass  # the standard output is taken: nothing else may stand in it
+    elif as_json:
+        reports.write_effects_json(effects, output)
+    elif output == "-" and (console := Console()).is_terminal:
+        reports.print_effects(effects, console)
+    else:
+        reports.write_effects_text(effects, output)
+
+
+def write_replay(replay: "Replay", *, output: str, as_json: bool, csv: str | None) -> None:
+    """Write the answer of a replay, and the table of its runs, where each was asked for."""
+    from rich.console import Console
+
+    from reludiag import reports
+
+    if csv is not None:
+        reports.write_trials(replay.trials, csv)
+    if csv == "-" and output == "-":
+        pass  # the standard output is taken: nothing else may stand in it
+    elif as_json:
+        reports.write_replay_json(replay, output)
+    elif output == "-" and (console := Console()).is_terminal:
+        reports.print_replay(replay, console)
+    else:
+        reports.write_replay_text(replay, output)
+
+
+def numbers(option: str, text: str | None) -> list[float] | None:
+    """Numbers with commas between them."""
+    from reludiag.errors import UsageError
+
+    try:
+        return None if text is None else [float(number) for number in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"{option} {text!r} was given; expected numbers with commas between them, such as "
+            f"{option} 1e-4,1e-3,1e-2"
+        ) from None

@@ -1,19 +1,40 @@
-"""A progress bar on stderr, where that is a terminal."""
+"""Progress bars on stderr, where that is a terminal."""
 
 import contextlib
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 @contextlib.contextmanager
 def batch_progress() -> Iterator[Callable[[int, int | None], None]]:
     """A function to call with the number of batches done, and of all if that is known."""
-    columns = (TextColumn("Scanning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with _bar("Scanning") as show:
+        yield show
+
+
+@contextlib.contextmanager
+def trial_progress() -> Iterator[Callable[[int, int], None]]:
+    """A function to call with the number of trials that have a result, and of all."""
+    with _bar("Running trials", TimeRemainingColumn()) as show:
+        yield show
+
+
+@contextlib.contextmanager
+def _bar(title: str, *more: ProgressColumn) -> Iterator[Callable[[int, int | None], None]]:
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *more)
     console = Console(stderr=True)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task("scan", total=None)
+        task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 import sys
@@ -87,6 +88,39 @@ def load_attribute(spec: str) -> Any:
             raise ModelError(_missing(source, attribute, part, found))
         found = getattr(found, part)
     return found
+
+
+def function_spec(function: Callable[..., Any]) -> str:
+    """The spec by which another process finds a function: its module's, or its file's.
+
+    Raises UsageError for a function that no other process can import.
+    """
+    name = getattr(function, "__qualname__", "")
+    source = inspect.getsourcefile(function) if inspect.isfunction(function) else None
+    if source is None or "<" in name or not Path(source).is_file():
+        raise UsageError(
+            f"{function!r:.80} was given; expected a function that other processes can import: "
+            "one at the top level of a file, or its spec, such as "
+            '"path/file.py:train"'
+        )
+    file = _importable_file(function.__module__)
+    if file is not None and file.is_file() and file.samefile(source):
+        return f"{function.__module__}:{name}"
+    return f"{Path(source).resolve()}:{name}"
+
+
+def _importable_file(module: str) -> Path | None:
+    """Where another process would import a module from; None for a script, or a file's module."""
+    folders, found = None, None
+    for end in range(1, module.count(".") + 2):
+        name = ".".join(module.split(".")[:end])
+        # importlib.util.find_spec would be content with what this process has imported somehow.
+        specs = (finder.find_spec(name, folders) for finder in sys.meta_path)
+        found = next((spec for spec in specs if spec is not None), None)
+        if found is None:
+            return None
+        folders = found.submodule_search_locations
+    return None if found is None or found.origin is None else Path(found.origin)
 
 
 def call_user_code(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -> Any:

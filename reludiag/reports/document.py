@@ -1,4 +1,4 @@
-"""JSON: the whole Diagnosis as one document."""
+"""JSON: a whole Diagnosis, or the effects of a sweep, as one document."""
 
 import json
 import math
@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from reludiag.diagnosis import Diagnosis
+from reludiag.experiments.effects import Effects
+from reludiag.reports.effects_summary import caveats, findings, headline
 from reludiag.reports.table import chosen_units
 from reludiag.verdicts import VERDICTS
 
@@ -34,6 +36,27 @@ def document(diagnosis: Diagnosis, all_units: bool = False) -> str:
         "sites": records(sites),
         "units": records(chosen_units(diagnosis, all_units)),
         "timeline": None if diagnosis.timeline is None else records(diagnosis.timeline),
+    }
+    return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def effects_document(effects: Effects) -> str:
+    """The JSON text of what a sweep says, and of its trials; what is not known is null."""
+    counts = ("runs", "counted", "diverged", "crashed", "unplaced", "repeated")
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "sentence": headline(effects),
+        "findings": findings(effects),
+        "notes": caveats(effects),
+        "totals": {name: getattr(effects, name) for name in counts},
+        "cells": records(effects.cells),
+        "trend": asdict(effects.trend),
+        "trends": [asdict(trend) for trend in effects.trends],
+        "variance": [asdict(item) for item in effects.variance],
+        "odds": asdict(effects.odds),
+        "safe_new": effects.safe_new,
+        "safe": [asdict(item) for item in effects.safe],
+        "trials": records(effects.trials),
     }
     return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
 

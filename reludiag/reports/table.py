@@ -1,4 +1,4 @@
-"""CSV: one row per unit."""
+"""CSV: one row per unit, or per run of a sweep."""
 
 from typing import IO
 
@@ -12,7 +12,12 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 def write_table(diagnosis: Diagnosis, stream: IO[str], all_units: bool) -> None:
     """Write the unit table: those that are not alive, or all."""
-    table = chosen_units(diagnosis, all_units).copy()
+    write_frame(chosen_units(diagnosis, all_units), stream)
+
+
+def write_frame(table: pd.DataFrame, stream: IO[str]) -> None:
+    """Write any table; text that a spreadsheet would run is made harmless."""
+    table = table.copy()
     for name in table.columns[table.dtypes == "str"]:
         table[name] = table[name].map(_harmless, na_action="ignore")
     table.to_csv(stream, index=False, lineterminator="\n")

@@ -1,0 +1,45 @@
+"""`reludiag replay`: the same training made otherwise, to find out why its units died."""
+
+from typing import Annotated
+
+import typer
+
+from reludiag_cli import options
+
+
+def replay(
+    train: options.Train,
+    lr_scale: Annotated[
+        float, typer.Option(help="The other learning rate is this times TRAIN's; 1: unchanged.")
+    ] = 0.1,
+    init: Annotated[
+        str, typer.Option(metavar="SCHEME", help=f"The other one: {options.INIT_HELP}")
+    ] = "kaiming",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind, with seeds from 0.")] = 3,
+    out: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Keep trials and recordings there.")
+    ] = None,
+    workers: options.Workers = None,
+    csv: options.Trials = None,
+    as_json: options.AsJson = False,
+    output: options.Output = "-",
+) -> None:
+    """Find out why units died, by running TRAIN with one thing changed at a time.
+
+    reludiag replay sample_models/digits.py:train --lr-scale 0.1 --init kaiming
+    """
+    from reludiag.experiments.replay import replay as run_replay
+    from reludiag_cli.progress import trial_progress
+
+    options.check_outputs(output, as_json, csv, None)
+    with trial_progress() as progress:
+        found = run_replay(
+            train,
+            lr_scale=lr_scale,
+            init=init,
+            seeds=seeds,
+            path=out,
+            workers=workers,
+            progress=progress,
+        )
+    options.write_replay(found, output=output, as_json=as_json, csv=csv)

@@ -1,0 +1,61 @@
+"""`reludiag sweep`: one training over a grid of learning rates and initializations."""
+
+from typing import Annotated
+
+import typer
+
+from reludiag_cli import options
+
+
+def sweep(
+    train: options.Train,
+    lr: Annotated[
+        str | None, typer.Option(metavar="1e-4,1e-3", help="Learning rates; TRAIN's own without.")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="A,B", help=f"Initializations: {options.INIT_HELP}")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds from 0.")] = 3,
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="Folder of the trials; a sweep there goes on.")
+    ] = "sweep",
+    workers: options.Workers = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts of the grid.")
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Optuna storage (or journal file) shared by several machines."
+        ),
+    ] = None,
+    safe: options.SafeNew = options.SAFE_NEW,
+    csv: options.Trials = None,
+    as_json: options.AsJson = False,
+    output: options.Output = "-",
+) -> None:
+    """Run TRAIN over a grid, and say what learning rate and initialization did.
+
+    reludiag sweep sample_models/digits.py:train --lr 1e-3,1e-2,1e-1 --init default,kaiming
+    """
+    from reludiag.experiments.sweep import sweep as run_sweep
+    from reludiag_cli.progress import trial_progress
+
+    options.check_outputs(output, as_json, csv, None)
+    rates = options.numbers("--lr", lr)
+    with trial_progress() as progress:
+        trials = run_sweep(
+            train,
+            lr=rates,
+            init=None if init is None else [name.strip() for name in init.split(",")],
+            seeds=seeds,
+            path=out,
+            workers=workers,
+            shard=shard,
+            storage=storage,
+            progress=progress,
+        )
+    from reludiag.experiments.effects import effects  # not before the runs: it is slow to import
+
+    found = effects(trials, safe_new=safe)
+    options.write_effects(found, output=output, as_json=as_json, csv=csv)

@@ -1,0 +1,100 @@
+"""Compare: recordings of runs that were simply made, put into the table that a sweep has."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reludiag.diagnosis import table_of
+from reludiag.errors import UsageError
+from reludiag.experiments.trials import TRIAL_COLUMNS
+from reludiag.ledger import trace_lives
+from reludiag.recording import RecordedRun, RecordedSite, read_recording
+
+UNKNOWN = "unknown"
+"""The initialization of a run whose recording does not name it."""
+
+
+def compare(paths: Sequence[str | Path]) -> pd.DataFrame:
+    """The table of trials of these recordings, a row each, in their order: `TRIAL_COLUMNS`.
+
+    The learning rate is the largest that a step of the run used, of all groups. A run that has
+    not ended, or was interrupted, is `crashed`: it had less time to kill units than the others.
+
+    Raises UsageError if a recording is given twice, RecordingError if one cannot be read.
+    """
+    files = [Path(path) for path in paths]
+    twice = sorted({str(f) for f in files if [g.resolve() for g in files].count(f.resolve()) > 1})
+    if twice:
+        raise UsageError(
+            f"{', '.join(twice)} was given more than once; expected each run once, for a run that "
+            "counts twice makes every difference look surer than it is"
+        )
+    rows = [
+        {"trial": index, **trial_row(read_recording(file)), "recording": str(file)}
+        for index, file in enumerate(files)
+    ]
+    return table_of(TRIAL_COLUMNS, [pd.DataFrame([row]) for row in rows])
+
+
+def trial_row(run: RecordedRun) -> dict[str, Any]:
+    """What one recording says as a row of the table of trials; None where it does not say."""
+    told = _told(run.facts)
+    lives = [_lives(run, site) for site in run.sites if _can_die(site)]
+    units, born, new, revived, dead, nonfinite = (
+        sum(column) for column in (zip(*lives, strict=True) if lives else [()] * 6)
+    )
+    born_known = bool(run.steps) and run.steps[0] == 0
+    ended = str(run.facts.get("status", "running"))
+    error = "" if ended == "complete" else f"not complete: {ended}"
+    return {
+        "lr": max((rate for _, _, rate in run.learning_rates), default=math.nan),
+        "init": str(told.get("init", UNKNOWN)),
+        "seed": told.get("seed"),
+        "status": "crashed" if error else "diverged" if nonfinite else "complete",
+        "steps": run.steps[-1] if run.steps else 0,
+        "units": units,
+        "born": born if born_known else None,
+        "new": new if born_known else None,
+        "revived": revived,
+        "dead": dead,
+        "nonfinite": nonfinite,
+        "dead_fraction": dead / units if units else math.nan,
+        "error": error,
+    }
+
+
+def _told(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the run was told to be: of a trial's recording, or of one whose facts name it."""
+    trial = facts.get("trial")
+    return {**facts, **trial} if isinstance(trial, Mapping) else facts
+
+
+def _can_die(site: RecordedSite) -> bool:
+    return site.site.rectifier.can_die and site.site.units is not None
+
+
+def _lives(run: RecordedRun, site: RecordedSite) -> tuple[int, int, int, int, int, int]:
+    """Of one site: units, born, new, revived, dead at the end, not finite at the end."""
+    units = site.site.units or 0
+    if not run.steps:
+        return units, 0, 0, 0, 0, 0
+    ledger = trace_lives(run.steps, site.dead, site.known)
+    # A window in which the site was not called says nothing: the last that does, stands.
+    told = site.known | site.nonfinite
+    last = len(run.steps) - 1 - np.argmax(told[::-1], axis=0)
+    here = (last, np.arange(units))
+    nonfinite = site.nonfinite[here]
+    dead = site.dead[here] & site.known[here] & ~nonfinite
+    alive_first = site.known[0] & ~site.dead[0]
+    return (
+        units,
+        int(ledger.born_dead.sum()),
+        int((dead & alive_first).sum()),
+        int(ledger.revived.any(axis=0).sum()),
+        int(dead.sum()),
+        int(nonfinite.sum()),
+    )

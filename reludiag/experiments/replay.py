@@ -1,0 +1,140 @@
+"""Replay: the same training, made again otherwise, to find out why its units died."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import pandas as pd
+
+from reludiag.errors import UsageError
+from reludiag.experiments.counterfactual import (
+    BOTH,
+    FACTUAL,
+    INIT,
+    RATE,
+    Answer,
+    Arm,
+    answer,
+    arms_of,
+)
+from reludiag.experiments.explanation import Explanation
+from reludiag.experiments.pool import Progress, check_not_a_worker
+from reludiag.experiments.sweep import run_cells, seed_list
+from reludiag.experiments.trials import Cell
+from reludiag.experiments.worker import Train
+from reludiag.schemes import DEFAULT, scheme_named
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the factual and the counterfactual runs say."""
+
+    train: str
+    lr: float | None
+    """The learning rate of the factual runs, as train proposes it."""
+    lr_scale: float | None
+    """The counterfactual learning rate is this times the factual; None if it was not changed."""
+    init: str | None
+    """The counterfactual initialization; None if it was not changed."""
+    answer: Answer
+    arms: tuple[Arm, ...]
+    sentence: str
+    advice: str
+    notes: tuple[str, ...]
+    """What the reader must know before believing the answer."""
+    trials: pd.DataFrame
+    """`TRIAL_COLUMNS` and metrics as `sweep` has them, and `arm`."""
+
+    def arm(self, name: str) -> Arm | None:
+        """`factual`, `lr`, `init` or `both`; None if it was not asked for."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    def to_json(self, path: str | Path | IO[str]) -> None:
+        """Write one JSON document with a `schema_version`; `-` is the standard output."""
+        from reludiag.reports import write_replay_json
+
+        write_replay_json(self, path)
+
+    def __str__(self) -> str:
+        """The terminal report as plain text, 80 columns wide."""
+        from reludiag.reports import replay_text
+
+        return replay_text(self)
+
+
+def replay(
+    train: Train | str,
+    *,
+    lr_scale: float | None = 0.1,
+    init: str | None = "kaiming",
+    seeds: int | Sequence[int] = 3,
+    path: str | Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Replay:
+    """Run `train(trial)` as it is, with its learning rate scaled, with its weights drawn by the
+    scheme `init`, and with both, each with the same seeds; say what killed its units.
+
+    What is None is not changed. `path` is a folder for the trials and recordings, with which a
+    replay that was ended goes on; None leaves nothing behind. The rest is as in `sweep`.
+
+    Raises UsageError if nothing is to be changed, and what `sweep` raises.
+    """
+    check_not_a_worker("replay")
+    lr_scale = None if lr_scale == 1 else lr_scale
+    init = None if init == DEFAULT else init
+    if lr_scale is None and init is None:
+        raise UsageError(
+            "nothing was to be changed; expected lr_scale (--lr-scale) other than 1, or init "
+            "(--init) other than default, or both"
+        )
+    if lr_scale is not None and not 0 < lr_scale < float("inf"):
+        raise UsageError(f"lr_scale={lr_scale} was given; expected a positive number, such as 0.1")
+    scheme_named(init or DEFAULT)
+    ways = {
+        FACTUAL: (1.0, DEFAULT),
+        RATE: (lr_scale, DEFAULT),
+        INIT: (1.0, init),
+        BOTH: (lr_scale, init),
+    }
+    names = [name for name, way in ways.items() if None not in way]
+    chosen = seed_list(seeds)
+    plan = [(seed, name) for seed in chosen for name in names]
+    cells = [
+        Cell(number, seed, lr_scale=ways[name][0] or 1.0, init=ways[name][1] or DEFAULT)
+        for number, (seed, name) in enumerate(plan)
+    ]
+    settings = {"lr_scale": lr_scale, "init": init, "seeds": chosen}
+    with tempfile.TemporaryDirectory(prefix="reludiag-replay-") as temporary:
+        folder = Path(temporary if path is None else path)
+        trials = run_cells(train, cells, settings, folder, workers, None, progress)
+    if path is None:
+        trials["recording"] = ""
+    trials.insert(1, "arm", pd.Series([name for _, name in plan], index=trials.index, dtype="str"))
+    return judged(trials, _name(train), lr_scale, init)
+
+
+def judged(trials: pd.DataFrame, train: str, lr_scale: float | None, init: str | None) -> Replay:
+    """The Replay of a table of trials that has a column `arm`."""
+    found, arms = answer(trials), arms_of(trials)
+    rates = trials[trials["arm"] == FACTUAL]["lr"].dropna()
+    rate = float(rates.iloc[0]) if len(rates) else None
+    words = Explanation({arm.name: arm for arm in arms}, found, rate, lr_scale, init)
+    return Replay(
+        train=train,
+        lr=rate,
+        lr_scale=lr_scale,
+        init=init,
+        answer=found,
+        arms=arms,
+        sentence=words.sentence(),
+        advice=words.advice(),
+        notes=tuple(words.notes(trials)),
+        trials=trials,
+    )
+
+
+def _name(train: Train | str) -> str:
+    return train if isinstance(train, str) else train.__qualname__

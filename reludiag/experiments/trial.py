@@ -1,0 +1,129 @@
+"""Trial: what a user's `train(trial)` is given, so that an experiment can vary it.
+
+def train(trial):
+model = trial.init(build())
+optimizer = torch.optim.Adam(model.parameters(), lr=trial.lr(1e-3))
+with trial.monitor(model, optimizer, probe=inputs):
+...
+return {"accuracy": accuracy}
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from reludiag.errors import UsageError
+from reludiag.monitor import Monitor
+from reludiag.schemes import DEFAULT, reinitialize, scheme_named
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Trial:
+    """One run of an experiment. Made by hand, `Trial()` leaves a training as it is.
+
+    `lr` takes the place of the learning rate that train proposes, `lr_scale` multiplies it, `init`
+    is the name of an initialization scheme ("default": as built), and `recording` the path of the
+    run's recording (None: memory).
+
+    Raises UsageError for a learning rate or scheme that cannot be.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        lr: float | None = None,
+        lr_scale: float = 1.0,
+        init: str = DEFAULT,
+        recording: str | Path | None = None,
+    ) -> None:
+        for name, value in (("lr", lr), ("lr_scale", lr_scale)):
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{name}={value} was given; expected a positive number")
+        scheme_named(init)
+        self.seed = seed
+        self._lr, self._scale, self._scheme = lr, lr_scale, init
+        self._recording = None if recording is None else Path(recording)
+        self._rates: list[float] = []
+        self._initialized = False
+        self._monitor: Monitor | None = None
+
+    def lr(self, default: float) -> float:
+        """The learning rate to use where the training by itself uses `default`."""
+        rate = (default if self._lr is None else self._lr) * self._scale
+        self._rates.append(rate)
+        return rate
+
+    def init(self, model: Model) -> Model:
+        """Draw the weights of the model anew by the trial's scheme, in place; the same model."""
+        reinitialize(model, self._scheme, self.seed)
+        self._initialized = True
+        return model
+
+    def monitor(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        *,
+        probe: Any = None,
+        **settings: Any,
+    ) -> Monitor:
+        """A Monitor that writes the run's recording; to be used around the training loop.
+
+        `settings` are those of `Monitor`, but for the path, which is the trial's.
+        Raises UsageError when called twice: a trial is one run.
+        """
+        if self._monitor is not None:
+            raise UsageError(
+                "trial.monitor was called twice; expected one Monitor a trial. Several optimizers "
+                "are given to it as a list"
+            )
+        facts = {"seed": self.seed, "init": self._scheme, "lr": self.learning_rate}
+        self._monitor = Monitor(
+            model,
+            optimizer,
+            path=self._recording,
+            overwrite=True,
+            probe=probe,
+            facts={"trial": facts},
+            **settings,
+        )
+        return self._monitor
+
+    @property
+    def learning_rate(self) -> float | None:
+        """What `lr` answered; the largest if it was asked several times, None if never."""
+        return max(self._rates, default=None)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether anything is in the run's recording."""
+        return self._monitor is not None and bool(self._monitor.snapshots)
+
+    def check_used(self) -> None:
+        """Raise UsageError if train did not ask for what this trial was to vary."""
+        missing = []
+        if not self._rates and (self._lr is not None or self._scale != 1):
+            missing.append("trial.lr(default) for its learning rate")
+        if not self._initialized and self._scheme != DEFAULT:
+            missing.append("trial.init(model) for its weights")
+        if not self.recorded:
+            missing.append("`with trial.monitor(model, optimizer):` around its loop")
+        if missing:
+            raise UsageError(
+                f"train(trial) never called {', nor '.join(missing)}: this run would be like any "
+                "other. Call it, and start again"
+            )
+
+    def seed_everything(self) -> None:
+        """Seed the global streams of Python, NumPy and PyTorch."""
+        random.seed(self.seed)
+        np.random.seed(self.seed % 2**32)
+        torch.manual_seed(self.seed)

@@ -1,0 +1,101 @@
+"""The report of a replay: its answer, and the runs that give it."""
+
+import io
+import json
+import math
+from dataclasses import asdict
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from reludiag.experiments.counterfactual import BOTH, FACTUAL, INIT, RATE, Arm
+from reludiag.experiments.replay import Replay
+from reludiag.reports.document import SCHEMA_VERSION, records
+from reludiag.reports.summary import many, share
+from reludiag.reports.terminal import WIDTH
+
+
+def print_replay(replay: Replay, console: Console) -> None:
+    """Print the report on a Rich console."""
+    lines = [Text(replay.sentence, style="bold"), Text(replay.advice)]
+    lines += [Text(note, style="yellow") for note in replay.notes]
+    title = f"reludiag replay {replay.train}"
+    panel = Panel(Group(*lines), title=escape(title), title_align="left", border_style="dim")
+    seeds = replay.answer.seeds
+    agree = f"{replay.answer.agreeing} of {many(seeds, 'seed')}" if seeds > 1 else ""
+    console.print(Group(panel, _table(replay), Padding(Text(_foot(agree), style="dim"), (0, 1))))
+
+
+def replay_text(replay: Replay, encoding: str = "utf-8") -> str:
+    """The report as plain text, 80 columns wide, of characters that `encoding` has."""
+    page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    console = Console(file=page, width=WIDTH, color_system=None, legacy_windows=False)
+    print_replay(replay, console)
+    page.seek(0)
+    return "".join(line.rstrip() + "\n" for line in page)
+
+
+def replay_document(replay: Replay) -> str:
+    """The JSON text; what is not known is null."""
+    arms = [asdict(arm) for arm in replay.arms]
+    for arm in arms:
+        arm["metrics"] = {k: v if math.isfinite(v) else None for k, v in arm["metrics"].items()}
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "train": replay.train,
+        "lr": replay.lr,
+        "lr_scale": replay.lr_scale,
+        "init": replay.init,
+        "answer": asdict(replay.answer),
+        "sentence": replay.sentence,
+        "advice": replay.advice,
+        "notes": list(replay.notes),
+        "arms": arms,
+        "trials": records(replay.trials),
+    }
+    return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _table(replay: Replay) -> RenderableType:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("Run", no_wrap=True)
+    for title in ("Runs", "Born dead", "New", "Dead", "Prevented"):
+        table.add_column(title, justify="right", no_wrap=True)
+    metric = next(iter(replay.arms[0].metrics), None)
+    if metric is not None:
+        table.add_column(metric.replace("_", " ").capitalize(), justify="right", max_width=14)
+    for arm in replay.arms:
+        cells = [_runs(arm), *(_share(value) for value in (arm.born, arm.new, arm.dead))]
+        cells.append("" if arm.name == FACTUAL else _share(arm.prevented))
+        if metric is not None:
+            value = arm.metrics.get(metric, math.nan)
+            cells.append("?" if math.isnan(value) else f"{value:.3g}")
+        table.add_row(_title(arm, replay), *cells)
+    return Padding(table, (1, 0, 1, 1))
+
+
+def _title(arm: Arm, replay: Replay) -> str:
+    lowered = f"lr x {replay.lr_scale:g}" if replay.lr_scale is not None else ""
+    titles = {FACTUAL: "as it is", RATE: lowered, INIT: f"init {replay.init}", BOTH: "both"}
+    return titles[arm.name]
+
+
+def _runs(arm: Arm) -> str:
+    lost = [f"{n} {what}" for n, what in ((arm.diverged, "NaN"), (arm.crashed, "crash")) if n]
+    return f"{arm.runs}" + (f" ({', '.join(lost)})" if lost else "")
+
+
+def _share(value: float | None) -> str:
+    if value is None:
+        return "?"
+    return f"-{share(-value, 1)}" if value < 0 else share(value, 1)
+
+
+def _foot(agree: str) -> str:
+    alike = "Same seeds and same order of data in each row."
+    return f"{alike} Given by each alone: {agree}." if agree else alike

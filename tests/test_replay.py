@@ -1,0 +1,210 @@
+"""Replay: the cause that a counterfactual names, where it is known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from reludiag_cli.app import main
+
+import reludiag
+from reludiag.experiments.counterfactual import answer, arms_of
+from reludiag.experiments.replay import judged
+from reludiag.recording import read_recording
+
+# Digits, each pixel standardised; an MLP of three hidden layers; Adam, 8 epochs of batches of 64.
+DIGITS = """
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+torch.set_num_threads(1)
+_data = load_digits()
+X = torch.tensor(_data.data, dtype=torch.float32)
+X = (X - X.mean(0)) / X.std(0).where(X.std(0) > 0, 1)
+Y = torch.tensor(_data.target)
+
+
+def fit(trial, lr, bias=0.0, shift=0.0):
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(),
+                          nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for layer in layers:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            layer.bias.fill_(bias)
+        for layer in layers[1:3]:
+            layer.weight += shift
+    trial.init(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=trial.lr(lr))
+    with trial.monitor(model, optimizer, probe=X):
+        for _ in range(8):
+            for chosen in torch.randperm(len(X)).split(64):
+                optimizer.zero_grad()
+                cross_entropy(model(X[chosen]), Y[chosen]).backward()
+                optimizer.step()
+    with torch.no_grad():
+        return {"accuracy": (model(X).argmax(1) == Y).float().mean()}
+
+
+def fast(trial): return fit(trial, 0.1)
+def control(trial): return fit(trial, 1e-3)
+def biased(trial): return fit(trial, 1e-3, bias=-3.0)
+def shifted(trial): return fit(trial, 1e-3, shift=-0.3)
+def biased_and_fast(trial): return fit(trial, 0.1, bias=-3.0)
+"""
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("replay") / "digits.py"
+    file.write_text(DIGITS)
+    return str(file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("train", "kind", "dominant", "factual"),
+    [
+        ("fast", "learning_rate", None, 0.575),
+        ("biased", "initialization", None, 0.274),
+        ("shifted", "initialization", None, 0.667),
+        ("biased_and_fast", "both", "learning_rate", 0.573),
+        ("control", "none", None, 0.007),
+    ],
+)
+def test_the_cause_that_was_built_in_is_named(
+    digits: str, train: str, kind: str, dominant: str | None, factual: float
+) -> None:
+    found = reludiag.replay(f"{digits}:{train}", lr_scale=0.1, init="kaiming", seeds=2)
+    assert (found.answer.kind, found.answer.dominant) == (kind, dominant), str(found)
+    assert found.answer.agreeing == found.answer.seeds == 2
+    assert found.arm("factual").dead == pytest.approx(factual, abs=0.08)
+    assert found.trials["recording"].eq("").all()
+
+
+@pytest.mark.slow
+def test_two_factual_runs_of_a_seed_have_the_same_dead_units(digits: str, tmp_path: Path) -> None:
+    trials = [
+        reludiag.sweep(f"{digits}:fast", seeds=[7], path=tmp_path / name) for name in ("a", "b")
+    ]
+    runs = [read_recording(Path(table["recording"].iloc[0])) for table in trials]
+    assert sum(site.dead[-1].sum() for site in runs[0].sites) > 50
+    for first, second in zip(runs[0].sites, runs[1].sites, strict=True):
+        assert np.array_equal(first.dead, second.dead)
+    assert trials[0]["metric.accuracy"].equals(trials[1]["metric.accuracy"])
+
+
+@pytest.mark.slow
+def test_the_command_prints_the_answer_and_its_runs(
+    digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    csv = tmp_path / "runs.csv"
+    monkeypatch.setattr(
+        "sys.argv",
+        ["reludiag", "replay", f"{digits}:fast", "--seeds", "1", "--json", "--csv", str(csv)],
+    )
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    document = json.loads(capsys.readouterr().out)
+    assert document["answer"]["kind"] == "learning_rate"
+    assert document["lr"] == 0.1
+    assert [arm["name"] for arm in document["arms"]] == ["factual", "lr", "init", "both"]
+    assert list(pd.read_csv(csv)["arm"]) == ["factual", "lr", "init", "both"]
+
+
+NONE: dict[str, int] = {}
+BORN = {"factual": 28, "lr": 28}
+
+
+def trials(
+    seeds: int = 2, status: str = "complete", born: dict[str, int] = NONE, **dead: object
+) -> pd.DataFrame:
+    """100 units; the dead of each arm, for each seed if it is a list."""
+    rows = [
+        {
+            "arm": arm, "seed": seed, "lr": 0.1, "status": status if count is None else "complete",
+            "units": 100, "born": born.get(arm, 0), "new": count, "dead": count, "error": "",
+            "recording": "",
+        }
+        for arm, counts in dead.items()
+        for seed, count in enumerate(counts if isinstance(counts, list) else [counts] * seeds)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).astype({"dead": "Int64", "new": "Int64"})
+
+
+@pytest.mark.parametrize(
+    ("dead", "born", "kind", "dominant"),
+    [
+        ({"factual": 58, "lr": 4, "init": 58, "both": 1}, NONE, "learning_rate", None),
+        ({"factual": 27, "lr": 30, "init": 1, "both": 1}, BORN, "initialization", None),
+        ({"factual": 57, "lr": 18, "init": 58, "both": 2}, BORN, "both", "learning_rate"),
+        ({"factual": 57, "lr": 18, "init": 58, "both": 2}, NONE, "learning_rate", None),
+        ({"factual": 57, "lr": 18, "init": 30, "both": 2}, NONE, "both", "learning_rate"),
+        ({"factual": 57, "lr": 57, "init": 25, "both": 2}, NONE, "both", "initialization"),
+        ({"factual": 57, "lr": 50, "init": 52, "both": 2}, NONE, "both", None),
+        ({"factual": 57, "lr": 2, "init": 3, "both": 2}, NONE, "either", None),
+        ({"factual": 57, "lr": 40, "init": 56, "both": 39}, NONE, "neither", None),
+        ({"factual": 5, "lr": 0, "init": 0, "both": 0}, NONE, "none", None),
+        ({"factual": 57, "lr": 2}, NONE, "learning_rate", None),
+        ({"factual": 57, "init": 57}, NONE, "neither", None),
+        ({"factual": 57, "lr": None, "init": 2, "both": None}, NONE, "initialization", None),
+    ],
+)
+def test_the_arms_decide(
+    dead: dict[str, object], born: dict[str, int], kind: str, dominant: str | None
+) -> None:
+    table = trials(**dead, born=born, status="crashed")
+    assert (answer(table).kind, answer(table).dominant) == (kind, dominant)
+    said = judged(table, "train", 0.1, "kaiming")
+    assert said.sentence.endswith(".")
+    assert "None" not in f"{said.sentence} {said.advice} {said.notes}"
+    str(said)
+
+
+def test_a_learning_rate_that_still_kills_is_told_to_be_too_high() -> None:
+    found = judged(trials(factual=88, lr=28, init=88, both=7), "train", 0.1, "kaiming")
+    assert (
+        "28.0 % with the learning rate lowered to 0.01, which is still too high" in found.sentence
+    )
+    assert found.advice == "Use a learning rate below 0.01."
+
+
+def test_a_run_that_diverges_is_no_run_without_deaths() -> None:
+    table = trials(factual=None, lr=3, init=None, both=3, status="diverged")
+    found = judged(table, "train", 0.1, "kaiming")
+    assert found.answer.kind == "divergence"
+    assert "with the learning rate lowered to 0.01" in found.sentence
+    assert found.arm("factual").dead is None
+
+
+def test_seeds_that_disagree_are_told() -> None:
+    table = trials(factual=[60, 60, 60], lr=[1, 2, 38], init=[60, 60, 60], both=[1, 2, 3])
+    found = judged(table, "train", 0.1, "kaiming")
+    assert found.answer.kind == "learning_rate"
+    assert found.answer.agreeing == 2
+    assert "2 of 3 seeds" in " ".join(found.notes)
+
+
+def test_only_completed_runs_count_and_only_the_same_seeds_are_compared() -> None:
+    table = trials(factual=[50, None], lr=[10, 20], status="crashed")
+    factual, lowered = arms_of(table)
+    assert (factual.dead, factual.counted, factual.crashed) == (0.5, 1, 1)
+    assert lowered.dead == pytest.approx(0.15)
+    assert lowered.prevented == pytest.approx(0.8)
+
+
+def test_changing_nothing_is_refused() -> None:
+    with pytest.raises(reludiag.UsageError, match="nothing was to be changed"):
+        reludiag.replay("any.py:train", lr_scale=1, init="default")
+
+
+def test_the_report_fits_80_columns_and_says_what_was_run() -> None:
+    table = trials(factual=58, lr=4, init=58, both=1)
+    text = str(judged(table, "path/digits.py:train", 0.1, "kaiming"))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "The learning rate 0.1 killed them: 58.0 %" in text
+    assert "lr x 0.1" in text and "init kaiming" in text

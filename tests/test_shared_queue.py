@@ -1,0 +1,179 @@
+"""The shared queue: two machines, played by two processes with folders of their own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+import reludiag
+from reludiag.experiments.owner import Owner, this_process
+from reludiag.experiments.trials import DEATHS_ALLOWED, Cell, Result
+
+optuna = pytest.importorskip("optuna")
+from reludiag.experiments.shared import SharedQueue  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}", "OMP_NUM_THREADS": "1"}
+SETTINGS = {"train": "tiny.py:train", "lr": [0.1, 0.01]}
+CELLS = [Cell(n, seed=n // 2, lr=(0.1, 0.01)[n % 2]) for n in range(4)]
+ME = this_process()
+DONE = Result("complete", 0.1, 20, 32, 1, 2, 0, 3, 0, 0.1, 1.5, metrics={"loss": float("nan")})
+
+TRAIN = """
+import time
+import torch
+from torch import nn
+
+X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+
+def train(trial):
+    time.sleep(0.1)
+    model = trial.init(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=trial.lr(0.1))
+    with trial.monitor(model, optimizer, probe=X):
+        for _ in range(10):
+            optimizer.zero_grad()
+            model(X).square().mean().backward()
+            optimizer.step()
+"""
+
+
+@pytest.fixture(params=["journal", "sqlite"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return {
+        "journal": str(tmp_path / "queue.journal"),
+        "sqlite": f"sqlite:///{tmp_path / 'queue.sqlite'}",
+    }[request.param]
+
+
+def prepared(storage: str) -> SharedQueue:
+    return SharedQueue.prepare(storage, "reludiag sweep", SETTINGS, CELLS)
+
+
+def states(storage: str) -> Counter[str]:
+    study = prepared(storage)._study
+    return Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
+
+
+def test_cells_are_claimed_once_and_come_back_with_their_results(storage: str) -> None:
+    queue = prepared(storage)
+    claimed = [queue.claim(ME) for _ in range(5)]
+    assert claimed == [*CELLS, None]
+    assert queue.finish(CELLS[2], ME, DONE)
+    assert not queue.finish(CELLS[2], ME, DONE)
+    assert queue.finish(CELLS[1], ME, Result("crashed", error="no"))
+    assert queue.unfinished() == 2
+    (first, crash), (second, done) = prepared(storage).results()
+    assert (first, second) == (CELLS[1], CELLS[2])
+    assert (crash.error, done.dead, done.dead_fraction) == ("no", 3, 0.1)
+    assert done.metrics["loss"] != done.metrics["loss"]
+    trial = next(t for t in queue._study.trials if t.user_attrs["cell"] == 2)
+    assert trial.params == {"lr": 0.1, "init": "default", "seed": 1}
+    assert trial.value == 0.1
+
+
+def test_cells_that_two_enqueued_at_once_are_run_once(storage: str) -> None:
+    queue = prepared(storage)
+    for cell in CELLS:
+        queue._study.enqueue_trial({"lr": cell.lr}, user_attrs={"cell": cell.trial})
+    claimed = [queue.claim(ME) for _ in range(8)]
+    assert [cell for cell in claimed if cell is not None] == CELLS
+    queue.tend([ME])
+    assert states(storage) == {"RUNNING": 4, "FAIL": 4}
+
+
+def test_the_cell_of_a_process_that_is_gone_is_enqueued_again(storage: str) -> None:
+    queue, gone = prepared(storage), Owner(ME.host, ME.pid, ME.started - 100)
+    assert queue.claim(gone) == CELLS[0]
+    queue.tend([])
+    rest = [queue.claim(ME) for _ in range(4)]
+    assert sorted(cell.trial for cell in rest) == [0, 1, 2, 3]
+    assert not queue.finish(CELLS[0], gone, DONE)
+    assert queue.finish(CELLS[0], ME, DONE)
+
+
+def test_a_cell_whose_process_dies_is_a_crash_in_the_end(storage: str) -> None:
+    queue = prepared(storage)
+    deaths = 0
+    while not queue.results():
+        cell = queue.claim(ME)
+        if cell == CELLS[1]:
+            queue.bury(ME, "was killed by SIGKILL")
+            deaths += 1
+        elif cell is not None:
+            queue.release(ME)
+    assert deaths == DEATHS_ALLOWED + 1
+    ((cell, result),) = queue.results()
+    assert (cell, result.status) == (CELLS[1], "crashed")
+
+
+def test_a_study_of_other_settings_is_not_gone_on_with(storage: str) -> None:
+    prepared(storage)
+    with pytest.raises(reludiag.UsageError, match=r"begun with lr 0\.1, 0\.01; now 0\.5 was given"):
+        SharedQueue.prepare(storage, "reludiag sweep", {**SETTINGS, "lr": [0.5]}, CELLS)
+
+
+@pytest.mark.parametrize("storage", ["nowhere/queue.journal", "postgresql+nothing://host/name"])
+def test_a_storage_that_cannot_be_opened_is_told(storage: str) -> None:
+    with pytest.raises(reludiag.UsageError, match=r"no|cannot be opened|expected the URL"):
+        prepared(storage)
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, storage: str) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(reludiag.UsageError, match=r'pip install "reludiag\[sweep\]"'):
+        prepared(storage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True], ids=["both to the end", "one of them killed"])
+def test_two_machines_share_a_grid_and_each_cell_has_one_result(
+    tmp_path: Path, storage: str, killed: bool
+) -> None:
+    file = tmp_path / "tiny.py"
+    file.write_text(TRAIN)
+    machines = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        command = [
+            sys.executable, "-m", "reludiag", "sweep", f"{file}:train", "--lr", "0.1,0.3,1,3,10",
+            "--init", "default,kaiming", "--seeds", "2", "--workers", "2", "--out",
+            f"{tmp_path / name}/grid", "--storage", storage, "--csv", f"{tmp_path / name}.csv",
+        ]  # fmt: skip
+        machines.append(
+            subprocess.Popen(
+                command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            )
+        )
+    if killed:
+        recordings = tmp_path / "one" / "grid" / "recordings"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list(recordings.glob("*.reludiag")):
+            time.sleep(0.02)
+        children = psutil.Process(machines[0].pid).children(recursive=True)
+        for process in (machines[0], *children):
+            os.kill(process.pid, signal.SIGKILL)
+    for machine in machines[killed:]:
+        _, errors = machine.communicate(timeout=120)
+        assert machine.returncode == 0, errors.decode()
+    machines[0].communicate()
+    tables = [pd.read_csv(tmp_path / f"{name}.csv") for name in ("one", "two")[killed:]]
+    for table in tables:
+        assert list(table["trial"]) == list(range(20))
+        pd.testing.assert_frame_equal(
+            table.drop(columns="recording"), tables[0].drop(columns="recording")
+        )
+    study = optuna.load_study(
+        study_name="reludiag grid",
+        storage=SharedQueue(storage, "reludiag grid")._storage,
+    )
+    finished = [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED")]
+    assert sorted(t.user_attrs["cell"] for t in finished) == list(range(20))
+    assert not [t for t in study.trials if t.state.name in ("RUNNING", "WAITING")]
