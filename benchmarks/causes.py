@@ -29,7 +29,7 @@ import reludiag
 from reludiag.schemes import reinitialize
 
 BATCH = 64
-PROBE = 2_000  # all there is, but for the characters
+PROBE = 2_000  # all there is
 KINDS = ("learning_rate", "initialization", "input_shift", "divergence", "none", "undetermined")
 Schedule = Callable[[int], float]
 """From the number of the step to the factor of the learning rate."""
@@ -73,9 +73,9 @@ def images() -> tuple[Tensor, Tensor]:
 
 @cache
 def text() -> tuple[Tensor, Tensor]:
-    """Windows of 24 characters of Python's manual, `[2000, 24]`, and the character after each."""
+    """Windows of 24 characters of Python's manual, `[600, 24]`, and the character after each."""
     codes = torch.tensor([min(ord(c), 127) for c in "".join(pydoc_data.topics.topics.values())])
-    starts = torch.randint(0, len(codes) - 25, (2_000,), generator=_generator(0))
+    starts = torch.randint(0, len(codes) - 25, (600,), generator=_generator(0))
     return torch.stack([codes[s : s + 24] for s in starts]), codes[starts + 24]
 
 

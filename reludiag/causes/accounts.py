@@ -1,7 +1,7 @@
 """Accounts: what is said of a cause of each kind: its numbers, what to do, how to confirm it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from reludiag.causes.attribution import RunAttribution, SiteAttribution
 from reludiag.causes.cause import Evidence
 from reludiag.causes.drift import drift_shares
 from reludiag.causes.learning_rate import CriticalRates, EventStudy, critical_rates
+from reludiag.causes.lives import SiteLives
 from reludiag.recording import RecordedRun
 
 FALLBACK_SCALE = 0.1
@@ -46,8 +47,6 @@ def _learning_rate(
         *_update_evidence(site),
         *_small_weights_evidence(site),
     ]
-    deaths = [death for each in lives for death in each.deaths]
-    shares = drift_shares(deaths)
     if critical is not None:
         evidence.append(
             Evidence(
@@ -58,14 +57,7 @@ def _learning_rate(
                 "estimate over a window of steps",
             )
         )
-    if shares is not None:
-        evidence.append(
-            Evidence(
-                "fall through weights, input, bias",
-                f"{shares.weights:.2f}, {shares.input:.2f}, {shares.bias:.2f}",
-                f"shares of the change of the mean pre-activation of {shares.deaths} dying units",
-            )
-        )
+    evidence += _drift_evidence(lives)
     group = group_in_words(run, site)
     target = _target(critical, highest)
     return Account(
@@ -246,7 +238,11 @@ def _undetermined(
 ) -> Account:
     return Account(
         False,
-        (*_study_evidence(found.study), *_update_evidence(site)),
+        (
+            *_study_evidence(found.study),
+            *_update_evidence(site),
+            *_drift_evidence([each.lives for each in ([only] if only else found.sites)]),
+        ),
         f"Units of '{site.lives.name}' died in training, and nothing recorded says why: neither "
         "the size of the updates, nor how the weights began, nor the input.",
         "give the Monitor a probe and a smaller `every`, to see the deaths as they come",
@@ -298,6 +294,23 @@ def _update_evidence(site: SiteAttribution) -> list[Evidence]:
             rounded(site.update.ratio),
             f"norm of the change over norm of the weights of '{site.update.module}', at step "
             f"{site.update.step}; 0.001 is usual, 0.03 kills",
+        )
+    ]
+
+
+def _drift_evidence(sites: Sequence[SiteLives]) -> list[Evidence]:
+    shares = drift_shares(death for site in sites for death in site.deaths)
+    if shares is None:
+        return []
+    return [
+        Evidence(
+            "fall by weights, input, bias",
+            # No -0.00.
+            ", ".join(
+                f"{round(share, 2) + 0.0:.2f}"
+                for share in (shares.weights, shares.input, shares.bias)
+            ),
+            f"shares of the change of the mean pre-activation, in {shares.deaths} deaths",
         )
     ]
 

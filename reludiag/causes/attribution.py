@@ -108,9 +108,12 @@ def attribute(run: RecordedRun) -> RunAttribution:
             (p for p in (site.layer or {}).get("problems", ()) if p["kills_at_birth"]), None
         )
         kinds = np.full(site.units, "", dtype="<U24")
-        kinds[site.born] = _birth_kind(site, above, problem, shifted, depth)
+        birth = _birth_kind(site, above, problem, shifted, depth)
+        kinds[site.born] = birth
+        # What silenced units at birth goes on to where it did so to most of those that are dead.
+        began_so = birth == cause.INITIALIZATION and site.born.sum() >= site.new.sum()
         silenced = site.new & _silenced(site, above)
-        kinds[site.new & ~silenced] = _death_kind(many, study, update, problem, shifted)
+        kinds[site.new & ~silenced] = _death_kind(many, study, update, began_so, shifted)
         kinds[silenced] = cause.UPSTREAM_COLLAPSE
         found.append(SiteAttribution(site, kinds, problem, update, above))
     return RunAttribution(tuple(found), study, shifted)
@@ -178,14 +181,14 @@ def _death_kind(
     many: bool,
     study: EventStudy | None,
     update: Update | None,
-    problem: dict[str, Any] | None,
+    began_so: bool,
     shifted: Given | None,
 ) -> str:
     if study is not None and study.tells:
         return cause.LEARNING_RATE
     if many and update is not None and update.ratio >= LARGE_UPDATE:
         return cause.LEARNING_RATE
-    if problem is not None:
+    if began_so:
         return cause.INITIALIZATION
     if not many:
         return cause.NONE

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.causes.cause import NONE, Cause
+from reludiag.causes.cause import NONE, UNDETERMINED, Cause
 from reludiag.reports.summary import share
 
 _MOST_SITES = 8
@@ -58,7 +58,7 @@ def _verdict(cause: Cause) -> Text:
         return text
     of = "of the units" if cause.kind == "divergence" else "of the deaths"
     text.append(f", {share(cause.share, 1)} {of}", style="not bold")
-    if not cause.identifiable:
+    if not cause.identifiable and cause.kind != UNDETERMINED:
         text.append("; likely, not proven by this run alone", style="not bold yellow")
     return text
 
