@@ -43,6 +43,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/causes.py
 
 # The picture at the top of the README, from a run of the demo.
 picture: demo

@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 # Imported on first use: `import reludiag` alone loads neither torch nor pandas.
 _HOMES = {
+    "Cause": "reludiag.causes.cause",
     "CheckpointError": "reludiag.errors",
     "DataError": "reludiag.errors",
     "Diagnosis": "reludiag.diagnosis",
@@ -33,6 +34,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from reludiag.causes.cause import Cause
     from reludiag.diagnosis import Diagnosis
     from reludiag.errors import (
         CheckpointError,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RANDOM_INPUT",
+    "Cause",
     "CheckpointError",
     "DataError",
     "Diagnosis",

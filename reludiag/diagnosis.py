@@ -4,7 +4,7 @@ The columns of each table are defined here and nowhere else.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
+from reludiag.causes.cause import Cause
 from reludiag.errors import UsageError
 from reludiag.ledger import NEVER, Ledger
 from reludiag.sites import Site
@@ -55,6 +56,17 @@ LEDGER_COLUMNS = (
     Column("died_step", "Int64", "snapshot at which it was last found newly dead"),
     Column("revived_step", "Int64", "snapshot at which it was last found alive again"),
     Column("lr_at_death", "float64", "largest learning rate of its group in the window it died in"),
+    Column("cause", "str", "kind of cause that explains best why it is dead"),
+    Column(
+        "critical_lr", "float64", "learning rate it would have survived its window at, estimated"
+    ),
+    Column(
+        "drift_weights",
+        "float64",
+        "share of the change of its mean pre-activation, as it died, through its weights",
+    ),
+    Column("drift_input", "float64", "the same through its input"),
+    Column("drift_bias", "float64", "the same through its bias"),
 )
 SITE_COLUMNS = (
     Column("site", "str", "as in the unit table; sites in forward order"),
@@ -119,6 +131,9 @@ class Diagnosis:
     timeline: pd.DataFrame | None = None
     """A row per snapshot and site: `TIMELINE_COLUMNS`. None after a single scan."""
     thresholds: Thresholds = field(default_factory=Thresholds)
+    causes: tuple[Cause, ...] = ()
+    """Why units died, of a recording: the run's own cause first (site None), then one for each
+    site with deaths."""
 
     @property
     def dead(self) -> int:
@@ -190,7 +205,8 @@ class SiteFindings:
     site: Site
     counts: UnitCounts
     ledger: Ledger | None = None
-    lr_at_death: np.ndarray[Any, Any] | None = None
+    at_death: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    """Columns of `LEDGER_COLUMNS` that a recording adds to the ledger, `[unit]`."""
 
 
 def diagnose(
@@ -198,6 +214,7 @@ def diagnose(
     findings: Sequence[SiteFindings],
     thresholds: Thresholds,
     timeline: pd.DataFrame | None = None,
+    causes: Sequence[Cause] = (),
 ) -> Diagnosis:
     """Make the tables from what was counted."""
     units = [_unit_rows(head, found, thresholds) for found in findings]
@@ -210,6 +227,7 @@ def diagnose(
         sites=table_of(SITE_COLUMNS + (SITE_LEDGER_COLUMNS if ledger else ()), sites),
         timeline=timeline,
         thresholds=thresholds,
+        causes=tuple(causes),
     )
 
 
@@ -274,7 +292,8 @@ def _unit_rows(head: Head, found: SiteFindings, thresholds: Thresholds) -> pd.Da
         )
         table["died_step"] = _step_column(ledger.died_step)
         table["revived_step"] = _step_column(ledger.revived_step)
-        table["lr_at_death"] = found.lr_at_death if found.lr_at_death is not None else np.nan
+        for name, values in found.at_death.items():
+            table[name] = values
     return table
 
 

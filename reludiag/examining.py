@@ -26,9 +26,10 @@ from reludiag.causes.initialization import (
 )
 from reludiag.diagnosis import Column, table_of
 from reludiag.errors import ModelError, UsageError
+from reludiag.frozen import as_it_was
 from reludiag.layer_inputs import LayerInput, measure_inputs
 from reludiag.loading.data import batches_of
-from reludiag.scanning import Measurement, Progress, Scanner, as_it_was, limited
+from reludiag.scanning import Measurement, Progress, Scanner, limited
 from reludiag.schemes import TRANSPOSED, WEIGHTED, reinitialize
 from reludiag.verdicts import is_dead
 

@@ -1,6 +1,5 @@
 """History: the Diagnosis of what was seen at several times, of a recording or of checkpoints."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reludiag.causes.drift import shares_of
+from reludiag.causes.weighing import Explanation, explain
 from reludiag.diagnosis import (
     TIMELINE_COLUMNS,
     Diagnosis,
@@ -16,7 +17,8 @@ from reludiag.diagnosis import (
     diagnose,
     table_of,
 )
-from reludiag.ledger import NEVER, Ledger, trace_lives
+from reludiag.learning_rates import LearningRates
+from reludiag.ledger import Ledger, trace_lives
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.verdicts import Thresholds, is_dead
 
@@ -31,7 +33,8 @@ def load(path: str | Path, thresholds: Thresholds | None = None) -> Diagnosis:
 
 def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None = None) -> Diagnosis:
     """The Diagnosis of a recording: the verdicts of its last snapshot, and the ledger."""
-    findings, timelines, rates = [], [], _LearningRates(run)
+    findings, timelines, rates = [], [], LearningRates(run)
+    explained = explain(run)
     for recorded in run.sites:
         ledger = trace_lives(run.steps, recorded.dead, recorded.known)
         findings.append(
@@ -39,13 +42,41 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
                 recorded.site,
                 recorded.counts,
                 ledger,
-                rates.at_death(recorded, ledger),
+                _at_death(run, recorded, ledger, rates.at_death(recorded, ledger), explained),
             )
         )
         by_window = rates.by_window(recorded, run.steps)
         timelines.append(_timeline_rows(run.steps, recorded, ledger, by_window))
     head = _run_head(run, findings, subject)
-    return diagnose(head, findings, thresholds or Thresholds(), _timeline_table(timelines))
+    return diagnose(
+        head, findings, thresholds or Thresholds(), _timeline_table(timelines), explained.causes
+    )
+
+
+def _at_death(
+    run: RecordedRun,
+    recorded: RecordedSite,
+    ledger: Ledger,
+    rates: np.ndarray[Any, Any],
+    explained: Explanation,
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The columns on how units died, `[unit]`; empty where it is not known."""
+    width = len(rates)
+    kinds = explained.kinds.get(recorded.site.name, np.full(width, ""))
+    fractions, drifts = np.full(width, np.nan), np.full((3, width), np.nan)
+    for death in run.observations.deaths:
+        if death.site == recorded.site.name and death.step == ledger.died_step[death.unit]:
+            fractions[death.unit] = death.critical_fraction
+            shares = None if death.drift is None else shares_of(death.drift)
+            drifts[:, death.unit] = np.nan if shares is None else shares
+    return {
+        "lr_at_death": rates,
+        "cause": np.array([str(kind) or None for kind in kinds], dtype=object),
+        "critical_lr": fractions * rates,
+        "drift_weights": drifts[0],
+        "drift_input": drifts[1],
+        "drift_bias": drifts[2],
+    }
 
 
 def checkpoint_timeline(
@@ -96,49 +127,6 @@ def _timeline_rows(
             "nonfinite": recorded.nonfinite.sum(axis=1),
         }
     )
-
-
-class _LearningRates:
-    """The learning rates of a run, by parameter group."""
-
-    def __init__(self, run: RecordedRun) -> None:
-        groups: dict[str, list[tuple[int, float]]] = {}
-        for first_step, group, rate in run.learning_rates:
-            groups.setdefault(group, []).append((first_step, rate))
-        self._groups = {
-            group: (np.array([step for step, _ in rows]), np.array([rate for _, rate in rows]))
-            for group, rows in groups.items()
-        }
-
-    def largest(self, recorded: RecordedSite, before: int, step: int) -> float:
-        """The largest used in steps `before + 1 .. step` for the weights that feed a site.
-
-        NaN if no optimizer trains them; of all groups where it is not known what feeds the site.
-        """
-        if recorded.param_group is not None:
-            names = [recorded.param_group]
-        else:
-            names = [] if recorded.site.producer is not None else list(self._groups)
-        largest = []
-        for steps, rates in (self._groups[name] for name in names if name in self._groups):
-            start = max(0, int(np.searchsorted(steps, before + 1, side="right")) - 1)
-            used = rates[start : int(np.searchsorted(steps, step, side="right"))]
-            largest += [float(used.max())] if len(used) else []
-        return max(largest, default=float("nan"))
-
-    def by_window(self, recorded: RecordedSite, steps: Sequence[int]) -> list[float]:
-        """The largest in the window that ends at each snapshot; none before the first."""
-        windows = [self.largest(recorded, *window) for window in itertools.pairwise(steps)]
-        return [float("nan"), *windows][: len(steps)]
-
-    def at_death(self, recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, Any]:
-        """For each unit, the largest in the window in which it died; NaN where it did not."""
-        rates = np.full(len(ledger.died_step), np.nan)
-        died = (ledger.died_step != NEVER) & (ledger.previous_step != NEVER)
-        for before, step in {*zip(ledger.previous_step[died], ledger.died_step[died], strict=True)}:
-            inside = died & (ledger.died_step == step) & (ledger.previous_step == before)
-            rates[inside] = self.largest(recorded, int(before), int(step))
-        return rates
 
 
 def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) -> Head:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from reludiag.calls import Call
 from reludiag.capture import Capture
 from reludiag.causes.birth import mean_cosine_of_sum
+from reludiag.frozen import as_it_was
 from reludiag.hooks import uncompiled
 from reludiag.loading.data import model_arguments
-from reludiag.scanning import as_it_was
 
 
 @dataclass(frozen=True)

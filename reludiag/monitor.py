@@ -32,6 +32,7 @@ from reludiag.scanning import Scanner, blind_spots, no_rectifier
 from reludiag.sites import Site
 from reludiag.stats import Liveness, UnitCounts, UnitStats
 from reludiag.verdicts import Thresholds, is_dead
+from reludiag.witness import Witness
 
 
 class Monitor:
@@ -100,6 +101,7 @@ class Monitor:
         )
         self._probe = None if probe is None else _batches(probe)
         self._probe_samples: int | None = None
+        self._witness = Witness(model, self._optimizers, every, self._probe, unit_axes)
         self._capture = Capture(
             model,
             self._receive,
@@ -152,6 +154,7 @@ class Monitor:
                 self._handles.append(optimizer.register_step_pre_hook(before))
                 if index == last:
                     self._handles.append(optimizer.register_step_post_hook(_AfterStep(self)))
+            self._witness.attach()
         except BaseException:
             self._detach()
             raise
@@ -226,6 +229,7 @@ class Monitor:
         self._step += 1
         if self._step < self._rest_until:
             return
+        self._witness.stepped(self._step)
         self._capture.reset()
         if self._uncompiled is not None and self._capture.followed:
             self._compile()
@@ -248,7 +252,7 @@ class Monitor:
             if self._capture.resting:  # until the next step that is counted, or the window's end
                 place = self._step % self.every
                 ahead = -(-self.every * (place * counted // self.every + 1) // counted) - place
-                self._rest_until = self._step + ahead
+                self._rest_until = min(self._step + ahead, self._witness.next_wake(self._step))
 
     def _compile(self) -> None:
         """Let compiled code run from now on, with the hooks in it."""
@@ -288,6 +292,7 @@ class Monitor:
                 self._param_groups,
                 self._new_rates,
                 self._facts("running"),
+                self._witness.at_snapshot(self._step, findings),
             )
             self._new_rates = []
             self.snapshots.append(self._step)
@@ -388,6 +393,7 @@ class Monitor:
     def _detach(self) -> None:
         self._wake()
         self._capture.detach()
+        self._witness.detach()
         self._end_uncompiled()
         self._guarded.close()
         for handle in self._handles:

@@ -9,24 +9,27 @@ import datetime
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reludiag.errors import RecordingError
+from reludiag.observations import Baseline, Death, Drift, Given, Observations, Start, Update
 from reludiag.rectifiers import Rectifier
 from reludiag.sites import Site
 from reludiag.stats import UnitCounts
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # What each version changed:
 #   1  the first
 #   2  site: operator, norm; statistics: counted, silent, total_square, before_maximum. Version 1
 #      was never released, and is not read.
+#   3  initialization, input, baseline, update, death: what the causes are weighed by. Version 2
+#      was never released either.
 
 SCHEMA = """
 CREATE TABLE run (                  -- what is known of the run as a whole
@@ -84,6 +87,42 @@ CREATE TABLE statistics (           -- the last snapshot's statistics, replaced 
     minimum BLOB NOT NULL,
     before_maximum BLOB NOT NULL    -- of the pre-activations; -inf where none was read
 );
+CREATE TABLE initialization (       -- each layer that feeds a rectifier, before the first step
+    module TEXT PRIMARY KEY,
+    layer TEXT NOT NULL             -- scheme, bias, what is wrong with it: LayerInit as JSON
+);
+CREATE TABLE input (                -- what each linear layer or convolution was given at step 0
+    module TEXT PRIMARY KEY,
+    samples INTEGER NOT NULL,       -- of the probe, or of the first batch
+    is_first INTEGER NOT NULL,      -- 1 if it is fed by the model's input and by no other layer
+    gamma REAL,                     -- |mean| / |standard deviation|, of first layers; 9e999: no
+                                    -- deviation
+    cosine REAL                     -- mean cosine of two samples, where a sample is one vector
+);
+CREATE TABLE baseline (             -- the same model, its weights drawn anew, on the same samples
+    site INTEGER PRIMARY KEY REFERENCES site(id),
+    born_dead REAL NOT NULL,        -- share of its units, in the mean over the draws
+    draws INTEGER NOT NULL
+);
+CREATE TABLE "update" (             -- how far single steps moved the weights: the first, and the
+    step INTEGER NOT NULL,          -- last before each snapshot
+    module TEXT NOT NULL,
+    ratio REAL NOT NULL,            -- |change| / |weights before|
+    PRIMARY KEY (step, module)
+) WITHOUT ROWID;
+CREATE TABLE death (                -- each unit that died between two snapshots on a probe
+    site INTEGER NOT NULL REFERENCES site(id),
+    unit INTEGER NOT NULL,
+    step INTEGER NOT NULL REFERENCES snapshot(step),
+    previous INTEGER NOT NULL,      -- the snapshot at which it was alive
+    critical_fraction REAL,         -- of the window's update, that it would have survived
+    before REAL,                    -- mean pre-activation on the probe at the previous snapshot
+    after REAL,                     -- at this one; after - before = the sum of the three parts
+    by_weights REAL,                -- the part of the change that came through the weights,
+    by_input REAL,                  -- through the layer's input, and
+    by_bias REAL,                   -- through its bias; all null where they could not be had
+    PRIMARY KEY (site, unit, step)
+) WITHOUT ROWID;
 """
 
 _SCALARS = frozenset({"samples", "counted", "positions", "calls"})
@@ -129,6 +168,8 @@ class RecordedRun:
     sites: tuple[RecordedSite, ...]
     learning_rates: tuple[tuple[int, str, float], ...]
     """(first step taken with it, parameter group, learning rate), in order of steps."""
+    observations: Observations = field(default_factory=Observations)
+    """What the causes of deaths are weighed by."""
 
 
 class RecordingWriter:
@@ -166,8 +207,9 @@ class RecordingWriter:
         param_groups: Mapping[str, str],
         learning_rates: Sequence[tuple[int, str, float]],
         facts: Mapping[str, Any],
+        observations: Observations | None = None,
     ) -> None:
-        """Write one snapshot and the learning rates since the last in one transaction.
+        """Write one snapshot, and what is new since the last, in one transaction.
 
         `param_groups` names the group that trains each producer.
         """
@@ -203,6 +245,33 @@ class RecordingWriter:
                     f"INSERT OR REPLACE INTO statistics VALUES ({'?, ' * 14}?)",
                     (site, *(_packed(f.name, getattr(counts, f.name)) for f in fields(counts))),
                 )
+            if observations is not None:
+                self._write_observations(observations)
+
+    def _write_observations(self, seen: Observations) -> None:
+        rows: dict[str, list[tuple[Any, ...]]] = {
+            "initialization": [(s.module, json.dumps(dict(s.layer))) for s in seen.starts],
+            "input": [(g.module, g.samples, g.is_first, g.gamma, g.cosine) for g in seen.given],
+            "baseline": [
+                (self._site_ids[b.site], b.born_dead, b.draws)
+                for b in seen.baselines
+                if b.site in self._site_ids
+            ],
+            '"update"': [(u.step, u.module, u.ratio) for u in seen.updates],
+            "death": [
+                (
+                    *(self._site_ids[death.site], death.unit, death.step, death.previous),
+                    death.critical_fraction,
+                    *(vars(death.drift).values() if death.drift else [None] * 5),
+                )
+                for death in seen.deaths
+                if death.site in self._site_ids
+            ],
+        }
+        for table, values in rows.items():
+            for row in values:
+                places = ", ".join("?" * len(row))
+                self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", row)
 
     def read(self) -> RecordedRun:
         """What has been written so far."""
@@ -223,7 +292,10 @@ class RecordingWriter:
         for key in self._site_ids.keys() - kept:
             site = self._site_ids.pop(key)
             del self._site_rows[site]
-            for table, column in (("statistics", "site"), ("state", "site"), ("site", "id")):
+            for table, column in (
+                *((table, "site") for table in ("statistics", "state", "baseline", "death")),
+                ("site", "id"),
+            ):
                 self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (site,))
 
     def _site_id(self, site: Site, param_groups: Mapping[str, str]) -> int:
@@ -356,9 +428,52 @@ def _read(db: sqlite3.Connection) -> RecordedRun:
             " producer, norm, param_group FROM site ORDER BY id"
         ).fetchall()
         sites = tuple(_read_site(db, row, steps) for row in rows)
+        observations = _read_observations(db)
     finally:
         db.execute("COMMIT")
-    return RecordedRun(facts, steps, sites, rates)
+    return RecordedRun(facts, steps, sites, rates, observations)
+
+
+def _read_observations(db: sqlite3.Connection) -> Observations:
+    # Sites are known by their names here: their keys are not kept.
+    names = dict(db.execute("SELECT id, name FROM site"))
+    return Observations(
+        starts=tuple(
+            Start(module, json.loads(layer))
+            for module, layer in db.execute("SELECT * FROM initialization ORDER BY rowid")
+        ),
+        given=tuple(
+            Given(module, samples, bool(is_first), _known(gamma), _known(cosine))
+            for module, samples, is_first, gamma, cosine in db.execute(
+                "SELECT * FROM input ORDER BY rowid"
+            )
+        ),
+        baselines=tuple(
+            Baseline(names[site], born_dead, draws)
+            for site, born_dead, draws in db.execute("SELECT * FROM baseline ORDER BY site")
+        ),
+        updates=tuple(
+            Update(*row) for row in db.execute('SELECT * FROM "update" ORDER BY step, module')
+        ),
+        deaths=tuple(
+            Death(
+                names[site],
+                unit,
+                step,
+                previous,
+                _known(fraction),
+                None if drift[0] is None else Drift(*drift),
+            )
+            for site, unit, step, previous, fraction, *drift in db.execute(
+                "SELECT * FROM death ORDER BY step, site, unit"
+            )
+        ),
+    )
+
+
+def _known(value: float | None) -> float:
+    """SQLite keeps a NaN as null."""
+    return float("nan") if value is None else value
 
 
 def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> RecordedSite:

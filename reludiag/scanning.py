@@ -3,14 +3,11 @@
 The pass leaves the model as it was: mode, buffers, hooks and random number streams.
 """
 
-import contextlib
 import itertools
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +15,7 @@ from reludiag.calls import Call
 from reludiag.capture import Capture
 from reludiag.diagnosis import Diagnosis, Head, SiteFindings, diagnose
 from reludiag.errors import DataError, ModelError, UsageError
+from reludiag.frozen import as_it_was
 from reludiag.functional import functional_calls, may_rectify
 from reludiag.history import checkpoint_timeline
 from reludiag.hooks import uncompiled
@@ -254,34 +252,6 @@ class Scanner:
         ]
         nothing = UnitCounts.nothing(0)
         return findings + [SiteFindings(site, nothing) for site in self._capture.uncalled()]
-
-
-@contextlib.contextmanager
-def as_it_was(model: nn.Module) -> Iterator[None]:
-    """Restore on leaving, however that comes: training flags, buffers, random number streams."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module._buffers, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    cuda = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    try:
-        with torch.random.fork_rng(devices=cuda):
-            yield
-    finally:
-        # Module by module: model.train() would wake a frozen BatchNorm.
-        for module, training in modes:
-            module.training = training
-        with torch.no_grad():
-            for owner, name, buffer, saved in buffers:
-                if not torch.equal(buffer, saved):
-                    buffer.resize_(saved.shape).copy_(saved)
-                owner[name] = buffer
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 def no_rectifier(model: nn.Module) -> str:

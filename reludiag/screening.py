@@ -13,8 +13,9 @@ from torch import fx, nn
 from reludiag.causes.batchnorm import estimated_firing_rate, estimated_mean_activation
 from reludiag.diagnosis import Column, table_of
 from reludiag.errors import ModelError
+from reludiag.frozen import as_it_was
 from reludiag.rectifiers import Rectifier, rectifier_call, rectifier_of
-from reludiag.scanning import as_it_was, list_sites
+from reludiag.scanning import list_sites
 
 SCREENING_COLUMNS = (
     Column("site", "str", "a rectifier right behind a BatchNorm, as in the unit table of a scan"),

@@ -47,11 +47,29 @@ SNAPSHOT = """\
    4-6                  0.5      5   ×××××××                0         0
    6-8                  0.5      5   ×××××××                0         0
 
+ Why
+ Cause   undetermined, 80 % of the deaths
+         Units of '1' died in training, and nothing recorded says why: neither
+         the size of the updates, nor how the weights began, nor the input.
+ To do   Give the Monitor a probe and a smaller `every`, to see the deaths as
+         they come.
+ Confirm reludiag replay TRAIN --lr-scale 0.1 --init kaiming
+
+ Evidence
+ ───────────────────────────────────────────────────────────────────────────────
+ born dead, died, of               1, 4, 12   units dead since step 0, and since
+                                              later; 0 have revived at some time
+ learning rate                          0.5   constant, or nearly: there is no
+                                              lower rate to compare with
+ largest update                           0   norm of the change over norm of
+                                              the weights of '0', at step 1;
+                                              0.001 is usual, 0.03 kills
+ fall by weights, input,   0.00, 0.00, 1.00   shares of the change of the mean
+ bias                                         pre-activation, in 4 deaths
+
  What to look at next
- - 4 of 4 deaths came in steps 2-4, at a learning rate of 0.5. A lower one, or a
-   warm-up, is the first thing to try.
- - 1 unit was dead at step 0 (silent on 1,000 samples), before any training:
-   look at the initialization and at the input.
+ - 4 of 4 deaths came in steps 2-4, at a learning rate of 0.5.
+ - 1 unit was dead at step 0 (silent on 1,000 samples), before any training.
  - The worst site is '1' (its weights: '0'): 5 of 8 units dead.
  - Dead here means 0 of 1,000 samples: a firing rate below 0.30 % on data like
    this, with 95 % confidence.

@@ -1,6 +1,8 @@
 """JSON: a whole Diagnosis, or the effects of a sweep, as one document."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +32,7 @@ def document(diagnosis: Diagnosis, all_units: bool = False) -> str:
             **{verdict: int(sites[verdict].sum()) for verdict in VERDICTS},
             "dead_fraction": diagnosis.dead_fraction,
         },
+        "causes": [finite(asdict(cause)) for cause in diagnosis.causes],
         "sites": records(sites),
         "units": records(chosen_units(diagnosis, all_units)),
         "timeline": None if diagnosis.timeline is None else records(diagnosis.timeline),
@@ -63,3 +66,12 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     finite = table.replace([np.inf, -np.inf], np.nan).astype(object)
     rows = finite.where(finite.notna(), None).to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in rows]
+
+
+def finite(value: Any) -> Any:
+    """The same of dicts, lists and numbers, with None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

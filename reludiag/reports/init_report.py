@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from rich.text import Text
 
 from reludiag.causes.initialization import InitProblem, LayerInit
 from reludiag.examining import InitExamination
-from reludiag.reports.document import SCHEMA_VERSION, records
+from reludiag.reports.document import SCHEMA_VERSION, finite, records
 from reludiag.reports.summary import many, share
 from reludiag.reports.terminal import WIDTH
 
@@ -59,18 +58,11 @@ def init_document(examination: InitExamination) -> str:
         "model": examination.model,
         "samples": examination.samples,
         "notes": list(examination.notes),
-        "problems": [_finite(asdict(problem)) for problem in examination.problems],
-        "layers": [_finite({"name": layer.name, **asdict(layer)}) for layer in examination.layers],
+        "problems": [finite(asdict(problem)) for problem in examination.problems],
+        "layers": [finite({"name": layer.name, **asdict(layer)}) for layer in examination.layers],
         **{name: None if table is None else records(table) for name, table in tables.items()},
     }
     return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in values.items()
-    }
 
 
 def _head(examination: InitExamination) -> RenderableType:

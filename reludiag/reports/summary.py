@@ -9,6 +9,7 @@ from reludiag.diagnosis import Diagnosis
 from reludiag.verdicts import upper_bound
 
 _WINDOWS = 10
+_BORN = "any training: look at the initialization and at the input."
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,11 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
         at = "" if math.isnan(rate) else f", at a learning rate of {rate:.4g}"
         total = int(diagnosis.timeline["died"].sum())
         windows = life_windows(diagnosis.timeline)
-        grew = windows[-1].dead > windows[0].dead
+        # Where causes were weighed, they say what to do.
+        advise = windows[-1].dead > windows[0].dead and not diagnosis.causes
         lines.append(
             f"{most.died:,} of {many(total, 'death')} came in steps {most.steps}{at}."
-            + (" A lower one, or a warm-up, is the first thing to try." if at and grew else "")
+            + (" A lower one, or a warm-up, is the first thing to try." if at and advise else "")
         )
     born = int(diagnosis.sites["born_dead"].sum())
     if born:
@@ -166,7 +168,8 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
         seen = int(diagnosis.timeline["samples"].iloc[0])
         lines.append(
             f"{many(born, 'unit')} {was} dead at step 0 (silent on {many(seen, 'sample')}), before "
-            "any training: look at the initialization and at the input."
+            "any training"
+            + ("." if diagnosis.causes else ": look at the initialization and at the input.")
         )
     return lines
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from reludiag.diagnosis import Diagnosis
 from reludiag.reports.summary import life_windows, many, next_steps, share
+from reludiag.reports.why import why
 from reludiag.verdicts import VERDICTS
 
 WIDTH = 80
@@ -64,6 +65,7 @@ def render(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool = False) -> R
     parts.append(_site_table(diagnosis, all_sites, ascii_only))
     if diagnosis.timeline is not None and len(diagnosis.timeline):
         parts.append(_life_table(diagnosis, ascii_only))
+    parts += why(diagnosis.causes)
     parts.append(_next_steps(diagnosis))
     return Group(*parts)
 

@@ -1,0 +1,355 @@
+"""Accounts: what is said of a cause of each kind: its numbers, what to do, how to confirm it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reludiag.causes import cause
+from reludiag.causes.attribution import RunAttribution, SiteAttribution
+from reludiag.causes.cause import Evidence
+from reludiag.causes.drift import drift_shares
+from reludiag.causes.learning_rate import CriticalRates, EventStudy, critical_rates
+from reludiag.causes.lives import SiteLives
+from reludiag.recording import RecordedRun
+
+FALLBACK_SCALE = 0.1
+"""Of the learning rate to try where no critical one is known."""
+SMALLEST_SCALE = 0.03
+"""Critical rates are estimates over windows: advice goes no further down at once."""
+WARMS_UP = 2.0
+"""A rate up to so many times the critical one may be kept behind a warm-up. On digits with Adam, at
+0.03 (1.8 times) a warm-up cut deaths from 0.12 to 0.04, at 0.1 (2.9 times) it only put them off."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What is said of a cause; the fields are those of `Cause`."""
+
+    identifiable: bool
+    evidence: tuple[Evidence, ...]
+    sentence: str
+    advice: str
+    confirm: str
+
+
+def _learning_rate(
+    run: RecordedRun, found: RunAttribution, site: SiteAttribution, only: SiteAttribution | None
+) -> Account:
+    chosen = [only] if only is not None else list(found.sites)
+    lives = [each.lives for each in chosen if only is not None or cause.LEARNING_RATE in each.tally]
+    critical = critical_rates(lives)
+    rates = np.concatenate([each.rate_at_death[each.new] for each in lives])
+    highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
+    evidence = [
+        *_study_evidence(found.study),
+        *_update_evidence(site),
+        *_small_weights_evidence(site),
+    ]
+    if critical is not None:
+        evidence.append(
+            Evidence(
+                "critical learning rate",
+                rounded(critical.half),
+                f"at it half of {critical.deaths} deaths would not have happened, at "
+                f"{critical.quarter:.2g} three quarters: exact for a single step of plain SGD, an "
+                "estimate over a window of steps",
+            )
+        )
+    evidence += _drift_evidence(lives)
+    group = group_in_words(run, site)
+    target = _target(critical, highest)
+    return Account(
+        identifiable=found.study is not None and found.study.tells,
+        evidence=tuple(evidence),
+        sentence=_rate_sentence(found.study, critical, highest, site),
+        advice=_rate_advice(run, found, group, critical, highest, target),
+        confirm=replay_command(scale=target / highest if highest > 0 else FALLBACK_SCALE),
+    )
+
+
+def _rate_sentence(
+    study: EventStudy | None,
+    critical: CriticalRates | None,
+    highest: float,
+    site: SiteAttribution,
+) -> str:
+    below = (
+        f"; at {critical.half:.2g} about half of them would have lived"
+        if critical is not None and critical.half > 0
+        else ""
+    )
+    if study is not None and study.tells:
+        return (
+            f"Units died where the learning rate was high: {study.deaths_high} of {study.deaths} "
+            f"deaths came in steps {study.first}-{study.last}, at {study.level:.3g} to "
+            f"{study.high:.3g}, with {study.exposure_high:.0%} of the exposure{below}."
+        )
+    at = f" at a learning rate of {highest:.3g}" if math.isfinite(highest) else ""
+    large = ""
+    if site.update is not None:
+        large = f", where a step changed weights by up to {site.update.ratio:.2g} of their size"
+    regime = "constant" if study is None else study.regime
+    why = {"constant": "The rate was never lower", "decay": "The rate only fell"}.get(
+        regime, "Deaths are not clearly more frequent where it was high"
+    )
+    return f"Units died in training{at}{large}{below}. {why}: this run alone cannot prove it."
+
+
+def _rate_advice(
+    run: RecordedRun,
+    found: RunAttribution,
+    group: str,
+    critical: CriticalRates | None,
+    highest: float,
+    target: float,
+) -> str:
+    if not math.isfinite(target):
+        return "lower the learning rate"
+    study = found.study
+    lower = f"lower the learning rate of {group} from {highest:.3g} to {target:.1g}"
+    if study is not None and study.regime == "spike" and study.tells:
+        lower += f" in steps {study.first}-{study.last}"
+    if study is None or study.regime != "constant":
+        return lower
+    if critical is None or critical.half <= 0 or highest > WARMS_UP * critical.half:
+        return f"{lower}; a warm-up alone may only put the deaths off"
+    return f"{lower}, or warm it up over {_warm_up_steps(run, found)} steps"
+
+
+def _warm_up_steps(run: RecordedRun, found: RunAttribution) -> int:
+    """Twice the steps in which half of the deaths came, but no more than half of the run."""
+    died = np.sum([site.lives.died for site in found.sites], axis=0)
+    reached = int(np.searchsorted(np.cumsum(died), 0.5 * died.sum()))
+    half = run.steps[1:][min(reached, len(died) - 1)]
+    return int(max(1, min(2 * half, run.steps[-1] // 2)))
+
+
+def _initialization(
+    run: RecordedRun, found: RunAttribution, site: SiteAttribution, only: SiteAttribution | None
+) -> Account:
+    lives = site.lives
+    born = int(lives.born.sum())
+    evidence = []
+    if not math.isnan(site.chance):
+        evidence.append(
+            Evidence(
+                "born dead if drawn anew",
+                rounded(site.chance),
+                f"share of '{lives.name}' that this model has dead on the same samples with "
+                f"Kaiming's weights and zero bias; it was {born / lives.units:.2f}",
+            )
+        )
+    layer, problem = lives.layer or {}, site.problem
+    if problem is not None:
+        evidence.append(Evidence(problem["kind"], rounded(problem["value"]), problem["sentence"]))
+    if layer:
+        evidence.append(
+            Evidence(
+                f"weights of '{layer['module']}'",
+                layer["scheme"] if layer["scheme"] != "unknown" else layer["distribution"],
+                "the scheme that they are from, by likelihood",
+            )
+        )
+    if problem is not None:
+        sentence = f"{born} of {lives.units} units of '{lives.name}' were dead before any training"
+        sentence += f": {problem['sentence']}."
+        advice = problem["advice"]
+    else:
+        sentence = (
+            f"{born} of {lives.units} units of '{lives.name}' were dead before any training; "
+            f"weights of Kaiming and zero biases leave {site.chance:.1%} on the same samples."
+        )
+        advice = f"start {layer.get('module', lives.name)} with kaiming_normal and its bias at 0"
+    # At step 0 no learning rate has acted: what is born dead this run can tell.
+    identifiable = site.tally[cause.INITIALIZATION] <= 2 * born
+    return Account(identifiable, tuple(evidence), sentence, advice, replay_command(init="kaiming"))
+
+
+def _input_shift(
+    run: RecordedRun, found: RunAttribution, site: SiteAttribution, only: SiteAttribution | None
+) -> Account:
+    shifted, lives = found.shifted, site.lives
+    assert shifted is not None
+    evidence = [
+        Evidence(
+            "gamma",
+            rounded(shifted.gamma),
+            f"norm of the mean of the input of '{shifted.module}' over norm of its standard "
+            "deviation; above 1 it is not centred",
+        )
+    ]
+    drawn = ""
+    if not math.isnan(site.chance):
+        evidence.append(
+            Evidence(
+                "born dead if drawn anew",
+                rounded(site.chance),
+                f"share of '{lives.name}' under Kaiming's weights and zero bias, on the same "
+                "samples: no scheme helps",
+            )
+        )
+        drawn = ", and would be under any scheme"
+    born = int(lives.born.sum())
+    sentence = (
+        f"The input is not centred: its mean is {shifted.gamma:.2g} times as long as its standard "
+        f"deviation, so samples point the same way. {born} of {lives.units} units of "
+        f"'{lives.name}' were dead before any training{drawn}."
+    )
+    advice = f"subtract from the input of '{shifted.module}' the mean of each feature"
+    return Account(
+        not math.isnan(site.chance),
+        tuple(evidence),
+        sentence,
+        advice,
+        "reludiag init MODEL --data CENTRED",
+    )
+
+
+def _upstream(
+    run: RecordedRun, found: RunAttribution, site: SiteAttribution, only: SiteAttribution | None
+) -> Account:
+    above = site.silenced_by
+    assert above is not None
+    since = "step 0" if above.dead_from == 0 else f"step {above.dead_from}"
+    evidence = (
+        Evidence(
+            f"'{above.name}' wholly dead",
+            above.dead_from,
+            "step from which on it gives nothing but zeros, and all below only constants",
+        ),
+    )
+    root = next(each for each in found.sites if each.lives.name == above.name)
+    if root.kind in {cause.UPSTREAM_COLLAPSE, cause.NONE}:
+        advice, confirm = f"see to '{above.name}' first", ""
+    else:
+        written = ACCOUNTS[root.kind](run, found, root, root)
+        advice, confirm = f"see to '{above.name}' first: {written.advice}", written.confirm
+    sentence = (
+        f"All units of '{above.name}' are dead since {since}: what comes from there is constant, "
+        f"and silenced {site.tally[cause.UPSTREAM_COLLAPSE]} units of '{site.lives.name}'."
+    )
+    return Account(True, evidence, sentence, advice, confirm)
+
+
+def _undetermined(
+    run: RecordedRun, found: RunAttribution, site: SiteAttribution, only: SiteAttribution | None
+) -> Account:
+    return Account(
+        False,
+        (
+            *_study_evidence(found.study),
+            *_update_evidence(site),
+            *_drift_evidence([each.lives for each in ([only] if only else found.sites)]),
+        ),
+        f"Units of '{site.lives.name}' died in training, and nothing recorded says why: neither "
+        "the size of the updates, nor how the weights began, nor the input.",
+        "give the Monitor a probe and a smaller `every`, to see the deaths as they come",
+        replay_command(scale=FALLBACK_SCALE, init="kaiming"),
+    )
+
+
+# kind -> its account of the run (None), or of one site alone
+ACCOUNTS: dict[
+    str,
+    Callable[[RecordedRun, RunAttribution, SiteAttribution, SiteAttribution | None], Account],
+] = {
+    cause.LEARNING_RATE: _learning_rate,
+    cause.INITIALIZATION: _initialization,
+    cause.INPUT_SHIFT: _input_shift,
+    cause.UPSTREAM_COLLAPSE: _upstream,
+    cause.UNDETERMINED: _undetermined,
+}
+
+
+def _study_evidence(study: EventStudy | None) -> list[Evidence]:
+    if study is None:
+        return []
+    if study.regime == "constant":
+        return [
+            Evidence(
+                "learning rate",
+                rounded(study.high),
+                "constant, or nearly: there is no lower rate to compare with",
+            )
+        ]
+    return [
+        Evidence(
+            "deaths at a high learning rate",
+            rounded(study.deaths_high / study.deaths) if study.deaths else 0.0,
+            f"{study.deaths_high} of {study.deaths}, with {study.exposure_high:.0%} of the "
+            f"exposure ({study.regime}, {study.low:.2g} to {study.high:.2g}); p = "
+            f"{study.p_value:.1g} if units died independently, which they do not",
+        )
+    ]
+
+
+def _update_evidence(site: SiteAttribution) -> list[Evidence]:
+    if site.update is None:
+        return []
+    return [
+        Evidence(
+            "largest update",
+            rounded(site.update.ratio),
+            f"norm of the change over norm of the weights of '{site.update.module}', at step "
+            f"{site.update.step}; 0.001 is usual, 0.03 kills",
+        )
+    ]
+
+
+def _drift_evidence(sites: Sequence[SiteLives]) -> list[Evidence]:
+    shares = drift_shares(death for site in sites for death in site.deaths)
+    if shares is None:
+        return []
+    return [
+        Evidence(
+            "fall by weights, input, bias",
+            # No -0.00.
+            ", ".join(
+                f"{round(share, 2) + 0.0:.2f}"
+                for share in (shares.weights, shares.input, shares.bias)
+            ),
+            f"shares of the change of the mean pre-activation, in {shares.deaths} deaths",
+        )
+    ]
+
+
+def _small_weights_evidence(site: SiteAttribution) -> list[Evidence]:
+    """Weights that began too small make any update large beside them."""
+    return [
+        Evidence("variance of the weights", rounded(problem["value"]), problem["sentence"])
+        for problem in (site.lives.layer or {}).get("problems", ())
+        if problem["kind"] == "variance" and problem["value"] < 1
+    ]
+
+
+def group_in_words(run: RecordedRun, site: SiteAttribution) -> str:
+    """The parameter group that trains a site, in words."""
+    optimizer, _, group = (site.lives.recorded.param_group or "0/0").partition("/")
+    several = len(run.facts.get("optimizers", ())) > 1
+    return f"group {group} of optimizer {optimizer}" if several else f"group {group}"
+
+
+def _target(critical: CriticalRates | None, highest: float) -> float:
+    """The learning rate to try: of one digit, at most half of what killed."""
+    if critical is None:
+        return one_digit(FALLBACK_SCALE * highest)
+    return one_digit(min(0.5 * highest, max(SMALLEST_SCALE * highest, critical.quarter)))
+
+
+def one_digit(value: float) -> float:
+    """Rounded down to one significant digit."""
+    if not math.isfinite(value) or value <= 0:
+        return value
+    scale = 10.0 ** math.floor(math.log10(value))
+    return math.floor(value / scale + 1e-9) * scale
+
+
+def replay_command(scale: float | None = None, init: str | None = None) -> str:
+    options = "" if scale is None else f" --lr-scale {one_digit(scale):.1g}"
+    return f"reludiag replay TRAIN{options}" + ("" if init is None else f" --init {init}")
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.4g}")
