@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from reludiag.errors import UsageError
-from reludiag.ledger import NEVER, Ledger
+from reludiag.ledger import NEVER, Ledger, Lives
 from reludiag.sites import Site
 from reludiag.stats import UnitCounts
 from reludiag.verdicts import VERDICTS, Thresholds, judge, tau_score, upper_bound
@@ -119,6 +119,8 @@ class Diagnosis:
     timeline: pd.DataFrame | None = None
     """A row per snapshot and site: `TIMELINE_COLUMNS`. None after a single scan."""
     thresholds: Thresholds = field(default_factory=Thresholds)
+    lives: Lives | None = None
+    """What every unit was at every snapshot. None after a single scan."""
 
     @property
     def dead(self) -> int:
@@ -147,6 +149,21 @@ class Diagnosis:
         from reludiag.reports import write_json
 
         write_json(self, path, all_units)
+
+    def to_html(self, path: str | Path | IO[str], effects: Any = None) -> None:
+        """Write the whole report as one page that needs nothing else; `-` is the standard output.
+
+        `effects`, an `Effects` of a sweep or of several runs, adds their heat maps.
+        """
+        from reludiag.reports import write_html
+
+        write_html(self, path, effects)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from reludiag.reports import fragment
+
+        return fragment(self)
 
     def __str__(self) -> str:
         """The terminal report as plain text, 80 columns wide."""
@@ -191,6 +208,8 @@ class SiteFindings:
     counts: UnitCounts
     ledger: Ledger | None = None
     lr_at_death: np.ndarray[Any, Any] | None = None
+    states: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+    """`[snapshot, unit]`, as in `Lives`."""
 
 
 def diagnose(
@@ -210,6 +229,14 @@ def diagnose(
         sites=table_of(SITE_COLUMNS + (SITE_LEDGER_COLUMNS if ledger else ()), sites),
         timeline=timeline,
         thresholds=thresholds,
+        lives=None if timeline is None else _lives(timeline, findings),
+    )
+
+
+def _lives(timeline: pd.DataFrame, findings: Sequence[SiteFindings]) -> Lives:
+    return Lives(
+        tuple(int(step) for step in timeline["step"].unique()),
+        {found.site.name: found.states for found in findings if found.states is not None},
     )
 
 
