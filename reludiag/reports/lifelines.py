@@ -70,18 +70,27 @@ def lifelines(diagnosis: Diagnosis) -> Lifelines | None:
     rates = by_site("learning_rate")
     counts = {name: by_site(name) for name in ("dead", "nonfinite", "died", "revived")}
     units = dict(zip(names, (int(number) for number in called["units"]), strict=True))
-    shown = _shown(diagnosis, units, {n: counts["dead"][n].any() for n in names}, len(starts))
+    troubled = {name: bool(counts["dead"][name].any()) for name in names}
+    shown = _shown(diagnosis, units, troubled, len(starts))
+
+    def at_end(kind: str, name: str) -> Integers:
+        return counts[kind][name][ends].astype(np.int64)
+
+    def within(kind: str, name: str) -> Integers:
+        return np.asarray(np.add.reduceat(counts[kind][name], starts), dtype=np.int64)
+
     sites = tuple(
         SiteLine(
             name,
             units[name],
-            np.fmax.reduceat(rates[name], starts),
-            *(counts[kind][name][ends].astype(np.int64) for kind in ("dead", "nonfinite")),
-            *(
-                np.add.reduceat(counts[kind][name], starts).astype(np.int64)
-                for kind in ("died", "revived")
-            ),
-            diagnosis.lives.states[name][ends].T if diagnosis.lives and name in shown else None,
+            learning_rate=np.fmax.reduceat(rates[name], starts),
+            dead=at_end("dead", name),
+            nonfinite=at_end("nonfinite", name),
+            died=within("died", name),
+            revived=within("revived", name),
+            states=diagnosis.lives.states[name][ends].T
+            if diagnosis.lives and name in shown
+            else None,
         )
         for name in names
     )

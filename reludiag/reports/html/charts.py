@@ -56,7 +56,8 @@ def _line(line: SiteLine) -> dict[str, Any]:
 
 def _firing(diagnosis: Diagnosis) -> list[dict[str, Any]]:
     """Of each site, how many units fire never, then in up to 5 %, 10 %, ... of samples."""
-    units = diagnosis.units[diagnosis.units["firing_rate"].notna()]
+    units = diagnosis.units
+    units = units[units["firing_rate"].notna() & (units["verdict"] != "nonfinite")]
     rows = []
     for name, rates in units.groupby("site", sort=False)["firing_rate"]:
         never = int((rates == 0).sum())
@@ -77,7 +78,5 @@ def packed(array: np.ndarray[Any, Any]) -> dict[str, Any]:
     return {
         "dtype": f"u{array.dtype.itemsize}",
         "shape": list(array.shape),
-        "bdata": base64.b64encode(
-            np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        ).decode(),
+        "bdata": base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode(),
     }

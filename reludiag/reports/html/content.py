@@ -1,6 +1,6 @@
 """What the page says, as plain values: the template only lays it out."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,8 +136,8 @@ def answer(diagnosis: Diagnosis) -> Answer:
         return Answer(
             "bad",
             "No, it diverged.",
-            f"{lost:,} of {many(units, 'unit')} {verb} not finite; {dead:,} more "
-            f"{'is' if dead == 1 else 'are'} dead.",
+            f"{lost:,} of {many(units, 'unit')} {verb} not finite"
+            + (f"; {dead:,} more {'is' if dead == 1 else 'are'} dead." if dead else "."),
         )
     if not units or diagnosis.head.samples == 0:
         return Answer("unknown", "Not known.", "Nothing has been observed yet.")
@@ -270,7 +270,7 @@ def _heat_map(effects: Effects, response: str) -> HeatMap:
     table = effects.heat_map(response)
     places = effects.cells.set_index(["init", "lr"]).to_dict("index")
 
-    def cell(part: float, place: dict[str, Any] | None) -> tuple[str, str]:
+    def cell(part: float, place: dict[Hashable, Any] | None) -> tuple[str, str]:
         if place is None:
             return "", "none"
         if not pd.isna(part):
@@ -285,7 +285,7 @@ def _heat_map(effects: Effects, response: str) -> HeatMap:
         tuple(
             (
                 str(init),
-                tuple(cell(row[lr], places.get((init, lr))) for lr in table.columns),  # type: ignore[call-overload]
+                tuple(cell(row[lr], places.get((init, lr))) for lr in table.columns),
             )
             for init, row in table.iterrows()
         ),

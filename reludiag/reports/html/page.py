@@ -87,9 +87,10 @@ def _abridged(diagnosis: Diagnosis, lives: Lifelines | None) -> list[str]:
     hidden = [site for site in lives.sites if site.states is None]
     if hidden:
         said.append(
-            f"{many(len(hidden), 'site')} of {len(lives.sites):,} "
-            f"{'is' if len(hidden) == 1 else 'are'} shown as one row, not unit by unit: more than "
-            f"{MOST_UNITS:,} units in a site, or more in all than a page can hold."
+            f"{len(hidden):,} of {many(len(lives.sites), 'site')} "
+            f"{'has' if len(hidden) == 1 else 'have'} one row for the whole site, not one for "
+            f"each unit: a site has more than {MOST_UNITS:,} units, or all have more than a page "
+            "can hold."
         )
     if lives.joined > 1:
         said.append(

@@ -108,7 +108,7 @@ function base(extra) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
-    margin: { l: 64, r: 16, t: 8, b: 44 },
+    margin: { l: 64, r: 16, t: 26, b: 44 },
     showlegend: false,
     hovermode: "closest",
     bargap: 0.06,
@@ -123,6 +123,10 @@ const axis = (title, extra) => ({
   fixedrange: true,
   ...extra,
 });
+// A title that lies above its axis is read more easily than one that stands beside it.
+const above = (text, y = 1) => ({
+  text, x: 0, y, xref: "paper", yref: "paper", xanchor: "left", yanchor: "bottom", yshift: 4, showarrow: false,
+  font: { color: colour("ink") } });
 const options = (name) => ({
   displaylogo: false,
   responsive: true,
@@ -148,7 +152,8 @@ function drawFiring() {
   }], base({
     xaxis: axis("Share of samples in which a unit fires", {
       range: [-6.5, 101], tickvals: [-3.4, 0, 25, 50, 75, 100], ticktext: ["never", "", "25 %", "50 %", "75 %", "100 %"], showgrid: false }),
-    yaxis: axis("Units", { rangemode: "tozero", tickformat: ",d" }),
+    yaxis: axis("", { rangemode: "tozero", tickformat: ",d" }),
+    annotations: [above("Units")],
   }), options("firing"));
 }
 
@@ -199,7 +204,7 @@ function drawLife() {
   const narrow = chart.clientWidth < 600;
   const room = narrow ? 500 : 720;
   const columns = edges.length - 1;
-  const wanted = narrow ? 14 : 26;
+  const wanted = narrow ? 12 : 26;
   const labelOf = (site) => plain(short(site.name, wanted));
   const traces = [], shapes = [];
   let height, ticks, note, tell;
@@ -215,7 +220,7 @@ function drawLife() {
     traces.push({ type: "heatmap", z, x: edges, zmin: 0.5, zmax: 5.5, colorscale: scale, showscale: false, hoverinfo: "none", xaxis: "x", yaxis: "y" });
     shapes.push(...bounds.slice(0, -1).map((bound) => ({
       type: "line", xref: "paper", x0: 0, x1: 1, yref: "y", y0: bound - 0.5, y1: bound - 0.5, line: { color: colour("page"), width: 2 } })));
-    ticks = one ? { tickvals: [], title: { text: many(one.units, "unit"), standoff: 8 } }
+    ticks = one ? { tickvals: [] }
       : { tickvals: centres, ticktext: shown.map(labelOf) };
     states(used);
     note = `A row is ${step === 1 ? "a unit" : `up to ${step} units, in the gravest of their states`}; in each site, the first to die are at the top.`;
@@ -226,22 +231,31 @@ function drawLife() {
       return `${site.name}, ${named}\n${windowName(column)}: ${state ? state[2] : "not called"}`;
     };
   } else {
-    height = Math.max(90, Math.min(720, shown.length * 24));
-    const z = shown.map((site) => Array.from(site.dead, (dead) => dead / site.units));
+    height = Math.max(60, Math.min(room, shown.length * 24));
+    const step = Math.max(1, Math.ceil(shown.length / room));
+    // What is not finite is graver than any share of dead units.
+    const NONFINITE = 6;
+    const bad = shown.some((site) => site.nonfinite.some(Boolean));
+    const rows = shown.map((site) => Array.from(site.dead, (dead, at) => (site.nonfinite[at] ? NONFINITE : dead / site.units)));
+    const z = rows.filter((_, at) => at % step === 0)
+      .map((_, at) => rows[0].map((_, column) => Math.max(...rows.slice(at * step, (at + 1) * step).map((row) => row[column]))));
     const bins = [0, 0.05, 0.2, 0.5, 1];
-    const heat = (part) => (part === 0 ? 0 : 1 + bins.slice(1).filter((least) => part >= least).length);
+    const heat = (part) => (part === NONFINITE ? part : part === 0 ? 0 : 1 + bins.slice(1).filter((least) => part >= least).length);
     traces.push({
-      type: "heatmap", z: z.map((row) => row.map(heat)), x: edges, zmin: -0.5, zmax: 5.5, showscale: false, hoverinfo: "none",
-      colorscale: [0, 1, 2, 3, 4, 5].flatMap((at) => [[at / 6, colour(`h${at}`)], [(at + 1) / 6, colour(`h${at}`)]]),
+      type: "heatmap", z: z.map((row) => row.map(heat)), x: edges, zmin: -0.5, zmax: 6.5, showscale: false, hoverinfo: "none",
+      colorscale: ["h0", "h1", "h2", "h3", "h4", "h5", "nonfinite"].flatMap((name, at) => [[at / 7, colour(name)], [(at + 1) / 7, colour(name)]]),
       ygap: shown.length < 60 ? 2 : 0, xaxis: "x", yaxis: "y" });
-    const every = Math.ceil((shown.length * 15) / height);
-    const named = shown.map((_, at) => at).filter((at) => at % every === 0);
-    ticks = { tickvals: named, ticktext: named.map((at) => labelOf(shown[at])) };
-    states([["h0", "h0", "none dead"], ["h1", "h1", "under 5 %"], ["h2", "h2", "5–20 %"], ["h3", "h3", "20–50 %"], ["h4", "h4", "over 50 %"], ["h5", "h5", "all"]]);
+    const every = Math.ceil((z.length * 15) / height);
+    const named = z.map((_, at) => at).filter((at) => at % every === 0);
+    ticks = one ? { tickvals: [] } : { tickvals: named, ticktext: named.map((at) => labelOf(shown[at * step])) };
+    states([["h0", "h0", "none dead"], ["h1", "h1", "under 5 %"], ["h2", "h2", "5–20 %"], ["h3", "h3", "20–50 %"], ["h4", "h4", "50 % and over"], ["h5", "h5", "all"],
+      ...(bad ? [["nonfinite", "nonfinite", "some not finite"]] : [])]);
     note = one ? "This site has too many units to show each: its row is the share of them that is dead."
-      : "A row is a site, coloured by the share of its units that is dead. Choose a site to see its units.";
+      : `A row is ${step === 1 ? "a site" : `up to ${step} sites, in the colour of the worst`}, coloured by the share of its units that is dead.`
+        + (shown.some((site) => site.states) ? " Choose a site to see its units." : "");
     tell = (row, column) => {
-      const site = shown[row];
+      const site = shown.slice(row * step, (row + 1) * step)
+        .reduce((a, b) => (a.nonfinite[column] || (!b.nonfinite[column] && a.dead[column] / a.units >= b.dead[column] / b.units) ? a : b));
       const lost = site.nonfinite[column] ? `, ${site.nonfinite[column].toLocaleString("en")} not finite` : "";
       return `${site.name}\n${windowName(column)}: ${site.dead[column].toLocaleString("en")} of ${many(site.units, "unit")} dead${lost}`;
     };
@@ -257,21 +271,26 @@ function drawLife() {
   if (rates) traces.push({ // from one end of each window to the other
     type: "scatter", mode: "lines", yaxis: "y3", xaxis: "x", hoverinfo: "none", line: { color: colour("rate"), width: 2 },
     x: x.flatMap((to, at) => [edges[at], to]), y: line.rate.flatMap((rate) => [rate, rate]) });
-  const above = rates ? 190 : 110;
-  const whole = height + above + 60;
-  const part = (from, to) => [1 - to / (whole - 52), 1 - from / (whole - 52)];
+  // Heights in pixels, from the top: the learning rate, the deaths, the raster, a title above each.
+  const head = rates ? 196 : 96, whole = height + head + 26 + 44;
+  const from = (top) => 1 - top / (whole - 70);
   const big = Math.max(1, ...line.died, ...line.revived);
-  const lasting = line.revived.some(Boolean);
-  const longest = Math.max(0, ...(ticks.ticktext || []).map((text) => text.length));
-  const left = Math.max(64, Math.min(narrow ? 96 : 190, longest * 7 + 12));
+  const back = line.revived.some(Boolean);
+  const longest = one ? 0 : Math.max(...shown.map((site) => Math.min(site.name.length, wanted)));
+  const deaths = rates ? [98, 164] : [0, 66];
   Plotly.react(chart, traces, base({
-    height: whole, barmode: "overlay", shapes, margin: { l: left, r: 16, t: 8, b: 44 },
+    height: whole, barmode: "overlay", shapes, margin: { l: Math.max(64, longest * 7.6 + 14), r: 16, t: 26, b: 44 },
     xaxis: axis("Optimizer steps", { range: [edges[0], edges[columns]], fixedrange: false, showgrid: false, anchor: "y", tickformat: ",d", nticks: narrow ? 5 : 10 }),
-    yaxis: axis("", { domain: [0, 1 - above / (whole - 52)], autorange: false, range: [traces[0].z.length - 0.5, -0.5], showgrid: false, ticks: "", ...ticks }),
-    yaxis2: axis(narrow ? "Deaths" : lasting ? "Revived, died" : "Deaths", {
-      domain: part(above - 90, above - 14), range: [lasting ? -big * 1.1 : 0, big * 1.1], zeroline: true, zerolinecolor: colour("line"),
-      tickvals: lasting ? [-big, 0, big] : [0, big], ticktext: (lasting ? [big, 0, big] : [0, big]).map((count) => count.toLocaleString("en")) }),
-    yaxis3: axis(narrow ? "LR" : "Learning rate", { domain: part(0, 80), rangemode: "tozero", nticks: 3, tickformat: "~g", visible: rates }),
+    yaxis: axis("", { domain: [0, from(head)], autorange: false, range: [traces[0].z.length - 0.5, -0.5], showgrid: false, ticks: "", ...ticks }),
+    yaxis2: axis("", {
+      domain: [from(deaths[1]), from(deaths[0])], range: [back ? -big * 1.1 : 0, big * 1.1], zeroline: true, zerolinecolor: colour("line"),
+      tickvals: back ? [-big, 0, big] : [0, big], ticktext: (back ? [big, 0, big] : [0, big]).map((count) => count.toLocaleString("en")) }),
+    yaxis3: axis("", { domain: [from(66), 1], rangemode: "tozero", nticks: 3, tickformat: "~g", visible: rates }),
+    annotations: [
+      ...(rates ? [above(one ? "Learning rate" : "Largest learning rate")] : []),
+      above(back ? "Died (up) and revived (down) in a window" : "Died in a window", from(deaths[0])),
+      above(byUnit ? many(line.units, "unit") : one ? "Share dead" : `${many(shown.length, "site")}, share dead`, from(head)),
+    ],
   }), options("life"));
   chart.removeAllListeners?.("plotly_hover");
   chart.removeAllListeners?.("plotly_unhover");
@@ -290,10 +309,11 @@ function drawLife() {
 }
 
 function states(used) {
-  $("states").replaceChildren(...used.flatMap(([, name, label]) => {
-    const swatch = make("i");
+  $("states").replaceChildren(...used.map(([, name, label]) => {
+    const entry = make("span"), swatch = make("i");
     swatch.style.background = `var(--${name})`;
-    return [swatch, label];
+    entry.append(swatch, label);
+    return entry;
   }));
 }
 
@@ -318,7 +338,8 @@ function drawRates(line) {
     hovertemplate: "%{customdata}<extra></extra>",
   }], base({
     xaxis: axis("Largest learning rate in the window", { tickformat: "~g", rangemode: "tozero" }),
-    yaxis: axis("Deaths", { rangemode: "tozero", tickformat: ",d" }),
+    yaxis: axis("", { rangemode: "tozero", tickformat: ",d" }),
+    annotations: [above("Deaths")],
   }), options("rates"));
 }
 
