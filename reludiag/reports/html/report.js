@@ -69,7 +69,7 @@ let chosen = UNITS;
 function choose(name) {
   chosen = name;
   for (const select of document.querySelectorAll("[data-choose]"))
-    if ([...select.options].some((option) => option.value === name)) select.value = name;
+    select.value = [...select.options].some((option) => option.value === name) ? name : select.options[0].value;
   for (const tile of document.querySelectorAll(".tile"))
     tile.setAttribute("aria-pressed", String(tile.dataset.site === name));
   for (const row of document.querySelectorAll("#sites tbody tr"))
@@ -137,6 +137,7 @@ const options = (name) => ({
 function drawFiring() {
   const rows = data.firing.filter(({ name }) => name === chosen);
   const shown = rows.length ? rows : data.firing;
+  $("firing-block").hidden = !shown.length; // none is finite
   if (!shown.length) return;
   const counts = shown[0].counts.map((_, bin) => shown.reduce((sum, row) => sum + row.counts[bin], 0));
   const ends = counts.map((_, bin) => (100 * bin) / (counts.length - 1));
