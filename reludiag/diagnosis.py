@@ -159,6 +159,12 @@ class Diagnosis:
 
         write_html(self, path, effects)
 
+    def figure(self, kind: str) -> Any:
+        """A matplotlib figure, to be saved or changed: `lifelines`, `sites` or `rates`."""
+        from reludiag.reports import figure
+
+        return figure(self, kind)
+
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         from reludiag.reports import fragment

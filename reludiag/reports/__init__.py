@@ -12,6 +12,7 @@ from reludiag.diagnosis import Diagnosis
 from reludiag.experiments.effects import Effects
 from reludiag.experiments.replay import Replay
 from reludiag.reports.document import document, effects_document
+from reludiag.reports.figures import figure, write_figure
 from reludiag.reports.heat_map import effects_text, print_effects
 from reludiag.reports.html import fragment, page
 from reludiag.reports.init_report import init_document, init_text, print_init
@@ -25,6 +26,7 @@ __all__ = [
     "document",
     "effects_document",
     "effects_text",
+    "figure",
     "fragment",
     "init_document",
     "init_text",
@@ -39,6 +41,7 @@ __all__ = [
     "write_csv",
     "write_effects_json",
     "write_effects_text",
+    "write_figure",
     "write_html",
     "write_json",
     "write_replay_json",

@@ -1,12 +1,13 @@
 """Lifelines: the timeline in so few windows that a picture can show them, one by one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from reludiag.diagnosis import Diagnosis
-from reludiag.ledger import States
+from reludiag.ledger import Life, States
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -74,7 +75,7 @@ def lifelines(diagnosis: Diagnosis) -> Lifelines | None:
     shown = _shown(diagnosis, units, troubled, len(starts))
 
     def at_end(kind: str, name: str) -> Integers:
-        return counts[kind][name][ends].astype(np.int64)
+        return np.asarray(counts[kind][name][ends], dtype=np.int64)
 
     def within(kind: str, name: str) -> Integers:
         return np.asarray(np.add.reduceat(counts[kind][name], starts), dtype=np.int64)
@@ -97,6 +98,24 @@ def lifelines(diagnosis: Diagnosis) -> Lifelines | None:
     width = steps[1] - steps[0] if len(steps) > 1 else 1
     edges = (steps[0] - width, *(steps[end] for end in ends))
     return Lifelines(edges, joined, sites, _together(sites, len(starts)))
+
+
+def raster(sites: Sequence[SiteLine], most: int) -> tuple[States, tuple[int, ...]]:
+    """The states of all units in at most about so many rows, and the row at which each site ends.
+
+    In each site the first to die come first. Where there are more units, a row is several, in the
+    gravest of their states: none that died is hidden.
+    """
+    step = max(1, -(-sum(site.units for site in sites) // most))
+    blocks = []
+    for site in sites:
+        assert site.states is not None
+        lost = site.states >= Life.BORN_DEAD
+        first = np.where(lost.any(axis=1), lost.argmax(axis=1), lost.shape[1])
+        states = site.states[np.lexsort((-lost.sum(axis=1), first))]
+        blocks.append(np.maximum.reduceat(states, np.arange(0, len(states), step), axis=0))
+    ends = np.cumsum([len(block) for block in blocks])
+    return np.concatenate(blocks), tuple(int(end) for end in ends)
 
 
 def _shown(
