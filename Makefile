@@ -22,7 +22,7 @@ demo: $(READY)
 	$(BIN)/python sample_models/digits.py --lr 0.001 --recording demo/slow.reludiag
 	$(BIN)/reludiag scan sample_models/digits.py:build demo/digits.pt \
 	    --data sample_models/digits.py:batches --csv demo/dead.csv
-	$(BIN)/reludiag report demo/run.reludiag --json --output demo/report.json
+	$(BIN)/reludiag report demo/run.reludiag --html demo/report.html --json --output demo/report.json
 	$(BIN)/reludiag report demo/run.reludiag
 
 # Other people's networks to check with, where they can be had.
