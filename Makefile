@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 ARCHITECTURES := $(VENV)/.architectures
+CHROMIUM := $(VENV)/.chromium
 
 .PHONY: setup demo test lint bench picture clean
 
@@ -21,7 +22,7 @@ demo: $(READY)
 	$(BIN)/python sample_models/digits.py --lr 0.001 --recording demo/slow.reludiag
 	$(BIN)/reludiag scan sample_models/digits.py:build demo/digits.pt \
 	    --data sample_models/digits.py:batches --csv demo/dead.csv
-	$(BIN)/reludiag report demo/run.reludiag --json --output demo/report.json
+	$(BIN)/reludiag report demo/run.reludiag --html demo/report.html --json --output demo/report.json
 	$(BIN)/reludiag report demo/run.reludiag
 
 # Other people's networks to check with, where they can be had.
@@ -30,7 +31,14 @@ $(ARCHITECTURES): $(READY)
 	    echo "torchvision, timm and transformers cannot be had: their tests are skipped"
 	touch $(ARCHITECTURES)
 
-test: $(READY) $(ARCHITECTURES)
+# A browser to look at the HTML report with: CI fetches Debian's; elsewhere it is yours to install.
+$(CHROMIUM): $(READY)
+	test -z "$$CI" || command -v chromium > /dev/null || \
+	    (apt-get update -qq && apt-get install -y -qq chromium) > /dev/null 2>&1 || \
+	    echo "Chromium cannot be had: the tests of the HTML report in a browser are skipped"
+	touch $(CHROMIUM)
+
+test: $(READY) $(ARCHITECTURES) $(CHROMIUM)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
