@@ -29,6 +29,8 @@ LINE = [
     "causes",
     "diagnosis",
     "history",
+    "stored",
+    "difference",
     "scanning",
     "screening",
     "layer_inputs",
@@ -38,7 +40,12 @@ LINE = [
     "reports",
 ]
 # Backwards on purpose, at call time: Diagnosis.to_csv, Effects.to_csv and their like.
-ALLOWED = {("diagnosis", "reports"), ("examining", "reports"), ("experiments", "reports")}
+ALLOWED = {
+    ("diagnosis", "reports"),
+    ("examining", "reports"),
+    ("experiments", "reports"),
+    ("difference", "reports"),
+}
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -91,7 +98,7 @@ def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich"}
 
 
-COMMANDS = ("scan", "report", "compare", "sweep", "replay")
+COMMANDS = ("scan", "report", "diff", "compare", "sweep", "replay")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])

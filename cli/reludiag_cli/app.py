@@ -7,6 +7,7 @@ import typer
 
 from reludiag.errors import ReludiagError, UserCodeError
 from reludiag_cli.compare import compare
+from reludiag_cli.diff import diff
 from reludiag_cli.init import init
 from reludiag_cli.replay import replay
 from reludiag_cli.report import report
@@ -24,12 +25,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find the units of a ReLU network that never fire: which, since when, at which "
     "learning rate.",
-    epilog="Exit codes: 0 fine, 1 more dead than --fail-over, 2 usage, 3 could not load, "
+    epilog="Exit codes: 0 fine, 1 more dead than allowed, 2 usage, 3 could not load, "
     "4 a bug of reludiag, 130 interrupted.",
 )
 app.command()(scan)
 app.command()(sites)
 app.command()(report)
+app.command()(diff)
 app.command()(compare)
 app.command()(init)
 app.command()(sweep)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # importing these loads torch; --help must not
     from torch import nn
 
     from reludiag.diagnosis import Diagnosis
+    from reludiag.difference import Difference
     from reludiag.experiments.effects import Effects
     from reludiag.experiments.replay import Replay
 
@@ -239,6 +240,26 @@ def write_replay(replay: "Replay", *, output: str, as_json: bool, csv: str | Non
         reports.print_replay(replay, console)
     else:
         reports.write_replay_text(replay, output)
+
+
+def write_difference(
+    difference: "Difference", *, output: str, as_json: bool, csv: str | None, all_units: bool
+) -> None:
+    """Write what changed between two looks, and the units that did, where each was asked for."""
+    from rich.console import Console
+
+    from reludiag import reports
+
+    if csv is not None:
+        reports.write_difference_csv(difference, csv, all_units)
+    if csv == "-" and output == "-":
+        pass  # the standard output is taken: nothing else may stand in it
+    elif as_json:
+        reports.write_difference_json(difference, output, all_units)
+    elif output == "-" and (console := Console()).is_terminal:
+        reports.print_difference(difference, console)
+    else:
+        reports.write_difference_text(difference, output)
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:

@@ -9,8 +9,15 @@ from typing import IO
 import pandas as pd
 
 from reludiag.diagnosis import Diagnosis
+from reludiag.difference import Difference
 from reludiag.experiments.effects import Effects
 from reludiag.experiments.replay import Replay
+from reludiag.reports.difference_report import (
+    changed_units,
+    difference_document,
+    difference_text,
+    print_difference,
+)
 from reludiag.reports.document import document, effects_document
 from reludiag.reports.heat_map import effects_text, print_effects
 from reludiag.reports.init_report import init_document, init_text, print_init
@@ -21,11 +28,14 @@ from reludiag.reports.terminal import print_report, terminal_svg, terminal_text
 
 __all__ = [
     "check_writable",
+    "difference_document",
+    "difference_text",
     "document",
     "effects_document",
     "effects_text",
     "init_document",
     "init_text",
+    "print_difference",
     "print_effects",
     "print_init",
     "print_replay",
@@ -35,6 +45,9 @@ __all__ = [
     "terminal_svg",
     "terminal_text",
     "write_csv",
+    "write_difference_csv",
+    "write_difference_json",
+    "write_difference_text",
     "write_effects_json",
     "write_effects_text",
     "write_json",
@@ -102,3 +115,21 @@ def write_trials(trials: pd.DataFrame, target: Target) -> None:
     """The table of trials as CSV."""
     with opened(target) as stream:
         write_frame(trials, stream)
+
+
+def write_difference_csv(difference: Difference, target: Target, all_units: bool = False) -> None:
+    """The units that changed as CSV, or all of them."""
+    with opened(target) as stream:
+        write_frame(changed_units(difference, all_units), stream)
+
+
+def write_difference_json(difference: Difference, target: Target, all_units: bool = False) -> None:
+    """The difference of two looks as one JSON document."""
+    with opened(target) as stream:
+        stream.write(difference_document(difference, all_units))
+
+
+def write_difference_text(difference: Difference, target: Target) -> None:
+    """The difference of two looks as plain text."""
+    with opened(target) as stream:
+        stream.write(difference_text(difference, getattr(stream, "encoding", None) or "utf-8"))

@@ -18,9 +18,10 @@ from rich.text import Text
 
 from reludiag.causes.initialization import InitProblem, LayerInit
 from reludiag.examining import InitExamination
-from reludiag.reports.document import SCHEMA_VERSION, records
+from reludiag.reports.document import records
 from reludiag.reports.summary import many, share
 from reludiag.reports.terminal import WIDTH
+from reludiag.stored import SCHEMA_VERSION
 
 _MOST_ROWS = 40  # rows of a table; more are cut, and the JSON has them all
 _ALIKE = 2  # schemes named that cannot be told apart

@@ -15,9 +15,10 @@ from rich.text import Text
 
 from reludiag.experiments.counterfactual import BOTH, FACTUAL, INIT, RATE, Arm
 from reludiag.experiments.replay import Replay
-from reludiag.reports.document import SCHEMA_VERSION, records
+from reludiag.reports.document import records
 from reludiag.reports.summary import many, share
 from reludiag.reports.terminal import WIDTH
+from reludiag.stored import SCHEMA_VERSION
 
 
 def print_replay(replay: Replay, console: Console) -> None:

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.reports.document import SCHEMA_VERSION
 from reludiag.scanning import SiteList
+from reludiag.stored import SCHEMA_VERSION
 
 
 def print_sites(listed: SiteList, console: Console) -> None:
