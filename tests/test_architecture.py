@@ -29,6 +29,7 @@ LINE = [
     "causes",
     "diagnosis",
     "history",
+    "gate",
     "stored",
     "difference",
     "scanning",

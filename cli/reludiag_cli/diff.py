@@ -31,7 +31,7 @@ def diff(
     """
     from reludiag.difference import diff as compare_two
 
-    options.check_outputs(output, as_json, csv, None)
+    options.check_outputs(output, as_json, csv)
     difference = compare_two(before, after)
     options.write_difference(
         difference, output=output, as_json=as_json, csv=csv, all_units=all_units

@@ -1,5 +1,6 @@
 """Options that several commands share, and what is done with them."""
 
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:  # importing these loads torch; --help must not
     from reludiag.difference import Difference
     from reludiag.experiments.effects import Effects
     from reludiag.experiments.replay import Replay
+    from reludiag.gate import Gate
 
 Train = Annotated[
     str,
@@ -71,8 +73,24 @@ Output = Annotated[
 Svg = Annotated[str | None, typer.Option("--svg", metavar="FILE", help="The table as a picture.")]
 AllSites = Annotated[bool, typer.Option("--all-sites", help="List each site, however many.")]
 FailOver = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-over",
+        metavar="[SITES=]5%|N",
+        help="Exit 1 if more units than that are dead (or not finite): of the whole model, or of "
+        "any site that SITES, such as encoder.*, is the first to match. Repeatable.",
+    ),
+]
+Junit = Annotated[
     str | None,
-    typer.Option(metavar="5%|N", help="Exit 1 if more units than that are dead (or not finite)."),
+    typer.Option("--junit", metavar="FILE", help="JUnit XML: a test case per site; - is stdout."),
+]
+Markdown = Annotated[
+    str | None, typer.Option("--markdown", metavar="FILE", help="A summary; - is stdout.")
+]
+GithubSummary = Annotated[
+    bool,
+    typer.Option("--github-summary", help="Add the summary to the file $GITHUB_STEP_SUMMARY."),
 ]
 Rare = Annotated[
     float, typer.Option("--rare", min=0, max=1, help="Rare: fired in a smaller share of samples.")
@@ -95,6 +113,7 @@ INIT_HELP = (
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 RARE, DORMANT = 0.001, 0.025
 SAFE_NEW = 0.05
+TOLD = 5  # limits that a gate tells of one by one
 
 
 def build_model(
@@ -160,40 +179,50 @@ def unit_axes(given: list[str] | None) -> dict[str, int]:
     return axes
 
 
-def check_outputs(output: str, as_json: bool, csv: str | None, svg: str | None) -> None:
+def check_outputs(output: str, as_json: bool, *files: str | None) -> None:
     """Raise now rather than after a long pass."""
     from reludiag.errors import UsageError
     from reludiag.reports import check_writable
 
-    targets = [target for target in (output, csv, svg) if target is not None]
-    for target in targets:
-        check_writable(target)
-    if (csv, svg).count("-") > 1 or (as_json and output == "-" and "-" in (csv, svg)):
-        raise UsageError("only one of --csv -, --svg - and --json can go to the standard output")
+    for target in (output, *files):
+        if target is not None:
+            check_writable(target)
+    if files.count("-") > 1 or (as_json and output == "-" and "-" in files):
+        raise UsageError("only one of --json and the files can go to the standard output")
 
 
 def write_reports(
     diagnosis: "Diagnosis",
+    gate: "Gate",
     *,
     output: str,
     as_json: bool,
     csv: str | None,
     svg: str | None,
+    junit: str | None,
+    markdown: str | None,
+    github_summary: bool,
     all_units: bool,
     all_sites: bool,
-    fail_over: str | None,
 ) -> None:
-    """Write all that was asked for; exit 1 if more is dead than allowed."""
+    """Write all that was asked for; exit 1 if more is dead than the gate allows."""
     from rich.console import Console
 
     from reludiag import reports
-    from reludiag.diagnosis import Limit
+    from reludiag.gate import exceeded
 
+    checks = gate.judge(diagnosis)
     if csv is not None:
         reports.write_csv(diagnosis, csv, all_units)
     if svg is not None:
         reports.write_svg(diagnosis, svg, all_sites)
-    if "-" in (csv, svg) and output == "-":
+    if junit is not None:
+        reports.write_junit(diagnosis, junit, checks)
+    if markdown is not None:
+        reports.write_markdown(diagnosis, markdown, checks)
+    if github_summary and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+        reports.append_markdown(diagnosis, summary, checks)
+    if "-" in (csv, svg, junit, markdown) and output == "-":
         pass  # the standard output is taken: nothing else may stand in it
     elif as_json:
         reports.write_json(diagnosis, output, all_units)
@@ -201,8 +230,13 @@ def write_reports(
         reports.print_report(diagnosis, console, all_sites)
     else:
         reports.write_text(diagnosis, output, all_sites)
-    if fail_over is not None and Limit.parse(fail_over).exceeded_by(diagnosis):
-        typer.echo(f"{diagnosis.dead} units are dead: more than --fail-over {fail_over}", err=True)
+    gate.require_matches(diagnosis)
+    failed = exceeded(checks)
+    for check in failed[:TOLD]:
+        typer.echo(f"--fail-over: {check.sentence}", err=True)
+    if len(failed) > TOLD:
+        typer.echo(f"--fail-over: {len(failed) - TOLD:,} sites more", err=True)
+    if failed:
         raise typer.Exit(1)
 
 

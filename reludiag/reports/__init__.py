@@ -3,6 +3,7 @@
 `output` alone owns files.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +13,7 @@ from reludiag.diagnosis import Diagnosis
 from reludiag.difference import Difference
 from reludiag.experiments.effects import Effects
 from reludiag.experiments.replay import Replay
+from reludiag.gate import Check
 from reludiag.reports.difference_report import (
     changed_units,
     difference_document,
@@ -21,12 +23,15 @@ from reludiag.reports.difference_report import (
 from reludiag.reports.document import document, effects_document
 from reludiag.reports.heat_map import effects_text, print_effects
 from reludiag.reports.init_report import init_document, init_text, print_init
-from reludiag.reports.output import check_writable, opened
+from reludiag.reports.junit import junit
+from reludiag.reports.markdown import markdown
+from reludiag.reports.output import append, check_writable, opened
 from reludiag.reports.replay_report import print_replay, replay_document, replay_text
 from reludiag.reports.table import write_frame, write_table
 from reludiag.reports.terminal import print_report, terminal_svg, terminal_text
 
 __all__ = [
+    "append_markdown",
     "check_writable",
     "difference_document",
     "difference_text",
@@ -51,6 +56,8 @@ __all__ = [
     "write_effects_json",
     "write_effects_text",
     "write_json",
+    "write_junit",
+    "write_markdown",
     "write_replay_json",
     "write_replay_text",
     "write_svg",
@@ -71,6 +78,23 @@ def write_json(diagnosis: Diagnosis, target: Target, all_units: bool = False) ->
     """The whole Diagnosis as one JSON document."""
     with opened(target) as stream:
         stream.write(document(diagnosis, all_units))
+
+
+def write_junit(diagnosis: Diagnosis, target: Target, checks: Sequence[Check]) -> None:
+    """A test case for each check of a gate as JUnit XML."""
+    with opened(target) as stream:
+        stream.write(junit(diagnosis, checks))
+
+
+def write_markdown(diagnosis: Diagnosis, target: Target, checks: Sequence[Check] = ()) -> None:
+    """The summary as GitHub's Markdown, with what a gate said of it."""
+    with opened(target) as stream:
+        stream.write(markdown(diagnosis, checks))
+
+
+def append_markdown(diagnosis: Diagnosis, path: str | Path, checks: Sequence[Check] = ()) -> None:
+    """The same at the end of a file that others add to, such as $GITHUB_STEP_SUMMARY."""
+    append(path, markdown(diagnosis, checks))
 
 
 def write_text(diagnosis: Diagnosis, target: Target, all_sites: bool = False) -> None:

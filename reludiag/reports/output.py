@@ -47,6 +47,12 @@ def opened(target: str | Path | IO[str]) -> Iterator[IO[str]]:
         raise
 
 
+def append(path: str | Path, text: str) -> None:
+    """Add to the end of a file that others write to as well. Raises UsageError if it cannot be."""
+    with _told(Path(path)), Path(path).open("a", encoding="utf-8", newline="") as stream:
+        stream.write(text)
+
+
 def check_writable(target: str | Path) -> None:
     """Raise UsageError now rather than after a long pass, if `target` cannot be written."""
     path = Path(target)
