@@ -99,7 +99,7 @@ def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich"}
 
 
-COMMANDS = ("scan", "report", "diff", "compare", "sweep", "replay")
+COMMANDS = ("scan", "report", "diff", "compare", "sweep", "replay", "config")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])

@@ -7,11 +7,13 @@ import typer
 
 from reludiag.errors import ReludiagError, UserCodeError
 from reludiag_cli.compare import compare
+from reludiag_cli.config import config
 from reludiag_cli.diff import diff
 from reludiag_cli.init import init
 from reludiag_cli.replay import replay
 from reludiag_cli.report import report
 from reludiag_cli.scan import scan
+from reludiag_cli.settings import default_map, given_settings
 from reludiag_cli.sites import sites
 from reludiag_cli.sweep import sweep
 
@@ -36,6 +38,7 @@ app.command()(compare)
 app.command()(init)
 app.command()(sweep)
 app.command()(replay)
+app.command()(config)
 
 
 def _print_version(wanted: bool) -> None:
@@ -48,11 +51,13 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    pass
+    commands = getattr(context.command, "commands", {})
+    context.default_map = default_map(commands, given_settings(commands))
 
 
 def main() -> None:

@@ -37,9 +37,19 @@ ModelArg = Annotated[
     list[str] | None,
     typer.Option("--model-arg", metavar="KEY=VALUE", help="Argument of MODEL; a JSON value."),
 ]
+
+
+def _unless_noise(context: typer.Context, data: str | None) -> str | None:
+    """Data from the settings give way to a shape on the command line."""
+    source = context.get_parameter_source("data")
+    is_setting = source is not None and source.name == "DEFAULT_MAP"
+    return None if is_setting and context.params.get("input_shape") is not None else data
+
+
 Data = Annotated[
     str | None,
     typer.Option(
+        callback=_unless_noise,
         metavar="SPEC",
         help="Batches: a spec like MODEL's, or a .npy, .npz, .pt or .safetensors file of inputs.",
     ),
