@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "reludiag"
 # A module imports only from those to its left.
 LINE = [
     "errors",
+    "owner",
     "rectifiers",
     "schemes",
     "loading",
@@ -32,6 +33,7 @@ LINE = [
     "gate",
     "stored",
     "difference",
+    "watching",
     "scanning",
     "screening",
     "layer_inputs",
@@ -99,7 +101,7 @@ def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich"}
 
 
-COMMANDS = ("scan", "report", "diff", "compare", "sweep", "replay", "config")
+COMMANDS = ("scan", "report", "diff", "compare", "sweep", "replay", "config", "watch")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])

@@ -16,6 +16,7 @@ from reludiag_cli.scan import scan
 from reludiag_cli.settings import default_map, given_settings
 from reludiag_cli.sites import sites
 from reludiag_cli.sweep import sweep
+from reludiag_cli.watch import watch
 
 INTERRUPTED = 130
 BUG = 4
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command()(scan)
 app.command()(sites)
 app.command()(report)
+app.command()(watch)
 app.command()(diff)
 app.command()(compare)
 app.command()(init)

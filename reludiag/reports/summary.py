@@ -8,7 +8,7 @@ import pandas as pd
 from reludiag.diagnosis import Diagnosis
 from reludiag.verdicts import upper_bound
 
-_WINDOWS = 10
+WINDOWS = 10
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class LifeWindow:
         return str(self.last) if self.first == self.last else f"{self.first}-{self.last}"
 
 
-def life_windows(timeline: pd.DataFrame) -> list[LifeWindow]:
-    """The timeline in at most eleven windows: the first snapshot, then ten of equal length."""
+def life_windows(timeline: pd.DataFrame, most: int = WINDOWS) -> list[LifeWindow]:
+    """The timeline in a few windows: the first snapshot, then at most `most` of equal length."""
     snapshots = _whole_model(timeline)
-    width = math.ceil(max(1, len(snapshots) - 1) / _WINDOWS)
+    width = math.ceil(max(1, len(snapshots) - 1) / most)
     starts = [0, *range(1, len(snapshots), width)]
     return [
         _joined(snapshots[start:end])
