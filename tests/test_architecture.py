@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "reludiag"
 # A module imports only from those to its left.
 LINE = [
     "errors",
+    "printable",
     "owner",
     "rectifiers",
     "schemes",

@@ -196,7 +196,7 @@ def test_a_frame_fits_the_terminal(tmp_path: Path, height: int) -> None:
 
 
 def test_a_hostile_name_does_nothing_in_a_frame(tmp_path: Path) -> None:
-    sight = Follower(recorded(tmp_path / "r", 1, network("[bold red]x[/]"))).look()
+    sight = Follower(recorded(tmp_path / "r", 1, network("[bold red]x[/]\x1b[31m"))).look()
     assert "[bold red]x[/]" in text(sight)
     assert "\x1b" not in text(sight)
 

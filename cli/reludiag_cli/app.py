@@ -6,6 +6,7 @@ import traceback
 import typer
 
 from reludiag.errors import ReludiagError, UserCodeError
+from reludiag.printable import printable
 from reludiag_cli.compare import compare
 from reludiag_cli.config import config
 from reludiag_cli.diff import diff
@@ -92,7 +93,7 @@ def _panel(title: str, text: str) -> None:
     from rich.text import Text
 
     Console(stderr=True).print(
-        Panel(Text(text), title=title, title_align="left", border_style="red")
+        Panel(Text(printable(text)), title=title, title_align="left", border_style="red")
     )
 
 

@@ -220,6 +220,7 @@ def write_reports(
 
     from reludiag import reports
     from reludiag.gate import exceeded
+    from reludiag.printable import printable
 
     checks = gate.judge(diagnosis)
     if csv is not None:
@@ -243,7 +244,7 @@ def write_reports(
     gate.require_matches(diagnosis)
     failed = exceeded(checks)
     for check in failed[:TOLD]:
-        typer.echo(f"--fail-over: {check.sentence}", err=True)
+        typer.echo(printable(f"--fail-over: {check.sentence}"), err=True)
     if len(failed) > TOLD:
         typer.echo(f"--fail-over: {len(failed) - TOLD:,} sites more", err=True)
     if failed:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from reludiag.difference import CHANGES, Difference
 from reludiag.reports.document import records
+from reludiag.reports.harmless import Harmless
 from reludiag.reports.summary import many
 from reludiag.reports.terminal import WIDTH
 from reludiag.stored import SCHEMA_VERSION
@@ -24,7 +25,7 @@ _STYLES = {"died": "bold red", "diverged": "bold magenta", "revived": "green"}
 
 def print_difference(difference: Difference, console: Console) -> None:
     """Print the report on a Rich console."""
-    console.print(Group(_head(difference), *_site_table(difference)))
+    console.print(Harmless(_head(difference), *_site_table(difference)))
 
 
 def difference_text(difference: Difference, encoding: str = "utf-8") -> str:

@@ -19,6 +19,7 @@ from rich.text import Text
 from reludiag.causes.initialization import InitProblem, LayerInit
 from reludiag.examining import InitExamination
 from reludiag.reports.document import records
+from reludiag.reports.harmless import Harmless
 from reludiag.reports.summary import many, share
 from reludiag.reports.terminal import WIDTH
 from reludiag.stored import SCHEMA_VERSION
@@ -38,7 +39,7 @@ def print_init(examination: InitExamination, console: Console) -> None:
     if examination.inputs is not None and len(examination.inputs):
         parts.append(Padding(_input_lines(examination.inputs), (1, 0, 0, 1)))
     parts.append(_problems(examination))
-    console.print(Group(*parts))
+    console.print(Harmless(*parts))
 
 
 def init_text(examination: InitExamination) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reludiag.diagnosis import Diagnosis
+from reludiag.reports.harmless import Harmless
 from reludiag.reports.summary import WINDOWS, many, share
 from reludiag.reports.terminal import BAR, bar, life_table, speaks_unicode
 from reludiag.verdicts import VERDICTS
@@ -44,7 +45,7 @@ def frame(sight: Sight, height: int | None, ascii_only: bool = False) -> Rendera
         parts.append(_worst_sites(diagnosis, sites, ascii_only))
     if height is not None:
         parts.append(Text(" q or Ctrl-C leaves; the run goes on.", style="dim"))
-    return Group(*parts)
+    return Harmless(*parts)
 
 
 def _head(sight: Sight) -> RenderableType:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 from reludiag.diagnosis import Diagnosis
 from reludiag.gate import Check, exceeded
+from reludiag.printable import printable
 from reludiag.reports.summary import life_windows, many, next_steps, share
 from reludiag.verdicts import VERDICTS
 
 _MOST_SITES = 100  # GitHub cuts a summary off at 1 MiB, and nobody reads that far
+_MOST_CAUSES = 5
 _MOST_UNITS = 50  # named per site
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@#~-]+")
@@ -22,6 +24,7 @@ def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
         _headline(diagnosis, checks),
         _site_table(diagnosis, checks),
         _life_table(diagnosis),
+        _why(diagnosis),
         "\n".join(f"- {_text(line)}" for line in next_steps(diagnosis)),
         _dead_units(diagnosis),
     ]
@@ -61,11 +64,8 @@ def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     worst = lost.sort_values(ascending=False, kind="stable").index[:_MOST_SITES]
     judged = {check.site: check for check in checks}
     gated = any(check.limit is not None for check in checks)
-    gate = "| Limit |  " if gated else ""
-    lines = [
-        f"| Site | Units | Dead |  | Not finite {gate}|",
-        f"|:--|--:|--:|--:|--:|{'--:|:--|' if gated else ''}",
-    ]
+    titles = ["Site", "Units", "Dead", "", "Nonfinite", *(["Limit", ""] if gated else [])]
+    lines = [_row(titles), "|:--|" + "--:|" * (len(titles) - 1)]
     for row in sites.loc[sorted(worst)].to_dict("records"):
         check = judged.get(str(row["site"]))
         cells = [_name(str(row["site"]))]
@@ -77,7 +77,7 @@ def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
         if gated and check is not None:
             limit = "" if check.limit is None else check.limit.text
             cells += [limit, "**over**" if check.exceeded else ""]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(_row(cells))
     left_out = len(sites) - len(worst)
     if left_out:
         lines += ["", f"{many(left_out, 'site')} with fewer dead units left out."]
@@ -87,15 +87,28 @@ def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
 def _life_table(diagnosis: Diagnosis) -> str:
     if diagnosis.timeline is None or not len(diagnosis.timeline):
         return ""
-    lines = [
-        "| Steps | Max. learning rate | Dead | Died | Revived |",
-        "|--:|--:|--:|--:|--:|",
-    ]
-    for window in life_windows(diagnosis.timeline):
+    windows = life_windows(diagnosis.timeline)
+    diverged = any(window.nonfinite for window in windows)
+    titles = ["Steps", "Max. learning rate", "Dead", "Died", "Revived"]
+    titles += ["Nonfinite"] if diverged else []
+    lines = [_row(titles), "|" + "--:|" * len(titles)]
+    for window in windows:
         rate = "" if math.isnan(window.learning_rate) else f"{window.learning_rate:.4g}"
-        cells = [window.steps, rate, f"{window.dead:,}", f"{window.died:,}", f"{window.revived:,}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        counts = [window.dead, window.died, window.revived]
+        counts += [window.nonfinite] if diverged else []
+        lines.append(_row([window.steps, rate, *(f"{count:,}" for count in counts)]))
     return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _why(diagnosis: Diagnosis) -> str:
+    """The causes of the run as a whole, or of the sites where it has none."""
+    causes = getattr(diagnosis, "causes", [])
+    whole = [cause for cause in causes if cause.site is None] or causes[:_MOST_CAUSES]
+    return "\n\n".join(f"**Why:** {_text(f'{c.sentence} {c.advice}')}" for c in whole)
 
 
 def _dead_units(diagnosis: Diagnosis) -> str:
@@ -121,6 +134,6 @@ def _name(name: str) -> str:
 
 def _text(text: str) -> str:
     """A sentence in which names do nothing: no emphasis, link, mention, or line of its own."""
-    text = _SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
+    text = _SPECIAL.sub(r"\\\g<0>", printable(" ".join(text.split())))
     # GitHub makes links of these after the escapes are gone; a comment in between stops it.
     return re.sub(r"(?<=@)(?=\w)|(?<=:)(?=//)|(?<=www)(?=\.)", "<!-- -->", text)

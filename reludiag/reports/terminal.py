@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reludiag.diagnosis import Diagnosis
+from reludiag.reports.harmless import Harmless
 from reludiag.reports.summary import WINDOWS, life_windows, many, next_steps, share
 from reludiag.verdicts import VERDICTS
 
@@ -65,7 +66,7 @@ def render(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool = False) -> R
     if diagnosis.timeline is not None and len(diagnosis.timeline):
         parts.append(life_table(diagnosis, ascii_only))
     parts.append(_next_steps(diagnosis))
-    return Group(*parts)
+    return Harmless(*parts)
 
 
 def speaks_unicode(console: Console) -> bool:
@@ -220,29 +221,39 @@ def life_table(diagnosis: Diagnosis, ascii_only: bool, most: int = WINDOWS) -> R
     table.add_column("Steps", justify="right", no_wrap=True)
     table.add_column("Max. learning rate", justify="right", no_wrap=True)
     table.add_column("Dead", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, width=BAR + 1)
+    windows = life_windows(diagnosis.timeline, most)
+    diverged = any(window.nonfinite for window in windows)
+    width = BAR // 2 if diverged else BAR
+    table.add_column("", no_wrap=True, width=width + 1)
     table.add_column("Died", justify="right", no_wrap=True)
     table.add_column("Revived", justify="right", no_wrap=True)
-    table.add_column("", ratio=1)
+    if diverged:
+        table.add_column("Nonfinite", justify="right", no_wrap=True)
+    else:
+        table.add_column("", ratio=1)
     glyph = _LOOKS["dead"][ascii_only]
     units = max(1, int(diagnosis.sites["units"].sum()))
-    for window in life_windows(diagnosis.timeline, most):
-        table.add_row(
+    for window in windows:
+        cells: list[RenderableType] = [
             window.steps,
             "" if math.isnan(window.learning_rate) else f"{window.learning_rate:.4g}",
             f"{window.dead:,}",
-            Text(glyph * _cells(window.dead, units), style="red"),
+            Text(glyph * _cells(window.dead, units, width), style="red"),
             Text(f"{window.died:,}", style="red" if window.died else "dim"),
             Text(f"{window.revived:,}", style="green" if window.revived else "dim"),
-            Text(f"{window.nonfinite:,} nonfinite" if window.nonfinite else "", style="magenta"),
-        )
+        ]
+        if diverged:
+            cells.append(
+                Text(f"{window.nonfinite:,}", style="magenta" if window.nonfinite else "dim")
+            )
+        table.add_row(*cells)
     return Group(
         Padding(Text("Deaths over time", style="bold"), (1, 0, 1, 1)), Padding(table, (0, 0, 0, 1))
     )
 
 
-def _cells(part: int, whole: int) -> int:
-    return max(1, round(BAR * part / whole)) if part else 0
+def _cells(part: int, whole: int, width: int) -> int:
+    return max(1, round(width * part / whole)) if part else 0
 
 
 def _next_steps(diagnosis: Diagnosis) -> RenderableType:
