@@ -47,3 +47,9 @@ class RecordingError(ReludiagError):
     """A file that is not a readable recording."""
 
     title = "Cannot read this recording"
+
+
+class ReportError(ReludiagError):
+    """A file that is neither a recording nor a report as reludiag writes it."""
+
+    title = "Cannot read this report"

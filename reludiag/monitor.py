@@ -8,7 +8,7 @@ import contextlib
 import sqlite3
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from reludiag.errors import ModelError, UsageError
 from reludiag.functional import may_rectify
 from reludiag.history import diagnose_run, load
 from reludiag.hooks import forget_compiled, guarded, is_compiled, uncompiled
+from reludiag.owner import this_process
 from reludiag.recording import RecordingWriter, SiteState
 from reludiag.reductions import highest_of
 from reludiag.scanning import Scanner, blind_spots, no_rectifier
@@ -329,6 +330,7 @@ class Monitor:
                 **self._told,
                 "reludiag": version("reludiag"),
                 "torch": torch.__version__,
+                "process": asdict(this_process()),
                 "model": type(self.model).__name__,
                 "optimizers": [type(optimizer).__name__ for optimizer in self._optimizers],
                 "every": self.every,

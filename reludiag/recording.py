@@ -5,10 +5,11 @@ after it, and a reader can follow a run that is still being written. On closing,
 folded in, so that a finished recording is a single file.
 """
 
+import contextlib
 import datetime
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE run (                  -- what is known of the run as a whole
-    key TEXT PRIMARY KEY,           -- model, optimizers, every, probe_samples, started, status, ...
+    key TEXT PRIMARY KEY,           -- model, optimizers, every, probe_samples, process, status, ...
     value TEXT NOT NULL             -- as JSON
 );
 CREATE TABLE site (                 -- the places where rectifiers run, in forward order
@@ -170,6 +171,17 @@ class RecordedRun:
     """(first step taken with it, parameter group, learning rate), in order of steps."""
     observations: Observations = field(default_factory=Observations)
     """What the causes of deaths are weighed by."""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """How far a recording is."""
+
+    facts: Mapping[str, Any]
+    steps: tuple[int, ...]
+    """Of the snapshots."""
+    times: tuple[float, ...]
+    """When each was taken, in Unix time."""
 
 
 class RecordingWriter:
@@ -347,6 +359,31 @@ def read_recording(path: str | Path) -> RecordedRun:
 
     Raises RecordingError if the file is missing, damaged, something else, or of a newer version.
     """
+    with _opened(path) as db:
+        problems = [row[0] for row in db.execute("PRAGMA quick_check(3)")]
+        if problems != ["ok"]:
+            raise RecordingError(
+                f"{path} is damaged: {problems[0]}. It may have been cut short in copying"
+            )
+        return _read(db)
+
+
+def read_pulse(path: str | Path) -> Pulse:
+    """Read how far a recording is, which is cheap however large it is.
+
+    Raises RecordingError as `read_recording` does.
+    """
+    with _opened(path) as db:
+        db.execute("BEGIN")
+        facts = {key: json.loads(value) for key, value in db.execute("SELECT * FROM run")}
+        rows = db.execute("SELECT step, taken FROM snapshot ORDER BY step").fetchall()
+    times = (datetime.datetime.fromisoformat(taken).timestamp() for _, taken in rows)
+    return Pulse(facts, tuple(step for step, _ in rows), tuple(times))
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
+    """A recording of a version that can be read, open for reading."""
     path = Path(path)
     if not path.is_file():
         raise RecordingError(f"{path} does not exist")
@@ -374,12 +411,7 @@ def read_recording(path: str | Path) -> RecordedRun:
                     f"{path} has schema version {version}; this reludiag reads up to "
                     f"{SCHEMA_VERSION}. Upgrade it: pip install -U reludiag"
                 )
-            problems = [row[0] for row in db.execute("PRAGMA quick_check(3)")]
-            if problems != ["ok"]:
-                raise RecordingError(
-                    f"{path} is damaged: {problems[0]}. It may have been cut short in copying"
-                )
-            return _read(db)
+            yield db
         finally:
             db.close()
     except sqlite3.Error as error:

@@ -11,6 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "reludiag"
 # A module imports only from those to its left.
 LINE = [
     "errors",
+    "printable",
+    "owner",
     "rectifiers",
     "schemes",
     "loading",
@@ -35,6 +37,10 @@ LINE = [
     "causes",
     "diagnosis",
     "history",
+    "gate",
+    "stored",
+    "difference",
+    "watching",
     "scanning",
     "screening",
     "layer_inputs",
@@ -46,7 +52,12 @@ LINE = [
     "reports",
 ]
 # Backwards on purpose, at call time: Diagnosis.to_csv, Effects.to_csv and their like.
-ALLOWED = {("diagnosis", "reports"), ("examining", "reports"), ("experiments", "reports")}
+ALLOWED = {
+    ("diagnosis", "reports"),
+    ("examining", "reports"),
+    ("experiments", "reports"),
+    ("difference", "reports"),
+}
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -99,7 +110,10 @@ def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich", "jinja2", "plotly"}
 
 
-COMMANDS = ("scan", "report", "compare", "init", "sweep", "replay", "plot")
+COMMANDS = (
+    *("scan", "report", "diff", "compare", "init", "sweep", "replay", "plot"),
+    *("config", "watch"),
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])

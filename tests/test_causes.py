@@ -24,8 +24,10 @@ from reludiag.causes.lives import trace_sites
 from reludiag.causes.weighing import weigh
 from reludiag.recording import RecordedRun, RecordedSite
 from reludiag.rectifiers import Rectifier
+from reludiag.reports.markdown import markdown
 from reludiag.sites import Site
 from reludiag.stats import UnitCounts
+from reludiag.stored import open_stored
 
 PROBE = torch.randn(128, 8, generator=torch.Generator().manual_seed(5))
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -299,6 +301,16 @@ def test_causes_are_in_every_report(tmp_path: Path) -> None:
     assert "the initialization, 100 % of the deaths" in why
     assert "To do   The bias of 2 starts at -4: start it at 0." in why
     assert "reludiag replay TRAIN --init kaiming" in why
+    text = markdown(diagnosis, [])
+    assert f"**Why:** {diagnosis.causes[0].sentence} The bias of 2 starts at -4" in text
+
+
+def test_a_json_report_gives_back_the_causes(tmp_path: Path) -> None:
+    model = mlp()
+    nn.init.constant_(model[2].bias, -4.0)
+    diagnosis = watched(model, tmp_path / "run")
+    diagnosis.to_json(tmp_path / "run.json")
+    assert open_stored(tmp_path / "run.json").causes == diagnosis.causes
 
 
 def benchmark() -> ModuleType:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,21 @@ def test_a_hostile_name_does_nothing() -> None:
     assert "[bold" in str(diagnosis)
     assert "[link=evil]" in str(diagnosis)
     assert "<script>" not in terminal_svg(diagnosis)
+
+
+def test_a_name_gives_the_terminal_no_command() -> None:
+    name = "relu\x1b]0;title\x07\x9b31m\u202e"
+    model = nn.Sequential()
+    model.add_module("fc", nn.Linear(2, 2))
+    model._modules[name] = nn.ReLU()
+    nn.init.constant_(model.fc.bias, -100.0)
+    diagnosis = reludiag.scan(model, [torch.randn(4, 2)], subject=name)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    with console.capture() as capture:
+        print_report(diagnosis, console)
+    for text in (str(diagnosis), terminal_svg(diagnosis), str(reludiag.diff(diagnosis, diagnosis))):
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+    assert "\x1b]" not in capture.get() and "relu]0;title31m" in capture.get()
 
 
 def test_the_report_is_as_wide_as_the_terminal_and_coloured(run: reludiag.Diagnosis) -> None:

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 import reludiag
-from reludiag.experiments.owner import Owner, this_process
 from reludiag.experiments.trials import DEATHS_ALLOWED, Cell, Result
+from reludiag.owner import Owner, this_process
 
 optuna = pytest.importorskip("optuna")
 from reludiag.experiments.shared import SharedQueue  # noqa: E402

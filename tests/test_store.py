@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 import reludiag
-from reludiag.experiments.owner import Owner, is_gone, this_host, this_process
 from reludiag.experiments.store import TrialStore
 from reludiag.experiments.trials import DEATHS_ALLOWED, Cell, Queue, Result, trials_table
+from reludiag.owner import Owner, is_gone, this_host, this_process
 
 SETTINGS = {"train": "digits.py:train", "lr": [0.1, 0.01], "init": ["default"], "seeds": [0, 1]}
 CELLS = [Cell(n, seed=n % 2, lr=(0.1, 0.01)[n // 2]) for n in range(4)]
@@ -151,7 +151,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_store_whole(tmp_pat
     code = f"""
 import os, signal
 from pathlib import Path
-from reludiag.experiments.owner import this_process
+from reludiag.owner import this_process
 from reludiag.experiments.store import TrialStore
 from reludiag.experiments.trials import Result
 store = TrialStore(Path({str(path)!r}))

@@ -6,14 +6,19 @@ import traceback
 import typer
 
 from reludiag.errors import ReludiagError, UserCodeError
+from reludiag.printable import printable
 from reludiag_cli.compare import compare
+from reludiag_cli.config import config
+from reludiag_cli.diff import diff
 from reludiag_cli.init import init
 from reludiag_cli.plot import plot
 from reludiag_cli.replay import replay
 from reludiag_cli.report import report
 from reludiag_cli.scan import scan
+from reludiag_cli.settings import default_map, given_settings
 from reludiag_cli.sites import sites
 from reludiag_cli.sweep import sweep
+from reludiag_cli.watch import watch
 
 INTERRUPTED = 130
 BUG = 4
@@ -25,17 +30,20 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find the units of a ReLU network that never fire: which, since when, at which "
     "learning rate.",
-    epilog="Exit codes: 0 fine, 1 more dead than --fail-over, 2 usage, 3 could not load, "
+    epilog="Exit codes: 0 fine, 1 more dead than allowed, 2 usage, 3 could not load, "
     "4 a bug of reludiag, 130 interrupted.",
 )
 app.command()(scan)
 app.command()(sites)
 app.command()(report)
+app.command()(watch)
+app.command()(diff)
 app.command()(compare)
 app.command()(init)
 app.command()(sweep)
 app.command()(replay)
 app.command()(plot)
+app.command()(config)
 
 
 def _print_version(wanted: bool) -> None:
@@ -48,11 +56,13 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    pass
+    commands = getattr(context.command, "commands", {})
+    context.default_map = default_map(commands, given_settings(commands))
 
 
 def main() -> None:
@@ -85,7 +95,7 @@ def _panel(title: str, text: str) -> None:
     from rich.text import Text
 
     Console(stderr=True).print(
-        Panel(Text(text), title=title, title_align="left", border_style="red")
+        Panel(Text(printable(text)), title=title, title_align="left", border_style="red")
     )
 
 

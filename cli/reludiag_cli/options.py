@@ -1,5 +1,6 @@
 """Options that several commands share, and what is done with them."""
 
+import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +11,10 @@ if TYPE_CHECKING:  # importing these loads torch; --help must not
     from torch import nn
 
     from reludiag.diagnosis import Diagnosis
+    from reludiag.difference import Difference
     from reludiag.experiments.effects import Effects
     from reludiag.experiments.replay import Replay
+    from reludiag.gate import Gate
 
 Train = Annotated[
     str,
@@ -34,9 +37,19 @@ ModelArg = Annotated[
     list[str] | None,
     typer.Option("--model-arg", metavar="KEY=VALUE", help="Argument of MODEL; a JSON value."),
 ]
+
+
+def _unless_noise(context: typer.Context, data: str | None) -> str | None:
+    """Data from the settings give way to a shape on the command line."""
+    source = context.get_parameter_source("data")
+    is_setting = source is not None and source.name == "DEFAULT_MAP"
+    return None if is_setting and context.params.get("input_shape") is not None else data
+
+
 Data = Annotated[
     str | None,
     typer.Option(
+        callback=_unless_noise,
         metavar="SPEC",
         help="Batches: a spec like MODEL's, or a .npy, .npz, .pt or .safetensors file of inputs.",
     ),
@@ -74,8 +87,24 @@ Html = Annotated[
 ]
 AllSites = Annotated[bool, typer.Option("--all-sites", help="List each site, however many.")]
 FailOver = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-over",
+        metavar="[SITES=]5%|N",
+        help="Exit 1 if more units than that are dead (or not finite): of the whole model, or of "
+        "any site that SITES, such as encoder.*, is the first to match. Repeatable.",
+    ),
+]
+Junit = Annotated[
     str | None,
-    typer.Option(metavar="5%|N", help="Exit 1 if more units than that are dead (or not finite)."),
+    typer.Option("--junit", metavar="FILE", help="JUnit XML: a test case per site; - is stdout."),
+]
+Markdown = Annotated[
+    str | None, typer.Option("--markdown", metavar="FILE", help="A summary; - is stdout.")
+]
+GithubSummary = Annotated[
+    bool,
+    typer.Option("--github-summary", help="Add the summary to the file $GITHUB_STEP_SUMMARY."),
 ]
 Rare = Annotated[
     float, typer.Option("--rare", min=0, max=1, help="Rare: fired in a smaller share of samples.")
@@ -98,6 +127,7 @@ INIT_HELP = (
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 RARE, DORMANT = 0.001, 0.025
 SAFE_NEW = 0.05
+TOLD = 5  # limits that a gate tells of one by one
 
 
 def build_model(
@@ -163,48 +193,54 @@ def unit_axes(given: list[str] | None) -> dict[str, int]:
     return axes
 
 
-def check_outputs(
-    output: str, as_json: bool, csv: str | None, svg: str | None = None, html: str | None = None
-) -> None:
+def check_outputs(output: str, as_json: bool, *files: str | None) -> None:
     """Raise now rather than after a long pass."""
     from reludiag.errors import UsageError
     from reludiag.reports import check_writable
 
-    files = (csv, svg, html)
     for target in (output, *files):
         if target is not None:
             check_writable(target)
     if files.count("-") > 1 or (as_json and output == "-" and "-" in files):
-        raise UsageError(
-            "only one of --csv -, --svg -, --html - and --json can go to the standard output"
-        )
+        raise UsageError("only one of --json and the files can go to the standard output")
 
 
 def write_reports(
     diagnosis: "Diagnosis",
+    gate: "Gate",
     *,
     output: str,
     as_json: bool,
     csv: str | None,
     svg: str | None,
     html: str | None,
+    junit: str | None,
+    markdown: str | None,
+    github_summary: bool,
     all_units: bool,
     all_sites: bool,
-    fail_over: str | None,
 ) -> None:
-    """Write all that was asked for; exit 1 if more is dead than allowed."""
+    """Write all that was asked for; exit 1 if more is dead than the gate allows."""
     from rich.console import Console
 
     from reludiag import reports
-    from reludiag.diagnosis import Limit
+    from reludiag.gate import exceeded
+    from reludiag.printable import printable
 
+    checks = gate.judge(diagnosis)
     if csv is not None:
         reports.write_csv(diagnosis, csv, all_units)
     if svg is not None:
         reports.write_svg(diagnosis, svg, all_sites)
     if html is not None:
         reports.write_html(diagnosis, html)
-    if "-" in (csv, svg, html) and output == "-":
+    if junit is not None:
+        reports.write_junit(diagnosis, junit, checks)
+    if markdown is not None:
+        reports.write_markdown(diagnosis, markdown, checks)
+    if github_summary and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+        reports.append_markdown(diagnosis, summary, checks)
+    if "-" in (csv, svg, html, junit, markdown) and output == "-":
         pass  # the standard output is taken: nothing else may stand in it
     elif as_json:
         reports.write_json(diagnosis, output, all_units)
@@ -212,8 +248,13 @@ def write_reports(
         reports.print_report(diagnosis, console, all_sites)
     else:
         reports.write_text(diagnosis, output, all_sites)
-    if fail_over is not None and Limit.parse(fail_over).exceeded_by(diagnosis):
-        typer.echo(f"{diagnosis.dead} units are dead: more than --fail-over {fail_over}", err=True)
+    gate.require_matches(diagnosis)
+    failed = exceeded(checks)
+    for check in failed[:TOLD]:
+        typer.echo(printable(f"--fail-over: {check.sentence}"), err=True)
+    if len(failed) > TOLD:
+        typer.echo(f"--fail-over: {len(failed) - TOLD:,} sites more", err=True)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -251,6 +292,26 @@ def write_replay(replay: "Replay", *, output: str, as_json: bool, csv: str | Non
         reports.print_replay(replay, console)
     else:
         reports.write_replay_text(replay, output)
+
+
+def write_difference(
+    difference: "Difference", *, output: str, as_json: bool, csv: str | None, all_units: bool
+) -> None:
+    """Write what changed between two looks, and the units that did, where each was asked for."""
+    from rich.console import Console
+
+    from reludiag import reports
+
+    if csv is not None:
+        reports.write_difference_csv(difference, csv, all_units)
+    if csv == "-" and output == "-":
+        pass  # the standard output is taken: nothing else may stand in it
+    elif as_json:
+        reports.write_difference_json(difference, output, all_units)
+    elif output == "-" and (console := Console()).is_terminal:
+        reports.print_difference(difference, console)
+    else:
+        reports.write_difference_text(difference, output)
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:

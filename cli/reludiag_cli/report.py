@@ -19,25 +19,30 @@ def report(
     output: options.Output = "-",
     svg: options.Svg = None,
     html: options.Html = None,
+    junit: options.Junit = None,
+    markdown: options.Markdown = None,
+    github_summary: options.GithubSummary = False,
     all_sites: options.AllSites = False,
     fail_over: options.FailOver = None,
 ) -> None:
     """Report on a training run from its recording, also while it is being written."""
-    from reludiag.diagnosis import Limit
+    from reludiag.gate import Gate
     from reludiag.history import load
     from reludiag.verdicts import Thresholds
 
-    if fail_over is not None:
-        Limit.parse(fail_over)
-    options.check_outputs(output, as_json, csv, svg, html)
+    gate = Gate.parse(fail_over or [])
+    options.check_outputs(output, as_json, csv, svg, html, junit, markdown)
     options.write_reports(
         load(recording, Thresholds(rare, dormant)),
+        gate,
         output=output,
         as_json=as_json,
         csv=csv,
         svg=svg,
         html=html,
+        junit=junit,
+        markdown=markdown,
+        github_summary=github_summary,
         all_units=all_units,
         all_sites=all_sites,
-        fail_over=fail_over,
     )

@@ -41,6 +41,9 @@ def scan(
     output: options.Output = "-",
     svg: options.Svg = None,
     html: options.Html = None,
+    junit: options.Junit = None,
+    markdown: options.Markdown = None,
+    github_summary: options.GithubSummary = False,
     all_sites: options.AllSites = False,
     fail_over: options.FailOver = None,
 ) -> None:
@@ -48,17 +51,16 @@ def scan(
 
     reludiag scan sample_models/digits.py:build digits.pt --data sample_models/digits.py:batches
     """
-    from reludiag.diagnosis import Limit
     from reludiag.errors import UsageError
+    from reludiag.gate import Gate
     from reludiag.loading import read_checkpoint
     from reludiag.scanning import scan as scan_model
     from reludiag.scanning import scan_checkpoints
     from reludiag.verdicts import Thresholds
     from reludiag_cli.progress import batch_progress
 
-    if fail_over is not None:
-        Limit.parse(fail_over)
-    options.check_outputs(output, as_json, csv, svg, html)
+    gate = Gate.parse(fail_over or [])
+    options.check_outputs(output, as_json, csv, svg, html, junit, markdown)
     axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)
     batches, notes = options.build_batches(data, data_arg, input_shape, batch_size)
@@ -98,12 +100,15 @@ def scan(
             )
     options.write_reports(
         diagnosis,
+        gate,
         output=output,
         as_json=as_json,
         csv=csv,
         svg=svg,
         html=html,
+        junit=junit,
+        markdown=markdown,
+        github_summary=github_summary,
         all_units=all_units,
         all_sites=all_sites,
-        fail_over=fail_over,
     )

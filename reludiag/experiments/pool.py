@@ -11,9 +11,9 @@ from pathlib import Path
 
 from reludiag import errors
 from reludiag.errors import ReludiagError, UsageError, UserCodeError
-from reludiag.experiments.owner import Owner
 from reludiag.experiments.trials import Queue
 from reludiag.experiments.worker import FAILED, OpenQueue, work
+from reludiag.owner import Owner
 
 Progress = Callable[[int, int], None]
 """Called with the number of cells that have a result, and of all."""

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reludiag.errors import UsageError
-from reludiag.experiments.owner import LEASE, Owner, is_gone
 from reludiag.experiments.store import check_settings
 from reludiag.experiments.trials import DEATHS_ALLOWED, Cell, Result, crash_of
+from reludiag.owner import LEASE, Owner, is_gone
 
 if TYPE_CHECKING:  # an extra, imported when a storage is given
     from optuna import Study

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from reludiag.errors import UsageError
-from reludiag.experiments.owner import LEASE, Owner, is_gone
 from reludiag.experiments.trials import DEATHS_ALLOWED, RESULT_FIELDS, Cell, Result, crash_of
+from reludiag.owner import LEASE, Owner, is_gone
 
 APPLICATION_ID = 0x52654C53  # "ReLS"
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from reludiag.diagnosis import Column, table_of
-from reludiag.experiments.owner import Owner
+from reludiag.owner import Owner
 from reludiag.schemes import DEFAULT
 
 TRIAL_COLUMNS = (

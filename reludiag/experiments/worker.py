@@ -17,10 +17,10 @@ import torch
 
 from reludiag.errors import ReludiagError, UsageError, UserCodeError
 from reludiag.experiments.compare import trial_row
-from reludiag.experiments.owner import LEASE, RENEWALS, Owner, this_process
 from reludiag.experiments.trial import Trial
 from reludiag.experiments.trials import Cell, Queue, Result
 from reludiag.loading.specs import load_attribute, user_code_error
+from reludiag.owner import LEASE, RENEWALS, Owner, this_process
 from reludiag.recording import read_recording
 
 IDLE = 0.1

@@ -3,26 +3,40 @@
 `output` alone owns files.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import pandas as pd
 
 from reludiag.diagnosis import Diagnosis
+from reludiag.difference import Difference
 from reludiag.experiments.effects import Effects
 from reludiag.experiments.replay import Replay
+from reludiag.gate import Check
+from reludiag.reports.difference_report import (
+    changed_units,
+    difference_document,
+    difference_text,
+    print_difference,
+)
 from reludiag.reports.document import document, effects_document
 from reludiag.reports.figures import figure, write_figure
 from reludiag.reports.heat_map import effects_text, print_effects
 from reludiag.reports.html import fragment, page
 from reludiag.reports.init_report import init_document, init_text, print_init
-from reludiag.reports.output import check_writable, opened
+from reludiag.reports.junit import junit
+from reludiag.reports.markdown import markdown
+from reludiag.reports.output import append, check_writable, opened
 from reludiag.reports.replay_report import print_replay, replay_document, replay_text
 from reludiag.reports.table import write_frame, write_table
 from reludiag.reports.terminal import print_report, terminal_svg, terminal_text
 
 __all__ = [
+    "append_markdown",
     "check_writable",
+    "difference_document",
+    "difference_text",
     "document",
     "effects_document",
     "effects_text",
@@ -30,6 +44,7 @@ __all__ = [
     "fragment",
     "init_document",
     "init_text",
+    "print_difference",
     "print_effects",
     "print_init",
     "print_replay",
@@ -39,11 +54,16 @@ __all__ = [
     "terminal_svg",
     "terminal_text",
     "write_csv",
+    "write_difference_csv",
+    "write_difference_json",
+    "write_difference_text",
     "write_effects_json",
     "write_effects_text",
     "write_figure",
     "write_html",
     "write_json",
+    "write_junit",
+    "write_markdown",
     "write_replay_json",
     "write_replay_text",
     "write_svg",
@@ -71,6 +91,23 @@ def write_html(diagnosis: Diagnosis, target: Target, effects: Effects | None = N
     text = page(diagnosis, effects)
     with opened(target) as stream:
         stream.write(text)
+
+
+def write_junit(diagnosis: Diagnosis, target: Target, checks: Sequence[Check]) -> None:
+    """A test case for each check of a gate as JUnit XML."""
+    with opened(target) as stream:
+        stream.write(junit(diagnosis, checks))
+
+
+def write_markdown(diagnosis: Diagnosis, target: Target, checks: Sequence[Check] = ()) -> None:
+    """The summary as GitHub's Markdown, with what a gate said of it."""
+    with opened(target) as stream:
+        stream.write(markdown(diagnosis, checks))
+
+
+def append_markdown(diagnosis: Diagnosis, path: str | Path, checks: Sequence[Check] = ()) -> None:
+    """The same at the end of a file that others add to, such as $GITHUB_STEP_SUMMARY."""
+    append(path, markdown(diagnosis, checks))
 
 
 def write_text(diagnosis: Diagnosis, target: Target, all_sites: bool = False) -> None:
@@ -115,3 +152,21 @@ def write_trials(trials: pd.DataFrame, target: Target) -> None:
     """The table of trials as CSV."""
     with opened(target) as stream:
         write_frame(trials, stream)
+
+
+def write_difference_csv(difference: Difference, target: Target, all_units: bool = False) -> None:
+    """The units that changed as CSV, or all of them."""
+    with opened(target) as stream:
+        write_frame(changed_units(difference, all_units), stream)
+
+
+def write_difference_json(difference: Difference, target: Target, all_units: bool = False) -> None:
+    """The difference of two looks as one JSON document."""
+    with opened(target) as stream:
+        stream.write(difference_document(difference, all_units))
+
+
+def write_difference_text(difference: Difference, target: Target) -> None:
+    """The difference of two looks as plain text."""
+    with opened(target) as stream:
+        stream.write(difference_text(difference, getattr(stream, "encoding", None) or "utf-8"))

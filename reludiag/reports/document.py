@@ -13,9 +13,8 @@ from reludiag.diagnosis import Diagnosis
 from reludiag.experiments.effects import Effects
 from reludiag.reports.effects_summary import caveats, findings, headline
 from reludiag.reports.table import chosen_units
+from reludiag.stored import SCHEMA_VERSION
 from reludiag.verdicts import VERDICTS
-
-SCHEMA_VERSION = 1
 
 
 def document(diagnosis: Diagnosis, all_units: bool = False) -> str:

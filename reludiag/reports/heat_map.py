@@ -25,6 +25,7 @@ from reludiag.reports.effects_summary import (
     p_text,
     rate,
 )
+from reludiag.reports.harmless import Harmless
 from reludiag.reports.summary import many, share
 from reludiag.reports.terminal import WIDTH
 
@@ -50,7 +51,7 @@ def print_effects(effects: Effects, console: Console) -> None:
     lines = findings(effects)
     if lines:
         parts.append(_sentences(lines))
-    console.print(Group(*parts))
+    console.print(Harmless(*parts))
 
 
 def effects_text(effects: Effects, encoding: str = "utf-8") -> str:

@@ -17,9 +17,11 @@ from rich.text import Text
 
 from reludiag.causes.initialization import InitProblem, LayerInit
 from reludiag.examining import InitExamination
-from reludiag.reports.document import SCHEMA_VERSION, finite, records
+from reludiag.reports.document import finite, records
+from reludiag.reports.harmless import Harmless
 from reludiag.reports.summary import many, share
 from reludiag.reports.terminal import WIDTH
+from reludiag.stored import SCHEMA_VERSION
 
 _MOST_ROWS = 40  # rows of a table; more are cut, and the JSON has them all
 _ALIKE = 2  # schemes named that cannot be told apart
@@ -36,7 +38,7 @@ def print_init(examination: InitExamination, console: Console) -> None:
     if examination.inputs is not None and len(examination.inputs):
         parts.append(Padding(_input_lines(examination.inputs), (1, 0, 0, 1)))
     parts.append(_problems(examination))
-    console.print(Group(*parts))
+    console.print(Harmless(*parts))
 
 
 def init_text(examination: InitExamination) -> str:

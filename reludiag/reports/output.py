@@ -60,6 +60,12 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def append(path: str | Path, text: str) -> None:
+    """Add to the end of a file that others write to as well. Raises UsageError if it cannot be."""
+    with _told(Path(path)), Path(path).open("a", encoding="utf-8", newline="") as stream:
+        stream.write(text)
+
+
 def _settle(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())

@@ -15,9 +15,11 @@ from rich.text import Text
 
 from reludiag.experiments.counterfactual import BOTH, FACTUAL, INIT, RATE, Arm
 from reludiag.experiments.replay import Replay
-from reludiag.reports.document import SCHEMA_VERSION, records
+from reludiag.reports.document import records
+from reludiag.reports.harmless import Harmless
 from reludiag.reports.summary import many, share
 from reludiag.reports.terminal import WIDTH
+from reludiag.stored import SCHEMA_VERSION
 
 
 def print_replay(replay: Replay, console: Console) -> None:
@@ -28,7 +30,8 @@ def print_replay(replay: Replay, console: Console) -> None:
     panel = Panel(Group(*lines), title=escape(title), title_align="left", border_style="dim")
     seeds = replay.answer.seeds
     agree = f"{replay.answer.agreeing} of {many(seeds, 'seed')}" if seeds > 1 else ""
-    console.print(Group(panel, _table(replay), Padding(Text(_foot(agree), style="dim"), (0, 1))))
+    foot = Padding(Text(_foot(agree), style="dim"), (0, 1))
+    console.print(Harmless(panel, _table(replay), foot))
 
 
 def replay_text(replay: Replay, encoding: str = "utf-8") -> str:

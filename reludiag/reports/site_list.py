@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.reports.document import SCHEMA_VERSION
+from reludiag.reports.harmless import Harmless
 from reludiag.scanning import SiteList
+from reludiag.stored import SCHEMA_VERSION
 
 
 def print_sites(listed: SiteList, console: Console) -> None:
@@ -27,9 +28,9 @@ def print_sites(listed: SiteList, console: Console) -> None:
             Text(site.name), units, site.unit_axis, Text(activation), Text(site.producer or "")
         )
     if listed.sites:
-        console.print(table)
+        console.print(Harmless(table))
     for note in site_notes(listed):
-        console.print(Text(note, style="yellow"))
+        console.print(Harmless(Text(note, style="yellow")))
 
 
 def site_notes(listed: SiteList) -> list[str]:

@@ -1,15 +1,16 @@
 """What the tables say in words, and the timeline of the whole model in a few windows."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from reludiag.causes.cause import NONE, Cause
 from reludiag.diagnosis import Diagnosis
 from reludiag.verdicts import upper_bound
 
-_WINDOWS = 10
-_BORN = "any training: look at the initialization and at the input."
+WINDOWS = 10
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class LifeWindow:
         return str(self.last) if self.first == self.last else f"{self.first}-{self.last}"
 
 
-def life_windows(timeline: pd.DataFrame) -> list[LifeWindow]:
-    """The timeline in at most eleven windows: the first snapshot, then ten of equal length."""
+def life_windows(timeline: pd.DataFrame, most: int = WINDOWS) -> list[LifeWindow]:
+    """The timeline in a few windows: the first snapshot, then at most `most` of equal length."""
     snapshots = _whole_model(timeline)
-    width = math.ceil(max(1, len(snapshots) - 1) / _WINDOWS)
+    width = math.ceil(max(1, len(snapshots) - 1) / most)
     starts = [0, *range(1, len(snapshots), width)]
     return [
         _joined(snapshots[start:end])
@@ -172,6 +173,18 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
             + ("." if diagnosis.causes else ": look at the initialization and at the input.")
         )
     return lines
+
+
+def own_cause(causes: Sequence[Cause]) -> Cause | None:
+    """The cause of a run as a whole; None where nothing died, or no causes were weighed."""
+    if not causes or (causes[0].kind == NONE and causes[0].share == 0):
+        return None
+    return causes[0]
+
+
+def instruction(cause: Cause) -> str:
+    """What to do, as a sentence; empty where there is nothing to do."""
+    return f"{cause.advice[:1].upper()}{cause.advice[1:]}." if cause.advice else ""
 
 
 def upper_share(bound: float) -> str:

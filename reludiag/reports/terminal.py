@@ -14,13 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from reludiag.diagnosis import Diagnosis
-from reludiag.reports.summary import life_windows, many, next_steps, share
+from reludiag.reports.harmless import Harmless
+from reludiag.reports.summary import WINDOWS, life_windows, many, next_steps, share
 from reludiag.reports.why import why
 from reludiag.verdicts import VERDICTS
 
 WIDTH = 80
 _MOST_ROWS = 40  # sites shown one by one; more are grouped by their parent module
-_BAR = 16
+BAR = 16  # cells
 _WORST = 4  # units named per site
 
 # verdict -> (glyph, glyph where only ASCII can be shown, style), in the order of a bar
@@ -38,7 +39,7 @@ _LOOKS = {
 
 def print_report(diagnosis: Diagnosis, console: Console, all_sites: bool = False) -> None:
     """Print the report on a Rich console."""
-    console.print(render(diagnosis, all_sites, ascii_only=not _speaks_unicode(console)))
+    console.print(render(diagnosis, all_sites, ascii_only=not speaks_unicode(console)))
 
 
 def terminal_text(diagnosis: Diagnosis, all_sites: bool = False, encoding: str = "utf-8") -> str:
@@ -64,13 +65,13 @@ def render(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool = False) -> R
     parts: list[RenderableType] = [_head(diagnosis)]
     parts.append(_site_table(diagnosis, all_sites, ascii_only))
     if diagnosis.timeline is not None and len(diagnosis.timeline):
-        parts.append(_life_table(diagnosis, ascii_only))
+        parts.append(life_table(diagnosis, ascii_only))
     parts += why(diagnosis.causes)
     parts.append(_next_steps(diagnosis))
-    return Group(*parts)
+    return Harmless(*parts)
 
 
-def _speaks_unicode(console: Console) -> bool:
+def speaks_unicode(console: Console) -> bool:
     return console.encoding.lower().startswith("utf")
 
 
@@ -106,7 +107,7 @@ def _site_table(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool) -> Rend
     if grouped:
         table.add_column("Sites", justify="right", no_wrap=True)
     table.add_column("Units", justify="right", no_wrap=True)
-    table.add_column("alive, rare, dead", no_wrap=True, width=_BAR + 1)
+    table.add_column("alive, rare, dead", no_wrap=True, width=BAR + 1)
     table.add_column("Dead", justify="right", no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
     if not grouped:
@@ -122,7 +123,7 @@ def _site_table(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool) -> Rend
         if units:
             cells += [
                 f"{units:,}",
-                _bar(counts, units, ascii_only),
+                bar(counts, units, ascii_only),
                 Text(f"{counts['dead']:,}", style=dead_style),
                 Text(share(counts["dead"], units), style=dead_style),
             ]
@@ -172,19 +173,19 @@ def _ranges(owners: list[str]) -> list[str]:
     return [labels[name] for name in owners]
 
 
-def _bar(counts: dict[str, int], units: int, ascii_only: bool) -> Text:
+def bar(counts: dict[str, int], units: int, ascii_only: bool) -> Text:
     """A bar of the units by verdict, each that occurs at least one cell wide."""
-    cells = {verdict: _BAR * counts[verdict] / units for verdict in _LOOKS if counts[verdict]}
+    cells = {verdict: BAR * counts[verdict] / units for verdict in _LOOKS if counts[verdict]}
     widths = {verdict: max(1, round(width)) for verdict, width in cells.items()}
-    while sum(widths.values()) != _BAR:
-        step = 1 if sum(widths.values()) < _BAR else -1
+    while sum(widths.values()) != BAR:
+        step = 1 if sum(widths.values()) < BAR else -1
         # The widest takes up the rounding: it hides there best.
         widths[max(widths, key=lambda verdict: widths[verdict])] += step
-    bar = Text()
+    drawn = Text()
     for verdict, width in widths.items():
         glyph, plain, style = _LOOKS[verdict]
-        bar.append((plain if ascii_only else glyph) * width, style=style)
-    return bar
+        drawn.append((plain if ascii_only else glyph) * width, style=style)
+    return drawn
 
 
 def _legend(diagnosis: Diagnosis, ascii_only: bool) -> Text:
@@ -215,35 +216,46 @@ def _worst_units(diagnosis: Diagnosis) -> dict[str, str]:
     return named
 
 
-def _life_table(diagnosis: Diagnosis, ascii_only: bool) -> RenderableType:
+def life_table(diagnosis: Diagnosis, ascii_only: bool, most: int = WINDOWS) -> RenderableType:
+    """What died and revived in each of at most `most` windows of the run, and the state before."""
     assert diagnosis.timeline is not None
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
     table.add_column("Steps", justify="right", no_wrap=True)
     table.add_column("Max. learning rate", justify="right", no_wrap=True)
     table.add_column("Dead", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True, width=_BAR + 1)
+    windows = life_windows(diagnosis.timeline, most)
+    diverged = any(window.nonfinite for window in windows)
+    width = BAR // 2 if diverged else BAR
+    table.add_column("", no_wrap=True, width=width + 1)
     table.add_column("Died", justify="right", no_wrap=True)
     table.add_column("Revived", justify="right", no_wrap=True)
-    table.add_column("", ratio=1)
+    if diverged:
+        table.add_column("Nonfinite", justify="right", no_wrap=True)
+    else:
+        table.add_column("", ratio=1)
     glyph = _LOOKS["dead"][ascii_only]
     units = max(1, int(diagnosis.sites["units"].sum()))
-    for window in life_windows(diagnosis.timeline):
-        table.add_row(
+    for window in windows:
+        cells: list[RenderableType] = [
             window.steps,
             "" if math.isnan(window.learning_rate) else f"{window.learning_rate:.4g}",
             f"{window.dead:,}",
-            Text(glyph * _cells(window.dead, units), style="red"),
+            Text(glyph * _cells(window.dead, units, width), style="red"),
             Text(f"{window.died:,}", style="red" if window.died else "dim"),
             Text(f"{window.revived:,}", style="green" if window.revived else "dim"),
-            Text(f"{window.nonfinite:,} nonfinite" if window.nonfinite else "", style="magenta"),
-        )
+        ]
+        if diverged:
+            cells.append(
+                Text(f"{window.nonfinite:,}", style="magenta" if window.nonfinite else "dim")
+            )
+        table.add_row(*cells)
     return Group(
         Padding(Text("Deaths over time", style="bold"), (1, 0, 1, 1)), Padding(table, (0, 0, 0, 1))
     )
 
 
-def _cells(part: int, whole: int) -> int:
-    return max(1, round(_BAR * part / whole)) if part else 0
+def _cells(part: int, whole: int, width: int) -> int:
+    return max(1, round(width * part / whole)) if part else 0
 
 
 def _next_steps(diagnosis: Diagnosis) -> RenderableType:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reludiag.causes.cause import NONE, UNDETERMINED, Cause
-from reludiag.reports.summary import share
+from reludiag.reports.summary import instruction, own_cause, share
 
 _MOST_SITES = 8
 
@@ -27,9 +27,9 @@ _NAMES = {
 
 def why(causes: Sequence[Cause]) -> Iterator[RenderableType]:
     """The run's own cause with its evidence, and a line for each site; nothing if none died."""
-    if not causes or (causes[0].kind == NONE and causes[0].share == 0):
+    run, sites = own_cause(causes), causes[1:]
+    if run is None:
         return
-    run, sites = causes[0], causes[1:]
     yield Padding(Text("Why", style="bold"), (1, 0, 0, 1))
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True, style="dim")
@@ -37,7 +37,7 @@ def why(causes: Sequence[Cause]) -> Iterator[RenderableType]:
     grid.add_row("Cause", _verdict(run))
     grid.add_row("", Text(run.sentence))
     if run.advice:
-        grid.add_row("To do", Text(f"{run.advice[:1].upper()}{run.advice[1:]}.", style="green"))
+        grid.add_row("To do", Text(instruction(run), style="green"))
     if run.confirm:
         grid.add_row("Confirm", Text(run.confirm))
     yield Padding(grid, (0, 0, 0, 1))

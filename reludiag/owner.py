@@ -1,4 +1,4 @@
-"""Owner: which process runs a trial, and whether it is gone.
+"""Owner: which process runs a trial or writes a recording, and whether it is gone.
 
 On its own host a process is known by its number and the time it started, for numbers are used
 again. Of a process elsewhere only its lease is known, which it renews while it lives.

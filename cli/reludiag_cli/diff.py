@@ -1,0 +1,41 @@
+"""`reludiag diff`: what died and what came back between two looks at a model."""
+
+from typing import Annotated
+
+import typer
+
+from reludiag_cli import options
+
+
+def diff(
+    before: Annotated[
+        str,
+        typer.Argument(metavar="A", help="A recording, or a JSON report of a scan or a recording."),
+    ],
+    after: Annotated[str, typer.Argument(metavar="B", help="The later one, of the same model.")],
+    csv: Annotated[
+        str | None,
+        typer.Option("--csv", metavar="FILE", help="Units that changed; - is stdout."),
+    ] = None,
+    all_units: options.AllUnits = False,
+    as_json: options.AsJson = False,
+    output: options.Output = "-",
+    fail_on_new_deaths: Annotated[
+        bool,
+        typer.Option("--fail-on-new-deaths", help="Exit 1 if a unit died or is no longer finite."),
+    ] = False,
+) -> None:
+    """Tell which units died and which came back from A to B.
+
+    reludiag diff last_week.json today.json --fail-on-new-deaths
+    """
+    from reludiag.difference import diff as compare_two
+
+    options.check_outputs(output, as_json, csv)
+    difference = compare_two(before, after)
+    options.write_difference(
+        difference, output=output, as_json=as_json, csv=csv, all_units=all_units
+    )
+    if fail_on_new_deaths and difference.new_deaths:
+        typer.echo(f"new deaths: {difference.new_deaths:,}", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,66 @@
+"""`reludiag watch`: a training run, live, from the recording that it writes."""
+
+import contextlib
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:  # importing these loads pandas; --help must not
+    from rich.console import Console
+
+    from reludiag.watching import Follower
+
+
+def watch(
+    recording: Annotated[
+        str, typer.Argument(metavar="RECORDING", help="The file that a Monitor writes, or will.")
+    ],
+    interval: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="How often to look.")
+    ] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,
+) -> None:
+    """Follow a training run while it writes its recording; q or Ctrl-C leaves.
+
+    It goes on where the run has ended, or another one takes its place.
+    """
+    from rich.console import Console
+
+    from reludiag.errors import RecordingError, UsageError
+    from reludiag.reports.live import print_frame
+    from reludiag.watching import Follower
+
+    console, follower = Console(), Follower(recording)
+    if once:
+        sight = follower.look()
+        if sight.diagnosis is None:
+            raise RecordingError(sight.sentence)
+        print_frame(sight, console)
+    elif console.is_terminal:
+        with contextlib.suppress(KeyboardInterrupt):
+            _follow(follower, console, interval)
+    else:
+        raise UsageError("watch shows a live view and needs a terminal; --once prints one frame")
+
+
+def _follow(follower: "Follower", console: "Console", interval: float) -> None:
+    from rich.live import Live
+
+    from reludiag.reports.live import frame, print_frame
+    from reludiag.reports.terminal import speaks_unicode
+    from reludiag_cli.keys import key_presses
+
+    plain = not speaks_unicode(console)
+    sight = follower.look()
+    try:
+        with (
+            key_presses() as pressed,
+            Live(console=console, screen=True, auto_refresh=False) as live,
+        ):
+            while True:
+                sight = follower.look()
+                live.update(frame(sight, console.height, plain), refresh=True)
+                if "q" in pressed(interval).lower():
+                    break
+    finally:
+        print_frame(sight, console)  # what was seen last stays on the screen

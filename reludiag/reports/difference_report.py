@@ -1,0 +1,137 @@
+"""The difference between two looks at a model: on the terminal, as text, as JSON."""
+
+import io
+import json
+from dataclasses import asdict
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from reludiag.difference import CHANGES, Difference
+from reludiag.reports.document import records
+from reludiag.reports.harmless import Harmless
+from reludiag.reports.summary import many
+from reludiag.reports.terminal import WIDTH
+from reludiag.stored import SCHEMA_VERSION
+
+_NAMED = 5  # units named per site
+_STYLES = {"died": "bold red", "diverged": "bold magenta", "revived": "green"}
+
+
+def print_difference(difference: Difference, console: Console) -> None:
+    """Print the report on a Rich console."""
+    console.print(Harmless(_head(difference), *_site_table(difference)))
+
+
+def difference_text(difference: Difference, encoding: str = "utf-8") -> str:
+    """The report as plain text, 80 columns wide, of characters that `encoding` has."""
+    page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    console = Console(file=page, width=WIDTH, color_system=None, legacy_windows=False)
+    print_difference(difference, console)
+    page.seek(0)
+    return "".join(line.rstrip() + "\n" for line in page)
+
+
+def difference_document(difference: Difference, all_units: bool = False) -> str:
+    """The JSON text; numbers that are unknown are null."""
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "before": asdict(difference.before),
+        "after": asdict(difference.after),
+        "notes": difference.notes,
+        "totals": {
+            "new_deaths": difference.new_deaths,
+            **{change: difference.count(change) for change in CHANGES},
+        },
+        "sites": records(difference.sites),
+        "units": records(changed_units(difference, all_units)),
+    }
+    return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def changed_units(difference: Difference, all_units: bool) -> pd.DataFrame:
+    """All units, or those that are not what they were."""
+    units = difference.units
+    return units if all_units else units[units["change"] != "unchanged"]
+
+
+def _head(difference: Difference) -> RenderableType:
+    before, after = difference.before, difference.after
+    sides = Table.grid(padding=(0, 1))
+    sides.add_column(style="dim")
+    sides.add_column(overflow="fold")
+    for word, head in (("from", before), ("to", after)):
+        sides.add_row(word, Text(f"{head.subject}: {head.evidence}"))
+    totals = Text("  ").join(
+        Text(f"{difference.count(change):,} {change}", style=_STYLES.get(change, ""))
+        for change in CHANGES
+        if difference.count(change) or change in ("died", "revived", "unchanged")
+    )
+    notes = [Text(note, style="yellow") for note in difference.notes]
+    title = f"reludiag diff: {after.model}"
+    return Panel(
+        Group(sides, totals, *notes), title=Text(title), title_align="left", border_style="dim"
+    )
+
+
+def _site_table(difference: Difference) -> list[RenderableType]:
+    sites = difference.sites
+    same = (sites["status"] == "compared") & (
+        sites[["died", "diverged", "revived", "unknown"]].sum(axis=1) == 0
+    )
+    shown = sites[~same]
+    parts: list[RenderableType] = []
+    if len(shown):
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
+        table.add_column("Site", overflow="fold", ratio=2, min_width=12)
+        for name in ("Units", "Dead", "Died", "Revived"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("Units that changed", overflow="ellipsis", no_wrap=True, ratio=3)
+        named = _named_units(difference)
+        for row in shown.to_dict("records"):
+            if row["status"] == "compared":
+                told = Text(named.get(row["site"], ""), style="dim")
+            else:
+                told = Text(row["status"], style="yellow")
+            table.add_row(
+                Text(row["site"]),
+                _change(row["units_before"], row["units_after"]),
+                _change(row["dead_before"], row["dead_after"]),
+                *(_count(row[change], _STYLES[change]) for change in ("died", "revived")),
+                told,
+            )
+        parts.append(Padding(table, (1, 0, 0, 1)))
+    if same.any():
+        rest = f"{'the other ' if len(shown) else ''}{many(int(same.sum()), 'site')}"
+        line = f" No unit changed in {rest}."
+        parts.append(Text(line, style="dim"))
+    return parts
+
+
+def _change(before: int, after: int) -> str:
+    """`12`, `12 > 15`, or with a dash for what is not there."""
+    first, second = ("-" if pd.isna(count) else f"{count:,}" for count in (before, after))
+    return first if first == second else f"{first} > {second}"
+
+
+def _count(count: int, style: str) -> Text:
+    if pd.isna(count):
+        return Text("")
+    return Text(f"{count:,}", style=style if count else "dim")
+
+
+def _named_units(difference: Difference) -> dict[str, str]:
+    """For each site, the units that died, or else those that diverged, revived, or are unknown."""
+    named: dict[str, str] = {}
+    for change in ("died", "diverged", "revived", "unknown"):
+        found = difference.units[difference.units["change"] == change]
+        for site, rows in found.groupby("site", sort=False):
+            more = len(rows) - _NAMED
+            listed = ", ".join(str(unit) for unit in rows["unit"].head(_NAMED))
+            named.setdefault(str(site), f"{change} {listed}" + (f" +{more:,}" if more > 0 else ""))
+    return named

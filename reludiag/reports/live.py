@@ -1,0 +1,135 @@
+"""The live view: a run as it is at one moment, in as many lines as the terminal has."""
+
+import math
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from reludiag.diagnosis import Diagnosis
+from reludiag.reports.harmless import Harmless
+from reludiag.reports.summary import WINDOWS, many, share
+from reludiag.reports.terminal import BAR, bar, life_table, speaks_unicode
+from reludiag.verdicts import VERDICTS
+from reludiag.watching import Sight
+
+_STYLES = {
+    "waiting": "yellow",
+    "running": "bold green",
+    "complete": "bold blue",
+    "interrupted": "bold yellow",
+    "died": "bold red",
+    "lost": "bold red",
+}
+_HEAD, _TITLES, _FOOT = 6, 8, 1  # lines that are taken whatever there is to show
+_FEWEST = 3  # rows of each of the two tables on the smallest screen
+
+
+def print_frame(sight: Sight, console: Console) -> None:
+    """Print one frame, as high as it has to be."""
+    console.print(frame(sight, None, ascii_only=not speaks_unicode(console)))
+
+
+def frame(sight: Sight, height: int | None, ascii_only: bool = False) -> RenderableType:
+    """One frame in `height` lines of a terminal; in as many as it takes where that is None."""
+    parts = [_head(sight)]
+    diagnosis = sight.diagnosis
+    if diagnosis is not None and diagnosis.timeline is not None and len(diagnosis.timeline):
+        rows = 99 if height is None else max(0, height - _HEAD - _TITLES - _FOOT)
+        sites = max(_FEWEST, min(len(diagnosis.sites), rows // 3, 10))
+        windows = max(_FEWEST, min(WINDOWS, rows - sites - 1))
+        parts.append(life_table(diagnosis, ascii_only, windows))
+        parts.append(_worst_sites(diagnosis, sites, ascii_only))
+    if height is not None:
+        parts.append(Text(" q or Ctrl-C leaves; the run goes on.", style="dim"))
+    return Harmless(*parts)
+
+
+def _head(sight: Sight) -> RenderableType:
+    diagnosis = sight.diagnosis
+    title = Text(diagnosis.head.model if diagnosis is not None else "", style="bold")
+    title.append(f"  {sight.subject}" if diagnosis is not None else sight.subject, "not bold")
+    lines = [title, _pulse(sight)]
+    if diagnosis is not None:
+        lines.append(_totals(diagnosis))
+    if sight.sentence:
+        lines.append(Text(sight.sentence, style=_STYLES[sight.state].replace("green", "yellow")))
+    return Panel(
+        Group(*lines), title=Text("reludiag watch"), title_align="left", border_style="dim"
+    )
+
+
+def _pulse(sight: Sight) -> Text:
+    parts = [Text(sight.state, style=_STYLES[sight.state])]
+    if sight.step is not None:
+        parts.append(Text(f"step {sight.step:,}"))
+    if sight.steps_per_second is not None:
+        parts.append(Text(f"{_speed(sight.steps_per_second)} steps/s"))
+    rate = _latest_rate(sight.diagnosis)
+    if not math.isnan(rate):
+        parts.append(Text(f"learning rate {rate:.4g}"))
+    if sight.silent is not None:
+        parts.append(Text(f"snapshot {_duration(sight.silent)} ago", style="dim"))
+    return Text("  ").join(parts)
+
+
+def _latest_rate(diagnosis: Diagnosis | None) -> float:
+    """The largest in the last window; NaN where none is known."""
+    timeline = None if diagnosis is None else diagnosis.timeline
+    if timeline is None or timeline.empty:
+        return math.nan
+    last = timeline["step"] == timeline["step"].iloc[-1]
+    return float(timeline.loc[last, "learning_rate"].max())
+
+
+def _totals(diagnosis: Diagnosis) -> Text:
+    units = int(diagnosis.sites["units"].sum())
+    text = Text(
+        f"{diagnosis.dead:,} of {many(units, 'unit')} dead",
+        style="bold red" if diagnosis.dead else "bold green",
+    )
+    if diagnosis.dead:
+        text.append(f" ({share(diagnosis.dead, units)})")
+    if diagnosis.diverged:
+        text.append(f"  {int(diagnosis.sites['nonfinite'].sum()):,} nonfinite", "bold magenta")
+    return text
+
+
+def _worst_sites(diagnosis: Diagnosis, most: int, ascii_only: bool) -> RenderableType:
+    sites = diagnosis.sites[diagnosis.sites["units"].notna()]
+    worst = sites.sort_values(
+        ["nonfinite", "dead_fraction", "dead"], ascending=False, kind="stable"
+    ).head(most)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
+    table.add_column("Worst sites", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("Units", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, width=BAR + 1)
+    table.add_column("Dead", justify="right", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    for row in worst.to_dict("records"):
+        counts = {verdict: int(row[verdict]) for verdict in VERDICTS}
+        units = sum(counts.values())
+        style = "red" if counts["dead"] else "dim"
+        table.add_row(
+            Text(row["site"]),
+            f"{units:,}",
+            bar(counts, units, ascii_only) if units else "",
+            Text(f"{counts['dead']:,}", style=style),
+            Text(share(counts["dead"], units), style=style),
+        )
+    return Padding(table, (1, 0, 0, 1))
+
+
+def _speed(steps: float) -> str:
+    return f"{steps:,.0f}" if steps >= 10 else f"{steps:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    """`3 s`, `12 min`, `5 h`, `2 days`: as much as a glance needs."""
+    for unit, length in (("days", 172_800.0), ("h", 7200.0), ("min", 120.0)):
+        if seconds >= length:
+            return f"{seconds / {'days': 86_400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"
+    return f"{seconds:.0f} s"
