@@ -17,7 +17,9 @@ _HOMES = {
     "RecordingError": "reludiag.errors",
     "ReludiagError": "reludiag.errors",
     "Replay": "reludiag.experiments.replay",
+    "Snapshot": "reludiag.alerts",
     "Thresholds": "reludiag.verdicts",
+    "TooManyDeadError": "reludiag.errors",
     "Trial": "reludiag.experiments.trial",
     "UsageError": "reludiag.errors",
     "UserCodeError": "reludiag.errors",
@@ -33,6 +35,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from reludiag.alerts import Snapshot
     from reludiag.diagnosis import Diagnosis
     from reludiag.errors import (
         CheckpointError,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
         ModelError,
         RecordingError,
         ReludiagError,
+        TooManyDeadError,
         UsageError,
         UserCodeError,
     )
@@ -67,7 +71,9 @@ __all__ = [
     "RecordingError",
     "ReludiagError",
     "Replay",
+    "Snapshot",
     "Thresholds",
+    "TooManyDeadError",
     "Trial",
     "UsageError",
     "UserCodeError",

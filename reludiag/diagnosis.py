@@ -164,14 +164,14 @@ class Limit:
     is_share: bool
 
     @classmethod
-    def parse(cls, text: str) -> "Limit":
+    def parse(cls, text: str, option: str = "--fail-over") -> "Limit":
         """From `5%` or `12`; raises UsageError for anything else."""
         number = text.removesuffix("%").strip()
         is_share = text.endswith("%")
         valid = re.fullmatch(r"\d+(\.\d+)?" if is_share else r"\d+", number)
         if not valid or (is_share and float(number) > 100):
             raise UsageError(
-                f"--fail-over {text!r} was given; expected a share from 0% to 100%, such as 5%, "
+                f"{option} {text!r} was given; expected a share from 0% to 100%, such as 5%, "
                 "or a number of units, such as 12"
             )
         return cls(text, float(number), is_share)
@@ -179,7 +179,10 @@ class Limit:
     def exceeded_by(self, diagnosis: Diagnosis) -> bool:
         """Whether more units than that are dead or not finite."""
         lost = diagnosis.dead + int(diagnosis.sites["nonfinite"].sum())
-        units = int(diagnosis.sites["units"].sum())
+        return self.passed(lost, int(diagnosis.sites["units"].sum()))
+
+    def passed(self, lost: int, units: int) -> bool:
+        """Whether `lost` of `units` is more than that."""
         return lost * 100 > self.value * units if self.is_share else lost > self.value
 
 

@@ -47,3 +47,22 @@ class RecordingError(ReludiagError):
     """A file that is not a readable recording."""
 
     title = "Cannot read this recording"
+
+
+class TooManyDeadError(ReludiagError):
+    """A run was stopped because more units were dead than its `raise_over` allows."""
+
+    exit_code = 1  # a threshold was exceeded
+    title = "Too many units are dead"
+
+
+class MissingLibraryError(ReludiagError, ImportError):
+    """An integration was imported without the library that it integrates with."""
+
+    title = "A library is missing"
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f"{library} is not installed; expected it for this integration: "
+            f'pip install "reludiag[{extra}]"'
+        )

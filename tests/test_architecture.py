@@ -29,6 +29,7 @@ LINE = [
     "causes",
     "diagnosis",
     "history",
+    "alerts",
     "scanning",
     "screening",
     "layer_inputs",
