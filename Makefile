@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 ARCHITECTURES := $(VENV)/.architectures
+INTEGRATIONS := $(VENV)/.integrations
 
 .PHONY: setup demo test lint bench picture clean
 
@@ -30,7 +31,15 @@ $(ARCHITECTURES): $(READY)
 	    echo "torchvision, timm and transformers cannot be had: their tests are skipped"
 	touch $(ARCHITECTURES)
 
-test: $(READY) $(ARCHITECTURES)
+# Frameworks and loggers, one by one: what cannot be had is skipped.
+$(INTEGRATIONS): $(READY)
+	for extra in parquet lightning transformers ignite tensorboard wandb mlflow; do \
+	    $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$$extra]" || \
+	        echo "$$extra cannot be had: its tests are skipped"; \
+	done
+	touch $(INTEGRATIONS)
+
+test: $(READY) $(ARCHITECTURES) $(INTEGRATIONS)
 	$(BIN)/python -m pytest
 
 lint: $(READY)

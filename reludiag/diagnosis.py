@@ -142,6 +142,15 @@ class Diagnosis:
 
         write_csv(self, path, all_units)
 
+    def to_parquet(self, path: str | Path, all_units: bool = False) -> None:
+        """Write the units that are not alive, or all of them, as a Parquet file.
+
+        Raises MissingLibraryError without pyarrow: it is the extra `parquet`.
+        """
+        from reludiag.reports import write_parquet
+
+        write_parquet(self, path, all_units)
+
     def to_json(self, path: str | Path | IO[str], all_units: bool = False) -> None:
         """Write one JSON document with a `schema_version`; `-` is the standard output."""
         from reludiag.reports import write_json

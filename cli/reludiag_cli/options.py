@@ -61,7 +61,13 @@ DType = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, f
 Csv = Annotated[
     str | None, typer.Option("--csv", metavar="FILE", help="Units that are not alive; - is stdout.")
 ]
-AllUnits = Annotated[bool, typer.Option("--all", help="Every unit in the CSV and the JSON.")]
+Parquet = Annotated[
+    str | None,
+    typer.Option("--parquet", metavar="FILE", help="The same table, typed (extra parquet)."),
+]
+AllUnits = Annotated[
+    bool, typer.Option("--all", help="Every unit in the CSV, the Parquet file and the JSON.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")]
 Output = Annotated[
     str,
@@ -159,11 +165,15 @@ def unit_axes(given: list[str] | None) -> dict[str, int]:
     return axes
 
 
-def check_outputs(output: str, as_json: bool, csv: str | None, svg: str | None) -> None:
+def check_outputs(
+    output: str, as_json: bool, csv: str | None, svg: str | None, parquet: str | None = None
+) -> None:
     """Raise now rather than after a long pass."""
     from reludiag.errors import UsageError
-    from reludiag.reports import check_writable
+    from reludiag.reports import check_parquet, check_writable
 
+    if parquet is not None:
+        check_parquet(parquet)
     targets = [target for target in (output, csv, svg) if target is not None]
     for target in targets:
         check_writable(target)
@@ -178,6 +188,7 @@ def write_reports(
     as_json: bool,
     csv: str | None,
     svg: str | None,
+    parquet: str | None,
     all_units: bool,
     all_sites: bool,
     fail_over: str | None,
@@ -190,6 +201,8 @@ def write_reports(
 
     if csv is not None:
         reports.write_csv(diagnosis, csv, all_units)
+    if parquet is not None:
+        reports.write_parquet(diagnosis, parquet, all_units)
     if svg is not None:
         reports.write_svg(diagnosis, svg, all_sites)
     if "-" in (csv, svg) and output == "-":

@@ -14,6 +14,7 @@ def report(
     rare: options.Rare = options.RARE,
     dormant: options.Dormant = options.DORMANT,
     csv: options.Csv = None,
+    parquet: options.Parquet = None,
     all_units: options.AllUnits = False,
     as_json: options.AsJson = False,
     output: options.Output = "-",
@@ -28,12 +29,13 @@ def report(
 
     if fail_over is not None:
         Limit.parse(fail_over)
-    options.check_outputs(output, as_json, csv, svg)
+    options.check_outputs(output, as_json, csv, svg, parquet)
     options.write_reports(
         load(recording, Thresholds(rare, dormant)),
         output=output,
         as_json=as_json,
         csv=csv,
+        parquet=parquet,
         svg=svg,
         all_units=all_units,
         all_sites=all_sites,

@@ -36,6 +36,7 @@ def scan(
     rare: options.Rare = options.RARE,
     dormant: options.Dormant = options.DORMANT,
     csv: options.Csv = None,
+    parquet: options.Parquet = None,
     all_units: options.AllUnits = False,
     as_json: options.AsJson = False,
     output: options.Output = "-",
@@ -57,7 +58,7 @@ def scan(
 
     if fail_over is not None:
         Limit.parse(fail_over)
-    options.check_outputs(output, as_json, csv, svg)
+    options.check_outputs(output, as_json, csv, svg, parquet)
     axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)
     batches, notes = options.build_batches(data, data_arg, input_shape, batch_size)
@@ -100,6 +101,7 @@ def scan(
         output=output,
         as_json=as_json,
         csv=csv,
+        parquet=parquet,
         svg=svg,
         all_units=all_units,
         all_sites=all_sites,

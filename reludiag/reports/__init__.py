@@ -15,11 +15,13 @@ from reludiag.reports.document import document, effects_document
 from reludiag.reports.heat_map import effects_text, print_effects
 from reludiag.reports.init_report import init_document, init_text, print_init
 from reludiag.reports.output import check_writable, opened
+from reludiag.reports.parquet import check_parquet, write_parquet
 from reludiag.reports.replay_report import print_replay, replay_document, replay_text
 from reludiag.reports.table import write_frame, write_table
 from reludiag.reports.terminal import print_report, terminal_svg, terminal_text
 
 __all__ = [
+    "check_parquet",
     "check_writable",
     "document",
     "effects_document",
@@ -38,6 +40,7 @@ __all__ = [
     "write_effects_json",
     "write_effects_text",
     "write_json",
+    "write_parquet",
     "write_replay_json",
     "write_replay_text",
     "write_svg",

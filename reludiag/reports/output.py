@@ -1,6 +1,7 @@
 """The one place that opens, completes or abandons the files that reports go to."""
 
 import contextlib
+import io
 import os
 import sys
 import tempfile
@@ -27,12 +28,24 @@ def opened(target: str | Path | IO[str]) -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()
         return
+    with replaced(target) as binary:
+        stream = io.TextIOWrapper(binary, encoding="utf-8", newline="")
+        yield stream
+        stream.detach()  # flushed, and the file left open
+
+
+@contextlib.contextmanager
+def replaced(target: str | Path) -> Iterator[IO[bytes]]:
+    """A binary stream to a file, which is there when it is whole, and else as it was before.
+
+    Raises UsageError where it cannot be written.
+    """
     path = Path(target)
     check_writable(path)
     with _told(path):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with _told(path), os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
+        with _told(path), os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
