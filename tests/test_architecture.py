@@ -35,8 +35,10 @@ LINE = [
     "layer_inputs",
     "examining",
     "monitor",
+    "integrations",
     "experiments",
     "reports",
+    "testing",
 ]
 # Backwards on purpose, at call time: Diagnosis.to_csv, Effects.to_csv and their like.
 ALLOWED = {("diagnosis", "reports"), ("examining", "reports"), ("experiments", "reports")}
