@@ -31,9 +31,12 @@ $(ARCHITECTURES): $(READY)
 	    echo "torchvision, timm and transformers cannot be had: their tests are skipped"
 	touch $(ARCHITECTURES)
 
-# Frameworks and loggers, one by one: what cannot be had is skipped.
+# Frameworks and loggers; where one cannot be had, the others one by one.
+EXTRAS := parquet,lightning,transformers,ignite,tensorboard,wandb,mlflow
+comma := ,
 $(INTEGRATIONS): $(READY)
-	for extra in parquet lightning transformers ignite tensorboard wandb mlflow; do \
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]" || \
+	for extra in $(subst $(comma), ,$(EXTRAS)); do \
 	    $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$$extra]" || \
 	        echo "$$extra cannot be had: its tests are skipped"; \
 	done

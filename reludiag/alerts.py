@@ -161,7 +161,7 @@ class Alerts:
             self._on_snapshot(news)
         if self._on_death is not None and news.died:
             self._on_death(news)
-        if self._warn_over is not None and self._warn_over.passed(news.died, news.units):
+        if self._warn_over is not None and self._warn_over.less_than(news.died, news.units):
             limit, self._warn_over = self._warn_over, None
             warnings.warn(
                 f"reludiag: {news}. That is more than {limit.text} in one window (warn_over)",
@@ -174,7 +174,7 @@ class Alerts:
 
     def _stop_if_due(self, news: Snapshot) -> None:
         lost = news.dead + news.nonfinite
-        if self._raise_over is None or not self._raise_over.passed(lost, news.units):
+        if self._raise_over is None or not self._raise_over.less_than(lost, news.units):
             return
         finite = f", {news.nonfinite:,} of them not finite" if news.nonfinite else ""
         raise TooManyDeadError(

@@ -188,10 +188,10 @@ class Limit:
     def exceeded_by(self, diagnosis: Diagnosis) -> bool:
         """Whether more units than that are dead or not finite."""
         lost = diagnosis.dead + int(diagnosis.sites["nonfinite"].sum())
-        return self.passed(lost, int(diagnosis.sites["units"].sum()))
+        return self.less_than(lost, int(diagnosis.sites["units"].sum()))
 
-    def passed(self, lost: int, units: int) -> bool:
-        """Whether `lost` of `units` is more than that."""
+    def less_than(self, lost: int, units: int) -> bool:
+        """Whether `lost` of `units` are more than that."""
         return lost * 100 > self.value * units if self.is_share else lost > self.value
 
 

@@ -3,6 +3,7 @@
 In all of them a step takes two micro-batches of 8, and the learning rate halves at each step.
 """
 
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -150,6 +151,16 @@ def test_too_many_deaths_stop_a_lightning_fit(lightning: ModuleType) -> None:
     diagnosis = callback.monitor.diagnose()
     assert diagnosis.timeline["step"].tolist() == [0, 2]
     assert diagnosis.head.status == "interrupted by TooManyDeadError"
+
+
+def test_the_older_name_of_lightning_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = pytest.importorskip("pytorch_lightning")
+    for name in ("lightning", "lightning.pytorch"):
+        monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+    monkeypatch.delitem(sys.modules, "reludiag.integrations.lightning", raising=False)
+    module = importlib.import_module("reludiag.integrations.lightning")
+    monkeypatch.delitem(sys.modules, "reludiag.integrations.lightning")
+    assert issubclass(module.ReludiagCallback, older.Callback)
 
 
 # Hugging Face Transformers
@@ -361,7 +372,7 @@ def test_a_missing_library_is_told_with_its_extra(
     for name in library:
         monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
     with pytest.raises(reludiag.ReludiagError, match=rf'pip install "reludiag\[{extra}\]"$'):
-        __import__(f"reludiag.integrations.{module}")
+        importlib.import_module(f"reludiag.integrations.{module}")
 
 
 def test_every_integration_is_at_most_60_lines() -> None:

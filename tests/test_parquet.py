@@ -1,5 +1,6 @@
 """Parquet: the unit table, with its types, through a file."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -54,12 +55,11 @@ def test_an_export_that_fails_leaves_the_old_file(
     target = tmp_path / "units.parquet"
     target.write_bytes(b"old")
 
-    def broken(self: pd.DataFrame, stream: object, **options: object) -> None:
-        stream.write(b"half")  # type: ignore[attr-defined]
-        raise MemoryError
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", broken)
-    with pytest.raises(MemoryError):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(reludiag.UsageError, match="No space left"):
         diagnosis().to_parquet(target)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]

@@ -1,10 +1,11 @@
 """Parquet: the unit table with its types, for tools that read tables (extra `parquet`)."""
 
+import io
 from pathlib import Path
 
 from reludiag.diagnosis import Diagnosis
 from reludiag.errors import MissingLibraryError, UsageError
-from reludiag.reports.output import STDOUT, check_writable, replaced
+from reludiag.reports.output import STDOUT, check_writable, write_bytes
 from reludiag.reports.table import chosen_units
 
 
@@ -29,5 +30,6 @@ def write_parquet(diagnosis: Diagnosis, target: str | Path, all_units: bool = Fa
     Text stands as it is: a typed file is not run by a spreadsheet, and names remain keys.
     """
     check_parquet(target)
-    with replaced(target) as stream:
-        chosen_units(diagnosis, all_units).to_parquet(stream, engine="pyarrow", index=False)
+    content = io.BytesIO()
+    chosen_units(diagnosis, all_units).to_parquet(content, engine="pyarrow", index=False)
+    write_bytes(content.getvalue(), target)
