@@ -166,7 +166,7 @@ class Alerts:
             warnings.warn(
                 f"reludiag: {news}. That is more than {limit.text} in one window (warn_over)",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=6,  # the line that steps the optimizer
             )
         # What is dead at step 0 was not killed by this run, and may come to life in it.
         if stopping and news.step:
