@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 
 ARCHITECTURES := $(VENV)/.architectures
 CHROMIUM := $(VENV)/.chromium
+INTEGRATIONS := $(VENV)/.integrations
 
 .PHONY: setup demo test lint bench picture clean
 
@@ -38,7 +39,18 @@ $(CHROMIUM): $(READY)
 	    echo "Chromium cannot be had: the tests of the HTML report in a browser are skipped"
 	touch $(CHROMIUM)
 
-test: $(READY) $(ARCHITECTURES) $(CHROMIUM)
+# Frameworks and loggers; where one cannot be had, the others one by one.
+EXTRAS := parquet,lightning,transformers,ignite,tensorboard,wandb,mlflow
+comma := ,
+$(INTEGRATIONS): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]" || \
+	for extra in $(subst $(comma), ,$(EXTRAS)); do \
+	    $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$$extra]" || \
+	        echo "$$extra cannot be had: its tests are skipped"; \
+	done
+	touch $(INTEGRATIONS)
+
+test: $(READY) $(ARCHITECTURES) $(CHROMIUM) $(INTEGRATIONS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)

@@ -20,7 +20,9 @@ _HOMES = {
     "ReludiagError": "reludiag.errors",
     "ReportError": "reludiag.errors",
     "Replay": "reludiag.experiments.replay",
+    "Snapshot": "reludiag.alerts",
     "Thresholds": "reludiag.verdicts",
+    "TooManyDeadError": "reludiag.errors",
     "Trial": "reludiag.experiments.trial",
     "UsageError": "reludiag.errors",
     "UserCodeError": "reludiag.errors",
@@ -37,6 +39,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from reludiag.alerts import Snapshot
     from reludiag.causes.cause import Cause
     from reludiag.diagnosis import Diagnosis
     from reludiag.difference import Difference, diff
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
         RecordingError,
         ReludiagError,
         ReportError,
+        TooManyDeadError,
         UsageError,
         UserCodeError,
     )
@@ -77,7 +81,9 @@ __all__ = [
     "ReludiagError",
     "Replay",
     "ReportError",
+    "Snapshot",
     "Thresholds",
+    "TooManyDeadError",
     "Trial",
     "UsageError",
     "UserCodeError",

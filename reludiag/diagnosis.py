@@ -159,6 +159,15 @@ class Diagnosis:
 
         write_csv(self, path, all_units)
 
+    def to_parquet(self, path: str | Path, all_units: bool = False) -> None:
+        """Write the units that are not alive, or all of them, as a Parquet file.
+
+        Raises MissingLibraryError without pyarrow: it is the extra `parquet`.
+        """
+        from reludiag.reports import write_parquet
+
+        write_parquet(self, path, all_units)
+
     def to_json(self, path: str | Path | IO[str], all_units: bool = False) -> None:
         """Write one JSON document with a `schema_version`; `-` is the standard output."""
         from reludiag.reports import write_json
@@ -202,14 +211,14 @@ class Limit:
     is_share: bool
 
     @classmethod
-    def parse(cls, text: str) -> "Limit":
+    def parse(cls, text: str, option: str = "--fail-over") -> "Limit":
         """From `5%` or `12`; raises UsageError for anything else."""
         number = text.removesuffix("%").strip()
         is_share = text.endswith("%")
         valid = re.fullmatch(r"\d+(\.\d+)?" if is_share else r"\d+", number)
         if not valid or (is_share and float(number) > 100):
             raise UsageError(
-                f"--fail-over {text!r} was given; expected a share from 0% to 100%, such as 5%, "
+                f"{option} {text!r} was given; expected a share from 0% to 100%, such as 5%, "
                 "or a number of units, such as 12"
             )
         return cls(text, float(number), is_share)

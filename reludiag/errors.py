@@ -53,3 +53,21 @@ class ReportError(ReludiagError):
     """A file that is neither a recording nor a report as reludiag writes it."""
 
     title = "Cannot read this report"
+
+
+class TooManyDeadError(ReludiagError):
+    """A run was stopped because more units were dead than its `raise_over` allows."""
+
+    exit_code = 1  # a threshold was exceeded
+    title = "Too many units are dead"
+
+
+class MissingLibraryError(ReludiagError, ImportError):
+    """A library that an extra brings is not there, and what was asked for needs it."""
+
+    title = "A library is missing"
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(
+            f'{library} is not installed; expected it for this: pip install "reludiag[{extra}]"'
+        )

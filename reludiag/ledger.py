@@ -34,6 +34,24 @@ class Ledger:
     """`[snapshot, unit]`: revived in the window that ends there."""
 
 
+class Lifelines:
+    """What is known of one site's units, `[unit]`, from one snapshot to the next."""
+
+    def __init__(self, units: int) -> None:
+        self.dead = np.zeros(units, dtype=bool)
+        """Where a unit is not known to be dead or alive, its last known state stands."""
+        self.seen = np.zeros(units, dtype=bool)
+
+    def advance(self, step: int, dead: Mask, known: Mask) -> tuple[Mask, Mask]:
+        """Go on to a snapshot: which units have died by then, and which have revived."""
+        now = np.where(known, dead, self.dead)
+        # Dead when first seen: born so at step 0, else it has died at some time before.
+        was_dead = self.dead | (known & ~self.seen & now & (step == 0))
+        died, revived = known & now & ~was_dead, known & ~now & self.dead
+        self.dead, self.seen = now, self.seen | known
+        return died, revived
+
+
 def trace_lives(steps: Sequence[int], dead: Mask, known: Mask) -> Ledger:
     """Follow the units of one site through its snapshots.
 
@@ -43,24 +61,17 @@ def trace_lives(steps: Sequence[int], dead: Mask, known: Mask) -> Ledger:
     """
     units = dead.shape[1]
     born_known = len(steps) > 0 and steps[0] == 0
-    seen = np.zeros(units, dtype=bool)
-    state = np.zeros(units, dtype=bool)
+    lives = Lifelines(units)
     last_alive = np.full(units, NEVER, dtype=np.int64)
     died_step, previous, revived_step = (np.full(units, NEVER, dtype=np.int64) for _ in range(3))
     died, revived = np.zeros_like(dead), np.zeros_like(dead)
     born = dead[0] & known[0] if born_known else np.zeros(units, dtype=bool)
     for index, step in enumerate(steps):
-        now = np.where(known[index], dead[index], state)
-        first = known[index] & ~seen
-        # Dead when first seen: born so at step 0, else it has died at some time before.
-        was_dead = state | (first & now & (step == 0))
-        died[index] = known[index] & now & ~was_dead
-        revived[index] = known[index] & ~now & state
+        died[index], revived[index] = lives.advance(step, dead[index], known[index])
         died_step[died[index]] = step
         previous[died[index]] = last_alive[died[index]]
         revived_step[revived[index]] = step
-        last_alive[known[index] & ~now] = step
-        state, seen = now, seen | known[index]
+        last_alive[known[index] & ~lives.dead] = step
     return Ledger(born_known, born, died_step, previous, revived_step, died, revived)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from reludiag.alerts import WARN_OVER, Alerts, Listener
 from reludiag.calls import Call
 from reludiag.capture import Capture
 from reludiag.diagnosis import Diagnosis, SiteFindings
@@ -51,6 +52,11 @@ class Monitor:
     other statistics are of the batches of every `stats_every`-th step, 1 for all. `unit_axes` is
     as in `scan`. `facts` are kept with the recording, as JSON: what else is known of the run.
 
+    After each snapshot `on_snapshot` is called with it (a `Snapshot`), and so is `on_death` where
+    units died. The first time that more than `warn_over` of all units (a share, or a number such
+    as "12") died between two snapshots there is a RuntimeWarning; None for none. Once more than
+    `raise_over` are dead or not finite, after step 0, TooManyDeadError ends the run.
+
     A model may be compiled by torch.compile, before or later. Its first step is not, and where it
     calls rectifiers as functions it runs uncompiled until the end.
 
@@ -71,6 +77,10 @@ class Monitor:
         unit_axes: Mapping[str, int] | None = None,
         overwrite: bool = False,
         facts: Mapping[str, Any] | None = None,
+        on_snapshot: Listener | None = None,
+        on_death: Listener | None = None,
+        warn_over: str | None = WARN_OVER,
+        raise_over: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise UsageError(
@@ -96,9 +106,9 @@ class Monitor:
         self._optimizers = (
             []
             if optimizer is None
-            else [optimizer]
+            else [_innermost(optimizer)]
             if isinstance(optimizer, Optimizer)
-            else list(optimizer)
+            else [_innermost(each) for each in optimizer]
         )
         self._probe = None if probe is None else _batches(probe)
         self._probe_samples: int | None = None
@@ -124,6 +134,7 @@ class Monitor:
             raise UsageError("expected a torch.optim.Optimizer, or a list of them, or None")
         self._settings: dict[str, Any] = {}
         self._told = dict(facts or {})
+        self._alerts = Alerts(on_snapshot, on_death, warn_over, raise_over)
         self._param_groups = self._map_param_groups()
         if self._optimizers and not self._param_groups:
             raise UsageError(
@@ -176,6 +187,7 @@ class Monitor:
                 self._snapshot(closing=True)
             self._writer.write_facts(self._facts(status))
             self._writer.close()
+        self._alerts.tell(stopping=kind is None)
 
     def step(self) -> None:
         """Count one update of the weights, where there is no optimizer to do it."""
@@ -213,16 +225,39 @@ class Monitor:
             window = self._window[call.site] = _Window(site, call.device, call.dtype)
         window.add(call, self._counting, asks)
 
-    def _before_step(self, index: int) -> None:
+    def _before_step(self, index: int, args: Any, kwargs: Any) -> Any:
         """An optimizer is about to step: note its learning rates as they are now."""
-        if self._step == 0 and not self.snapshots:
-            self._snapshot()
+        changed = self._with_initial_state(args, kwargs)
         known = self._rates[index]
         rates = [float(group["lr"]) for group in self._optimizers[index].param_groups]
         for number, rate in enumerate(rates):
             if number >= len(known) or known[number] != rate:
                 self._new_rates.append((self._step + 1, f"{index}/{number}", rate))
         known[:] = rates
+        return changed
+
+    def _with_initial_state(self, args: Any, kwargs: Any) -> Any:
+        """Take the initial state; where the forward is in the step's closure, after it.
+
+        Then these are the arguments to step with instead: Lightning gives a closure always.
+        """
+        if self._step or self.snapshots:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None or self._capture.passes:
+            self._snapshot()
+            return None
+
+        def evaluate() -> Any:
+            loss = closure()
+            if not self.snapshots:
+                self._snapshot()
+                self._witness.keep_weights()  # which layers it is to keep is known only now
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": evaluate}
+        return (args[0], evaluate, *args[2:]), kwargs
 
     def _after_step(self) -> None:
         if self._step == 0 and not self.snapshots:
@@ -283,20 +318,23 @@ class Monitor:
                 findings = self._measure_probe()
             else:
                 findings, first_step = self._close_window(closing)
+            states = [
+                SiteState(f.site, f.counts, is_dead(f.counts, f.site.rectifier)) for f in findings
+            ]
             self._writer.write_snapshot(
                 self._step,
                 first_step,
-                [
-                    SiteState(f.site, f.counts, is_dead(f.counts, f.site.rectifier))
-                    for f in findings
-                ],
+                states,
                 self._param_groups,
                 self._new_rates,
                 self._facts("running"),
                 self._witness.at_snapshot(self._step, findings),
             )
+            self._alerts.note(self._step, states, self._new_rates)
             self._new_rates = []
             self.snapshots.append(self._step)
+        if not closing:
+            self._alerts.tell()
 
     def _measure_probe(self) -> list[SiteFindings]:
         measured = self._scanner.run(self._probe or [])
@@ -423,16 +461,15 @@ class _BeforeStep:
         self._monitor, self._index = monitor, index
         self._rates = monitor._rates[index]
 
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         # In training this code is cold each time: where nothing changed, it is these lines alone.
         groups, rates = optimizer.param_groups, self._rates
         if len(groups) != len(rates):
-            self._monitor._before_step(self._index)
-            return
+            return self._monitor._before_step(self._index, args, kwargs)
         for group, rate in zip(groups, rates, strict=True):
             if group["lr"] != rate:
-                self._monitor._before_step(self._index)
-                return
+                return self._monitor._before_step(self._index, args, kwargs)
+        return None
 
 
 class _AfterStep:
@@ -441,6 +478,13 @@ class _AfterStep:
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._monitor._after_step()
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The optimizer inside wrappers such as Accelerate's, which have no hooks of their own."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
 
 
 def _batches(probe: Any) -> list[Any]:

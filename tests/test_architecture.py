@@ -41,6 +41,7 @@ LINE = [
     "stored",
     "difference",
     "watching",
+    "alerts",
     "scanning",
     "screening",
     "layer_inputs",
@@ -48,8 +49,10 @@ LINE = [
     "beginning",
     "witness",
     "monitor",
+    "integrations",
     "experiments",
     "reports",
+    "testing",
 ]
 # Backwards on purpose, at call time: Diagnosis.to_csv, Effects.to_csv and their like.
 ALLOWED = {

@@ -74,7 +74,13 @@ DType = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, f
 Csv = Annotated[
     str | None, typer.Option("--csv", metavar="FILE", help="Units that are not alive; - is stdout.")
 ]
-AllUnits = Annotated[bool, typer.Option("--all", help="Every unit in the CSV and the JSON.")]
+Parquet = Annotated[
+    str | None,
+    typer.Option("--parquet", metavar="FILE", help="The same table, typed (extra parquet)."),
+]
+AllUnits = Annotated[
+    bool, typer.Option("--all", help="Every unit in the CSV, the Parquet file and the JSON.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")]
 Output = Annotated[
     str,
@@ -193,11 +199,15 @@ def unit_axes(given: list[str] | None) -> dict[str, int]:
     return axes
 
 
-def check_outputs(output: str, as_json: bool, *files: str | None) -> None:
+def check_outputs(
+    output: str, as_json: bool, *files: str | None, parquet: str | None = None
+) -> None:
     """Raise now rather than after a long pass."""
     from reludiag.errors import UsageError
-    from reludiag.reports import check_writable
+    from reludiag.reports import check_parquet, check_writable
 
+    if parquet is not None:
+        check_parquet(parquet)
     for target in (output, *files):
         if target is not None:
             check_writable(target)
@@ -213,6 +223,7 @@ def write_reports(
     as_json: bool,
     csv: str | None,
     svg: str | None,
+    parquet: str | None,
     html: str | None,
     junit: str | None,
     markdown: str | None,
@@ -230,6 +241,8 @@ def write_reports(
     checks = gate.judge(diagnosis)
     if csv is not None:
         reports.write_csv(diagnosis, csv, all_units)
+    if parquet is not None:
+        reports.write_parquet(diagnosis, parquet, all_units)
     if svg is not None:
         reports.write_svg(diagnosis, svg, all_sites)
     if html is not None:

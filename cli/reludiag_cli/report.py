@@ -14,6 +14,7 @@ def report(
     rare: options.Rare = options.RARE,
     dormant: options.Dormant = options.DORMANT,
     csv: options.Csv = None,
+    parquet: options.Parquet = None,
     all_units: options.AllUnits = False,
     as_json: options.AsJson = False,
     output: options.Output = "-",
@@ -31,13 +32,14 @@ def report(
     from reludiag.verdicts import Thresholds
 
     gate = Gate.parse(fail_over or [])
-    options.check_outputs(output, as_json, csv, svg, html, junit, markdown)
+    options.check_outputs(output, as_json, csv, svg, html, junit, markdown, parquet=parquet)
     options.write_reports(
         load(recording, Thresholds(rare, dormant)),
         gate,
         output=output,
         as_json=as_json,
         csv=csv,
+        parquet=parquet,
         svg=svg,
         html=html,
         junit=junit,

@@ -36,6 +36,7 @@ def scan(
     rare: options.Rare = options.RARE,
     dormant: options.Dormant = options.DORMANT,
     csv: options.Csv = None,
+    parquet: options.Parquet = None,
     all_units: options.AllUnits = False,
     as_json: options.AsJson = False,
     output: options.Output = "-",
@@ -60,7 +61,7 @@ def scan(
     from reludiag_cli.progress import batch_progress
 
     gate = Gate.parse(fail_over or [])
-    options.check_outputs(output, as_json, csv, svg, html, junit, markdown)
+    options.check_outputs(output, as_json, csv, svg, html, junit, markdown, parquet=parquet)
     axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)
     batches, notes = options.build_batches(data, data_arg, input_shape, batch_size)
@@ -104,6 +105,7 @@ def scan(
         output=output,
         as_json=as_json,
         csv=csv,
+        parquet=parquet,
         svg=svg,
         html=html,
         junit=junit,

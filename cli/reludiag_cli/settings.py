@@ -18,7 +18,8 @@ from reludiag.errors import UsageError
 
 COMMAND_LINE_ONLY = frozenset(
     {
-        *("csv", "html", "json", "junit", "markdown", "output", "svg", "out"),  # of one call
+        *("csv", "html", "json", "junit", "markdown"),  # of one call
+        *("out", "output", "parquet", "svg"),
         *("data-arg", "init", "input-shape", "kind", "lr"),  # what is asked
         *("model-arg", "once", "shard"),
         *("help", "install-completion", "show-completion", "version"),

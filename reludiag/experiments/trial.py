@@ -85,6 +85,8 @@ class Trial:
                 "trial.monitor was called twice; expected one Monitor a trial. Several optimizers "
                 "are given to it as a list"
             )
+        if self._recording is not None:  # one of many runs, which are there to see units die
+            settings.setdefault("warn_over", None)
         facts = {"seed": self.seed, "init": self._scheme, "lr": self.learning_rate}
         self._monitor = Monitor(
             model,

@@ -28,12 +28,14 @@ from reludiag.reports.init_report import init_document, init_text, print_init
 from reludiag.reports.junit import junit
 from reludiag.reports.markdown import markdown
 from reludiag.reports.output import append, check_writable, opened
+from reludiag.reports.parquet import check_parquet, write_parquet
 from reludiag.reports.replay_report import print_replay, replay_document, replay_text
 from reludiag.reports.table import write_frame, write_table
 from reludiag.reports.terminal import print_report, terminal_svg, terminal_text
 
 __all__ = [
     "append_markdown",
+    "check_parquet",
     "check_writable",
     "difference_document",
     "difference_text",
@@ -64,6 +66,7 @@ __all__ = [
     "write_json",
     "write_junit",
     "write_markdown",
+    "write_parquet",
     "write_replay_json",
     "write_replay_text",
     "write_svg",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reludiag.diagnosis import Diagnosis
-from reludiag.errors import UsageError
+from reludiag.errors import MissingLibraryError, UsageError
 from reludiag.experiments.effects import Effects
 from reludiag.ledger import Life
 from reludiag.reports.effects_summary import rate
@@ -90,14 +90,12 @@ _STYLE: dict[Any, Any] = {
 def figure(subject: Diagnosis | Effects, kind: str) -> "Figure":
     """A matplotlib figure: `lifelines`, `sites` or `rates` of a Diagnosis, `sweep` of Effects.
 
-    Raises UsageError where matplotlib is not installed or there is nothing to show.
+    Raises MissingLibraryError without matplotlib, UsageError where there is nothing to show.
     """
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise UsageError(
-            "a figure needs matplotlib, which is not installed: pip install 'reludiag[plot]'"
-        ) from error
+        raise MissingLibraryError("matplotlib", "plot") from error
     with mpl.rc_context(_STYLE):
         if isinstance(subject, Effects):
             return _sweep(subject)

@@ -1,0 +1,38 @@
+"""MLflow: a metric sink.
+
+with mlflow.start_run():
+    Monitor(model, optimizer, on_snapshot=MlflowSink())
+"""
+
+import re
+
+from reludiag.alerts import Snapshot
+from reludiag.errors import MissingLibraryError
+
+try:
+    import mlflow
+except ImportError as error:
+    raise MissingLibraryError("MLflow", "mlflow") from error
+
+_LONGEST = 200  # of a site's name: MLflow takes 250 characters of a metric's
+
+
+class MlflowSink:
+    """Logs each snapshot's scalars at its step, to the active run or the one of `run_id`.
+
+    MLflow takes neither `#` nor `@` in a name: the metric of site `relu#1` is `relu 1`.
+    """
+
+    def __init__(self, run_id: str | None = None) -> None:
+        self._run_id = run_id
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        """Log it."""
+        values = {_metric_name(name): value for name, value in snapshot.scalars().items()}
+        mlflow.log_metrics(values, step=snapshot.step, run_id=self._run_id)
+
+
+def _metric_name(name: str) -> str:
+    """A name as far as MLflow takes it. It is a path there, in which a site's name is one step."""
+    before, of_site, site = name.partition("dead_fraction/")
+    return before + of_site + re.sub(r"[^\w\-.:]", " ", site)[-_LONGEST:]

@@ -1,0 +1,49 @@
+"""Hugging Face Transformers: a callback that watches what the Trainer trains.
+
+trainer = Trainer(..., callbacks=[ReludiagCallback(path="run.reludiag", every=50)])
+"""
+
+from typing import Any
+
+from reludiag.errors import MissingLibraryError
+from reludiag.integrations.session import Session
+from reludiag.monitor import Monitor
+
+try:
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise MissingLibraryError("Transformers", "transformers") from error
+
+
+class ReludiagCallback(TrainerCallback):
+    """A Monitor around `train`; takes all settings of Monitor.
+
+    Evaluation is kept apart, as it runs in eval mode; a step is one of the optimizer, whatever is
+    accumulated. In a run of several processes the first one is watched.
+
+    The Trainer tells no callback of an exception. The recording of a training that raised is
+    readable, and says that it has not ended. `with callback:` around `train` completes it.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self._session = Session(settings)
+
+    @property
+    def monitor(self) -> Monitor | None:
+        """That of the last training, for its `diagnose()`; None before the first."""
+        return self._session.monitor
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Begin; by now the optimizer is made."""
+        if state.is_world_process_zero:
+            self._session.begin(given["model"], given["optimizer"])
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Complete the recording."""
+        self._session.end()
+
+    def __enter__(self) -> "ReludiagCallback":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._session.end(error)

@@ -1,0 +1,56 @@
+"""For tests of your own models: an assertion that their units are alive.
+
+def test_no_unit_is_born_dead():
+    assert_alive(build(), batches, max_dead="5%")
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from reludiag.diagnosis import Diagnosis, Limit
+from reludiag.printable import printable
+from reludiag.reports.summary import many, next_steps, share
+from reludiag.scanning import scan
+
+_SHOWN = 10  # sites in a failure
+
+
+def assert_alive(
+    model: nn.Module, batches: Iterable[Any], max_dead: str = "0%", **settings: Any
+) -> Diagnosis:
+    """Fail if more than `max_dead` of a model's units (a share, or a number) are dead on data.
+
+    Units with a NaN or an infinity count as dead. `batches` and `settings` are those of
+    `reludiag.scan`, which says what else is raised. The Diagnosis is for further assertions.
+    """
+    __tracebackhide__ = True  # pytest shows the test, and not this function
+    limit = Limit.parse(str(max_dead), "max_dead")
+    diagnosis = scan(model, batches, **settings)
+    if limit.exceeded_by(diagnosis):
+        raise AssertionError(_failure(diagnosis, limit))
+    return diagnosis
+
+
+def _failure(diagnosis: Diagnosis, limit: Limit) -> str:
+    sites = diagnosis.sites.assign(lost=diagnosis.sites["dead"] + diagnosis.sites["nonfinite"])
+    lost, units = int(sites["lost"].sum()), int(sites["units"].sum())
+    what = "dead or not finite" if diagnosis.diverged else "dead"
+    lines = [
+        f"{lost:,} of {many(units, 'unit')} ({share(lost, units)}) are {what}, more than "
+        f"max_dead={limit.text!r}, on {many(diagnosis.head.samples, 'sample')}:"
+    ]
+    hit = sites[sites["lost"] > 0]
+    width = max(len(printable(name)) for name in hit["site"].head(_SHOWN))
+    lines += [_line(site, width) for _, site in hit.head(_SHOWN).iterrows()]
+    if len(hit) > _SHOWN:
+        lines.append(f"  and {many(len(hit) - _SHOWN, 'more site')}")
+    lines += [printable(step) for step in next_steps(diagnosis) if "--csv" not in step]
+    return "\n".join(lines)
+
+
+def _line(site: "pd.Series[Any]", width: int) -> str:
+    fed = f"  fed by {printable(site['producer'])}" if pd.notna(site["producer"]) else ""
+    return f"  {printable(site['site']):{width}}  {site['lost']:,} of {site['units']:,}{fed}"
