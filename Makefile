@@ -31,7 +31,7 @@ $(ARCHITECTURES): $(READY)
 	touch $(ARCHITECTURES)
 
 test: $(READY) $(ARCHITECTURES)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

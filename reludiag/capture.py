@@ -454,6 +454,10 @@ class Capture:
             ):
                 if output.numel() == 0:
                     return
+                if output.is_quantized:  # integers, which are listed and not read
+                    if now.following is not None:
+                        self.unobserved[path, operator or rectifier.activation] += 1
+                    return
                 place, reading = self._look_up(turn, path, rectifier, output, samples)
             peaks: Tensor | None = None
             if isinstance(before, _Peaks):  # of the site that was expected

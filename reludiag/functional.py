@@ -65,7 +65,8 @@ class RectifierMode(TorchFunctionMode):
                 in_place = name.endswith("_") or bool(kwargs.get("inplace"))
                 return self._on_call(rectifier, before, in_place, lambda: func(*args, **kwargs))
         elif operator in _PARTS:
-            before = self._parts.rectified(operator, args)
+            parts = _in_order(operator, args, kwargs)
+            before = self._parts.rectified(operator, parts)
             if before is not None and before.is_floating_point():
                 return self._on_call(
                     Rectifier(operator, can_die=True, passes=True),
@@ -74,17 +75,29 @@ class RectifierMode(TorchFunctionMode):
                     lambda: func(*args, **kwargs),
                 )
             result = func(*args, **kwargs)
-            self._parts.note(operator, args, result)
+            self._parts.note(operator, parts, result)
             return result
         return func(*args, **kwargs)
 
 
 _OPERATORS = operator_names()
 _ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
+_FILLED = frozenset({"full", "full_like", "new_full"})
 _MASKS = {"gt": True, "ge": True, "lt": False, "le": False}
 _CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type_as", "type"})
 _MAXIMA = frozenset({"maximum", "max", "fmax"})
-_PARTS = _ZEROS | _MASKS.keys() | _CASTS | _MAXIMA | {"where", "mul", "masked_fill"}
+_PARTS = _ZEROS | _FILLED | _MASKS.keys() | _CASTS | _MAXIMA | {"where", "mul", "masked_fill"}
+_NAMES = frozenset({"input", "condition", "self", "other", "mask", "value", "fill_value"})
+
+
+def _in_order(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments by position, as the function has them."""
+    parts = args
+    if kwargs:  # in the order of the signature, or it is a call that is not known
+        parts = (*args, *(value for name, value in kwargs.items() if name in _NAMES))
+    if operator == "where" and len(parts) == 3 and getattr(parts[1], "dtype", None) == torch.bool:
+        return parts[1], parts[0], parts[2]  # x.where(mask, other)
+    return parts
 
 
 class _Parts:
@@ -99,7 +112,7 @@ class _Parts:
         if not isinstance(result, Tensor) or not args:
             return
         what: tuple[Any, ...] | None = None
-        if operator in _ZEROS:
+        if operator in _ZEROS or (operator in _FILLED and is_zero(args[-1])):
             what = ()
         elif operator in _MASKS and len(args) > 1 and self._is_zero(args[1]):
             what = (weakref.ref(args[0]), args[0]._version, _MASKS[operator])

@@ -38,6 +38,17 @@ def forget_compiled() -> None:
         dynamo.reset()
 
 
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """While entered, what is compiled for one module is not run for its twin with other hooks."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        yield
+        return
+    with dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        yield
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model, or part of it, is known to be compiled."""
     return any(
@@ -80,6 +91,10 @@ class Hook:
 
     def __call__(self, *args: Any) -> None:
         """As PyTorch calls it: of the module, its arguments, keywords and output, where asked."""
+        # The program that is then written has no part in this, and there are no values to read.
+        # Not asked by is_exporting(): the compiler of some releases takes that to be true always.
+        if torch.compiler._is_exporting_flag:
+            return
         if is_dynamo_compiling():
             if self._reads is None:
                 return
@@ -89,7 +104,7 @@ class Hook:
             elif self._reads == "output" and isinstance(args[-1], Tensor):
                 seen = [args[-1].detach()]
             _call_hook(_order, self._number, seen)
-        elif self._target is not None:
+        elif self._target is not None and not torch._C._is_tracing():
             self._target(*args)
 
     def traced(self, seen: list[Tensor]) -> None:

@@ -25,7 +25,7 @@ from reludiag.diagnosis import Diagnosis, SiteFindings
 from reludiag.errors import ModelError, UsageError
 from reludiag.functional import may_rectify
 from reludiag.history import diagnose_run, load
-from reludiag.hooks import forget_compiled, is_compiled, uncompiled
+from reludiag.hooks import forget_compiled, guarded, is_compiled, uncompiled
 from reludiag.recording import RecordingWriter, SiteState
 from reludiag.reductions import highest_of
 from reludiag.scanning import Scanner, blind_spots, no_rectifier
@@ -134,6 +134,7 @@ class Monitor:
             )
         self._handles: list[RemovableHandle] = []
         self._uncompiled: contextlib.AbstractContextManager[Any] | None = None
+        self._guarded = contextlib.ExitStack()
         self._writer: RecordingWriter | None = None
         self._broken = False
 
@@ -261,6 +262,7 @@ class Monitor:
         if not (self._compiled and self._capture.functional):
             self._end_uncompiled()
             forget_compiled()
+            self._guarded.enter_context(guarded())
 
     def _end_uncompiled(self) -> None:
         if self._uncompiled is not None:
@@ -396,6 +398,7 @@ class Monitor:
         self._capture.detach()
         self._witness.detach()
         self._end_uncompiled()
+        self._guarded.close()
         for handle in self._handles:
             handle.remove()
         self._handles = []

@@ -142,7 +142,10 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
         call = _Call(func._schema.name.rpartition("::")[2], func.tags, args, kwargs, inputs)
         self._on_operator(call.name, args, kwargs)
-        result = func(*args, **kwargs)
+        # Handing it on is no call: a function mode would take what TorchScript calls for one,
+        # and see it in this forward only.
+        with torch._C.DisableTorchFunction():
+            result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
         reused = {_storage(given.tensor) for given in inputs}
         for output in outputs:
@@ -165,6 +168,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.origin_of(tensor) if name is None else name
 
     def _follow(self, call: "_Call", outputs: list[Tensor]) -> None:
+        if "fake_quant" in call.name or call.name.endswith("_fq_helper"):
+            # Rounds its first input; the others are the scales of a quantization.
+            call = replace(call, inputs=call.inputs[:1])
         weights = [given.origin for given in call.inputs if isinstance(given.origin, str)]
         if weights and len(weights) == len(call.inputs):
             # Made from parameters alone (a transpose, a cast, weight norm): still a parameter,

@@ -135,6 +135,20 @@ for _row in RECTIFIERS:
 # Operators with a rectifier inside, which no one can read: its output never leaves them.
 _FUSED: dict[str, Callable[[Arguments, Keywords], bool]] = {
     "addmm_activation": lambda args, kwargs: not kwargs.get("use_gelu", False),
+    **dict.fromkeys(  # of a converted quantized model
+        (
+            "linear_relu",
+            "linear_relu_dynamic",
+            "conv1d_relu",
+            "conv2d_relu",
+            "conv3d_relu",
+            "add_relu",
+            "mul_relu",
+            "batch_norm2d_relu",
+            "batch_norm3d_relu",
+        ),
+        _always,
+    ),
     # The fused encoder layer; this argument says whether the activation is GELU.
     "transformer_encoder_layer_fwd": lambda args, kwargs: not args[7],
 }

@@ -57,14 +57,20 @@ def note_firing(x: Tensor, signed: bool, states: Tensor, highest: Tensor) -> boo
     """Note which units fired in one call, exactly. Returns whether all are known to have by now.
 
     A unit that fired is not read again: nothing that it does later can make it dead. What was seen
-    is in either of `states`, uint8 of the bits above, and `highest`, the largest magnitude seen,
-    NaN once one was.
+    is in either of `states`, uint8 of the bits above, and `highest`, float32, the largest magnitude
+    seen, NaN once one was; that may be of no length, to save memory at the cost of more operators.
     """
     read = _read(x, states)
     if read is not None:
         return bool(_kernels.watch(*read, signed, states.data_ptr()) == 0)
     largest = _highest(x)
-    raise_to(highest, torch.maximum(largest, -_lowest(x)) if signed else largest)
+    if signed:
+        largest = torch.maximum(largest, -_lowest(x))
+    # What is too small for float32, or too large, must not be rounded on the way.
+    if len(highest) and x.dtype != torch.float64:
+        raise_to(highest, largest)
+    else:
+        states |= (largest > 0) * SEEN_FIRING | ~largest.isfinite() * SEEN_NONFINITE
     return False  # asking a GPU would make the step wait
 
 

@@ -190,7 +190,7 @@ class Scanner:
             total = min(total, limit)
         done = samples = 0
         with as_it_was(model), torch.no_grad(), uncompiled():
-            model.train(train_mode)
+            _set_mode(model, train_mode)
             capture.attach()
             try:
                 for batch in limited(batches, limit):
@@ -211,7 +211,7 @@ class Scanner:
             )
         findings = self._findings()
         if not findings:
-            raise ModelError(no_rectifier(model))
+            raise ModelError(" ".join(blind_spots(capture)) or no_rectifier(model))
         return Measurement(findings, samples, done, tuple(blind_spots(capture)))
 
     def _receive(self, call: Call) -> None:
@@ -333,6 +333,16 @@ def _eager(model: Any) -> nn.Module:
 def _device(model: nn.Module) -> torch.device:
     tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _set_mode(model: nn.Module, training: bool) -> None:
+    try:
+        model.train(training)
+    except NotImplementedError as error:  # ExportedProgram.module()
+        raise ModelError(
+            "the module of an exported program stays in the mode that it was exported in: give "
+            "the program itself, not its module()"
+        ) from error
 
 
 def limited(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 Counts and sums are float64, exact up to 2**53: float32 counters stop at 2**24. Nothing here waits
 for a GPU, and no activation is kept. A unit takes 44 bytes (52 if it can be negative; 8 more in
-double precision), and 5 more (9) while its liveness is watched.
+double precision), and 5 more (1 in double precision) while its liveness is watched.
 """
 
 import operator
@@ -159,7 +159,9 @@ class Liveness:
         """Whether it is known that every unit has fired."""
         with torch.inference_mode(False):
             self._states = torch.zeros(units, dtype=torch.uint8, device=device)
-            self._highest = torch.zeros(units, dtype=_fine(dtype), device=device)
+            # In double precision it would be 8 bytes a unit: that is then noted in the states.
+            kept = 0 if dtype == torch.float64 else units
+            self._highest = torch.zeros(kept, dtype=torch.float32, device=device)
 
     def observe(self, x: Tensor) -> None:
         """Add one call's output, as `UnitStats.update` takes it."""
@@ -169,8 +171,10 @@ class Liveness:
     def mask(self) -> tuple[Mask, Mask]:
         """(silent, not finite) of each unit; the latter as far as one that fired was read."""
         states, highest = self._states.cpu().numpy(), self._highest.cpu().numpy()
-        fired = (states & SEEN_FIRING > 0) | (highest > 0)
-        return ~fired, (states & SEEN_NONFINITE > 0) | ~np.isfinite(highest)
+        fired, nonfinite = states & SEEN_FIRING > 0, states & SEEN_NONFINITE > 0
+        if len(highest):
+            fired, nonfinite = fired | (highest > 0), nonfinite | ~np.isfinite(highest)
+        return ~fired, nonfinite
 
 
 def _either(a: Mask, b: Mask) -> Mask:

@@ -54,7 +54,17 @@ SPELLINGS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "x.relu_()": ("relu", lambda x: x.relu_()),
     "aten": ("relu", lambda x: torch.ops.aten.relu(x)),
     "an overload of aten": ("relu", lambda x: torch.ops.aten.relu.default(x)),
+    "an operator in place": ("relu", lambda x: torch.ops.aten.relu_(x)),
+    "F.relu by name": ("relu", lambda x: F.relu(input=x)),
     "squared": ("relu", lambda x: F.relu(x).square()),
+    "squared by a power": ("relu", lambda x: F.relu(x) ** 2),
+    "F.relu6 in place": ("relu6", lambda x: F.relu6(x, inplace=True)),
+    "F.hardtanh_": ("hardtanh", lambda x: F.hardtanh_(x, 0.0, 6.0)),
+    "torch.clamp by name": ("clamp", lambda x: torch.clamp(input=x, min=0)),
+    "x.clip_(0)": ("clip", lambda x: x.clip_(0)),
+    "torch.clamp_min": ("clamp_min", lambda x: torch.clamp_min(x, 0)),
+    "torch.threshold": ("threshold", lambda x: torch.threshold(x, 0, 0)),
+    "F.hardswish in place": ("hardswish", lambda x: F.hardswish(x, inplace=True)),
     "F.relu6": ("relu6", F.relu6),
     "F.hardtanh": ("hardtanh", lambda x: F.hardtanh(x, 0.0, 6.0)),
     "F.hardtanh by name": ("hardtanh", lambda x: F.hardtanh(x, min_val=0.0, max_val=6.0)),
@@ -79,6 +89,12 @@ SPELLINGS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "x * (x > 0)": ("mul", lambda x: x * (x > 0)),
     "(x > 0).float() * x": ("mul", lambda x: (x > 0).float() * x),
     "masked_fill": ("masked_fill", lambda x: x.masked_fill(x < 0, 0)),
+    "masked_fill by name": ("masked_fill", lambda x: x.masked_fill(x < 0, value=0)),
+    "maximum by name": ("maximum", lambda x: torch.maximum(x, other=torch.zeros_like(x))),
+    "maximum of a full": ("maximum", lambda x: x.maximum(torch.full_like(x, 0.0))),
+    "a method where": ("where", lambda x: x.where(x > 0, 0.0)),
+    "where by name": ("where", lambda x: torch.where(x > 0, input=x, other=torch.zeros(()))),
+    "in place with a mask": ("mul", lambda x: x.mul_(x > 0)),
 }
 
 
@@ -112,6 +128,8 @@ def test_each_spelling_is_one_site_of_its_owner(spelling: str) -> None:
         lambda x: x * (x > 1),
         lambda x: x * (x + 1 > 0),
         lambda x: torch.where(x > 0, x, -x),
+        lambda x: x.where(x < 0, 0.0),
+        lambda x: torch.maximum(x, torch.full_like(x, 1.0)),
         lambda x: F.threshold(x, 0, 1),
         lambda x: F.hardtanh(x),
         lambda x: torch.max(x, dim=0).values,
@@ -156,6 +174,25 @@ def test_a_relu_module_called_by_its_forward_is_seen_once() -> None:
 def test_modules_and_functions_side_by_side() -> None:
     model = Net(lambda m, x: F.relu(m.relu(F.relu(m.fc(x)))), relu=nn.ReLU(inplace=True))
     assert sites(model) == {"Net:relu": 8, "relu": 8, "Net:relu#1": 8}
+
+
+def test_one_module_under_two_names_is_two_sites_of_the_first() -> None:
+    model = Net(lambda m, x: m.again(m.last(m.relu(m.fc(x)))), relu=nn.ReLU(), last=nn.Linear(4, 4))
+    model.again = model.relu
+    found = reludiag.scan(model, [torch.randn(8, 4)]).sites
+    assert list(zip(found["site"], found["samples"], found["producer"], strict=True)) == [
+        ("relu", 8, "fc"),
+        ("relu#1", 8, "last"),
+    ]
+
+
+def test_one_module_in_a_loop_is_a_site_for_each_turn() -> None:
+    def loop(m: Net, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = m.relu(m.fc(x))
+        return x
+
+    assert sites(Net(loop, relu=nn.ReLU(inplace=True))) == {"relu": 8, "relu#1": 8, "relu#2": 8}
 
 
 def test_a_function_in_a_helper_belongs_to_the_module_that_called_it() -> None:
@@ -207,6 +244,24 @@ def test_an_encoder_is_seen_in_training_and_off_its_fast_path(
     assert not any("NOT OBSERVED" in note for note in diagnosis.head.notes)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_an_encoder_with_padding_is_seen_though_it_would_use_nested_tensors(
+    training: bool, norm_first: bool
+) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=norm_first)
+    padding = torch.zeros(3, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    model = Net(
+        lambda m, x: m.encoder(x, src_key_padding_mask=padding),
+        encoder=nn.TransformerEncoder(layer, 2),
+    )
+    diagnosis = reludiag.scan(model, [torch.randn(3, 5, 8)], train_mode=training)
+    assert list(diagnosis.sites["site"]) == ["encoder.layers.0:relu", "encoder.layers.1:relu"]
+    assert list(diagnosis.sites["samples"]) == [3, 3]
+    assert not any("NOT OBSERVED" in note for note in diagnosis.head.notes)
+
+
 def test_attention_has_no_rectifier() -> None:
     model = Net(
         lambda m, x: F.relu(m.attention(m.fc(x), x, x)[0]),
@@ -222,8 +277,13 @@ def test_a_checkpointed_call_counts_once(reentrant: bool, functional: bool) -> N
         return F.relu(m.fc(x)) if functional else m.relu(m.fc(x))
 
     model = Net(lambda m, x: checkpoint(segment, m, x, use_reentrant=reentrant), relu=nn.ReLU())
-    units = watched(model, torch.randn(8, 4, requires_grad=True)).units
-    assert set(units.dropna(subset="unit")["samples"]) == {8}
+    batches = [torch.randn(8, 4, requires_grad=True) for _ in range(3)]
+    found = watched(model, *batches).sites
+    called = found[found["samples"] > 0]
+    owner = "Net:relu" if functional else "relu"
+    assert list(zip(called["site"], called["samples"], called["producer"], strict=True)) == [
+        (owner, 24, "fc")
+    ]
 
 
 def watched(model: nn.Module, *batches: Tensor, **settings: Any) -> reludiag.Diagnosis:
@@ -261,6 +321,7 @@ def test_autocast_is_read_in_its_own_precision() -> None:
         diagnosis = reludiag.scan(model, [x])
         reference = torch.relu(model.fc(x)).double()
     units = diagnosis.units
+    assert set(zip(units["site"], units["samples"], strict=True)) == {("Net:relu", 300)}
     assert list(units["fired"]) == (reference > 0).sum(0).tolist()
     assert list(units["mean_activation"]) == pytest.approx(reference.mean(0).tolist(), rel=1e-5)
 
@@ -448,6 +509,53 @@ def test_a_copy_and_a_pickle_of_a_monitored_model_are_free_of_it() -> None:
         torch.save(plain, buffer)
     buffer.seek(0)
     assert torch.load(buffer, weights_only=False)(torch.randn(2, 4)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("rectify", [F.relu, nn.ReLU(inplace=True)], ids=["function", "module"])
+def test_an_output_that_is_changed_later_was_read_before(rectify: Any) -> None:
+    model = Spelled(lambda x: rectify(x).add_(5) if not x.requires_grad else rectify(x).add(5))
+    with torch.no_grad():
+        model.block.fc.bias[2] = -100.0
+    x = torch.randn(64, 4)
+    dead = [False, False, True, False, False, False]
+    assert list(reludiag.scan(model, [x]).units["verdict"] == "dead") == dead
+    model.requires_grad_(False)
+    with reludiag.Monitor(model, every=2, stats_every=1) as monitor:
+        for _ in range(2):
+            model(x)
+            monitor.step()
+    units = monitor.diagnose().units
+    assert list(units["verdict"] == "dead") == dead
+    assert list(units["fired"]) == (2 * (model.block.fc(x) > 0).sum(0)).tolist()
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_denormal_fires_unless_the_processor_takes_it_for_zero(flush: bool, reading: str) -> None:
+    model, x = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU()), torch.full((4, 1), 1e-22)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1e-20], [1.0]]))
+    if not torch.set_flush_denormal(flush):
+        pytest.skip("this processor cannot")
+    try:
+        fired = (model(x) > 0).sum(0).tolist()
+        assert fired == [0 if flush else 4, 4]
+        units = [reludiag.scan(model, [x]).units, watched(model, x, stats_every=1).units]
+    finally:
+        torch.set_flush_denormal(False)
+    for found in units:
+        assert found["fired"].tolist() == fired
+        assert (found["verdict"] == "dead").tolist() == [flush, False]
+
+
+def test_an_empty_batch_in_training_counts_nothing() -> None:
+    model = Net(lambda m, x: F.relu(m.relu(m.fc(x))), relu=nn.ReLU(inplace=True))
+    empty, full = torch.randn(0, 4), torch.randn(8, 4)
+    for batches in ([full, empty, full], [empty, full, full]):
+        found = watched(model, *batches, stats_every=1).sites
+        assert dict(zip(found["site"], found["samples"], strict=True)) == {
+            "relu": 16,
+            "Net:relu": 16,
+        }
 
 
 def test_the_unit_axis_can_be_overruled() -> None:

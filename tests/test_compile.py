@@ -126,6 +126,12 @@ def test_functions_hidden_by_a_later_compilation_are_reported() -> None:
     assert set(functional["verdict"]) == {"unobserved"}
 
 
+def test_the_setting_of_the_compiler_is_the_users_again() -> None:
+    before = torch._dynamo.config.skip_nnmodule_hook_guards
+    monitored(WAYS["eager"], "before")
+    assert torch._dynamo.config.skip_nnmodule_hook_guards is before
+
+
 def test_there_is_one_graph_and_no_recompilation() -> None:
     torch._dynamo.reset()
     graphs: list[torch.fx.GraphModule] = []
@@ -167,6 +173,24 @@ def test_a_model_that_is_compiled_in_the_middle_of_a_run_stays_watched() -> None
     dead = diagnosis.units[diagnosis.units["verdict"] == "dead"]
     assert list(zip(dead["site"], dead["unit"], dead["died_step"], strict=True)) == [("3", 4, 300)]
     assert set(diagnosis.timeline.query("step > 0")["samples"]) == {1600}
+
+
+@pytest.mark.parametrize("way", ["aot_eager", "model.compile()"])
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_compiled_twin_that_nobody_watches_takes_nothing_away(way: str, when: str) -> None:
+    """A teacher, or an average of the weights: its code is not run for the monitored model."""
+    torch._dynamo.reset()
+    model, twin = Net(), Net()
+    runs, other = WAYS[way](model), WAYS[way](twin)
+    other(torch.randn(16, 8)) if when == "before" else None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with reludiag.Monitor(model, optimizer, every=5) as monitor:
+        for step in range(10):
+            other(torch.randn(16, 8)) if when == "between" else None
+            train(runs, optimizer, 1, seed=step)
+    timeline = monitor.diagnose().timeline.query("step > 0")
+    assert set(timeline["site"]) == {"relu", "relu#1", "last.1"}
+    assert set(timeline["samples"]) == {5 * 16}
 
 
 @pytest.mark.parametrize("build", [Net, Functional])
@@ -217,3 +241,24 @@ def test_compilation_is_as_it_was_after_an_error() -> None:
 
         torch.compile(model, backend=backend)(torch.randn(4, 8))
     assert ran
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_compiled_outputs_are_equal_to_the_last_bit(way: str) -> None:
+    torch._dynamo.reset()
+    model, reference = Net(), Net()
+    reference.load_state_dict(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    other = torch.optim.SGD(reference.parameters(), lr=0.01)
+    runs, bare = WAYS[way](model), WAYS[way](reference)
+    with reludiag.Monitor(model, optimizer, every=4, stats_every=2):
+        for _ in range(10):
+            x = torch.randn(16, 8)
+            outputs = [runs(x), bare(x)]
+            assert torch.equal(*outputs)
+            for output, clock in zip(outputs, (optimizer, other), strict=True):
+                clock.zero_grad()
+                output.square().mean().backward()
+                clock.step()
+    state = reference.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

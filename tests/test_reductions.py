@@ -118,3 +118,25 @@ def test_a_model_that_changes_its_type_on_the_way_is_counted_all_the_same(readin
     stats.update(torch.tensor([[0.0, 0.0, 3.0]], dtype=torch.float64))
     assert stats.sums[1].tolist() == [1, 0, 2]
     assert stats.maximum.tolist() == [1, 0, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_counts_and_sums_go_on_beyond_what_float32_can_count(
+    reading: str, dtype: torch.dtype
+) -> None:
+    stats = UnitStats.empty(1, dtype=dtype)
+    for positions in (2**24, 1, 2):
+        stats.update(torch.ones(1, 1, positions, dtype=dtype))
+    assert stats.sums[:, 0].tolist() == [2**24 + 3, 3, 2**24 + 3, 2**24 + 3]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_float32_cannot_hold_is_neither_silent_nor_infinite(
+    reading: str, signed: bool
+) -> None:
+    for first in (torch.float32, torch.float64):
+        live = Liveness(3, "cpu", first, signed)
+        live.observe(torch.tensor([[1e-300, 0.0, 1e300]], dtype=torch.float64))
+        silent, nonfinite = live.mask()
+        assert silent.tolist() == [False, True, False]
+        assert not nonfinite.any()

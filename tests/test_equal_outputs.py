@@ -1,0 +1,131 @@
+"""Outputs, gradients and weights of a monitored model are those of the bare one, bit by bit."""
+
+import contextlib
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+import reludiag
+
+
+class Written(nn.Module):
+    """A Linear and whatever `run` makes of it and the input."""
+
+    def __init__(self, run: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc, self.run = nn.Linear(16, 16), run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self.fc, x)
+
+
+def encoder(activation: str = "relu") -> nn.Module:
+    return nn.TransformerEncoderLayer(16, 4, 32, 0.1, activation, batch_first=True)
+
+
+def attention() -> nn.Module:
+    layer = nn.MultiheadAttention(16, 4, batch_first=True)
+    return Attending(layer)
+
+
+class Attending(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x, x, x, need_weights=False)[0]
+
+
+def written(run: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[], nn.Module]:
+    return lambda: Written(run)
+
+
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "module": lambda: nn.Sequential(nn.Linear(16, 16), nn.ReLU()),
+    "module in place": lambda: nn.Sequential(nn.Linear(16, 16), nn.ReLU(inplace=True)),
+    "signed module": lambda: nn.Sequential(nn.Linear(16, 16), nn.Hardswish(inplace=True)),
+    "function": written(lambda fc, x: functional.relu(fc(x))),
+    "function in place": written(lambda fc, x: functional.relu_(fc(x))),
+    "clamp in place": written(lambda fc, x: fc(x).clamp_(min=0)),
+    "where": written(lambda fc, x: torch.where((y := fc(x)) > 0, y, 0.0)),
+    "product with a mask": written(lambda fc, x: (y := fc(x)) * (y > 0)),
+    "changed afterwards": written(lambda fc, x: fc(x).clamp(min=0).add_(5)),
+    "checkpoint": written(
+        lambda fc, x: checkpoint(lambda v: functional.relu(fc(v)), x, use_reentrant=False)
+    ),
+    "batch norm": lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(16, 16), nn.ReLU(True)),
+    "dropout": lambda: nn.Sequential(nn.Linear(16, 16), nn.ReLU(True), nn.Dropout(0.5)),
+    "encoder layer": encoder,
+    "encoder": lambda: nn.TransformerEncoder(encoder(), 2, enable_nested_tensor=False),
+    "attention": lambda: nn.Sequential(attention(), nn.ReLU()),
+}
+PRECISIONS = {
+    "float32": contextlib.nullcontext,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_of_every_kind_is_equal_to_the_last_bit(kind: str, precision: str) -> None:
+    torch.manual_seed(0)
+    bare = KINDS[kind]()
+    model = copy.deepcopy(bare)
+    clocks = [torch.optim.SGD(m.parameters(), lr=0.01) for m in (bare, model)]
+    # Counted steps, others, snapshots, and as many that it may rest.
+    with reludiag.Monitor(model, clocks[1], every=20, stats_every=4):
+        for step in range(50):
+            x, outputs = torch.randn(8, 5, 16), []
+            for network, clock in zip((bare, model), clocks, strict=True):
+                torch.manual_seed(step)
+                clock.zero_grad()
+                with PRECISIONS[precision]():
+                    outputs.append(network(x))
+                outputs[-1].float().square().mean().backward()
+                clock.step()
+            assert torch.equal(*outputs)
+    expected = bare.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
+def in_eval_mode(build: Callable[[], nn.Module]) -> list[Tensor]:
+    """Outputs of the bare and of the monitored model, in eval mode."""
+    torch.manual_seed(0)
+    bare = build()
+    model = copy.deepcopy(bare)
+    clock = torch.optim.SGD(model.parameters(), lr=0.0)
+    with reludiag.Monitor(model, clock, every=1):
+        x = torch.randn(8, 5, 16)
+        bare(x)  # for the running statistics
+        torch.manual_seed(0)
+        model(x).sum().backward()
+        clock.step()
+        x = torch.randn(8, 5, 16)
+        with torch.no_grad():
+            return [network.eval()(x) for network in (bare, model)]
+
+
+WITH_FUSED_PATH = ("encoder layer", "encoder")
+
+
+@pytest.mark.parametrize("kind", KINDS.keys() - WITH_FUSED_PATH)
+def test_evaluation_meanwhile_is_equal_to_the_last_bit(kind: str) -> None:
+    assert torch.equal(*in_eval_mode(KINDS[kind]))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        *(KINDS[kind] for kind in WITH_FUSED_PATH),
+        lambda: nn.Sequential(attention(), KINDS["function"]()),
+    ],
+    ids=[*WITH_FUSED_PATH, "attention beside functions"],
+)
+def test_off_the_fused_path_only_last_bits_differ(build: Callable[[], nn.Module]) -> None:
+    torch.testing.assert_close(*in_eval_mode(build), rtol=1e-5, atol=1e-5)

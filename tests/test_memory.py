@@ -1,0 +1,82 @@
+"""Memory: so many bytes a unit on the model's device, whatever the batch, and no activation."""
+
+import gc
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import reludiag
+
+UNITS = 10_000
+LIMIT = 64
+
+
+def bytes_in_tensors() -> int:
+    """Of all tensors that Python knows of, each memory once."""
+    gc.collect()
+    storages = [o.untyped_storage() for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(inplace=True), nn.Hardswish(), nn.GELU()],
+    ids=lambda activation: repr(activation),
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_a_watched_unit_takes_at_most_64_bytes(
+    activation: nn.Module, dtype: torch.dtype, reading: str
+) -> None:
+    model = nn.Sequential(nn.Linear(2, UNITS), activation).to(dtype)
+    with torch.no_grad():
+        model[0].bias[:9] = -100.0  # some silent ones, so that it has to stay awake
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    taken = []
+    for batch in (4, 40):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        before = bytes_in_tensors()
+        with reludiag.Monitor(model, optimizer, every=100, stats_every=2):
+            for _ in range(3):
+                model(torch.randn(batch, 2, dtype=dtype)).sum().backward()
+                optimizer.step()
+            taken.append((bytes_in_tensors() - before) / UNITS)
+    assert taken[0] == pytest.approx(taken[1], abs=0.01)  # nothing of the batch is kept
+    assert 40 < taken[0] <= LIMIT + 0.01
+
+
+class Wide(nn.Module):
+    """500 sites of 2,000 units each, in a network that is small beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 2000) for _ in range(500))
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.relu(layer(x)).view(-1, 4, 500).mean(2)
+        return x
+
+
+@pytest.mark.slow
+def test_500_sites_of_a_million_units_are_scanned_and_reported_in_seconds(tmp_path: Path) -> None:
+    model = Wide()
+    with torch.no_grad():
+        model.layers[77].bias[11] = -100.0
+    start = time.monotonic()
+    diagnosis = reludiag.scan(model, [torch.randn(4, 4) for _ in range(3)])
+    scanned = time.monotonic()
+    assert len(diagnosis.sites) == 500 and len(diagnosis.units) == 1_000_000
+    dead = diagnosis.units.query("site == 'relu#77' and unit == 11")
+    assert list(dead["verdict"]) == ["dead"]
+    report = str(diagnosis)
+    diagnosis.to_csv(tmp_path / "units.csv")
+    diagnosis.to_csv(tmp_path / "all.csv", all_units=True)
+    exported = time.monotonic()
+    assert len(report.splitlines()) < 200
+    print(f"scan {scanned - start:.1f} s, report and tables {exported - scanned:.1f} s")
+    assert exported - start < 120  # about 10 where nothing else runs
