@@ -6,7 +6,9 @@ import io
 import json
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -205,6 +207,29 @@ def test_effects_add_their_heat_maps() -> None:
     page = html(planted_run({"relu": dying(8, 4)}, 4), reludiag.effects(pd.DataFrame(rows)))
     assert "Over learning rates and initializations" in page
     assert re.search(r'class="n h-4">61 %<', page)
+
+
+@dataclass(frozen=True)
+class Explained(reludiag.Diagnosis):
+    """A Diagnosis that knows causes."""
+
+    causes: tuple = ()
+
+
+def test_causes_come_with_their_evidence_and_what_would_confirm_them() -> None:
+    plain = planted_run({"relu": dying(8, 4)}, 4)
+    evidence = SimpleNamespace(what="critical rate", value=0.0123456, meaning="<b>half</b> lived")
+    cause = SimpleNamespace(
+        kind="learning_rate", site=None, share=0.9996, identifiable=False, evidence=(evidence,),
+        sentence="The rate killed them.", advice="Halve it.", confirm="reludiag replay TRAIN",
+    )  # fmt: skip
+    page = html(Explained(**vars(plain), causes=(cause,)))
+    for said in (
+        "The rate killed them.", "0.01235", "&lt;b&gt;half&lt;/b&gt; lived", "&gt;99.9 %",
+        "cannot tell for sure", "<code>reludiag replay TRAIN</code>", "<li>Halve it.</li>",
+    ):  # fmt: skip
+        assert said in page, said
+    assert 'id="why"' not in html(plain)
 
 
 @pytest.mark.parametrize("frame", ["nothing", "uncalled"])
