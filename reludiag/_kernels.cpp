@@ -38,8 +38,12 @@ int omp_get_num_threads(void) __attribute__((weak));
 namespace {
 
 constexpr int64_t PARALLEL = 1 << 15; // elements from which a second thread pays
-constexpr int64_t CHUNK = 512;        // units whose accumulators stay in the first cache
-constexpr int64_t ROWS = 4;           // rows that are read before accumulators are written back
+// Memory is read in its order, a few units at a time, so that their accumulators stay in the first
+// cache and what is ahead is fetched: a unit at a time, each plane is another page, at four times
+// the cost.
+constexpr int64_t CHUNK = 512; // units in rows
+constexpr int64_t PLANES = 32; // units in planes
+constexpr int64_t ROWS = 8;    // rows that are read before accumulators are written back
 
 typedef double Doubles __attribute__((vector_size(64)));
 typedef float Floats __attribute__((vector_size(64)));
@@ -112,6 +116,15 @@ template <int half> INLINE Doubles widen(Floats v) {
 }
 template <int half> INLINE Doubles widen(Doubles v) { return v; }
 
+// The same of values in memory. Of floats GCC makes one instruction of it, when it is spelled so.
+template <int half, class Type> INLINE Doubles load_wide(Type, const typename Type::Memory *from) {
+    return widen<half>(load(Type(), from));
+}
+template <int half> INLINE Doubles load_wide(Float32, const float *from) {
+    const float *f = from + 8 * half;
+    return Doubles{f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]};
+}
+
 // Where it fires: it is > 0, or for a signed rectifier not 0; never where it is NaN. In integers,
 // so that a denormal is what it is whatever the CPU is set to.
 template <bool is_signed, class Vector> INLINE typename Lanes<Vector>::Bits firing(Vector v) {
@@ -122,6 +135,9 @@ template <bool is_signed, class Vector> INLINE typename Lanes<Vector>::Bits firi
     return (Bits)(bits - 1 < Unsigned{} + Lanes<Vector>::infinity);
 }
 
+INLINE bool all_ones(Longs v) { return (v[0] & v[1] & v[2] & v[3] & v[4] & v[5] & v[6] & v[7]) == -1; }
+INLINE bool any_one(Longs v) { return (v[0] | v[1] | v[2] | v[3] | v[4] | v[5] | v[6] | v[7]) != 0; }
+
 struct Tensor3 {
     const void *data;
     Kind kind;
@@ -131,6 +147,16 @@ struct Tensor3 {
 
 // Where units lie together, they are the last axis of rows.
 INLINE bool in_rows(const Tensor3 &x) { return x.by_unit == 1 && (x.by_position != 1 || x.positions == 1); }
+
+// Samples of one position, read like positions of one sample.
+INLINE Tensor3 flat(Tensor3 x) {
+    if (x.positions == 1) {
+        x.positions = x.samples;
+        x.by_position = x.by_sample;
+        x.samples = 1;
+    }
+    return x;
+}
 
 // ---------------------------------------------------------------------------------------- count
 
@@ -148,24 +174,38 @@ template <class Vector> struct Accumulator {
     }
 };
 
+template <bool is_signed, int half, class Vector> INLINE void add_sums(Accumulator<Vector> &a, Doubles v) {
+    a.total[half] += v;
+    a.square[half] += v * v;
+    if (is_signed) a.absolute[half] += v < 0.0 ? -v : v;
+}
+
 template <bool is_signed, class Vector>
-INLINE void add(Accumulator<Vector> &a, Vector v, typename Lanes<Vector>::Bits valid) {
+INLINE void add_extremes(Accumulator<Vector> &a, Vector v, typename Lanes<Vector>::Bits valid) {
     auto on = firing<is_signed>(v) & valid;
     a.active -= on;
     a.now |= on;
     a.highest = v > a.highest ? v : a.highest;
     a.lowest = v < a.lowest ? v : a.lowest;
-    Vector kept = (Vector)((typename Lanes<Vector>::Bits)v & valid);
-    Doubles low = widen<0>(kept);
-    a.total[0] += low;
-    a.square[0] += low * low;
-    if (is_signed) a.absolute[0] += low < 0.0 ? -low : low;
-    if (Lanes<Vector>::halves == 2) {
-        Doubles high = widen<1>(kept);
-        a.total[Lanes<Vector>::halves - 1] += high;
-        a.square[Lanes<Vector>::halves - 1] += high * high;
-        if (is_signed) a.absolute[Lanes<Vector>::halves - 1] += high < 0.0 ? -high : high;
-    }
+}
+
+template <bool is_signed, class Type, class Vector>
+INLINE void add(Type, Accumulator<Vector> &a, const typename Type::Memory *from) {
+    constexpr int last = Lanes<Vector>::halves - 1;
+    add_extremes<is_signed>(a, load(Type(), from), ~typename Lanes<Vector>::Bits{});
+    add_sums<is_signed, 0>(a, load_wide<0>(Type(), from));
+    if (last) add_sums<is_signed, last>(a, load_wide<1>(Type(), from));
+}
+
+template <bool is_signed, class Type, class Vector>
+INLINE void add_some(Type, Accumulator<Vector> &a, const typename Type::Memory *from, int64_t some,
+                     typename Lanes<Vector>::Bits valid) {
+    constexpr int last = Lanes<Vector>::halves - 1;
+    const Vector v = load_some<Type>(from, some);
+    const Vector kept = (Vector)((typename Lanes<Vector>::Bits)v & valid);
+    add_extremes<is_signed>(a, v, valid);
+    add_sums<is_signed, 0>(a, widen<0>(kept));
+    if (last) add_sums<is_signed, last>(a, widen<1>(kept));
 }
 
 template <class Vector> INLINE void close_sample(Accumulator<Vector> &a) {
@@ -195,48 +235,42 @@ INLINE void write(const Sums &out, int64_t units, int64_t unit, bool is_signed, 
 }
 
 template <class Type, bool is_signed>
-INLINE void count_rows(const Tensor3 &x, const Sums &out, int64_t first, int64_t last) {
+INLINE void count_rows(const Tensor3 &given, const Sums &out, int64_t first, int64_t last) {
     typedef typename Widened<Type>::Vector Vector;
     typedef Lanes<Vector> Of;
     constexpr typename Of::Bits all = ~typename Of::Bits{};
-    // Samples of one position are read like positions of one sample: each that is active fired.
-    const bool flat = x.positions == 1;
-    const int64_t samples = flat ? 1 : x.samples, positions = flat ? x.samples : x.positions;
-    const int64_t by_position = flat ? x.by_sample : x.by_position;
+    const bool is_flat = given.positions == 1; // a position that is active is a sample that fired
+    const Tensor3 x = flat(given);
     Accumulator<Vector> tiles[CHUNK / Of::count];
     for (int64_t begin = first; begin < last; begin += CHUNK) {
         const int64_t width = last - begin < CHUNK ? last - begin : CHUNK;
         const int64_t whole = width / Of::count, rest = width % Of::count;
         for (int64_t t = 0; t < whole + (rest > 0); t++) tiles[t].clear(tiles[t]);
-        for (int64_t n = 0; n < samples; n++) {
+        for (int64_t n = 0; n < x.samples; n++) {
             const auto *sample = (const typename Type::Memory *)x.data + n * x.by_sample + begin;
-            for (int64_t p = 0; p < positions; p += ROWS) {
-                const auto *row = sample + p * by_position;
-                const int64_t rows = positions - p < ROWS ? positions - p : ROWS;
+            for (int64_t p = 0; p < x.positions; p += ROWS) {
+                const auto *row = sample + p * x.by_position;
+                const int64_t rows = x.positions - p < ROWS ? x.positions - p : ROWS;
                 for (int64_t t = 0; t < whole; t++) {
+                    const auto *at = row + t * Of::count;
                     Accumulator<Vector> a = tiles[t];
-                    if (rows == ROWS) {
-                        for (int64_t r = 0; r < ROWS; r++)
-                            add<is_signed>(a, load(Type(), row + r * by_position + t * Of::count), all);
-                    } else {
-                        for (int64_t r = 0; r < rows; r++)
-                            add<is_signed>(a, load(Type(), row + r * by_position + t * Of::count), all);
-                    }
+                    if (rows == ROWS) // unrolled
+                        for (int64_t r = 0; r < ROWS; r++) add<is_signed>(Type(), a, at + r * x.by_position);
+                    else
+                        for (int64_t r = 0; r < rows; r++) add<is_signed>(Type(), a, at + r * x.by_position);
                     tiles[t] = a;
                 }
-                if (rest)
-                    for (int64_t r = 0; r < rows; r++)
-                        add<is_signed>(tiles[whole],
-                            load_some<Type>(row + r * by_position + whole * Of::count, rest), all);
+                for (int64_t r = 0; r < rows && rest; r++)
+                    add_some<is_signed>(Type(), tiles[whole], row + r * x.by_position + whole * Of::count, rest, all);
             }
-            if (!flat)
+            if (!is_flat)
                 for (int64_t t = 0; t < whole + (rest > 0); t++) close_sample(tiles[t]);
         }
         for (int64_t i = 0; i < width; i++) {
             const Accumulator<Vector> &a = tiles[i / Of::count];
             const int lane = i % Of::count, half = lane / 8, at = lane % 8;
             const double active = (double)a.active[lane];
-            write(out, x.units, begin + i, is_signed, active, flat ? active : (double)a.fired[lane],
+            write(out, x.units, begin + i, is_signed, active, is_flat ? active : (double)a.fired[lane],
                   a.total[half][at], a.square[half][at], a.absolute[half][at], a.highest[lane], a.lowest[lane]);
         }
     }
@@ -247,33 +281,43 @@ INLINE void count_planes(const Tensor3 &x, const Sums &out, int64_t first, int64
     typedef typename Widened<Type>::Vector Vector;
     typedef Lanes<Vector> Of;
     typedef typename Of::Bits Bits;
-    constexpr Bits all = ~Bits{};
     const int64_t whole = x.positions - x.positions % Of::count, rest = x.positions % Of::count;
     Bits valid{};
     for (int i = 0; i < Of::count; i++) valid[i] = i < rest ? -1 : 0;
-    for (int64_t unit = first; unit < last; unit++) {
-        Accumulator<Vector> a;
-        a.clear(a);
-        int64_t fired = 0;
+    Accumulator<Vector> units[PLANES];
+    int64_t fired[PLANES];
+    for (int64_t begin = first; begin < last; begin += PLANES) {
+        const int64_t width = last - begin < PLANES ? last - begin : PLANES;
+        for (int64_t i = 0; i < width; i++) {
+            units[i].clear(units[i]);
+            fired[i] = 0;
+        }
         for (int64_t n = 0; n < x.samples; n++) {
-            const auto *plane = (const typename Type::Memory *)x.data + n * x.by_sample + unit * x.by_unit;
-            const Bits before = a.active;
-            for (int64_t p = 0; p < whole; p += Of::count) add<is_signed>(a, load(Type(), plane + p), all);
-            if (rest) add<is_signed>(a, load_some<Type>(plane + whole, rest), valid);
-            const Longs more = (Longs)(a.active ^ before);
-            fired += (more[0] | more[1] | more[2] | more[3] | more[4] | more[5] | more[6] | more[7]) != 0;
+            const auto *plane = (const typename Type::Memory *)x.data + n * x.by_sample + begin * x.by_unit;
+            for (int64_t i = 0; i < width; i++, plane += x.by_unit) {
+                Accumulator<Vector> a = units[i];
+                a.now = Bits{};
+                for (int64_t p = 0; p < whole; p += Of::count) add<is_signed>(Type(), a, plane + p);
+                if (rest) add_some<is_signed>(Type(), a, plane + whole, rest, valid);
+                fired[i] += any_one((Longs)a.now);
+                units[i] = a;
+            }
         }
-        double active = 0, total = 0, square = 0, absolute = 0;
-        auto highest = a.highest[0], lowest = a.lowest[0];
-        for (int lane = 0; lane < Of::count; lane++) {
-            active += (double)a.active[lane];
-            total += a.total[lane / 8][lane % 8];
-            square += a.square[lane / 8][lane % 8];
-            absolute += a.absolute[lane / 8][lane % 8];
-            highest = a.highest[lane] > highest ? a.highest[lane] : highest;
-            lowest = a.lowest[lane] < lowest ? a.lowest[lane] : lowest;
+        for (int64_t i = 0; i < width; i++) {
+            const Accumulator<Vector> &a = units[i];
+            double active = 0, total = 0, square = 0, absolute = 0;
+            auto highest = a.highest[0], lowest = a.lowest[0];
+            for (int lane = 0; lane < Of::count; lane++) {
+                active += (double)a.active[lane];
+                total += a.total[lane / 8][lane % 8];
+                square += a.square[lane / 8][lane % 8];
+                absolute += a.absolute[lane / 8][lane % 8];
+                highest = a.highest[lane] > highest ? a.highest[lane] : highest;
+                lowest = a.lowest[lane] < lowest ? a.lowest[lane] : lowest;
+            }
+            write(out, x.units, begin + i, is_signed, active, (double)fired[i], total, square, absolute,
+                  highest, lowest);
         }
-        write(out, x.units, unit, is_signed, active, (double)fired, total, square, absolute, highest, lowest);
     }
 }
 
@@ -312,6 +356,12 @@ template <class Word, class Signed, Word infinity> struct Watcher {
     Vector magnitude{};
     SignedVector highest{};
 
+    INLINE Vector load(const Word *from) { return unaligned<Vector>(from); }
+    INLINE Vector load_some(const Word *from, int64_t some) {
+        Vector bits{};
+        for (int64_t i = 0; i < some; i++) bits[i] = from[i];
+        return bits;
+    }
     INLINE void add(Watcher &w, Vector bits) {
         Vector without = bits << 1;
         w.magnitude = without > w.magnitude ? without : w.magnitude;
@@ -329,64 +379,92 @@ template <class Word, class Signed, Word infinity> struct Watcher {
     }
 };
 
-INLINE bool all_ones(Longs v) { return (v[0] & v[1] & v[2] & v[3] & v[4] & v[5] & v[6] & v[7]) == -1; }
-INLINE bool any_one(Longs v) { return (v[0] | v[1] | v[2] | v[3] | v[4] | v[5] | v[6] | v[7]) != 0; }
-
 template <class Word, class Signed, Word infinity>
 INLINE void watch_rows(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
     typedef Watcher<Word, Signed, infinity> W;
-    for (int64_t unit = first; unit < last; unit += W::count) {
-        const int64_t width = last - unit < W::count ? last - unit : W::count;
-        typename W::SignedVector known{};
-        for (int64_t i = 0; i < W::count; i++) known[i] = i >= width || states[unit + i] ? -1 : 0;
-        if (all_ones((Longs)known)) continue;
-        W w;
-        int64_t read = 0;
-        for (int64_t n = 0; n < x.samples; n++) {
-            const Word *row = (const Word *)x.data + n * x.by_sample + unit;
-            for (int64_t p = 0; p < x.positions; p++, row += x.by_position) {
-                typename W::Vector bits{};
-                if (width == W::count) std::memcpy(&bits, row, sizeof bits);
-                else std::memcpy(&bits, row, width * sizeof(Word));
-                W::add(w, bits);
-                if (++read % 8 == 0 && all_ones((Longs)(known | W::settled(w, is_signed)))) goto written;
+    W tiles[CHUNK / 8];
+    typename W::SignedVector known[CHUNK / 8];
+    for (int64_t begin = first; begin < last; begin += CHUNK) {
+        const int64_t width = last - begin < CHUNK ? last - begin : CHUNK;
+        const int64_t count = (width + W::count - 1) / W::count;
+        int64_t open = 0; // tiles in which a unit is not known to have fired
+        bool closed[CHUNK / 8];
+        for (int64_t t = 0; t < count; t++) {
+            tiles[t] = W{};
+            for (int64_t i = 0; i < W::count; i++) {
+                const int64_t unit = t * W::count + i;
+                known[t][i] = unit >= width || states[begin + unit] ? -1 : 0;
+            }
+            closed[t] = all_ones((Longs)known[t]);
+            open += !closed[t];
+        }
+        for (int64_t n = 0; n < x.samples && open; n++) {
+            const Word *sample = (const Word *)x.data + n * x.by_sample + begin;
+            for (int64_t p = 0; p < x.positions && open; p += ROWS) {
+                const int64_t rows = x.positions - p < ROWS ? x.positions - p : ROWS;
+                for (int64_t t = 0; t < count; t++) {
+                    if (closed[t]) continue;
+                    const Word *at = sample + p * x.by_position + t * W::count;
+                    const int64_t some = width - t * W::count;
+                    W w = tiles[t];
+                    for (int64_t r = 0; r < rows; r++, at += x.by_position) {
+                        W::add(w, some < W::count ? W::load_some(at, some) : W::load(at));
+                    }
+                    tiles[t] = w;
+                    closed[t] = all_ones((Longs)(known[t] | W::settled(w, is_signed)));
+                    open -= closed[t];
+                }
             }
         }
-    written:
-        for (int64_t i = 0; i < width; i++)
-            states[unit + i] |= W::state(w.magnitude[i], w.highest[i], is_signed);
+        for (int64_t i = 0; i < width; i++) {
+            const W &w = tiles[i / W::count];
+            states[begin + i] |= W::state(w.magnitude[i % W::count], w.highest[i % W::count], is_signed);
+        }
     }
 }
 
 template <class Word, class Signed, Word infinity>
 INLINE void watch_planes(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
     typedef Watcher<Word, Signed, infinity> W;
-    for (int64_t unit = first; unit < last; unit++) {
-        if (states[unit]) continue;
-        W w;
-        for (int64_t n = 0; n < x.samples; n++) {
-            const Word *plane = (const Word *)x.data + n * x.by_sample + unit * x.by_unit;
-            for (int64_t p = 0; p < x.positions; p += W::count) {
-                typename W::Vector bits{};
-                if (x.positions - p >= W::count) std::memcpy(&bits, plane + p, sizeof bits);
-                else std::memcpy(&bits, plane + p, (x.positions - p) * sizeof(Word));
-                W::add(w, bits);
+    W units[PLANES];
+    for (int64_t begin = first; begin < last; begin += PLANES) {
+        const int64_t width = last - begin < PLANES ? last - begin : PLANES;
+        bool closed[PLANES];
+        int64_t open = 0;
+        for (int64_t i = 0; i < width; i++) {
+            units[i] = W{};
+            closed[i] = states[begin + i] != UNSEEN;
+            open += !closed[i];
+        }
+        for (int64_t n = 0; n < x.samples && open; n++) {
+            for (int64_t i = 0; i < width; i++) {
+                if (closed[i]) continue;
+                const Word *plane = (const Word *)x.data + n * x.by_sample + (begin + i) * x.by_unit;
+                W w = units[i];
+                for (int64_t p = 0; p < x.positions; p += W::count) {
+                    const int64_t some = x.positions - p;
+                    W::add(w, some < W::count ? W::load_some(plane + p, some) : W::load(plane + p));
+                }
+                units[i] = w;
+                closed[i] = any_one((Longs)W::settled(w, is_signed));
+                open -= closed[i];
             }
-            if (any_one((Longs)W::settled(w, is_signed))) break;
         }
-        Word magnitude = 0;
-        Signed highest = 0;
-        for (int i = 0; i < W::count; i++) {
-            magnitude = w.magnitude[i] > magnitude ? w.magnitude[i] : magnitude;
-            highest = w.highest[i] > highest ? w.highest[i] : highest;
+        for (int64_t i = 0; i < width; i++) {
+            Word magnitude = 0;
+            Signed highest = 0;
+            for (int lane = 0; lane < W::count; lane++) {
+                magnitude = units[i].magnitude[lane] > magnitude ? units[i].magnitude[lane] : magnitude;
+                highest = units[i].highest[lane] > highest ? units[i].highest[lane] : highest;
+            }
+            states[begin + i] |= W::state(magnitude, highest, is_signed);
         }
-        states[unit] |= W::state(magnitude, highest, is_signed);
     }
 }
 
 template <class Word, class Signed, Word infinity>
 INLINE void watch_as(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
-    if (in_rows(x)) watch_rows<Word, Signed, infinity>(x, is_signed, states, first, last);
+    if (in_rows(x)) watch_rows<Word, Signed, infinity>(flat(x), is_signed, states, first, last);
     else watch_planes<Word, Signed, infinity>(x, is_signed, states, first, last);
 }
 
@@ -408,36 +486,72 @@ template <class Scalar> INLINE void lift(float &running, Scalar highest, bool od
 
 // Only of units whose `fired` is 0, or of all where there is none.
 template <class Type>
-INLINE void raise_as(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
+INLINE void raise_rows(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
     typedef typename Widened<Type>::Vector Vector;
     typedef Lanes<Vector> Of;
-    typedef typename Type::Memory Memory;
-    const Vector none = Vector{} - std::numeric_limits<typename Of::Scalar>::infinity();
-    const bool rows = in_rows(x);
-    for (int64_t unit = first; unit < last; unit += rows ? Of::count : 1) {
-        const int64_t width = !rows ? 1 : last - unit < Of::count ? last - unit : Of::count;
-        bool wanted = fired == nullptr;
-        for (int64_t i = 0; i < width && !wanted; i++) wanted = fired[unit + i] == 0;
-        if (!wanted) continue;
-        Vector highest = none;
-        typename Of::Bits odd{};
+    Vector highest[CHUNK / Of::count];
+    typename Of::Bits odd[CHUNK / Of::count];
+    bool wanted[CHUNK / Of::count];
+    for (int64_t begin = first; begin < last; begin += CHUNK) {
+        const int64_t width = last - begin < CHUNK ? last - begin : CHUNK;
+        const int64_t count = (width + Of::count - 1) / Of::count;
+        for (int64_t t = 0; t < count; t++) {
+            highest[t] = Vector{} - std::numeric_limits<typename Of::Scalar>::infinity();
+            odd[t] = typename Of::Bits{};
+            wanted[t] = fired == nullptr;
+            for (int64_t i = t * Of::count; i < (t + 1) * Of::count && i < width && !wanted[t]; i++)
+                wanted[t] = fired[begin + i] == 0;
+        }
         for (int64_t n = 0; n < x.samples; n++) {
-            const Memory *from = (const Memory *)x.data + n * x.by_sample + unit * x.by_unit;
-            for (int64_t p = 0; p < x.positions; p += rows ? 1 : Of::count) {
-                const Memory *at = from + p * x.by_position;
-                const int64_t some = rows ? width : x.positions - p;
-                const Vector v = some >= Of::count ? load(Type(), at) : load_some<Type>(at, some);
-                highest = v > highest ? v : highest;
-                odd |= (typename Of::Bits)(v != v);
+            const auto *row = (const typename Type::Memory *)x.data + n * x.by_sample + begin;
+            for (int64_t p = 0; p < x.positions; p++, row += x.by_position) {
+                for (int64_t t = 0; t < count; t++) {
+                    if (!wanted[t]) continue;
+                    const auto *at = row + t * Of::count;
+                    const int64_t some = width - t * Of::count;
+                    const Vector v = some >= Of::count ? load(Type(), at) : load_some<Type>(at, some);
+                    highest[t] = v > highest[t] ? v : highest[t];
+                    odd[t] |= (typename Of::Bits)(v != v);
+                }
             }
         }
-        if (rows) {
-            for (int64_t i = 0; i < width; i++)
-                if (fired == nullptr || fired[unit + i] == 0) lift(running[unit + i], highest[i], odd[i] != 0);
-        } else {
-            for (int i = 0; i < Of::count; i++) lift(running[unit], highest[i], odd[i] != 0);
+        for (int64_t i = 0; i < width; i++)
+            if (fired == nullptr || fired[begin + i] == 0)
+                lift(running[begin + i], highest[i / Of::count][i % Of::count],
+                     odd[i / Of::count][i % Of::count] != 0);
+    }
+}
+
+template <class Type>
+INLINE void raise_planes(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
+    typedef typename Widened<Type>::Vector Vector;
+    typedef Lanes<Vector> Of;
+    for (int64_t begin = first; begin < last; begin += PLANES) {
+        const int64_t width = last - begin < PLANES ? last - begin : PLANES;
+        for (int64_t n = 0; n < x.samples; n++) {
+            for (int64_t i = 0; i < width; i++) {
+                if (fired != nullptr && fired[begin + i] != 0) continue;
+                const auto *plane =
+                    (const typename Type::Memory *)x.data + n * x.by_sample + (begin + i) * x.by_unit;
+                Vector highest = Vector{} - std::numeric_limits<typename Of::Scalar>::infinity();
+                typename Of::Bits odd{};
+                for (int64_t p = 0; p < x.positions; p += Of::count) {
+                    const int64_t some = x.positions - p;
+                    const Vector v = some >= Of::count ? load(Type(), plane + p) : load_some<Type>(plane + p, some);
+                    highest = v > highest ? v : highest;
+                    odd |= (typename Of::Bits)(v != v);
+                }
+                for (int lane = 0; lane < Of::count; lane++)
+                    lift(running[begin + i], highest[lane], odd[lane] != 0);
+            }
         }
     }
+}
+
+template <class Type>
+INLINE void raise_as(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
+    if (in_rows(x)) raise_rows<Type>(x, fired, running, first, last);
+    else raise_planes<Type>(x, fired, running, first, last);
 }
 
 FOR_EACH_CPU void raise(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {

@@ -16,7 +16,7 @@ from reludiag.sites import Identity, Layout, arrange
 class Call:
     """One call of a rectifier. Its tensors are the model's own memory: read them at once."""
 
-    __slots__ = ("_before", "_output", "_reading", "rows", "site", "training")
+    __slots__ = ("_before", "_output", "_peaks", "_reading", "rows", "site", "training")
 
     def __init__(
         self,
@@ -25,6 +25,7 @@ class Call:
         output: Tensor,
         before: Tensor | None,
         reading: "Reading",
+        peaks: Tensor | None = None,
     ) -> None:
         self.site = site
         """Index in `Capture.sites`."""
@@ -32,7 +33,7 @@ class Call:
         """The training flag of the module that called."""
         self.rows = reading.rows
         """Number of samples; 1 where they cannot be told apart."""
-        self._output, self._before, self._reading = output, before, reading
+        self._output, self._before, self._reading, self._peaks = output, before, reading, peaks
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,7 +53,12 @@ class Call:
         return self._reading.of(self._output)
 
     def before(self) -> Tensor | None:
-        """The pre-activation likewise; None where it was overwritten before it was asked for."""
+        """The pre-activation likewise, or its maxima `[unit]` where it is overwritten by now.
+
+        None where it was overwritten before it was asked for.
+        """
+        if self._peaks is not None:
+            return self._peaks
         if self._before is None or self._before.shape != self._output.shape:
             return None
         return self._reading.of(self._before)

@@ -10,7 +10,8 @@ import contextlib
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -47,7 +48,17 @@ from reludiag.sites import (
 _SETTLED = 32
 """After so many passes that went the same way, the next is expected to."""
 
+_nothing = contextlib.nullcontext()
+
 Receiver = Callable[["Call"], None]
+
+
+@dataclass(frozen=True)
+class _Peaks:
+    """Of a pre-activation that is about to be overwritten: the maxima, `[unit]`."""
+
+    place: Place
+    highest: Tensor
 
 
 class _Pass(threading.local):
@@ -67,7 +78,7 @@ class _Pass(threading.local):
         self.following: ProvenanceMode | None = None
         self.inside = 0
         """Depth of rectifier calls: what they call themselves is theirs."""
-        self.before: tuple[nn.Module, Tensor] | None = None
+        self.before: tuple[nn.Module, Tensor | _Peaks] | None = None
         self.root: nn.Module | None = None
         """The module whose call it is."""
 
@@ -76,8 +87,9 @@ class Capture:
     """Watches a model between `attach()` and `detach()`; sites are known as calls are first met.
 
     `wants_before(training, site)` says whether the receiver will read the pre-activation of a call,
-    which is expected to be of that site (None: of one never met). `unit_axes` maps
-    names or modules of sites to the axis of their units, where the one found is to be overruled.
+    which is expected to be of that site (None: of one never met); `peaks(site, before)` gives its
+    maxima `[unit]`, where it will be overwritten. `unit_axes` maps names or modules of sites to the
+    axis of their units, where the one found is to be overruled.
     """
 
     def __init__(
@@ -85,6 +97,7 @@ class Capture:
         model: nn.Module,
         receive: Receiver,
         wants_before: Callable[[bool, int | None], bool] = lambda training, site: False,
+        peaks: Callable[[int, Tensor], Tensor] | None = None,
         unit_axes: Mapping[str, int] | None = None,
     ) -> None:
         self.model = model
@@ -96,6 +109,7 @@ class Capture:
         """Names of `unit_axes` that were met."""
         self._receive = receive
         self._wants_before = wants_before
+        self._peaks = peaks
         self._unit_axes = dict(unit_axes or {})
         self._paths: dict[nn.Module, str] = {}
         for path, module in model.named_modules():
@@ -348,25 +362,36 @@ class Capture:
 
     def _about_to(self, module: nn.Module, args: Any) -> None:
         """Before a rectifier that works in place: its input is about to be overwritten."""
-        if args and isinstance(args[0], Tensor) and self._will_be_read(module):
-            self._pass.before = module, self._kept(args[0])
+        if args and isinstance(args[0], Tensor):
+            kept = self._kept(module, args[0])
+            self._pass.before = None if kept is None else (module, kept)
 
-    def _will_be_read(self, owner: nn.Module) -> bool:
-        """Whether the receiver wants the pre-activation of the next call, if it is the owner's."""
+    def _kept(self, owner: nn.Module, before: Tensor) -> "Tensor | _Peaks | None":
+        """What is kept of the pre-activation of the owner's next call, if that will be read."""
         now = self._pass
-        place = None
+        place = reading = None
         if now.turn < len(now.turns) and now.turns[now.turn].owner is owner:
-            place = now.turns[now.turn].place
-        return self._wants_before(owner.training, None if place is None else place.index)
+            place, reading = now.turns[now.turn].place, now.turns[now.turn].reading
+        if not self._wants_before(owner.training, None if place is None else place.index):
+            return None
+        with self._unseen():
+            if place is None or reading is None or self._peaks is None:
+                return before.detach().clone()
+            x = reading.of(before) if reading.shape == before.shape else None
+            return None if x is None else _Peaks(place, self._peaks(place.index, x))
 
-    def _kept(self, before: Tensor) -> Tensor:
-        """A copy, gone as soon as the call was read."""
+    def _unseen(self) -> contextlib.AbstractContextManager[Any]:
+        """Our own operators are no business of the modes."""
+        return _nothing if self._pass.mode is None else self._without_modes()
+
+    @contextlib.contextmanager
+    def _without_modes(self) -> Iterator[None]:
         following = self._pass.following
-        with torch.no_grad(), following.paused() if following else contextlib.nullcontext():
-            return before.detach().clone()
+        with torch._C.DisableTorchFunction(), following.paused() if following else _nothing:
+            yield
 
     def _called(self, module: nn.Module, args: Any, output: Any) -> None:
-        before: Tensor | None = None
+        before: Tensor | _Peaks | None = None
         if getattr(module, "inplace", False):
             kept, self._pass.before = self._pass.before, None
             if kept is not None and kept[0] is module:
@@ -388,9 +413,9 @@ class Capture:
                 return call()
             finally:
                 now.inside -= 1
-        kept: Tensor | None = before if isinstance(before, Tensor) else None
-        if in_place and kept is not None:
-            kept = self._kept(kept) if self._will_be_read(owner) else None
+        kept: Tensor | _Peaks | None = before if isinstance(before, Tensor) else None
+        if in_place and isinstance(before, Tensor):
+            kept = self._kept(owner, before)
         now.inside += 1
         try:
             output = call()
@@ -407,7 +432,7 @@ class Capture:
         path: str,
         operator: str,
         rectifier: Rectifier,
-        before: Tensor | None,
+        before: Tensor | _Peaks | None,
         output: Any,
     ) -> None:
         if not isinstance(output, Tensor) or is_recomputed():
@@ -418,8 +443,7 @@ class Capture:
         now = self._pass
         turn = self._next_turn(owner, operator)
         samples = now.samples if now.depth else len(output) if output.ndim else None
-        # Our own operators are no business of the modes.
-        with self._lock, torch._C.DisableTorchFunction():
+        with self._lock, self._unseen():
             place, reading = turn.place, turn.reading
             if (
                 place is None
@@ -431,14 +455,12 @@ class Capture:
                 if output.numel() == 0:
                     return
                 place, reading = self._look_up(turn, path, rectifier, output, samples)
-            if before is not None and same_memory(before, output):
+            peaks: Tensor | None = None
+            if isinstance(before, _Peaks):  # of the site that was expected
+                peaks, before = before.highest if before.place is place else None, None
+            elif before is not None and same_memory(before, output):
                 before = None
-            call = Call(place.index, owner.training, output, before, reading)
-            if now.following is None:
-                self._receive(call)
-            else:
-                with now.following.paused():
-                    self._receive(call)
+            self._receive(Call(place.index, owner.training, output, before, reading, peaks))
 
     def _next_turn(self, owner: nn.Module, operator: str) -> Turn:
         """Where in the pass this call is. A pass that goes the way of the last is a comparison."""
@@ -487,10 +509,9 @@ class Capture:
                 ordinal=turn.ordinal,
                 shape=shape,
             )
-            with following.paused() if following else contextlib.nullcontext():
-                place, layout = self._meet(
-                    place, path, identity, turn.number, rectifier, output.detach(), samples
-                )
+            place, layout = self._meet(
+                place, path, identity, turn.number, rectifier, output.detach(), samples
+            )
             self._found[key] = place, layout
         if turn.number not in place.numbers:
             place.numbers.add(turn.number)

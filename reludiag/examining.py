@@ -17,7 +17,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from reludiag.causes.birth import UNCENTRED, silent_on_all, silent_with_bias
-from reludiag.causes.initialization import InitProblem, LayerInit, describe_layer, narrowness
+from reludiag.causes.initialization import (
+    InitProblem,
+    LayerInit,
+    describe_layer,
+    narrowness,
+    percent,
+)
 from reludiag.diagnosis import Column, table_of
 from reludiag.errors import ModelError, UsageError
 from reludiag.layer_inputs import LayerInput, measure_inputs
@@ -211,9 +217,9 @@ def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
                     row["bias_ratio"],
                     f"the signal has shrunk where it reaches {layer.module}: the biases there are "
                     f"{row['bias_ratio']:.2g} times as large as w.x, and say which units fire, "
-                    "whatever the sample. "
-                    f"About {row['with_bias']:.0%} of its units are born dead of it; zero biases "
-                    f"and weights that keep the scale would leave {otherwise:.1%}",
+                    f"whatever the sample. About {percent(row['with_bias'])} of its units are "
+                    "born dead of it; zero biases and weights that keep the scale would leave "
+                    f"{percent(otherwise)}",
                     f"start the bias of {layer.module} at 0, and the layers before it with "
                     "kaiming_normal",
                     kills_at_birth=True,

@@ -27,6 +27,7 @@ from reludiag.functional import may_rectify
 from reludiag.history import diagnose_run, load
 from reludiag.hooks import forget_compiled, is_compiled, uncompiled
 from reludiag.recording import RecordingWriter, SiteState
+from reludiag.reductions import highest_of
 from reludiag.scanning import Scanner, blind_spots, no_rectifier
 from reludiag.sites import Site
 from reludiag.stats import Liveness, UnitCounts, UnitStats
@@ -99,7 +100,13 @@ class Monitor:
         )
         self._probe = None if probe is None else _batches(probe)
         self._probe_samples: int | None = None
-        self._capture = Capture(model, self._receive, self._wants_before, unit_axes)
+        self._capture = Capture(
+            model,
+            self._receive,
+            self._wants_before,
+            lambda _, before: highest_of(before),
+            unit_axes,
+        )
         self._scanner = Scanner(model, unit_axes)
         self._blind_spots: Sequence[str] = ()
         self._window: dict[int, _Window] = {}

@@ -80,6 +80,13 @@ def note_highest(x: Tensor, running: Tensor, fired: Tensor | None) -> None:
         raise_to(running, _highest(x))
 
 
+def highest_of(x: Tensor, fired: Tensor | None = None) -> Tensor:
+    """The maxima that `note_highest` notes, of one call alone."""
+    running = torch.full((x.shape[1],), -float("inf"), device=x.device)
+    note_highest(x, running, fired)
+    return running
+
+
 def raise_to(running: Tensor, highest: Tensor) -> None:
     """Take a call's maxima, `[unit]`, into the running ones; a NaN stays."""
     torch.maximum(running, highest.to(running.dtype), out=running)

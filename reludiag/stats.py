@@ -22,8 +22,10 @@ from reludiag.reductions import (
     SQUARE,
     TOTAL,
     add_sums,
+    highest_of,
     note_firing,
     note_highest,
+    raise_to,
 )
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
@@ -80,21 +82,38 @@ class UnitStats:
             )
 
     def update(self, x: Tensor, before: Tensor | None = None) -> None:
-        """Add one call's output, and its pre-activation of the same shape, where it can be had."""
-        samples, positions = len(x), 1 if x.ndim == 2 else x.shape[2]
+        """Add one call's output and, where it can be had, its pre-activation.
+
+        That is of the same shape, or already the maxima of it that `peaks` gave.
+        """
+        samples, positions = x.shape[0], 1 if x.ndim == 2 else x.shape[2]
         self.calls += 1
         self.samples += samples
         self.positions += samples * positions
         add_sums(x, self.signed, self.sums, self.maximum, self.minimum)
-        if before is not None:
-            note_highest(before, self.before_maximum, self.sums[FIRED] if self.passes else None)
+        if before is not None and before.ndim == 1:
+            raise_to(self.before_maximum, before)
+        elif before is not None:
+            note_highest(before, self.before_maximum, self._silent)
+
+    def peaks(self, before: Tensor) -> Tensor:
+        """The maxima of a pre-activation, `[unit]`, as far as they matter."""
+        return highest_of(before, self._silent)
+
+    @property
+    def _silent(self) -> Tensor | None:
+        """0 for each unit whose pre-activation is asked for; None for all."""
+        return self.sums[FIRED] if self.passes else None
 
     @property
     def asks(self) -> bool:
         """Whether it makes use of pre-activations: not where they are those that were passed on."""
-        if self.passes and not self.all_fired and self.sums.device.type == "cpu":
+        if not self.passes or self.all_fired:
+            return not self.passes
+        # Looking costs as much as a small call: at the first, second, fourth, eighth, ...
+        if self.calls & (self.calls - 1) == 0 and self.sums.is_cpu:
             self.all_fired = bool(self.sums[FIRED].numpy().all())
-        return not (self.passes and self.all_fired)
+        return not self.all_fired
 
     def counts(self) -> "UnitCounts":
         """The same as plain arrays in the host's memory; every sample was watched."""

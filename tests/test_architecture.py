@@ -91,7 +91,7 @@ def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich", "jinja2", "plotly"}
 
 
-COMMANDS = ("scan", "report", "compare", "sweep", "replay", "plot")
+COMMANDS = ("scan", "report", "compare", "init", "sweep", "replay", "plot")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])

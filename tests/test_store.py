@@ -21,7 +21,7 @@ SETTINGS = {"train": "digits.py:train", "lr": [0.1, 0.01], "init": ["default"], 
 CELLS = [Cell(n, seed=n % 2, lr=(0.1, 0.01)[n // 2]) for n in range(4)]
 ME = this_process()
 ELSEWHERE = Owner("another host", 1, 0.0)
-DONE = Result("complete", 0.1, 20, 32, 1, 2, 0, 3, 0, 0.1, 1.5, metrics={"loss": 0.5, "x": 1e9})
+DONE = Result("complete", 0.1, 20, 32, 1, 2, 0, 3, 0, 0.1, 1.5, metrics={"loss": 0.5, "f1": 1e9})
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ def test_a_result_comes_back_as_it_was(store: Queue) -> None:
     assert (first, second, result) == (CELLS[0], CELLS[1], DONE)
     assert (other.status, other.steps, other.error) == ("crashed", None, "ValueError: no")
     table = trials_table(store.results())
+    assert list(table)[-2:] == ["metric.loss", "metric.f1"]
     assert list(table["metric.loss"].isna()) == [False, True]
     assert list(table["born"].isna()) == [False, True]
 

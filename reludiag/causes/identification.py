@@ -25,9 +25,7 @@ MISFIT = 14.0
 the chance is 1e-6 for a uniform, 1e-7 for a normal."""
 SHAPE_P = 1e-7
 """Nor does one whose distribution function is this improbable (Kolmogorov-Smirnov)."""
-_KS_SAMPLE = 50_000  # evenly spread weights: sorting all of a large layer would take seconds
-ROUNDED = 1 + 2**-8
-"""A bound as bfloat16 may have rounded it."""
+_SAMPLE = 50_000  # evenly spread weights: sorting all of a large layer would take seconds
 _GRAM = 64  # rows of W W^T that are looked at
 _GRAM_ERROR = 1e-4
 
@@ -91,30 +89,36 @@ class _Sample:
     """Mean square."""
     largest: float
     """Of all magnitudes, less what moving them may have added."""
+    rounded: float
+    """By how much rounding may have moved the largest beyond its bound, as a factor."""
     spread: Floats
     """Some of the weights, sorted."""
 
     @classmethod
     def of(cls, values: Floats) -> "_Sample":
-        n = values.size
+        n, rounded = values.size, 1 + _resolution(values)
         mean, error = values.mean(), values.std() / math.sqrt(n)
         slack = 0.0
         if abs(mean) > MEAN_Z * error:
             values, slack = values - mean, MEAN_Z * error
-        step = max(1, n // _KS_SAMPLE)
+        step = max(1, n // _SAMPLE)
         largest = float(np.abs(values).max()) - slack
-        return cls(n, float(np.square(values).mean()), largest, np.sort(values[::step]))
+        square = float(np.square(values).mean())
+        return cls(n, square, largest, rounded, np.sort(values[::step]))
 
     def log_likelihood(self, distribution: str, std: float) -> float:
         """Of the weights, drawn with this standard deviation."""
         if distribution == "uniform":
             bound = math.sqrt(3) * std
-            return -self.n * math.log(2 * bound) if self.largest <= bound * ROUNDED else -math.inf
+            if self.largest > bound * self.rounded:
+                return -math.inf
+            # Rounding excuses a weight beyond the bound; it makes no narrower bound likelier.
+            return -self.n * math.log(2 * max(bound, self.largest))
         normal = std
         log_inside = 0.0
         if distribution == "truncated_normal":
             normal = std / math.sqrt(TRUNCATED_VARIANCE)
-            if self.largest > TRUNCATION * normal * ROUNDED:
+            if self.largest > TRUNCATION * normal * self.rounded:
                 return -math.inf
             log_inside = math.log(math.erf(TRUNCATION / math.sqrt(2)))
         squares = self.square / normal**2
@@ -125,9 +129,9 @@ class _Sample:
         if distribution == "normal":
             return math.sqrt(self.square)
         if distribution == "uniform":
-            return self.largest * ROUNDED / math.sqrt(3)
+            return self.largest * self.rounded / math.sqrt(3)
         # Cut at 2: the support must reach the largest, and the likelihood falls beyond sqrt(square)
-        return max(self.largest * ROUNDED / TRUNCATION, math.sqrt(self.square)) * math.sqrt(
+        return max(self.largest * self.rounded / TRUNCATION, math.sqrt(self.square)) * math.sqrt(
             TRUNCATED_VARIANCE
         )
 
@@ -148,6 +152,16 @@ class _Sample:
         ranks = np.arange(count + 1) / count
         distance = max((ranks[1:] - below).max(), (below - ranks[:-1]).max())
         return bool(special.kolmogorov(math.sqrt(count) * distance) > SHAPE_P)
+
+
+def _resolution(values: Floats) -> float:
+    """Relative rounding of the type that these numbers were held in."""
+    single = values[:_SAMPLE].astype(np.float32)
+    if not (single.view(np.uint32) & 0xFFFF).any():
+        return 2.0**-8  # bfloat16
+    if (single.astype(np.float16) == single).all():
+        return 2.0**-10
+    return 2.0**-22
 
 
 def _is_orthogonal(matrix: Floats) -> bool:

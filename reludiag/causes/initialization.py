@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from reludiag.causes.birth import layer_dies_single_direction, needed_width
-from reludiag.causes.identification import MEAN_Z, ROUNDED, identify
+from reludiag.causes.identification import MEAN_Z, identify
 from reludiag.errors import UsageError
 from reludiag.schemes import Fans, fans_of
 
@@ -37,6 +37,7 @@ SHIFT = 0.5
 """A shift of w.x this large, in its standard deviations, is worth a word, as for a bias."""
 NARROW = 0.01
 """A network that is born with a wholly dead layer more often than this is too narrow."""
+_ROUNDED = 1 + 2**-8  # a bound as bfloat16 may have rounded it
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ def describe_layer(
         problems=(),
     )
     weights = _degenerate(layer, matrix) if mean_z is None else _weight_problems(layer, mean_z)
+    if transposed:  # how many weights feed a unit depends on the stride
+        weights = [problem for problem in weights if problem.kind != "variance"]
     return replace(layer, problems=(*weights, *_bias_problems(layer, start)))
 
 
@@ -164,10 +167,19 @@ def narrowness(widths: Sequence[int]) -> InitProblem | None:
         "too_narrow",
         chance,
         f"{len(widths)} layers, the narrowest of {min(widths)} units: with a chance of up to "
-        f"{chance:.1%} one of them is born wholly dead, and the network constant",
+        f"{percent(chance)} one of them is born wholly dead, and the network constant",
         f"make each layer at least {wanted} units wide, or the network shallower",
         kills_at_birth=True,
     )
+
+
+def percent(share: float) -> str:
+    """A share in words, never rounded to none or all of it."""
+    if 0 < share < 5e-4:
+        return "less than 0.05 %"
+    if 1 - 5e-4 < share < 1:
+        return "more than 99.95 %"
+    return f"{100 * share:.1f} %"
 
 
 def _weight_problems(layer: LayerInit, mean_z: float) -> list[InitProblem]:
@@ -266,7 +278,7 @@ class _Bias:
             kind = "zero"
         elif lowest == values.max() and values.size > 1:
             kind = "constant"
-        elif fans.fan_in and np.abs(values).max() <= ROUNDED / math.sqrt(fans.fan_in):
+        elif fans.fan_in and np.abs(values).max() <= _ROUNDED / math.sqrt(fans.fan_in):
             kind = "pytorch"
         else:
             kind = "drawn"
@@ -298,7 +310,7 @@ def _bias_problems(layer: LayerInit, bias: _Bias) -> list[InitProblem]:
         sentence = (
             f"the bias of {layer.module} {starts} {bias.mean:.3g}, {bias.depth:.1f} standard "
             "deviations of w.x below 0 (for inputs of mean square 1): a unit fires in "
-            f"{special.ndtr(-bias.depth):.2%} of inputs instead of half"
+            f"{percent(float(special.ndtr(-bias.depth)))} of inputs instead of half"
         )
         value, lowest = bias.depth, f"starts at {bias.mean:.3g}"
     elif bias.deep:

@@ -64,6 +64,7 @@ CREATE TABLE metric (               -- numbers that train returned
     trial INTEGER NOT NULL REFERENCES cell(trial),
     name TEXT NOT NULL,
     value REAL,                     -- null: NaN
+    place INTEGER NOT NULL,         -- in the order that train gave them, from 0
     PRIMARY KEY (trial, name)
 ) WITHOUT ROWID;
 """
@@ -174,7 +175,9 @@ class TrialStore:
         self._db.execute("BEGIN")
         try:
             metrics: dict[int, dict[str, float]] = {}
-            for trial, name, value in self._db.execute("SELECT * FROM metric"):
+            for trial, name, value in self._db.execute(
+                "SELECT trial, name, value FROM metric ORDER BY trial, place"
+            ):
                 metrics.setdefault(trial, {})[name] = math.nan if value is None else value
             found = self._db.execute(
                 f"SELECT trial, seed, cell.lr, lr_scale, init, {_RESULT}"
@@ -221,8 +224,8 @@ class TrialStore:
         marks = ", ".join("?" * (1 + len(values)))
         self._db.execute(f"INSERT INTO result VALUES ({marks})", (trial, *values))
         self._db.executemany(
-            "INSERT INTO metric VALUES (?, ?, ?)",
-            [(trial, name, value) for name, value in result.metrics.items()],
+            "INSERT INTO metric VALUES (?, ?, ?, ?)",
+            [(trial, *item, place) for place, item in enumerate(result.metrics.items())],
         )
 
     @contextmanager

@@ -141,36 +141,33 @@ def _bias(layer: LayerInit) -> str:
 
 
 def _birth_table(births: pd.DataFrame) -> Iterable[RenderableType]:
+    chance = bool(births["expected"].notna().any())
     table = _table()
     table.add_column("Site", overflow="fold", ratio=2, min_width=12)
     table.add_column("Fed by", overflow="fold", ratio=2)
-    table.add_column("Units", justify="right", no_wrap=True)
-    table.add_column("Born dead", justify="right", no_wrap=True)
-    table.add_column("By chance", justify="right", no_wrap=True)
-    table.add_column("biased", justify="right", no_wrap=True)
-    table.add_column("Kaiming", justify="right", no_wrap=True)
+    for title in ("Units", "Born dead", *(("By chance", "biased") if chance else ()), "Kaiming"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in births.head(_MOST_ROWS).to_dict("records"):
         dead, units = int(row["born_dead"]), int(row["units"])
+        shares = (row["expected"], row["with_bias"]) if chance else ()
         table.add_row(
             Text(row["site"]),
             Text(row["layer"] if isinstance(row["layer"], str) else ""),
             f"{units:,}",
             Text(f"{dead:,}  {share(dead, units):>6}", style="red" if dead else "dim"),
-            _percent(row["expected"]),
-            _percent(row["with_bias"]),
+            *map(_percent, shares),
             _percent(row["redrawn"]),
         )
     yield from _titled("Born dead, by site", table, len(births))
-    yield Padding(
-        Text(
+    legend = "Kaiming: the mean of this model drawn anew."
+    if chance:
+        legend = (
             "By chance: what zero biases and symmetric weights of any scale leave dead at the "
             "cosine of these inputs (within 3 points; only where a sample is one vector and "
             "nothing stands between layer and rectifier); biased: with the biases as they are, "
-            "rougher where they are far from 0. Kaiming: the mean of this model drawn anew.",
-            style="dim",
-        ),
-        (0, 0, 0, 1),
-    )
+            f"rougher where they are far from 0. {legend}"
+        )
+    yield Padding(Text(legend, style="dim"), (0, 0, 0, 1))
 
 
 def _scheme_table(examination: InitExamination) -> Iterable[RenderableType]:
@@ -242,9 +239,9 @@ def _sentence(text: str) -> str:
 
 
 def _percent(value: float) -> str:
-    if math.isnan(value):
-        return ""
-    return f"{100 * value:.1f} %" if value >= 0.0005 or value == 0 else "<0.1 %"
+    if math.isnan(value) or value == 0:
+        return "" if math.isnan(value) else "0 %"
+    return f"{100 * value:.1f} %" if value >= 0.0005 else "<0.1 %"
 
 
 def _table() -> Table:
