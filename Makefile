@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 ARCHITECTURES := $(VENV)/.architectures
-CHROMIUM := $(VENV)/.chromium
+BROWSER := $(VENV)/.browser
 
 .PHONY: setup demo test lint bench picture clean
 
@@ -31,14 +31,16 @@ $(ARCHITECTURES): $(READY)
 	    echo "torchvision, timm and transformers cannot be had: their tests are skipped"
 	touch $(ARCHITECTURES)
 
-# A browser to look at the HTML report with: CI fetches Debian's; elsewhere it is yours to install.
-$(CHROMIUM): $(READY)
+# A browser to look at the HTML report with. CI fetches Debian's; elsewhere it is yours to install.
+$(BROWSER): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[browser]" || \
+	    echo "Playwright cannot be had: the tests in a browser are skipped"
 	test -z "$$CI" || command -v chromium > /dev/null || \
-	    (apt-get update -qq && apt-get install -y -qq chromium) > /dev/null 2>&1 || \
-	    echo "Chromium cannot be had: the tests of the HTML report in a browser are skipped"
-	touch $(CHROMIUM)
+	    { apt-get update -qq && apt-get install -y -qq chromium; } > /dev/null 2>&1 || \
+	    echo "Chromium cannot be had: the tests in a browser are skipped"
+	touch $(BROWSER)
 
-test: $(READY) $(ARCHITECTURES) $(CHROMIUM)
+test: $(READY) $(ARCHITECTURES) $(BROWSER)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
