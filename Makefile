@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ARCHITECTURES := $(VENV)/.architectures
 BROWSER := $(VENV)/.browser
 
-.PHONY: setup demo test lint bench picture clean
+.PHONY: setup demo test lint bench bench-causes picture clean
 
 setup: $(READY)
 
@@ -53,6 +53,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/startup.py
+
+# Of many trainings: half an hour.
+bench-causes: $(READY)
 	$(BIN)/python benchmarks/causes.py
 
 # The picture at the top of the README, from a run of the demo.
