@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 ARCHITECTURES := $(VENV)/.architectures
-CHROMIUM := $(VENV)/.chromium
+BROWSER := $(VENV)/.browser
 INTEGRATIONS := $(VENV)/.integrations
 
-.PHONY: setup demo test lint bench picture clean
+.PHONY: setup demo test lint bench bench-causes picture clean
 
 setup: $(READY)
 
@@ -32,12 +32,14 @@ $(ARCHITECTURES): $(READY)
 	    echo "torchvision, timm and transformers cannot be had: their tests are skipped"
 	touch $(ARCHITECTURES)
 
-# A browser to look at the HTML report with: CI fetches Debian's; elsewhere it is yours to install.
-$(CHROMIUM): $(READY)
+# A browser to look at the HTML report with. CI fetches Debian's; elsewhere it is yours to install.
+$(BROWSER): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[browser]" || \
+	    echo "Playwright cannot be had: the tests in a browser are skipped"
 	test -z "$$CI" || command -v chromium > /dev/null || \
-	    (apt-get update -qq && apt-get install -y -qq chromium) > /dev/null 2>&1 || \
-	    echo "Chromium cannot be had: the tests of the HTML report in a browser are skipped"
-	touch $(CHROMIUM)
+	    { apt-get update -qq && apt-get install -y -qq chromium; } > /dev/null 2>&1 || \
+	    echo "Chromium cannot be had: the tests in a browser are skipped"
+	touch $(BROWSER)
 
 # Frameworks and loggers; where one cannot be had, the others one by one.
 EXTRAS := parquet,lightning,transformers,ignite,tensorboard,wandb,mlflow
@@ -50,7 +52,7 @@ $(INTEGRATIONS): $(READY)
 	done
 	touch $(INTEGRATIONS)
 
-test: $(READY) $(ARCHITECTURES) $(CHROMIUM) $(INTEGRATIONS)
+test: $(READY) $(ARCHITECTURES) $(BROWSER) $(INTEGRATIONS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
@@ -63,6 +65,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/startup.py
+
+# Of many trainings: half an hour.
+bench-causes: $(READY)
 	$(BIN)/python benchmarks/causes.py
 
 # The picture at the top of the README, from a run of the demo.

@@ -46,7 +46,10 @@ class Monitor:
     Every `every` steps the state of all units goes into the recording at `path` (into memory if
     it is None), the initial state first. `probe` is a batch (tensor, tuple with the inputs first,
     or dict) or an iterable of batches, which are kept and run through the model without gradient,
-    in eval mode, at each snapshot.
+    in eval mode, at each snapshot. With it, the units that died since the last snapshot are
+    examined (see `evidence`): that takes a copy of the weights, and up to 18 more passes over the
+    probe where units died. The first snapshot runs a copy of the model, to see what chance leaves
+    dead.
 
     Without a probe, whether a unit fired is known of every training batch; firing rates and all
     other statistics are of the batches of every `stats_every`-th step, 1 for all. `unit_axes` is

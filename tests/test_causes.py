@@ -216,6 +216,22 @@ def test_a_gain_without_biases_is_not_blamed_for_births() -> None:
     assert "initialization" not in kinds
 
 
+def test_births_that_chance_leaves_in_a_deep_network_are_no_cause() -> None:
+    layers = []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(14):
+            layer = nn.Linear(32, 32)
+            nn.init.kaiming_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            layers += [layer, nn.ReLU()]
+        model = nn.Sequential(nn.Linear(8, 32), *layers, nn.Linear(32, 4))
+    diagnosis = watched(model, lr=1e-5, steps=8)
+    assert diagnosis.dead_fraction > 0.05
+    assert diagnosis.causes[0].kind == "none"
+    assert "no more than in a healthy run" in diagnosis.causes[0].sentence
+
+
 @pytest.mark.parametrize("probe", [True, False])
 def test_an_input_that_is_not_centred_is_its_own_cause(probe: bool) -> None:
     cause = watched(mlp(), shift=20.0, probe=probe).causes[0]

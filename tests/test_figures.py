@@ -59,7 +59,7 @@ def test_lifelines_show_planted_deaths_at_their_place() -> None:
         [Life.ALIVE] * 3 + [Life.DEAD] * 3,
         [Life.ALIVE] * 6,
     ]
-    assert mesh.get_coordinates()[0, :, 0].tolist() == [-10, 0, 10, 20, 30, 40, 50]
+    assert mesh.get_coordinates()[0, :, 0].tolist() == [-2.5, 0, 10, 20, 30, 40, 50]
     heights = [patch.get_height() for patch in deaths.patches[:6]]
     assert heights == RUN.timeline.groupby("step")["died"].sum().tolist()
     assert [text.get_text() for text in below.get_yticklabels()] == ["a", "b"]

@@ -1,6 +1,7 @@
 """The HTML report as a file: its size, what it says, and that nothing can get out of it."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import reludiag
+from reludiag.causes.cause import Cause, Evidence
 from reludiag.ledger import Life, life_states
 from reludiag.reports.html.content import answer
 from reludiag.reports.lifelines import lifelines
@@ -201,6 +203,27 @@ def test_effects_add_their_heat_maps() -> None:
     page = html(planted_run({"relu": dying(8, 4)}, 4), reludiag.effects(pd.DataFrame(rows)))
     assert "Over learning rates and initializations" in page
     assert re.search(r'class="n h-4">61 %<', page)
+
+
+def test_causes_come_with_their_evidence_and_what_would_confirm_them() -> None:
+    plain = planted_run({"relu": dying(8, 4)}, 4)
+    cause = Cause(
+        kind="learning_rate",
+        site=None,
+        share=0.9996,
+        identifiable=False,
+        evidence=(Evidence("critical rate", 0.0123456, "<b>half</b> lived"),),
+        sentence="The rate killed them.",
+        advice="Halve it.",
+        confirm="reludiag replay TRAIN",
+    )
+    page = html(dataclasses.replace(plain, causes=(cause,)))
+    for said in (
+        "The rate killed them.", "0.01235", "&lt;b&gt;half&lt;/b&gt; lived", "&gt;99.9 %",
+        "cannot tell for sure", "<code>reludiag replay TRAIN</code>", "<li>Halve it.</li>",
+    ):  # fmt: skip
+        assert said in page, said
+    assert 'id="why"' not in html(dataclasses.replace(plain, causes=()))
 
 
 @pytest.mark.parametrize("frame", ["nothing", "uncalled"])

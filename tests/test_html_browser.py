@@ -161,11 +161,9 @@ PLANTED = {
 }
 
 
-def colour_at(page: Any, row: int, step: float) -> tuple[int, ...]:
-    """The colour on the screen in the middle of a row of the raster, at a step."""
-    from PIL import Image
-
-    place = page.evaluate(
+def place_of(page: Any, row: int, step: float) -> tuple[float, float]:
+    """Where on the page the middle of a row of the raster is, at a step."""
+    x, y = page.evaluate(
         """([row, step]) => {
             const chart = document.getElementById("life"), { xaxis, yaxis } = chart._fullLayout;
             const box = chart.querySelector(".svg-container").getBoundingClientRect();
@@ -174,8 +172,15 @@ def colour_at(page: Any, row: int, step: float) -> tuple[int, ...]:
         }""",
         [row, step],
     )
+    return x, y
+
+
+def colour_at(page: Any, row: int, step: float) -> tuple[int, ...]:
+    """The colour on the screen in the middle of a row of the raster, at a step."""
+    from PIL import Image
+
     picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    return picture.getpixel((round(place[0]), round(place[1])))
+    return picture.getpixel(tuple(map(round, place_of(page, row, step))))
 
 
 def test_the_raster_shows_planted_deaths_at_their_place(opened: Open) -> None:
@@ -198,11 +203,25 @@ def test_the_raster_shows_planted_deaths_at_their_place(opened: Open) -> None:
     ]
     for row, states in enumerate(expected):
         for snapshot in (0, 2, 3, 5, 8):
-            seen = colour_at(page, row, 10 * snapshot - 5)
+            seen = colour_at(page, row, 10 * snapshot - 2)
             assert seen == colours[states[snapshot]], (row, snapshot)
     bars = page.evaluate("document.getElementById('life').data[1]")
     assert bars["y"] == [0, 0, 1, 2, 0, 0, 0, 1, 0]
     assert bars["x"][3] == 25
+
+
+def test_what_is_under_the_pointer_is_told(opened: Open) -> None:
+    page = opened(planted_run(PLANTED, STEPS))
+    page.locator("#life").scroll_into_view_if_needed()
+
+    for row, step, told in (
+        (1, 25, "first, unit 1 steps 20–30: died"),
+        (4, 55, "second, unit 0 steps 50–60: alive again"),
+        (0, -2, "first, unit 0 step 0: dead since step 0"),
+    ):
+        x, y = place_of(page, row, step)
+        page.mouse.move(x, y - page.evaluate("scrollY"))
+        playwright.expect(page.locator("#tip")).to_have_text(told)
 
 
 def test_no_unit_is_lost_where_a_row_is_several(opened: Open) -> None:

@@ -131,16 +131,7 @@ def _initialization(
 ) -> Account:
     lives = site.lives
     born = int(lives.born.sum())
-    evidence = []
-    if not math.isnan(site.chance):
-        evidence.append(
-            Evidence(
-                "born dead if drawn anew",
-                rounded(site.chance),
-                f"share of '{lives.name}' that this model has dead on the same samples with "
-                f"Kaiming's weights and zero bias; it was {born / lives.units:.2f}",
-            )
-        )
+    evidence = chance_evidence(site)
     layer, problem = lives.layer or {}, site.problem
     if problem is not None:
         evidence.append(Evidence(problem["kind"], rounded(problem["value"]), problem["sentence"]))
@@ -182,14 +173,7 @@ def _input_shift(
     ]
     drawn = ""
     if not math.isnan(site.chance):
-        evidence.append(
-            Evidence(
-                "born dead if drawn anew",
-                rounded(site.chance),
-                f"share of '{lives.name}' under Kaiming's weights and zero bias, on the same "
-                "samples: no scheme helps",
-            )
-        )
+        evidence += chance_evidence(site)
         drawn = ", and would be under any scheme"
     born = int(lives.born.sum())
     sentence = (
@@ -261,6 +245,21 @@ ACCOUNTS: dict[
     cause.UPSTREAM_COLLAPSE: _upstream,
     cause.UNDETERMINED: _undetermined,
 }
+
+
+def chance_evidence(site: SiteAttribution) -> list[Evidence]:
+    """What of a site's births is chance: those of the same model, drawn anew."""
+    if math.isnan(site.chance):
+        return []
+    lives = site.lives
+    return [
+        Evidence(
+            "born dead if drawn anew",
+            rounded(site.chance),
+            f"share of '{lives.name}' on the same samples with Kaiming's weights and zero bias; "
+            f"as it was built, {int(lives.born.sum()) / lives.units:.2f}",
+        )
+    ]
 
 
 def _study_evidence(study: EventStudy | None) -> list[Evidence]:

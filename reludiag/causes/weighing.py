@@ -10,6 +10,7 @@ from reludiag.causes import cause
 from reludiag.causes.accounts import (
     ACCOUNTS,
     FALLBACK_SCALE,
+    chance_evidence,
     group_in_words,
     one_digit,
     replay_command,
@@ -56,6 +57,9 @@ def _of_run(run: RecordedRun, found: RunAttribution) -> Cause:
     evidence = [_ledger_evidence(found, units)]
     named = {kind: count for kind, count in roots.items() if kind != cause.NONE}
     if not named:
+        most_born = max(found.sites, key=lambda site: int(site.lives.born.sum()), default=None)
+        if most_born is not None and most_born.lives.born.any():
+            evidence += chance_evidence(most_born)
         return _nothing(None, dead, units, evidence)
     kind = max(named, key=lambda each: named[each])
     site = _foremost(found, kind)
@@ -80,7 +84,9 @@ def _of_run(run: RecordedRun, found: RunAttribution) -> Cause:
 def _of_site(run: RecordedRun, found: RunAttribution, site: SiteAttribution) -> Cause:
     dead = int(site.lives.dead.sum())
     if site.kind == cause.NONE:
-        return _nothing(site.lives.name, dead, site.lives.units, [_site_ledger(site)])
+        return _nothing(
+            site.lives.name, dead, site.lives.units, [_site_ledger(site), *chance_evidence(site)]
+        )
     written = ACCOUNTS[site.kind](run, found, site, site)
     return Cause(
         kind=site.kind,

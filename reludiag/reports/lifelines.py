@@ -41,7 +41,7 @@ class SiteLine:
 class Lifelines:
     """The windows, and what became of each site in them."""
 
-    edges: tuple[int, ...]
+    edges: tuple[float, ...]
     """`[window + 1]`: steps; a window is from after one of them up to the next. The first is the
     first snapshot alone, and begins before it only so that it has a width."""
     joined: int
@@ -95,7 +95,8 @@ def lifelines(diagnosis: Diagnosis) -> Lifelines | None:
         )
         for name in names
     )
-    width = steps[1] - steps[0] if len(steps) > 1 else 1
+    # No wider than this, or an axis would have room for a step before the first.
+    width = min(steps[1] - steps[0], (steps[-1] - steps[0]) / 20) if len(steps) > 1 else 1
     edges = (steps[0] - width, *(steps[end] for end in ends))
     return Lifelines(edges, joined, sites, _together(sites, len(starts)))
 

@@ -281,7 +281,7 @@ function drawLife() {
   const deaths = rates ? [98, 164] : [0, 66];
   Plotly.react(chart, traces, base({
     height: whole, barmode: "overlay", shapes, margin: { l: Math.max(64, longest * 7.6 + 14), r: 16, t: 26, b: 44 },
-    xaxis: axis("Optimizer steps", { range: [edges[0], edges[columns]], fixedrange: false, showgrid: false, anchor: "y", tickformat: ",d", nticks: narrow ? 5 : 10 }),
+    xaxis: axis("Optimizer steps", { range: [edges[0], edges[columns]], fixedrange: false, showgrid: false, anchor: "y", tickformat: ",d", ...(edges[columns] - edges[1] < 10 ? { dtick: 1 } : { nticks: narrow ? 5 : 10 }) }),
     yaxis: axis("", { domain: [0, from(head)], autorange: false, range: [traces[0].z.length - 0.5, -0.5], showgrid: false, ticks: "", ...ticks }),
     yaxis2: axis("", {
       domain: [from(deaths[1]), from(deaths[0])], range: [back ? -big * 1.1 : 0, big * 1.1], zeroline: true, zerolinecolor: colour("line"),
