@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 ARCHITECTURES := $(VENV)/.architectures
+BROWSER := $(VENV)/.browser
 
-.PHONY: setup demo test lint bench picture clean
+.PHONY: setup demo test lint bench bench-causes picture clean
 
 setup: $(READY)
 
@@ -21,7 +22,7 @@ demo: $(READY)
 	$(BIN)/python sample_models/digits.py --lr 0.001 --recording demo/slow.reludiag
 	$(BIN)/reludiag scan sample_models/digits.py:build demo/digits.pt \
 	    --data sample_models/digits.py:batches --csv demo/dead.csv
-	$(BIN)/reludiag report demo/run.reludiag --json --output demo/report.json
+	$(BIN)/reludiag report demo/run.reludiag --html demo/report.html --json --output demo/report.json
 	$(BIN)/reludiag report demo/run.reludiag
 
 # Other people's networks to check with, where they can be had.
@@ -30,7 +31,16 @@ $(ARCHITECTURES): $(READY)
 	    echo "torchvision, timm and transformers cannot be had: their tests are skipped"
 	touch $(ARCHITECTURES)
 
-test: $(READY) $(ARCHITECTURES)
+# A browser to look at the HTML report with. CI fetches Debian's; elsewhere it is yours to install.
+$(BROWSER): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[browser]" || \
+	    echo "Playwright cannot be had: the tests in a browser are skipped"
+	test -z "$$CI" || command -v chromium > /dev/null || \
+	    { apt-get update -qq && apt-get install -y -qq chromium; } > /dev/null 2>&1 || \
+	    echo "Chromium cannot be had: the tests in a browser are skipped"
+	touch $(BROWSER)
+
+test: $(READY) $(ARCHITECTURES) $(BROWSER)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
@@ -43,6 +53,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/startup.py
+
+# Of many trainings: half an hour.
+bench-causes: $(READY)
 	$(BIN)/python benchmarks/causes.py
 
 # The picture at the top of the README, from a run of the demo.

@@ -14,7 +14,7 @@ import pandas as pd
 
 from reludiag.causes.cause import Cause
 from reludiag.errors import UsageError
-from reludiag.ledger import NEVER, Ledger
+from reludiag.ledger import NEVER, Ledger, Lives
 from reludiag.sites import Site
 from reludiag.stats import UnitCounts
 from reludiag.verdicts import VERDICTS, Thresholds, judge, tau_score, upper_bound
@@ -134,6 +134,8 @@ class Diagnosis:
     causes: tuple[Cause, ...] = ()
     """Why units died, of a recording: the run's own cause first (site None), then one for each
     site with deaths."""
+    lives: Lives | None = None
+    """What every unit was at every snapshot. None after a single scan."""
 
     @property
     def dead(self) -> int:
@@ -162,6 +164,27 @@ class Diagnosis:
         from reludiag.reports import write_json
 
         write_json(self, path, all_units)
+
+    def to_html(self, path: str | Path | IO[str], effects: Any = None) -> None:
+        """Write the whole report as one page that needs nothing else; `-` is the standard output.
+
+        `effects`, an `Effects` of a sweep or of several runs, adds their heat maps.
+        """
+        from reludiag.reports import write_html
+
+        write_html(self, path, effects)
+
+    def figure(self, kind: str) -> Any:
+        """A matplotlib figure, to be saved or changed: `lifelines`, `sites` or `rates`."""
+        from reludiag.reports import figure
+
+        return figure(self, kind)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from reludiag.reports import fragment
+
+        return fragment(self)
 
     def __str__(self) -> str:
         """The terminal report as plain text, 80 columns wide."""
@@ -207,6 +230,8 @@ class SiteFindings:
     ledger: Ledger | None = None
     at_death: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     """Columns of `LEDGER_COLUMNS` that a recording adds to the ledger, `[unit]`."""
+    states: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+    """`[snapshot, unit]`, as in `Lives`."""
 
 
 def diagnose(
@@ -228,6 +253,14 @@ def diagnose(
         timeline=timeline,
         thresholds=thresholds,
         causes=tuple(causes),
+        lives=None if timeline is None else _lives(timeline, findings),
+    )
+
+
+def _lives(timeline: pd.DataFrame, findings: Sequence[SiteFindings]) -> Lives:
+    return Lives(
+        tuple(int(step) for step in timeline["step"].unique()),
+        {found.site.name: found.states for found in findings if found.states is not None},
     )
 
 

@@ -18,7 +18,7 @@ from reludiag.diagnosis import (
     table_of,
 )
 from reludiag.learning_rates import LearningRates
-from reludiag.ledger import Ledger, trace_lives
+from reludiag.ledger import Ledger, life_states, trace_lives
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.verdicts import Thresholds, is_dead
 
@@ -43,6 +43,7 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
                 recorded.counts,
                 ledger,
                 _at_death(run, recorded, ledger, rates.at_death(recorded, ledger), explained),
+                _states(recorded, ledger),
             )
         )
         by_window = rates.by_window(recorded, run.steps)
@@ -100,9 +101,14 @@ def checkpoint_timeline(
             found.site, None, found.counts, samples, dead, known & ~nonfinite, nonfinite
         )
         ledger = trace_lives(steps, dead, recorded.known)
-        findings.append(SiteFindings(found.site, found.counts, ledger))
+        states = _states(recorded, ledger)
+        findings.append(SiteFindings(found.site, found.counts, ledger, states=states))
         timelines.append(_timeline_rows(steps, recorded, ledger, [np.nan] * len(steps)))
     return findings, _timeline_table(timelines)
+
+
+def _states(recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return life_states(ledger.born_known, recorded.dead, recorded.known, recorded.nonfinite)
 
 
 def _timeline_table(rows: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, compiler, nn
 from torch.compiler import is_dynamo_compiling
 
 from reludiag.sites import rectifier_modules
@@ -93,7 +93,7 @@ class Hook:
         """As PyTorch calls it: of the module, its arguments, keywords and output, where asked."""
         # The program that is then written has no part in this, and there are no values to read.
         # Not asked by is_exporting(): the compiler of some releases takes that to be true always.
-        if torch.compiler._is_exporting_flag:
+        if compiler._is_exporting_flag:
             return
         if is_dynamo_compiling():
             if self._reads is None:
@@ -104,7 +104,7 @@ class Hook:
             elif self._reads == "output" and isinstance(args[-1], Tensor):
                 seen = [args[-1].detach()]
             _call_hook(_order, self._number, seen)
-        elif self._target is not None and not torch._C._is_tracing():
+        elif self._target is not None and not _is_tracing():
             self._target(*args)
 
     def traced(self, seen: list[Tensor]) -> None:
@@ -175,6 +175,7 @@ def rows_of(values: list[Any]) -> int | None:
 
 
 _backward = torch._C._current_graph_task_id
+_is_tracing = torch._C._is_tracing
 _transform = torch._C._functorch.peek_interpreter_stack
 
 

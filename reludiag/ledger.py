@@ -1,13 +1,15 @@
 """The ledger: from each unit's state at each snapshot to when it was born dead, died, revived."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
+States = np.ndarray[Any, np.dtype[np.uint8]]
 
 NEVER = -1
 """In a ledger's steps: this did not happen."""
@@ -60,3 +62,46 @@ def trace_lives(steps: Sequence[int], dead: Mask, known: Mask) -> Ledger:
         last_alive[known[index] & ~now] = step
         state, seen = now, seen | known[index]
     return Ledger(born_known, born, died_step, previous, revived_step, died, revived)
+
+
+class Life(IntEnum):
+    """What a unit is at a snapshot, seen in the light of those before."""
+
+    UNKNOWN = 0
+    """Its site was not called."""
+    ALIVE = 1
+    REVIVED = 2
+    """Alive again after having been dead."""
+    BORN_DEAD = 3
+    """Dead since step 0."""
+    DEAD = 4
+    NONFINITE = 5
+
+
+@dataclass(frozen=True)
+class Lives:
+    """What every unit was at every snapshot."""
+
+    steps: tuple[int, ...]
+    states: Mapping[str, States]
+    """Of each site `[snapshot, unit]`, values of `Life`; sites in forward order."""
+
+
+def life_states(born_known: bool, dead: Mask, known: Mask, nonfinite: Mask) -> States:
+    """The `Life` of each unit of one site at each snapshot, all `[snapshot, unit]`.
+
+    `known` are those that are known to be dead or alive; `born_known` as in the ledger.
+    """
+    states = np.where(dead, Life.DEAD, Life.ALIVE).astype(np.uint8)
+    units = dead.shape[1]
+    born, was_dead = np.full(units, born_known), np.zeros(units, dtype=bool)
+    for index, row in enumerate(states):
+        if index == 0:
+            born &= known[0] & dead[0]
+        born &= dead[index] | ~known[index]
+        row[born & dead[index]] = Life.BORN_DEAD
+        row[was_dead & ~dead[index]] = Life.REVIVED
+        was_dead |= known[index] & dead[index]
+    states[~known] = Life.UNKNOWN
+    states[nonfinite] = Life.NONFINITE
+    return states

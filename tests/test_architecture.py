@@ -96,10 +96,10 @@ def modules_after(code: str) -> set[str]:
 
 def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     loaded = modules_after("import reludiag; dir(reludiag)")
-    assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich"}
+    assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich", "jinja2", "plotly"}
 
 
-COMMANDS = ("scan", "report", "compare", "init", "sweep", "replay")
+COMMANDS = ("scan", "report", "compare", "init", "sweep", "replay", "plot")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
@@ -115,4 +115,4 @@ except SystemExit as done:
 """
     loaded = modules_after(code)
     assert "typer" in loaded
-    assert not loaded & {"torch", "pandas", "numpy", "scipy", "statsmodels"}
+    assert not loaded & {"torch", "pandas", "numpy", "scipy", "statsmodels", "jinja2", "matplotlib"}

@@ -145,6 +145,34 @@ def test_csv_and_json_can_go_to_stdout_alone(place: Path, tmp_path: Path) -> Non
     assert json.loads((tmp_path / "r.json").read_text()) == document
 
 
+def test_the_page_is_written_beside_the_other_reports(place: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    done = scan(place, "--html", page, "--csv", tmp_path / "dead.csv")
+    assert done.code == 0
+    assert "3 of 8 units dead" in done.out
+    assert "3 of 8 units are dead (38 %)" in page.read_text(encoding="utf-8")
+    assert reludiag_command("report", "run.reludiag", "--html", page, cwd=place).code == 0
+    assert "Since when?" in page.read_text(encoding="utf-8")
+    alone = reludiag_command("report", "run.reludiag", "--html", "-", cwd=place)
+    assert alone.out.startswith("<!DOCTYPE html>")
+    assert alone.out.rstrip().endswith("</html>")
+
+
+def test_a_figure_is_written_in_the_format_of_its_name(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for kind in ("lifelines", "sites", "rates"):
+        path = tmp_path / f"{kind}.svg"
+        done = reludiag_command("plot", "run.reludiag", "--kind", kind, "-o", path, cwd=place)
+        assert (done.code, done.out) == (0, "")
+        assert "<svg" in path.read_text(encoding="utf-8")
+    done = reludiag_command("plot", "run.reludiag", "-o", "figure.gif", cwd=place)
+    assert done.code == 2
+    assert "ends in .svg, .pdf, .png" in done.sentence
+    done = reludiag_command("plot", "run.reludiag", "run.reludiag", "-o", "x.svg", cwd=place)
+    assert done.code == 2
+    assert "--kind sweep for several" in done.sentence
+
+
 def test_paths_are_absolute_or_of_the_current_folder(place: Path, tmp_path: Path) -> None:
     absolute = reludiag_command(
         "scan", place / "net.py:build", place / "weights.pt", "--data", f"{place}/net.py:batches",

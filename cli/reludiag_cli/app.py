@@ -8,6 +8,7 @@ import typer
 from reludiag.errors import ReludiagError, UserCodeError
 from reludiag_cli.compare import compare
 from reludiag_cli.init import init
+from reludiag_cli.plot import plot
 from reludiag_cli.replay import replay
 from reludiag_cli.report import report
 from reludiag_cli.scan import scan
@@ -34,6 +35,7 @@ app.command()(compare)
 app.command()(init)
 app.command()(sweep)
 app.command()(replay)
+app.command()(plot)
 
 
 def _print_version(wanted: bool) -> None:

@@ -20,6 +20,6 @@ def compare(
     from reludiag.experiments.compare import compare as put_together
     from reludiag.experiments.effects import effects
 
-    options.check_outputs(output, as_json, csv, None)
+    options.check_outputs(output, as_json, csv)
     found = effects(put_together(runs), safe_new=safe)
     options.write_effects(found, output=output, as_json=as_json, csv=csv)

@@ -68,6 +68,10 @@ Output = Annotated[
     typer.Option("--output", "-o", metavar="FILE", help="Where the report goes; - is stdout."),
 ]
 Svg = Annotated[str | None, typer.Option("--svg", metavar="FILE", help="The table as a picture.")]
+Html = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="The whole report as one page, with its charts."),
+]
 AllSites = Annotated[bool, typer.Option("--all-sites", help="List each site, however many.")]
 FailOver = Annotated[
     str | None,
@@ -159,16 +163,21 @@ def unit_axes(given: list[str] | None) -> dict[str, int]:
     return axes
 
 
-def check_outputs(output: str, as_json: bool, csv: str | None, svg: str | None) -> None:
+def check_outputs(
+    output: str, as_json: bool, csv: str | None, svg: str | None = None, html: str | None = None
+) -> None:
     """Raise now rather than after a long pass."""
     from reludiag.errors import UsageError
     from reludiag.reports import check_writable
 
-    targets = [target for target in (output, csv, svg) if target is not None]
-    for target in targets:
-        check_writable(target)
-    if (csv, svg).count("-") > 1 or (as_json and output == "-" and "-" in (csv, svg)):
-        raise UsageError("only one of --csv -, --svg - and --json can go to the standard output")
+    files = (csv, svg, html)
+    for target in (output, *files):
+        if target is not None:
+            check_writable(target)
+    if files.count("-") > 1 or (as_json and output == "-" and "-" in files):
+        raise UsageError(
+            "only one of --csv -, --svg -, --html - and --json can go to the standard output"
+        )
 
 
 def write_reports(
@@ -178,6 +187,7 @@ def write_reports(
     as_json: bool,
     csv: str | None,
     svg: str | None,
+    html: str | None,
     all_units: bool,
     all_sites: bool,
     fail_over: str | None,
@@ -192,7 +202,9 @@ def write_reports(
         reports.write_csv(diagnosis, csv, all_units)
     if svg is not None:
         reports.write_svg(diagnosis, svg, all_sites)
-    if "-" in (csv, svg) and output == "-":
+    if html is not None:
+        reports.write_html(diagnosis, html)
+    if "-" in (csv, svg, html) and output == "-":
         pass  # the standard output is taken: nothing else may stand in it
     elif as_json:
         reports.write_json(diagnosis, output, all_units)

@@ -31,7 +31,7 @@ def replay(
     from reludiag.experiments.replay import replay as run_replay
     from reludiag_cli.progress import trial_progress
 
-    options.check_outputs(output, as_json, csv, None)
+    options.check_outputs(output, as_json, csv)
     with trial_progress() as progress:
         found = run_replay(
             train,

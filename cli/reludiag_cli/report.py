@@ -18,6 +18,7 @@ def report(
     as_json: options.AsJson = False,
     output: options.Output = "-",
     svg: options.Svg = None,
+    html: options.Html = None,
     all_sites: options.AllSites = False,
     fail_over: options.FailOver = None,
 ) -> None:
@@ -28,13 +29,14 @@ def report(
 
     if fail_over is not None:
         Limit.parse(fail_over)
-    options.check_outputs(output, as_json, csv, svg)
+    options.check_outputs(output, as_json, csv, svg, html)
     options.write_reports(
         load(recording, Thresholds(rare, dormant)),
         output=output,
         as_json=as_json,
         csv=csv,
         svg=svg,
+        html=html,
         all_units=all_units,
         all_sites=all_sites,
         fail_over=fail_over,

@@ -40,6 +40,7 @@ def scan(
     as_json: options.AsJson = False,
     output: options.Output = "-",
     svg: options.Svg = None,
+    html: options.Html = None,
     all_sites: options.AllSites = False,
     fail_over: options.FailOver = None,
 ) -> None:
@@ -57,7 +58,7 @@ def scan(
 
     if fail_over is not None:
         Limit.parse(fail_over)
-    options.check_outputs(output, as_json, csv, svg)
+    options.check_outputs(output, as_json, csv, svg, html)
     axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)
     batches, notes = options.build_batches(data, data_arg, input_shape, batch_size)
@@ -101,6 +102,7 @@ def scan(
         as_json=as_json,
         csv=csv,
         svg=svg,
+        html=html,
         all_units=all_units,
         all_sites=all_sites,
         fail_over=fail_over,

@@ -41,7 +41,7 @@ def sweep(
     from reludiag.experiments.sweep import sweep as run_sweep
     from reludiag_cli.progress import trial_progress
 
-    options.check_outputs(output, as_json, csv, None)
+    options.check_outputs(output, as_json, csv)
     rates = options.numbers("--lr", lr)
     with trial_progress() as progress:
         trials = run_sweep(

@@ -93,6 +93,12 @@ class Effects:
 
         write_trials(self.trials, path)
 
+    def figure(self) -> Any:
+        """A matplotlib figure of the heat maps, to be saved or changed."""
+        from reludiag.reports import figure
+
+        return figure(self, "sweep")
+
     def __str__(self) -> str:
         """The terminal report as plain text, 80 columns wide."""
         from reludiag.reports import effects_text

@@ -12,7 +12,9 @@ from reludiag.diagnosis import Diagnosis
 from reludiag.experiments.effects import Effects
 from reludiag.experiments.replay import Replay
 from reludiag.reports.document import document, effects_document
+from reludiag.reports.figures import figure, write_figure
 from reludiag.reports.heat_map import effects_text, print_effects
+from reludiag.reports.html import fragment, page
 from reludiag.reports.init_report import init_document, init_text, print_init
 from reludiag.reports.output import check_writable, opened
 from reludiag.reports.replay_report import print_replay, replay_document, replay_text
@@ -24,6 +26,8 @@ __all__ = [
     "document",
     "effects_document",
     "effects_text",
+    "figure",
+    "fragment",
     "init_document",
     "init_text",
     "print_effects",
@@ -37,6 +41,8 @@ __all__ = [
     "write_csv",
     "write_effects_json",
     "write_effects_text",
+    "write_figure",
+    "write_html",
     "write_json",
     "write_replay_json",
     "write_replay_text",
@@ -58,6 +64,13 @@ def write_json(diagnosis: Diagnosis, target: Target, all_units: bool = False) ->
     """The whole Diagnosis as one JSON document."""
     with opened(target) as stream:
         stream.write(document(diagnosis, all_units))
+
+
+def write_html(diagnosis: Diagnosis, target: Target, effects: Effects | None = None) -> None:
+    """The whole report as one page, with the heat maps of a sweep where one is given."""
+    text = page(diagnosis, effects)
+    with opened(target) as stream:
+        stream.write(text)
 
 
 def write_text(diagnosis: Diagnosis, target: Target, all_sites: bool = False) -> None:

@@ -1,6 +1,7 @@
 """The one place that opens, completes or abandons the files that reports go to."""
 
 import contextlib
+import io
 import os
 import sys
 import tempfile
@@ -27,15 +28,27 @@ def opened(target: str | Path | IO[str]) -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    path = Path(target)
+    with _replacing(Path(target)) as file, io.TextIOWrapper(file, "utf-8", newline="") as stream:
+        yield stream
+        stream.flush()
+        _settle(file)
+
+
+def write_bytes(content: bytes, path: str | Path) -> None:
+    """Write a file as `opened` does: whole, or not at all."""
+    with _replacing(Path(path)) as file:
+        file.write(content)
+        _settle(file)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
     check_writable(path)
     with _told(path):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with _told(path), os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+        with _told(path), os.fdopen(descriptor, "wb") as file:
+            yield file
         with _told(path):
             # mkstemp makes private files; give it the permissions of any new file.
             umask = os.umask(0)
@@ -45,6 +58,11 @@ def opened(target: str | Path | IO[str]) -> Iterator[IO[str]]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _settle(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def check_writable(target: str | Path) -> None:

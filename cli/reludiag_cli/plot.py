@@ -1,0 +1,58 @@
+"""`reludiag plot`: a figure for a paper or a slide."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Kind(StrEnum):
+    """What a figure shows."""
+
+    LIFELINES = "lifelines"
+    SITES = "sites"
+    RATES = "rates"
+    SWEEP = "sweep"
+
+
+def plot(
+    recordings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECORDING...", help="The file that a Monitor wrote; for a sweep, one a run."
+        ),
+    ],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="A name in .svg, .pdf or .png.")
+    ],
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="lifelines: each unit over the steps; sites: their units by verdict; rates: how "
+            "often units fire; sweep: deaths by learning rate and initialization."
+        ),
+    ] = Kind.LIFELINES,
+) -> None:
+    """Draw a figure of a recording, or of the runs of a sweep.
+
+    reludiag plot run.reludiag --kind lifelines -o lifelines.svg
+    """
+    from reludiag.errors import UsageError
+    from reludiag.reports import check_writable, write_figure
+    from reludiag.reports.figures import check_figure_path
+
+    check_figure_path(output)
+    check_writable(output)
+    if kind is Kind.SWEEP:
+        from reludiag.experiments.compare import compare
+        from reludiag.experiments.effects import effects
+
+        write_figure(effects(compare(recordings)), kind, output)
+        return
+    if len(recordings) > 1:
+        raise UsageError(
+            f"{len(recordings)} recordings were given; expected one, or --kind sweep for several"
+        )
+    from reludiag.history import load
+
+    write_figure(load(recordings[0]), kind, output)

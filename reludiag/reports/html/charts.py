@@ -1,0 +1,82 @@
+"""The arrays that the page's charts are drawn from, and the dead units as the CSV has them."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+
+from reludiag.diagnosis import Diagnosis
+from reludiag.ledger import Life
+from reludiag.reports.lifelines import Lifelines, SiteLine
+from reludiag.reports.table import write_frame
+
+MOST_LISTED = 10_000
+"""Dead units that a page lists; more are left to the CSV."""
+_BINS = 20  # of firing rates above 0: 5 % each
+
+
+def charts(diagnosis: Diagnosis, lives: Lifelines | None) -> dict[str, Any]:
+    """All of them; an array is what Plotly calls a typed array: dtype, bdata, shape."""
+    return {
+        "lives": None if lives is None else _lives(lives),
+        "states": {life.name.lower(): int(life) for life in Life},
+        "firing": _firing(diagnosis),
+        "csv": dead_csv(diagnosis),
+    }
+
+
+def dead_csv(diagnosis: Diagnosis) -> str:
+    """The dead units as `to_csv` writes them."""
+    stream = io.StringIO()
+    units = diagnosis.units
+    write_frame(units[units["verdict"] == "dead"].head(MOST_LISTED), stream)
+    return stream.getvalue()
+
+
+def _lives(lives: Lifelines) -> dict[str, Any]:
+    return {
+        "edges": list(lives.edges),
+        "joined": lives.joined,
+        "whole": _line(lives.whole),
+        "sites": [_line(site) for site in lives.sites],
+    }
+
+
+def _line(line: SiteLine) -> dict[str, Any]:
+    return {
+        "name": line.name,
+        "units": line.units,
+        # JSON has no NaN; and a rate that never changes need not be said at each step.
+        "rate": [None if np.isnan(rate) else float(rate) for rate in line.learning_rate],
+        **{kind: packed(getattr(line, kind)) for kind in ("dead", "nonfinite", "died", "revived")},
+        "states": None if line.states is None else packed(line.states),
+    }
+
+
+def _firing(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    """Of each site, how many units fire never, then in up to 5 %, 10 %, ... of samples."""
+    units = diagnosis.units
+    units = units[units["firing_rate"].notna() & (units["verdict"] != "nonfinite")]
+    rows = []
+    for name, rates in units.groupby("site", sort=False)["firing_rate"]:
+        never = int((rates == 0).sum())
+        # Down a little, so that 5 % is in the bin that ends there.
+        bins = np.clip(np.ceil(rates[rates > 0] * _BINS - 1e-9).astype(int), 1, _BINS)
+        counts = np.bincount(bins, minlength=_BINS + 1)
+        counts[0] = never
+        rows.append({"name": str(name), "counts": counts.tolist()})
+    return rows
+
+
+def packed(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """A whole-numbered array in as few bytes as hold it."""
+    if array.dtype != np.uint8:
+        array = array.astype(np.min_scalar_type(int(array.max(initial=0))))
+    if array.dtype.itemsize == 8:
+        array = array.astype(np.uint32)
+    return {
+        "dtype": f"u{array.dtype.itemsize}",
+        "shape": list(array.shape),
+        "bdata": base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode(),
+    }

@@ -1,0 +1,338 @@
+"""What the page says, as plain values: the template only lays it out."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from reludiag.diagnosis import Diagnosis
+from reludiag.experiments.effects import Effects
+from reludiag.reports.effects_summary import caveats, findings, headline, rate
+from reludiag.reports.summary import (
+    LifeWindow,
+    life_windows,
+    many,
+    next_steps,
+    share,
+    thick_of_deaths,
+)
+from reludiag.verdicts import VERDICTS
+
+MOST_TILES_NAMED = 24
+"""Sites beyond which the map has squares without names."""
+_MOSTLY = 0.05  # up to this share of dead units a network is mostly healthy
+_HEAT = (0.05, 0.2, 0.5, 1.0)  # shares below which a site has one colour, as in the heat maps
+_RESPONSES = {
+    "new": "New deaths: share of units alive at step 0 that are dead at the end",
+    "born": "Born dead: share of units dead at step 0",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether the network is healthy, in a word and a sentence."""
+
+    tone: str
+    """`good`, `fair`, `bad` or `unknown`: the colour."""
+    word: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the bar of verdicts."""
+
+    verdict: str
+    name: str
+    count: int
+    text: str
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One site in the map and in the table."""
+
+    index: int
+    """Place in forward order, from 1."""
+    name: str
+    label: str
+    """The end of its name, which tells it from its neighbours."""
+    heat: str
+    """`0` none dead, `1` to `4` some, `5` all; `nan` not finite, `none` never called."""
+    text: str
+    """The share of dead units."""
+    activation: str
+    producer: str
+    units: int | None
+    dead: int
+    share: float
+    others: str
+    firing: str
+    firing_rate: float
+    born: int | None
+    died: int | None
+    revived: int | None
+
+    @property
+    def told(self) -> str:
+        """The whole of it in a line."""
+        if self.units is None:
+            return f"{self.name}: never called"
+        return f"{self.name}: {self.dead:,} of {many(self.units, 'unit')} dead" + (
+            f" ({self.text})" if self.dead else ""
+        )
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A piece of evidence."""
+
+    what: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Why:
+    """A cause as the page shows it."""
+
+    site: str
+    name: str
+    sentence: str
+    share: str
+    identifiable: bool
+    evidence: tuple[Proof, ...]
+    advice: str
+    confirm: str
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Shares of dead units over learning rates and initializations."""
+
+    title: str
+    rates: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
+    """Initialization, then text and heat of each cell."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep says."""
+
+    headline: str
+    maps: tuple[HeatMap, ...]
+    findings: tuple[str, ...]
+
+
+def answer(diagnosis: Diagnosis) -> Answer:
+    """The answer to the first question."""
+    units, dead = int(diagnosis.sites["units"].sum()), diagnosis.dead
+    lost = int(diagnosis.sites["nonfinite"].sum())
+    counted = f"{dead:,} of {many(units, 'unit')} {'is' if dead == 1 else 'are'} dead"
+    if diagnosis.diverged:
+        verb = "is" if lost == 1 else "are"
+        return Answer(
+            "bad",
+            "No, it diverged.",
+            f"{lost:,} of {many(units, 'unit')} {verb} not finite"
+            + (f"; {dead:,} more {'is' if dead == 1 else 'are'} dead." if dead else "."),
+        )
+    if not units or diagnosis.head.samples == 0:
+        return Answer("unknown", "Not known.", "Nothing has been observed yet.")
+    if not dead:
+        return Answer("good", "Yes.", f"None of {many(units, 'unit')} is dead.")
+    silent = (diagnosis.sites["dead"] == diagnosis.sites["units"]).fillna(False).any()
+    mostly = diagnosis.dead_fraction <= _MOSTLY and not silent
+    sentence = f"{counted} ({share(dead, units)})."
+    return Answer("fair", "Mostly.", sentence) if mostly else Answer("bad", "No.", sentence)
+
+
+def bar(diagnosis: Diagnosis) -> list[Part]:
+    """The units by verdict, the grave ones first."""
+    units = int(diagnosis.sites["units"].sum())
+    counts = {verdict: int(diagnosis.sites[verdict].sum()) for verdict in VERDICTS}
+    return [
+        Part(verdict, verdict.replace("_", " "), count, share(count, units))
+        for verdict, count in counts.items()
+        if count
+    ]
+
+
+def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
+    """A row for each site, in forward order."""
+    ledger = "died" in diagnosis.sites
+    names = [str(name) for name in diagnosis.sites["site"]]
+    labels = _labels(names)
+    rows = []
+    for index, row in enumerate(diagnosis.sites.to_dict("records")):
+        units = None if pd.isna(row["units"]) else int(row["units"])
+        others = [
+            f"{int(row[v]):,} {v.replace('_', ' ')}"
+            for v in VERDICTS
+            if v not in ("dead", "alive") and row[v]
+        ]
+        rows.append(
+            SiteRow(
+                index=index + 1,
+                name=names[index],
+                label=labels[index],
+                heat=_site_heat(row, units),
+                text="not finite"
+                if row["nonfinite"] == units and units
+                else _share_text(row, units),
+                activation=str(row["activation"]),
+                producer=_text(row["producer"]),
+                units=units,
+                dead=int(row["dead"]),
+                share=int(row["dead"]) / units if units else -1.0,
+                others=", ".join(others),
+                firing=_share_of_one(row["mean_firing_rate"]),
+                firing_rate=-1.0 if pd.isna(row["mean_firing_rate"]) else row["mean_firing_rate"],
+                born=_number(row["born_dead"]) if ledger else None,
+                died=_number(row["died"]) if ledger else None,
+                revived=_number(row["revived"]) if ledger else None,
+            )
+        )
+    return rows
+
+
+def since(diagnosis: Diagnosis) -> str:
+    """When units died, in a sentence; empty where there is no timeline."""
+    if diagnosis.timeline is None or diagnosis.timeline.empty:
+        return ""
+    most = thick_of_deaths(diagnosis.timeline)
+    born = int(diagnosis.sites["born_dead"].sum())
+    at_birth = (
+        f"{many(born, 'unit')} {'was' if born == 1 else 'were'} dead at step 0." if born else ""
+    )
+    if most is None:
+        return at_birth or "No unit died in this run."
+    total = int(diagnosis.timeline["died"].sum())
+    known = most.learning_rate == most.learning_rate
+    at = f", at a learning rate of {most.learning_rate:.4g}" if known else ""
+    deaths = f"{most.died:,} of {many(total, 'death')} came in steps {most.steps}{at}."
+    return f"{at_birth} {deaths}".strip()
+
+
+def windows(diagnosis: Diagnosis) -> list[LifeWindow]:
+    """The timeline in a few rows."""
+    timeline = diagnosis.timeline
+    return [] if timeline is None or timeline.empty else life_windows(timeline)
+
+
+def whys(diagnosis: Diagnosis) -> list[Why]:
+    """The causes: the run's own first."""
+    return [
+        Why(
+            site=cause.site or "",
+            name=cause.kind.replace("_", " "),
+            sentence=cause.sentence,
+            share=share(cause.share, 1),
+            identifiable=cause.identifiable,
+            evidence=tuple(
+                Proof(item.what, _value(item.value), item.meaning) for item in cause.evidence
+            ),
+            advice=cause.advice,
+            confirm=cause.confirm,
+        )
+        for cause in diagnosis.causes
+    ]
+
+
+def advice(diagnosis: Diagnosis, causes: Sequence[Why]) -> list[str]:
+    """What to do and what to look at next, the gravest first."""
+    cures = [cause.advice for cause in causes if cause.advice and not cause.site]
+    looks = [line for line in next_steps(diagnosis) if not line.startswith("--csv FILE")]
+    return list(dict.fromkeys([*cures, *looks]))
+
+
+def grid(effects: Effects | None) -> Grid | None:
+    """The heat maps of a sweep and what they say."""
+    if effects is None:
+        return None
+    return Grid(
+        headline(effects),
+        tuple(_heat_map(effects, response) for response in _RESPONSES if len(effects.cells)),
+        (*caveats(effects), *findings(effects)),
+    )
+
+
+def heat(part: float) -> str:
+    """The colour of a share of dead units."""
+    if part <= 0:
+        return "0"
+    return str(1 + sum(part >= limit for limit in _HEAT))
+
+
+def _heat_map(effects: Effects, response: str) -> HeatMap:
+    table = effects.heat_map(response)
+    places = effects.cells.set_index(["init", "lr"]).to_dict("index")
+
+    def cell(part: float, place: dict[Hashable, Any] | None) -> tuple[str, str]:
+        if place is None:
+            return "", "none"
+        if not pd.isna(part):
+            return share(part, 1) + ("!" if place["diverged"] else ""), heat(part)
+        return (
+            ("NaN", "nan") if place["diverged"] else ("crash" if place["crashed"] else "?", "none")
+        )
+
+    return HeatMap(
+        _RESPONSES[response],
+        tuple(rate(float(value)) for value in table.columns),
+        tuple(
+            (
+                str(init),
+                tuple(cell(row[lr], places.get((init, lr))) for lr in table.columns),
+            )
+            for init, row in table.iterrows()
+        ),
+    )
+
+
+def _site_heat(row: dict[Any, Any], units: int | None) -> str:
+    if not units:
+        return "none"
+    return "nan" if row["nonfinite"] else heat(row["dead"] / units)
+
+
+def _share_text(row: dict[Any, Any], units: int | None) -> str:
+    return share(row["dead"], units) if units else ""
+
+
+def _share_of_one(value: Any) -> str:
+    return "" if pd.isna(value) else share(value, 1)
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """The last part of each name, or as many as tell it from the rest."""
+    labels = [_end(name, 1) for name in names]
+    for parts in (2, 3):
+        labels = [
+            _end(name, parts) if labels.count(label) > 1 else label
+            for name, label in zip(names, labels, strict=True)
+        ]
+    return [
+        name if labels.count(label) > 1 else label
+        for name, label in zip(names, labels, strict=True)
+    ]
+
+
+def _end(name: str, parts: int) -> str:
+    return ".".join(name.split(".")[-parts:])
+
+
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)
+
+
+def _number(value: Any) -> int | None:
+    return None if pd.isna(value) else int(value)
+
+
+def _value(value: float | int | str) -> str:
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"

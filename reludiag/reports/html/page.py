@@ -1,0 +1,136 @@
+"""The page: one file with all that it needs, from which nothing can be requested.
+
+The policy in its head allows no script but the three that stand in it, by their hashes, and no
+request at all; so a name that slipped through every escape would still do nothing.
+"""
+
+import base64
+import hashlib
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from reludiag.diagnosis import Diagnosis
+from reludiag.experiments.effects import Effects
+from reludiag.reports.html import content
+from reludiag.reports.html.charts import MOST_LISTED, charts
+from reludiag.reports.lifelines import MOST_UNITS, Lifelines, lifelines
+from reludiag.reports.summary import many
+
+_THEME = """\
+try { document.documentElement.dataset.theme = localStorage.getItem("reludiag-theme") || "auto"; }
+catch { document.documentElement.dataset.theme = "auto"; }
+"""  # before anything is painted
+_MOST_SITES_IN_NOTEBOOK = 20
+
+
+def page(diagnosis: Diagnosis, effects: Effects | None = None) -> str:
+    """The whole report as an HTML document."""
+    from plotly.offline import get_plotlyjs
+
+    lives = lifelines(diagnosis)
+    scripts = [_THEME, get_plotlyjs(), _asset("report.js")]
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            **_said(diagnosis, effects),
+            policy=_policy(scripts),
+            scripts=[Markup(script) for script in scripts],
+            data=_data(charts(diagnosis, lives)),
+            abridged=_abridged(diagnosis, lives),
+            listed=MOST_LISTED,
+        )
+    )
+
+
+def fragment(diagnosis: Diagnosis) -> str:
+    """What a notebook shows: the answer, the map, the worst sites and what to do; no script."""
+    said = _said(diagnosis, None)
+    worst = sorted(said["sites"], key=lambda row: (-row.share, row.index))
+    return (
+        _environment()
+        .get_template("notebook.html.j2")
+        .render(**said, worst=worst[:_MOST_SITES_IN_NOTEBOOK])
+    )
+
+
+def _said(diagnosis: Diagnosis, effects: Effects | None) -> dict[str, Any]:
+    causes = content.whys(diagnosis)
+    return {
+        "head": diagnosis.head,
+        "style": Markup(_asset("style.css")),
+        "answer": content.answer(diagnosis),
+        "bar": content.bar(diagnosis),
+        "sites": content.site_rows(diagnosis),
+        "named": len(diagnosis.sites) <= content.MOST_TILES_NAMED,
+        "ledger": diagnosis.timeline is not None,
+        "since": content.since(diagnosis),
+        "windows": content.windows(diagnosis),
+        "causes": causes,
+        "grid": content.grid(effects),
+        "advice": content.advice(diagnosis, causes),
+        "dead": diagnosis.dead,
+        "diverged": diagnosis.diverged,
+    }
+
+
+def _abridged(diagnosis: Diagnosis, lives: Lifelines | None) -> list[str]:
+    """What the pictures leave out, said so."""
+    if lives is None:
+        return []
+    said = []
+    hidden = [site for site in lives.sites if site.states is None]
+    if hidden:
+        said.append(
+            f"{len(hidden):,} of {many(len(lives.sites), 'site')} "
+            f"{'has' if len(hidden) == 1 else 'have'} one row for the whole site, not one for "
+            f"each unit: a site has more than {MOST_UNITS:,} units, or all have more than a page "
+            "can hold."
+        )
+    if lives.joined > 1:
+        said.append(
+            f"A column is {lives.joined:,} snapshots: the state at the last of them, the deaths "
+            "of all."
+        )
+    return said
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("reludiag.reports.html", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["count"] = lambda number: f"{number:,}"
+    return environment
+
+
+@cache
+def _asset(name: str) -> str:
+    return (files("reludiag.reports.html") / name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: list[str]) -> str:
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    )
+    # Plotly sets styles; with images of data alone, a style can request nothing.
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; form-action 'none'; base-uri 'none'"
+    )
+
+
+def _data(content: dict[str, Any]) -> Markup:
+    """JSON that may stand in a script element: nothing in it can end that."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

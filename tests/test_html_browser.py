@@ -1,0 +1,300 @@
+"""The HTML report in a browser: it draws, sorts and saves, asks nobody for anything, says no error.
+
+Chromium must be there already (apt-get install chromium); Playwright only drives it.
+"""
+
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import reludiag
+from tests.planted_runs import NEVER, dying, planted_run
+from tests.test_html import HOSTILE, hostile_run
+from tests.test_sample_models import sample
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
+]
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium: Any, tmp_path: Path) -> Iterator[Open]:
+    """Opens a report. At the end: no error was said, nothing was requested, no dialog came."""
+    context = chromium.new_context()
+    wrong: list[str] = []
+
+    def open_report(diagnosis: reludiag.Diagnosis, width: int = 1280, scheme: str = "light") -> Any:
+        path = tmp_path / "report.html"
+        diagnosis.to_html(path)
+        page = context.new_page()
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.on("console", lambda message: wrong.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
+        page.on("request", lambda request: wrong.append(request.url) if asks(request.url) else None)
+        page.goto(path.as_uri())
+        if diagnosis.timeline is not None:
+            page.locator("#life .heatmaplayer image").first.wait_for(state="attached")
+        return page
+
+    def asks(url: str) -> bool:
+        return not url.startswith(("data:", "blob:", f"{tmp_path.as_uri()}/report.html"))
+
+    yield open_report
+    context.close()
+    assert wrong == []
+
+
+def dying_sample(name: str) -> reludiag.Diagnosis:
+    module = sample(name)
+    with torch.random.fork_rng():
+        monitors = []
+
+        def attach(model: nn.Module, optimizer: torch.optim.Optimizer) -> reludiag.Monitor:
+            monitors.append(reludiag.Monitor(model, optimizer, every=2, probe=module.probe()[:16]))
+            return monitors[0]
+
+        module.fit(module.build(seed=0), attach=attach, **{**module.DYING, "steps": 10})
+    return monitors[0].diagnose()
+
+
+def trained(lr: float) -> reludiag.Diagnosis:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+        inputs = torch.randn(64, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    with reludiag.Monitor(model, optimizer, every=1, probe=inputs) as monitor:
+        for _ in range(8):
+            optimizer.zero_grad()
+            (model(inputs) - 1).square().sum().backward()
+            optimizer.step()
+    return monitor.diagnose()
+
+
+def overflow(page: Any) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["digits", "detector", "segmenter", "text"])
+def test_the_dying_run_of_a_sample_model_is_shown(opened: Open, name: str) -> None:
+    run = dying_sample(name)
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        page = opened(run, width, scheme)
+        assert page.locator("#sites tbody tr").count() == len(run.sites)
+        assert f"{run.dead:,} of" in page.locator(".answer").inner_text() or run.dead == 0
+        assert overflow(page) <= 0
+
+
+def test_a_healthy_run_is_shown(opened: Open) -> None:
+    page = opened(planted_run({"relu": [(NEVER, NEVER)] * 64}, 10))
+    assert page.locator(".answer").inner_text() == "Yes. None of 64 units is dead."
+    assert page.locator("#dead").count() == 0
+
+
+def test_a_diverged_run_is_shown_as_such(opened: Open) -> None:
+    run = trained(lr=1e4)
+    assert run.diverged
+    page = opened(run)
+    assert page.locator(".answer b").inner_text() == "No, it diverged."
+    assert "not finite" in page.locator("#states").inner_text()
+    assert page.locator("#firing-block").is_hidden()
+
+
+@pytest.mark.slow
+def test_a_million_units_are_shown_by_site(opened: Open) -> None:
+    run = planted_run({f"layers.{at}.relu": dying(100_000, 20, seed=at) for at in range(10)}, 20)
+    page = opened(run)
+    assert page.evaluate("document.getElementById('life').data[0].z.length") == 10
+    assert "A row is a site" in page.locator("#life-note").inner_text()
+    page.locator(".tile").first.click()
+    assert "too many units" in page.locator("#life-note").inner_text()
+
+
+def test_hostile_names_do_nothing(opened: Open) -> None:
+    page = opened(hostile_run())
+    assert page.locator("#sites .pick").all_inner_texts() == [
+        name.replace("\n", " ") for name in HOSTILE
+    ]
+    assert page.locator("main img, main script, svg a, #life b").count() == 0
+    drawn = page.locator("#life .ytick text").all_text_contents()
+    assert any("<script>alert(1)</script>" in text for text in drawn)
+    for at in range(len(HOSTILE)):
+        page.locator(".tile").nth(at).click()
+        page.locator("#life").hover()
+        assert page.locator("#life .gtitle, #tip a").count() == 0
+    page.wait_for_timeout(100)  # for what would still come
+
+
+STEPS = 9
+PLANTED = {
+    "first": [(0, NEVER), (3, NEVER), (3, NEVER), (NEVER, NEVER)],
+    "second": [(2, 5), (NEVER, NEVER), (NEVER, NEVER), (7, NEVER)],
+}
+
+
+def place_of(page: Any, row: int, step: float) -> tuple[float, float]:
+    """Where on the page the middle of a row of the raster is, at a step."""
+    x, y = page.evaluate(
+        """([row, step]) => {
+            const chart = document.getElementById("life"), { xaxis, yaxis } = chart._fullLayout;
+            const box = chart.querySelector(".svg-container").getBoundingClientRect();
+            return [box.x + xaxis._offset + xaxis.l2p(step),
+                    box.y + scrollY + yaxis._offset + yaxis.l2p(row)];
+        }""",
+        [row, step],
+    )
+    return x, y
+
+
+def colour_at(page: Any, row: int, step: float) -> tuple[int, ...]:
+    """The colour on the screen in the middle of a row of the raster, at a step."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    return picture.getpixel(tuple(map(round, place_of(page, row, step))))
+
+
+def test_the_raster_shows_planted_deaths_at_their_place(opened: Open) -> None:
+    page = opened(planted_run(PLANTED, STEPS))
+    colours = {
+        name: tuple(map(int, page.evaluate(f"colour({name!r})")[4:-1].split(",")))
+        for name in ("alive", "dead", "born-dead", "revived")
+    }
+    # In each site the first to die are at the top: units 0, 1, 2, 3 and then 0, 3, 1, 2. A column
+    # is the window that ends at its step, so snapshot 3 is what lies between steps 20 and 30.
+    expected = [
+        ["born-dead"] * 9,
+        ["alive"] * 3 + ["dead"] * 6,
+        ["alive"] * 3 + ["dead"] * 6,
+        ["alive"] * 9,
+        ["alive"] * 2 + ["dead"] * 3 + ["revived"] * 4,
+        ["alive"] * 7 + ["dead"] * 2,
+        ["alive"] * 9,
+        ["alive"] * 9,
+    ]
+    for row, states in enumerate(expected):
+        for snapshot in (0, 2, 3, 5, 8):
+            seen = colour_at(page, row, 10 * snapshot - 2)
+            assert seen == colours[states[snapshot]], (row, snapshot)
+    bars = page.evaluate("document.getElementById('life').data[1]")
+    assert bars["y"] == [0, 0, 1, 2, 0, 0, 0, 1, 0]
+    assert bars["x"][3] == 25
+
+
+def test_what_is_under_the_pointer_is_told(opened: Open) -> None:
+    page = opened(planted_run(PLANTED, STEPS))
+    page.locator("#life").scroll_into_view_if_needed()
+
+    for row, step, told in (
+        (1, 25, "first, unit 1 steps 20–30: died"),
+        (4, 55, "second, unit 0 steps 50–60: alive again"),
+        (0, -2, "first, unit 0 step 0: dead since step 0"),
+    ):
+        x, y = place_of(page, row, step)
+        page.mouse.move(x, y - page.evaluate("scrollY"))
+        playwright.expect(page.locator("#tip")).to_have_text(told)
+
+
+def test_no_unit_is_lost_where_a_row_is_several(opened: Open) -> None:
+    page = opened(planted_run({"wide": [(5, NEVER)] + [(NEVER, NEVER)] * 1_999}, STEPS))
+    page.locator(".tile").click()
+    assert "up to 3 units" in page.locator("#life-note").inner_text()
+    dead = page.evaluate(
+        "document.getElementById('life').data[0].z.flat().filter((s) => s === 4).length"
+    )
+    assert dead == STEPS - 5
+
+
+def test_a_chosen_site_is_shown_alone_and_left_again(opened: Open) -> None:
+    page = opened(planted_run(PLANTED, STEPS))
+    rows = "document.getElementById('life').data[0].z.length"
+    assert page.evaluate(rows) == 8
+    page.locator(".pick", has_text="second").click()
+    assert page.evaluate(rows) == 4
+    assert page.locator("[data-choose]").nth(1).input_value() == "second"
+    page.locator(".tile", has_text="second").click()
+    assert page.evaluate(rows) == 8
+
+
+def test_tables_sort_and_search_with_the_keyboard(opened: Open) -> None:
+    page = opened(planted_run({f"s{at}": dying(10 + at, 12, seed=at) for at in range(12)}, 12))
+    names = lambda: page.locator("#sites .pick").all_inner_texts()  # noqa: E731
+    page.locator("#sites thead button", has_text="Units").focus()
+    page.keyboard.press("Enter")
+    assert names() == [f"s{at}" for at in reversed(range(12))]
+    page.keyboard.press("Enter")
+    assert names() == [f"s{at}" for at in range(12)]
+    page.locator("#sites thead button", has_text="Site").click()
+    assert names()[:3] == ["s0", "s1", "s2"]  # not s0, s1, s10
+    page.locator("#site-search").fill("S1")
+    assert page.locator("#sites tbody tr:visible").count() == 3
+
+    steps = page.locator("#dead tbody td:nth-child(4)")
+    assert page.locator("#dead th").nth(3).inner_text().startswith("Died by step")
+    page.locator("#dead thead button", has_text="Died by step").click()
+    seen = [int(text) for text in steps.all_inner_texts()]
+    assert seen == sorted(seen, reverse=True)
+    page.locator("#dead-search").fill("s11 ")
+    assert set(page.locator("#dead tbody td:first-child").all_inner_texts()) == {"s11"}
+
+
+def test_the_download_is_the_csv_of_the_dead(opened: Open, tmp_path: Path) -> None:
+    run = hostile_run()
+    page = opened(run)
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    stream = io.StringIO()
+    run.to_csv(stream)
+    assert download.value.suggested_filename == "dead-units.csv"
+    assert Path(download.value.path()).read_text(encoding="utf-8") == stream.getvalue()
+    assert page.locator("#dead-count").inner_text() == f"50 of {run.dead} units shown."
+    page.locator("#more").click()
+    assert page.locator("#dead tbody tr").count() == run.dead
+
+
+def test_the_theme_is_the_systems_until_it_is_chosen(opened: Open) -> None:
+    page = opened(planted_run(PLANTED, STEPS), scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(background) == "rgb(20, 24, 28)"
+    page.locator("#theme").press("Enter")
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
+    assert page.evaluate("document.getElementById('life').layout.font.color") == "rgb(90, 102, 112)"
+    page.reload()
+    assert page.evaluate(background) == "rgb(255, 255, 255)"
+
+
+def test_it_prints_whole_and_light(opened: Open) -> None:
+    page = opened(planted_run(PLANTED, STEPS), scheme="dark")
+    assert len(page.pdf()) > 10_000
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.locator(".top").is_hidden()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
