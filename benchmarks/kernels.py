@@ -4,8 +4,8 @@ Method: one process, one thread. A read is `y.sum()` of the same tensor. All are
 random order, over fresh activations each time; the medians of their ratios to the read of the same
 round are given. `observe` is the liveness of one batch, with half of the units left to watch, which
 never fire, and with one in 16. `update` is all statistics: firing counts, active positions, sum,
-sum of squares, maximum and minimum, and, in the second column, the maximum of the pre-activations of
-units that never fired. The plain spellings are for comparison.
+sum of squares, maximum and minimum; then with the maximum of the pre-activations of units that
+never fired. The plain spellings are for comparison.
 """
 
 import random
