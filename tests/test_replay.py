@@ -11,6 +11,7 @@ from reludiag_cli.app import main
 import reludiag
 from reludiag.experiments.counterfactual import answer, arms_of
 from reludiag.experiments.replay import judged
+from reludiag.experiments.trials import Cell, Result, trials_table
 from reludiag.recording import read_recording
 
 # Digits, each pixel standardised; an MLP of three hidden layers; Adam, 8 epochs of batches of 64.
@@ -208,3 +209,123 @@ def test_the_report_fits_80_columns_and_says_what_was_run() -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert "The learning rate 0.1 killed them: 58.0 %" in text
     assert "lr x 0.1" in text and "init kaiming" in text
+
+
+def births(**arms: tuple[int, int] | None) -> pd.DataFrame:
+    """100 units; (born dead, dead at the end) of each arm, None where it diverged."""
+    rows = [
+        {
+            "arm": arm, "seed": 0, "lr": 1e-3, "status": "complete" if counts else "diverged",
+            "units": 100, "born": counts and counts[0], "dead": counts and counts[1],
+            "new": counts and max(counts[1] - counts[0], 0), "error": "", "recording": "",
+        }
+        for arm, counts in arms.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows).astype(dict.fromkeys(("born", "new", "dead"), "Int64"))
+
+
+@pytest.mark.parametrize(
+    ("arms", "kind"),
+    [
+        ({"factual": (73, 73), "lr": (73, 72), "init": (17, 21), "both": (17, 21)},
+         "initialization"),
+        ({"factual": (73, 73), "lr": (73, 72), "init": (17, 32), "both": (17, 30)},
+         "initialization"),
+        ({"factual": (17, 60), "lr": (17, 18), "init": (17, 60), "both": (17, 18)},
+         "learning_rate"),
+        ({"factual": (17, 60), "lr": (17, 18)}, "learning_rate"),
+        ({"factual": (73, 73), "lr": (73, 72), "init": (65, 65), "both": (65, 65)}, "neither"),
+        ({"factual": (17, 17), "lr": (17, 17), "init": (16, 16), "both": (16, 16)}, "neither"),
+        ({"factual": (73, 73), "lr": (73, 72)}, "neither"),
+        ({"factual": (60, 73), "lr": (60, 62), "init": (5, 30), "both": (5, 6)}, "both"),
+    ],
+)  # fmt: skip
+def test_a_change_is_judged_by_the_deaths_that_can_be_prevented(
+    arms: dict[str, tuple[int, int]], kind: str
+) -> None:
+    table = births(**arms)
+    assert answer(table).kind == kind
+    str(judged(table, "train", 0.1, "kaiming"))
+
+
+@pytest.mark.parametrize("arms", [
+    {"factual": (73, 73), "lr": (73, 72)},
+    {"factual": (73, 73), "lr": (73, 72), "init": (65, 65), "both": (65, 65)},
+    {"factual": (73, 73), "lr": (73, 72), "init": (17, 32), "both": (17, 30)},
+    {"factual": (0, 57), "init": (0, 57)},
+])  # fmt: skip
+def test_no_smaller_learning_rate_is_advised_where_it_prevents_nothing(
+    arms: dict[str, tuple[int, int]],
+) -> None:
+    advice = judged(births(**arms), "train", 0.1, "kaiming").advice
+    assert "learning rate" not in advice and "--lr-scale" not in advice
+
+
+def test_births_that_no_scheme_was_tried_against_are_told_apart() -> None:
+    found = judged(births(factual=(60, 75), lr=(60, 60)), "train", 0.1, None)
+    assert "killed those not born dead" in found.sentence
+    assert "--init kaiming" in found.advice
+
+
+@pytest.mark.parametrize("arms", [
+    {"factual": (0, 57), "lr": None},
+    {"factual": (0, 57), "lr": None, "init": (0, 56), "both": None},
+    {"factual": (0, 57), "lr": (0, 57), "init": None, "both": None},
+    {"factual": (0, 57), "lr": (0, 20), "init": None, "both": None},
+    {"factual": (0, 57), "lr": None, "init": (0, 30), "both": (0, 2)},
+])  # fmt: skip
+def test_a_change_whose_runs_are_all_lost_cannot_be_told(
+    arms: dict[str, tuple[int, int] | None],
+) -> None:
+    found = judged(births(**arms), "train", 0.1, "kaiming")
+    assert found.answer.kind == "undetermined"
+    assert found.sentence.startswith("It cannot be told what ")
+    assert "57.0 % of the units are dead" in found.sentence
+
+
+def test_a_lost_change_is_noted_in_grammar_where_another_is_the_cause() -> None:
+    found = judged(births(factual=(50, 57), lr=None, init=(0, 1), both=None), "t", 0.1, "kaiming")
+    assert found.answer.kind == "initialization"
+    assert "Of 1 run of lr, 1 diverged: what it prevents cannot be told." in found.notes
+
+
+@pytest.mark.parametrize(
+    ("given", "arms"),
+    [
+        ({"lr_scale": 0.04}, {(1.0, "default"), (0.04, "default")}),
+        ({"init": "kaiming"}, {(1.0, "default"), (1.0, "kaiming")}),
+        ({}, {(1.0, "default"), (0.1, "default"), (1.0, "kaiming"), (0.1, "kaiming")}),
+    ],
+)
+@pytest.mark.parametrize("by_command", [False, True])
+def test_only_what_is_given_is_changed(
+    given: dict[str, object],
+    arms: set[tuple[float, str]],
+    by_command: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planned: list[Cell] = []
+
+    def planning(_: object, cells: list[Cell], *__: object) -> None:
+        planned.extend(cells)
+        raise reludiag.UsageError("planned")
+
+    monkeypatch.setattr("reludiag.experiments.replay.run_cells", planning)
+    if by_command:
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        monkeypatch.setattr("sys.argv", ["reludiag", "replay", "any.py:train", *options])
+        with pytest.raises(SystemExit):
+            main()
+    else:
+        with pytest.raises(reludiag.UsageError, match="planned"):
+            reludiag.replay("any.py:train", **given)
+    assert {(cell.lr_scale, cell.init) for cell in planned} == arms
+
+
+def test_a_run_that_diverged_has_no_dead_fraction() -> None:
+    results = [
+        (Cell(0, 0), Result("diverged", units=10, dead=4, nonfinite=6, dead_fraction=0.4)),
+        (Cell(1, 0), Result("complete", units=10, dead=4, nonfinite=0, dead_fraction=0.4)),
+    ]
+    fractions = trials_table(results)["dead_fraction"]
+    assert fractions.isna().tolist() == [True, False]

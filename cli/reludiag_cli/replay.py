@@ -10,11 +10,18 @@ from reludiag_cli import options
 def replay(
     train: options.Train,
     lr_scale: Annotated[
-        float, typer.Option(help="The other learning rate is this times TRAIN's; 1: unchanged.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            help="The other learning rate is this times TRAIN's. Without --init too: 0.1."
+        ),
+    ] = None,
     init: Annotated[
-        str, typer.Option(metavar="SCHEME", help=f"The other one: {options.INIT_HELP}")
-    ] = "kaiming",
+        str | None,
+        typer.Option(
+            metavar="SCHEME",
+            help=f"The other one: {options.INIT_HELP} Without --lr-scale too: kaiming.",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind, with seeds from 0.")] = 3,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Keep trials and recordings there.")
@@ -25,6 +32,8 @@ def replay(
     output: options.Output = "-",
 ) -> None:
     """Find out why units died, by running TRAIN with one thing changed at a time.
+
+    Only what is given is changed; without --lr-scale and --init, both are.
 
     reludiag replay sample_models/digits.py:train --lr-scale 0.1 --init kaiming
     """

@@ -62,7 +62,7 @@ def trial_row(run: RecordedRun) -> dict[str, Any]:
         "revived": revived,
         "dead": dead,
         "nonfinite": nonfinite,
-        "dead_fraction": dead / units if units else math.nan,
+        "dead_fraction": dead / units if units and not nonfinite else math.nan,
         "error": error,
     }
 

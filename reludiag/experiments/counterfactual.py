@@ -9,6 +9,10 @@ learning rate scaled, the initialization changed, and both, there are four answe
                                                      (where no unit is born dead, the learning
                                                      rate was not lowered enough instead)
     not even both                                    the cause is elsewhere
+
+What a change prevents is told of what can be prevented: chance leaves some units of a deep network
+dead at step 0 whatever scheme draws its weights. A change whose runs did not get to their end says
+nothing, and what would need it cannot be told.
 """
 
 import math
@@ -66,7 +70,9 @@ class Arm:
     new: float | None
     """Share of units alive at step 0 and dead at the end."""
     prevented: float | None
-    """Share of the factual run's deaths that it does not have; below 0 where it has more."""
+    """Share of the factual run's deaths that can be prevented that it does not have; below 0 where
+    it has more. Those born dead under either scheme cannot be; where no more than `HEALTHY` is
+    left, it is the share of all deaths. None if no seed was completed here and as it is."""
     metrics: Mapping[str, float]
     """Means of what train returned: a change that prevents learning prevents deaths as well."""
 
@@ -89,8 +95,8 @@ class Answer:
 def arms_of(trials: pd.DataFrame) -> tuple[Arm, ...]:
     """The arms of a table of trials that has a column `arm` as well, in the order of `ARMS`."""
     by_arm = {name: trials[trials["arm"] == name] for name in ARMS}
-    factual = by_arm[FACTUAL]
-    return tuple(_arm(name, rows, factual) for name, rows in by_arm.items() if len(rows))
+    factual, floor = by_arm[FACTUAL], _floor(by_arm)
+    return tuple(_arm(name, rows, factual, floor) for name, rows in by_arm.items() if len(rows))
 
 
 def answer(trials: pd.DataFrame) -> Answer:
@@ -109,22 +115,53 @@ def _decide(arms: Mapping[str, Arm]) -> tuple[str, str | None]:
     if factual.dead <= HEALTHY:
         return "none", None
     by_rate, by_init, by_both = (_prevented(arms.get(name)) for name in (RATE, INIT, BOTH))
+    lost = {name for name, arm in arms.items() if arm.prevented is None}
+    # What is born dead under both schemes sets the floor, so that redrawing prevents all other
+    # births by definition: where most deaths remain, it must be judged by all of them.
+    by_init, by_both = (
+        _of_all(share, factual.dead, arms.get(name))
+        for share, name in ((by_init, INIT), (by_both, BOTH))
+    )
     if by_rate >= PREVENTED and by_init >= PREVENTED:
         return "either", None
     if by_rate >= PREVENTED:
         return "learning_rate", None
     if by_init >= PREVENTED:
         return "initialization", None
-    born = factual.born is not None and factual.born > HEALTHY
-    if by_rate >= MOSTLY and not by_init >= PARTLY and not born:
+    born = _births_prevented(arms) > HEALTHY
+    if by_rate >= MOSTLY and not by_init >= PARTLY and not born and INIT not in lost:
         return "learning_rate", None
-    if by_both >= PREVENTED:
+    if by_init >= MOSTLY and by_rate < PARTLY and by_both - by_init < PARTLY:
+        return "initialization", None  # a lower learning rate adds next to nothing to it
+    if by_both >= PREVENTED and not lost:
         if max(by_rate, by_init) < PARTLY or abs(by_rate - by_init) < PARTLY:
             return "both", None
         return "both", "learning_rate" if by_rate > by_init else "initialization"
-    if all(arm.dead is None for name, arm in arms.items() if name != FACTUAL):
-        return "undetermined", None
-    return "neither", None
+    return ("undetermined" if lost else "neither"), None
+
+
+def _of_all(prevented: float, before: float, arm: Arm | None) -> float:
+    if arm is None or arm.dead is None or arm.dead <= (1 - MOSTLY) * before:
+        return prevented
+    return min(prevented, 1 - arm.dead / before)
+
+
+def _births_prevented(arms: Mapping[str, Arm]) -> float:
+    """Share of units born dead as it is, and not where the scheme is redrawn, if that was tried."""
+    born = arms[FACTUAL].born or 0.0
+    remaining = [arms[name].born for name in (INIT, BOTH) if name in arms]
+    return born - min((share for share in remaining if share is not None), default=0.0)
+
+
+def _floor(by_arm: Mapping[str, pd.DataFrame]) -> float:
+    """Share of units that no change can save: born dead as it is and where the scheme is redrawn,
+    and no more than the best arm has.
+    """
+    births = [_mean(by_arm[name], "born") for name in (FACTUAL, INIT, BOTH)]
+    if births[0] is None:
+        return 0.0
+    deaths = [_mean(rows, "dead") for rows in by_arm.values()]
+    return min(share for share in (*births, *deaths) if share is not None)
 
 
 def _prevented(arm: Arm | None) -> float:
@@ -132,7 +169,7 @@ def _prevented(arm: Arm | None) -> float:
     return math.nan if arm is None or arm.prevented is None else arm.prevented
 
 
-def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame) -> Arm:
+def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame, floor: float) -> Arm:
     # Seeds differ: a change is only seen beside the same seed unchanged.
     both = set(_completed(rows)["seed"]) & set(_completed(factual)["seed"])
     before, after = (_mean(of[of["seed"].isin(both)], "dead") for of in (factual, rows))
@@ -145,12 +182,19 @@ def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame) -> Arm:
         dead=_mean(rows, "dead"),
         born=_mean(rows, "born"),
         new=_mean(rows, "new"),
-        prevented=None if after is None or not before else 1 - after / before,
+        prevented=_prevented_share(before, after, floor),
         metrics={
             str(name).removeprefix(METRIC): float(mean)
             for name, mean in _completed(rows).filter(like=METRIC).mean().items()
         },
     )
+
+
+def _prevented_share(before: float | None, after: float | None, floor: float) -> float | None:
+    if before is None or after is None or not before:
+        return None
+    preventable = before - floor if before - floor > HEALTHY else before
+    return (before - after) / preventable
 
 
 def _mean(rows: pd.DataFrame, column: str) -> float | None:

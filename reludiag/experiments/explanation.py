@@ -5,7 +5,9 @@ import pandas as pd
 from reludiag.experiments.counterfactual import (
     BOTH,
     FACTUAL,
+    HEALTHY,
     INIT,
+    PARTLY,
     PREVENTED,
     RATE,
     Answer,
@@ -52,10 +54,11 @@ class Explanation:
                 but = f"; with {' or with '.join(finite)} it does not" if finite else ""
                 return f"The run diverges{but}: units that are not finite are not dead."
             case "undetermined":
-                return "The runs did not get to their end, so nothing can be said."
+                return self._untold()
             case "learning_rate":
                 return (
-                    f"The learning rate{self._rate} killed them: {dead} of the units are dead, "
+                    f"The learning rate{self._rate} killed {self._killed()}: {dead} of the units "
+                    "are dead, "
                     f"and {rate} with {self._change_lr}"
                     + (", which is still too high" if self._too_high() else "")
                     + (f"; with {self._change_init} it is still {init}." if init else ".")
@@ -77,9 +80,8 @@ class Explanation:
                     f"{self._masked()}: {dead} of the units are dead, {rate} with "
                     f"{self._change_lr}, {init} with {self._change_init}, and {both} with both."
                 )
-        changes = [text for text in (self._part(RATE), self._part(INIT), self._part(BOTH)) if text]
         which = "Neither change explains" if len(arms) > 2 else "This change does not explain"
-        return f"{which} the deaths: {dead} of the units are dead, {', '.join(changes)}."
+        return f"{which} the deaths: {self._shares()}."
 
     def advice(self) -> str:
         """What to do next."""
@@ -91,6 +93,10 @@ class Explanation:
             case "learning_rate":
                 if self._too_high():
                     return f"Use a learning rate below {self._lowered}."
+                if self._born_dead() and INIT not in self._arms:
+                    return (
+                        f"{lower}, and try --init kaiming: that may save some of those born dead."
+                    )
                 return f"{lower}."
             case "initialization":
                 return f"{draw}."
@@ -101,11 +107,14 @@ class Explanation:
             case "divergence":
                 return "Lower the learning rate, or clip the gradients, until the loss is finite."
             case "undetermined":
-                return "See `error` in the table of trials."
-        return (
-            "Try a larger change, such as --lr-scale 0.01, and look at the inputs: "
-            "`reludiag report` on a recording says more."
-        )
+                return "See `status` and `error` in the table of trials."
+        look = "ook at the inputs: `reludiag report` on a recording says more."
+        prevented = self._arms[RATE].prevented if RATE in self._arms else None
+        if prevented is not None and prevented >= PARTLY:
+            return f"Try a larger change, such as --lr-scale 0.01, and l{look}"
+        if self._born_dead() and INIT not in self._arms:
+            return f"Try --init kaiming, for many are dead at step 0, and l{look}"
+        return f"L{look}"
 
     def notes(self, trials: pd.DataFrame) -> list[str]:
         """What weakens the answer."""
@@ -124,9 +133,11 @@ class Explanation:
                 if count
             ]
             if lost:
-                notes.append(f"Of {arm.runs} runs of {arm.name}, {' and '.join(lost)}: left out.")
+                runs = "run" if arm.runs == 1 else "runs"
+                told = "left out" if arm.counted else "what it prevents cannot be told"
+                notes.append(f"Of {arm.runs} {runs} of {arm.name}, {' and '.join(lost)}: {told}.")
         born = self._arms[FACTUAL].born
-        if found.kind in ("learning_rate", "initialization") and born is not None:
+        if found.kind in ("learning_rate", "initialization", "neither") and born is not None:
             notes.append(f"Dead at step 0, before any learning: {_share(born)} of the units.")
         errors = trials["error"][trials["error"] != ""]
         if len(errors):
@@ -139,6 +150,28 @@ class Explanation:
         if self._found.dominant == "initialization":
             return "Both must be fixed: the initialization kills most, and hides the learning rate"
         return "Both must be fixed: each change alone leaves the deaths of the other"
+
+    def _untold(self) -> str:
+        """What the changes whose runs were lost leave open."""
+        if not self._dead(FACTUAL):
+            return "The runs did not get to their end, so nothing can be said."
+        texts = {RATE: self._change_lr, INIT: self._change_init, BOTH: "both changes"}
+        lost = [texts[name] for name, arm in self._arms.items() if arm.prevented is None]
+        return (
+            f"It cannot be told what {' or '.join(lost)} would prevent, for no such run got to its "
+            f"end: {self._shares()}."
+        )
+
+    def _shares(self) -> str:
+        parts = [text for text in (self._part(RATE), self._part(INIT), self._part(BOTH)) if text]
+        return ", ".join([f"{self._dead(FACTUAL)} of the units are dead", *parts])
+
+    def _killed(self) -> str:
+        return "those not born dead" if self._born_dead() else "them"
+
+    def _born_dead(self) -> bool:
+        born = self._arms[FACTUAL].born
+        return born is not None and born > HEALTHY
 
     def _too_high(self) -> bool:
         prevented = self._arms[RATE].prevented

@@ -26,6 +26,9 @@ from reludiag.experiments.trials import Cell
 from reludiag.experiments.worker import Train
 from reludiag.schemes import DEFAULT, scheme_named
 
+LR_SCALE, INIT_SCHEME = 0.1, "kaiming"
+"""What is changed where nothing is asked for."""
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -67,8 +70,8 @@ class Replay:
 def replay(
     train: Train | str,
     *,
-    lr_scale: float | None = 0.1,
-    init: str | None = "kaiming",
+    lr_scale: float | None = None,
+    init: str | None = None,
     seeds: int | Sequence[int] = 3,
     path: str | Path | None = None,
     workers: int | None = None,
@@ -77,12 +80,15 @@ def replay(
     """Run `train(trial)` as it is, with its learning rate scaled, with its weights drawn by the
     scheme `init`, and with both, each with the same seeds; say what killed its units.
 
-    What is None is not changed. `path` is a folder for the trials and recordings, with which a
-    replay that was ended goes on; None leaves nothing behind. The rest is as in `sweep`.
+    What is None is not changed; where both are, they are `LR_SCALE` and `INIT_SCHEME`. `path` is a
+    folder for the trials and recordings, with which a replay that was ended goes on; None leaves
+    nothing behind. The rest is as in `sweep`.
 
     Raises UsageError if nothing is to be changed, and what `sweep` raises.
     """
     check_not_a_worker("replay")
+    if lr_scale is None and init is None:
+        lr_scale, init = LR_SCALE, INIT_SCHEME
     lr_scale = None if lr_scale == 1 else lr_scale
     init = None if init == DEFAULT else init
     if lr_scale is None and init is None:

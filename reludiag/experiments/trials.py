@@ -29,7 +29,7 @@ TRIAL_COLUMNS = (
     Column("revived", "Int64", "of these, that came back at some step"),
     Column("dead", "Int64", "of these, dead at the end"),
     Column("nonfinite", "Int64", "of these, not finite at the end: neither dead nor alive"),
-    Column("dead_fraction", "float64", "dead / units"),
+    Column("dead_fraction", "float64", "dead / units; empty if diverged"),
     Column("seconds", "float64", "how long the run took"),
     Column("error", "str", "why it crashed; empty if it did not"),
     Column("recording", "str", "path of the run's recording"),
@@ -127,6 +127,8 @@ def trials_table(results: Sequence[tuple[Cell, Result]], recordings: str = "") -
         row = {name: getattr(result, name) for name in RESULT_FIELDS if name != "traceback"}
         if result.recording and (Path(recordings) / result.recording).exists():
             row["recording"] = str(Path(recordings) / result.recording)
+        if result.status == "diverged":  # units without a number prove no death, nor a life
+            row["dead_fraction"] = math.nan
         rows.append({"trial": cell.trial, "init": cell.init, "seed": cell.seed, **row})
     table = table_of(TRIAL_COLUMNS, [pd.DataFrame(rows)] if rows else [])
     names = dict.fromkeys(name for _, result in results for name in result.metrics)
