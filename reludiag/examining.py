@@ -82,6 +82,10 @@ WITHOUT_DATA = (
     "Without data it is not known which layers feed a rectifier, nor what is dead: --data SPEC "
     "(or batches) measures it."
 )
+UNFILLED = (
+    "BatchNorm uses its running statistics in eval mode, and before training they have seen no "
+    "data: a unit dead here may fire in training."
+)
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,8 @@ def examine_initialization(
         kept = list(limited(batches_of(batches), limit))
         measured = scanner.run(kept, dtype=dtype)
         inputs = measure_inputs(scanner.model, kept, layers, dtype)
+        norms = {found.site.norm for found in measured.findings if found.site.norm is not None}
+        normed = [m for path, m in scanner.model.named_modules() if path in norms]
         redrawn, refused = _redraw(scanner, kept, seeds, dtype, progress)
     first = {path: given for path, given in inputs.items() if given.is_first}
     births = _births(measured, inputs, described, biases, redrawn)
@@ -160,7 +166,7 @@ def examine_initialization(
                 for path, given in first.items()
             ],
         ),
-        notes=(*notes, UNTRAINED, *measured.blind_spots, *refused),
+        notes=(*notes, UNTRAINED, *measured.blind_spots, *_unfilled(normed), *refused),
     )
 
 
@@ -211,15 +217,17 @@ def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
     """Biases drawn around 0 that are large beside what is left of the signal, if so."""
     for row in births[births["layer"] == layer.module].to_dict("records"):
         otherwise = row["expected"] if math.isnan(row["redrawn"]) else row["redrawn"]
-        if row["bias_ratio"] > OUTWEIGHED and row["with_bias"] - otherwise > EXCESS:
+        measured = row["born_dead"] / row["units"]
+        excess = min(row["with_bias"], measured) - otherwise
+        if row["bias_ratio"] > OUTWEIGHED and excess > EXCESS:
             return [
                 InitProblem(
                     "bias_outweighs",
                     row["bias_ratio"],
                     f"the signal has shrunk where it reaches {layer.module}: the biases there are "
                     f"{row['bias_ratio']:.2g} times as large as w.x, and say which units fire, "
-                    f"whatever the sample. About {percent(row['with_bias'])} of its units are "
-                    "born dead of it; zero biases and weights that keep the scale would leave "
+                    f"whatever the sample. Of its units {percent(measured)} are "
+                    "born dead; zero biases and weights that keep the scale would leave "
                     f"{percent(otherwise)}",
                     f"start the bias of {layer.module} at 0, and the layers before it with "
                     "kaiming_normal",
@@ -227,6 +235,17 @@ def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
                 )
             ]
     return []
+
+
+def _unfilled(norms: Sequence[nn.Module]) -> list[str]:
+    """The note on running statistics that have seen no batch, and that eval mode relies on."""
+    unfilled = [
+        norm
+        for norm in norms
+        if int(getattr(norm, "num_batches_tracked", None) or 0) == 0
+        and getattr(norm, "running_mean", None) is not None
+    ]
+    return [UNFILLED] if unfilled else []
 
 
 def _width_problems(measured: Measurement) -> list[InitProblem]:

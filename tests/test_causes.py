@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from reludiag.causes.cause import KINDS
 from reludiag.causes.learning_rate import critical_rates, event_study
 from reludiag.causes.lives import trace_sites
 from reludiag.causes.weighing import weigh
+from reludiag.observations import Baseline, Observations
 from reludiag.recording import RecordedRun, RecordedSite
 from reludiag.rectifiers import Rectifier
 from reludiag.reports.markdown import markdown
@@ -206,6 +208,92 @@ def test_births_by_a_negative_bias_are_told_with_its_number_and_what_to_do() -> 
     assert "starts at -4" in cause.sentence
     assert cause.advice == "the bias of 2 starts at -4: start it at 0"
     assert cause.confirm == "reludiag replay TRAIN --init kaiming"
+
+
+def test_all_layers_that_begin_wrong_are_named() -> None:
+    for depth, of_second in ((-3.0, "initialization"), (-100.0, "upstream_collapse")):
+        model = mlp()
+        nn.init.constant_(model[0].bias, depth)
+        nn.init.constant_(model[2].bias, depth)
+        run, _, second = watched(model).causes
+        assert run.kind == "initialization" and second.kind == of_second
+        assert run.advice == f"the bias of 0 and of 2 starts at {depth:g}: start them at 0"
+        assert "units of '1' and '3' were" in run.sentence
+        assert f"the bias of 0 starts at {depth:g}" in run.sentence
+        assert "the same is wrong with 2." in run.sentence
+    assert second.advice.endswith("then the bias of 2 starts at -100: start it at 0")
+
+
+def test_layers_that_begin_wrong_in_different_ways_are_each_told_what_to_do() -> None:
+    model = mlp()
+    nn.init.constant_(model[0].bias, -3.0)
+    with torch.no_grad():
+        model[2].weight -= 0.5
+    advice = watched(model).causes[0].advice
+    assert "the bias of 0 starts at -3: start it at 0; draw the weights of 2 with mean 0" in advice
+
+
+def test_born_dead_is_dead_at_step_0_whatever_became_of_it() -> None:
+    """40 of 100 are born dead: 30 of them revive, of which 10 die again."""
+    dead = np.zeros((6, 100), dtype=bool)
+    dead[:, :10] = True
+    dead[0, 10:40] = True
+    dead[4:, 10:20] = True
+    run = run_of(dead, [(1, 1e-3)])
+    run = replace(run, observations=Observations(baselines=(Baseline("0", 0.02, 3),)))
+    whole, site = weigh(run)
+    for cause in (whole, site):
+        assert cause.evidence[0].value == "40, 10, 100"
+        assert "10 born dead and never alive, 30 revived" in cause.evidence[0].meaning
+    assert whole.kind == "initialization"
+    assert whole.sentence.startswith("40 of 100 units of '0' were dead before any training")
+    assert "as it was built, 0.40" in whole.evidence[1].meaning
+
+
+def test_counts_of_the_evidence_are_those_of_the_site_table() -> None:
+    model = mlp()
+    nn.init.constant_(model[2].bias, -4.0)
+
+    def revive(step: int) -> None:
+        model[2].bias.fill_(0.0 if step == 10 else -4.0 if step == 20 else model[2].bias[0].item())
+
+    diagnosis = watched(model, at=revive)
+    sites = diagnosis.sites[["born_dead", "died", "units"]].sum().tolist()
+    assert diagnosis.causes[0].evidence[0].value == ", ".join(map(str, sites))
+    assert f"{sites[0]} units were dead at step 0" in " ".join(str(diagnosis).split())
+
+
+def test_a_site_that_is_all_but_wholly_dead_silences_half_of_what_it_feeds() -> None:
+    # Few units: half of them is not by itself more than chance leaves in a layer.
+    model = mlp(width=64)
+    model[2], model[4] = nn.Linear(64, 10), nn.Linear(10, 4)
+    with torch.no_grad():
+        model[0].bias[:63] = -100
+        model[0].weight[63] = 0.0
+        model[0].bias[63] = 1.0
+        model[2].weight.copy_(torch.linspace(-1, 1, 640).reshape(10, 64))
+        model[2].bias.zero_()
+    run, first, below = watched(model, lr=1e-5).causes
+    assert run.kind == first.kind == "initialization"
+    assert (below.kind, below.site, below.identifiable) == ("upstream_collapse", "3", False)
+    assert "63 of 64 units of '1' are dead, nearly all since step 0" in below.sentence
+    assert below.evidence[1].what == "'1' all but wholly dead"
+
+
+def test_small_weights_of_pytorchs_own_are_no_evidence_for_a_learning_rate() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        default = nn.Sequential(
+            nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)
+        )
+    small = mlp()
+    with torch.no_grad():
+        for layer in small[::2]:
+            layer.weight *= 0.1
+    for model, expected in ((default, False), (small, True)):
+        cause = watched(model, lr=0.5).causes[0]
+        assert cause.kind == "learning_rate"
+        assert any(row.what == "variance of the weights" for row in cause.evidence) == expected
 
 
 def test_a_gain_without_biases_is_not_blamed_for_births() -> None:

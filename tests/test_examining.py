@@ -4,15 +4,17 @@ import copy
 import json
 import math
 import threading
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import reludiag
-from reludiag.examining import BIRTH_COLUMNS, INPUT_COLUMNS, REDRAW_COLUMNS
+from reludiag.examining import BIRTH_COLUMNS, INPUT_COLUMNS, REDRAW_COLUMNS, UNFILLED, _outweighing
 from reludiag.reports import init_document, init_text
 
 WIDTH = 64
@@ -201,6 +203,24 @@ def test_every_layer_that_is_fed_by_the_input_alone_is_a_first_layer() -> None:
     found = reludiag.examine_initialization(Two(), digits(), seeds=1)
     assert found.inputs is not None and found.inputs["layer"].tolist() == ["left", "right"]
     assert found.inputs["gamma"].tolist() == pytest.approx([0, math.sqrt(64 / 61)], abs=0.01)
+
+
+def test_biases_are_not_blamed_where_no_more_is_dead_than_if_drawn_anew() -> None:
+    births = {"layer": "8", "expected": 0.1, "with_bias": 0.3, "bias_ratio": 2.0, "redrawn": 0.12}
+    layer = reludiag.examine_initialization(mlp()).layers[0]
+    layer = replace(layer, module="8")
+    for dead, kinds in ((8, []), (20, ["bias_outweighs"])):
+        table = pd.DataFrame([{**births, "born_dead": dead, "units": 64}])
+        assert [problem.kind for problem in _outweighing(layer, table)] == kinds
+
+
+def test_running_statistics_that_have_seen_no_batch_are_noted() -> None:
+    model = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    assert UNFILLED in reludiag.examine_initialization(model, digits(), seeds=1).notes
+    with torch.no_grad():
+        model(torch.randn(16, 64))
+    assert UNFILLED not in reludiag.examine_initialization(model, digits(), seeds=1).notes
+    assert UNFILLED not in reludiag.examine_initialization(mlp(), digits(), seeds=1).notes
 
 
 def test_without_data_only_the_weights_speak() -> None:

@@ -58,13 +58,16 @@ SNAPSHOT = """\
 
  Evidence
  ───────────────────────────────────────────────────────────────────────────────
- born dead, died, of               1, 4, 12   units dead since step 0, and since
-                                              later; 0 have revived at some time
+ born dead, died, of               1, 4, 12   units dead at step 0, and units
+                                              that died later; 1 born dead and
+                                              never alive, 0 revived at some
+                                              time
  learning rate                          0.5   constant, or nearly: there is no
                                               lower rate to compare with
  largest update                           0   norm of the change over norm of
                                               the weights of '0', at step 1;
-                                              0.001 is usual, 0.03 kills
+                                              0.001 is usual; on digits, 0.03
+                                              and more killed 30 % of units
  fall by weights, input,   0.00, 0.00, 1.00   shares of the change of the mean
  bias                                         pre-activation, in 4 deaths
 

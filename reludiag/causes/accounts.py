@@ -1,8 +1,9 @@
 """Accounts: what is said of a cause of each kind: its numbers, what to do, how to confirm it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from reludiag.causes.attribution import RunAttribution, SiteAttribution
 from reludiag.causes.cause import Evidence
 from reludiag.causes.drift import drift_shares
 from reludiag.causes.learning_rate import CriticalRates, EventStudy, critical_rates
-from reludiag.causes.lives import SiteLives
+from reludiag.causes.lives import NEARLY, SiteLives
+from reludiag.ledger import NEVER
 from reludiag.recording import RecordedRun
 
 FALLBACK_SCALE = 0.1
@@ -130,11 +132,19 @@ def _initialization(
     run: RecordedRun, found: RunAttribution, site: SiteAttribution, only: SiteAttribution | None
 ) -> Account:
     lives = site.lives
-    born = int(lives.born.sum())
+    layer = lives.layer or {}
+    beside = [each for each in found.sites if each is not site] if only is None else []
+    wrong = [
+        each for each in (site, *beside) if each.problem and (each is site or each.began_wrong)
+    ]
+    wrong.sort(key=lambda each: each.lives.order)
+    # By layer: one that feeds several sites is named once.
+    problems = {(each.lives.layer or {})["module"]: each.problem or {} for each in wrong}
     evidence = chance_evidence(site)
-    layer, problem = lives.layer or {}, site.problem
-    if problem is not None:
-        evidence.append(Evidence(problem["kind"], rounded(problem["value"]), problem["sentence"]))
+    evidence += [
+        Evidence(problem["kind"], rounded(problem["value"]), problem["sentence"])
+        for problem in problems.values()
+    ]
     if layer:
         evidence.append(
             Evidence(
@@ -143,18 +153,23 @@ def _initialization(
                 "the scheme that they are from, by likelihood",
             )
         )
-    if problem is not None:
-        sentence = f"{born} of {lives.units} units of '{lives.name}' were dead before any training"
-        sentence += f": {problem['sentence']}."
-        advice = problem["advice"]
+    if problems:
+        counted = wrong if site.problem else [site, *wrong]
+        born = sum(int(each.lives.born.sum()) for each in counted)
+        units = sum(each.lives.units for each in counted)
+        names = " and ".join(f"'{each.lives.name}'" for each in counted)
+        sentence = f"{born} of {units} units of {names} were dead before any training: "
+        sentence += f"{problems_in_words(problems)}."
+        advice = advice_on(problems)
     else:
         sentence = (
-            f"{born} of {lives.units} units of '{lives.name}' were dead before any training; "
-            f"weights of Kaiming and zero biases leave {site.chance:.1%} on the same samples."
+            f"{int(lives.born.sum())} of {lives.units} units of '{lives.name}' were dead before "
+            f"any training; weights of Kaiming and zero biases leave {site.chance:.1%} on the same "
+            "samples."
         )
         advice = f"start {layer.get('module', lives.name)} with kaiming_normal and its bias at 0"
     # At step 0 no learning rate has acted: what is born dead this run can tell.
-    identifiable = site.tally[cause.INITIALIZATION] <= 2 * born
+    identifiable = site.tally[cause.INITIALIZATION] <= 2 * int(lives.never_alive.sum())
     return Account(identifiable, tuple(evidence), sentence, advice, replay_command(init="kaiming"))
 
 
@@ -196,12 +211,20 @@ def _upstream(
 ) -> Account:
     above = site.silenced_by
     assert above is not None
-    since = "step 0" if above.dead_from == 0 else f"step {above.dead_from}"
+    step, wholly = above.collapsed_from, above.dead_from != NEVER
+    dead = above.units if wholly else int(above.dead.sum())
     evidence = (
         Evidence(
             f"'{above.name}' wholly dead",
-            above.dead_from,
-            "step from which on it gives nothing but zeros, and all below only constants",
+            step,
+            "step from which on it gives nothing but zeros, and later layers get only constants",
+        )
+        if wholly
+        else Evidence(
+            f"'{above.name}' all but wholly dead",
+            step,
+            f"step from which on at least {100 * NEARLY:g} % of it was dead; in the end {dead} of "
+            f"{above.units} units",
         ),
     )
     root = next(each for each in found.sites if each.lives.name == above.name)
@@ -210,11 +233,17 @@ def _upstream(
     else:
         written = ACCOUNTS[root.kind](run, found, root, root)
         advice, confirm = f"see to '{above.name}' first: {written.advice}", written.confirm
+    if site.began_wrong and site.problem is not None:
+        advice += f"; then {site.problem['advice']}"
+    silenced = f"silenced {site.tally[cause.UPSTREAM_COLLAPSE]} units of '{site.lives.name}'."
     sentence = (
-        f"All units of '{above.name}' are dead since {since}: what comes from there is constant, "
-        f"and silenced {site.tally[cause.UPSTREAM_COLLAPSE]} units of '{site.lives.name}'."
+        f"All units of '{above.name}' are dead since step {step}: what comes from there is "
+        f"constant, and {silenced}"
+        if wholly
+        else f"{dead} of {above.units} units of '{above.name}' are dead, nearly all since step "
+        f"{step}: what is left of the signal from there is little, and {silenced}"
     )
-    return Account(True, evidence, sentence, advice, confirm)
+    return Account(wholly, evidence, sentence, advice, confirm)
 
 
 def _undetermined(
@@ -245,6 +274,34 @@ ACCOUNTS: dict[
     cause.UPSTREAM_COLLAPSE: _upstream,
     cause.UNDETERMINED: _undetermined,
 }
+
+
+def problems_in_words(problems: Mapping[str, Mapping[str, Any]]) -> str:
+    """What is wrong with each layer; of those with the same kind of problem the first in full."""
+    by_kind: dict[str, list[str]] = {}
+    for module, problem in problems.items():
+        by_kind.setdefault(problem["kind"], []).append(module)
+    return "; ".join(
+        problems[first]["sentence"]
+        + (f"; the same is wrong with {' and '.join(others)}" if others else "")
+        for first, *others in by_kind.values()
+    )
+
+
+def advice_on(problems: Mapping[str, Mapping[str, Any]]) -> str:
+    """What to do about each layer; layers of which the same is to be said are named together."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for module, problem in problems.items():
+        parts = problem["advice"].partition(f" of {module} ")
+        alike.setdefault((parts[0], parts[2]), []).append(module)
+    said = []
+    for (before, after), modules in alike.items():
+        if not after:  # an advice that names no layer in this way
+            said.append(before)
+            continue
+        rest = after.replace("start it at", "start them at") if len(modules) > 1 else after
+        said.append(f"{before} of {' and of '.join(modules)} {rest}")
+    return "; ".join(said)
 
 
 def chance_evidence(site: SiteAttribution) -> list[Evidence]:
@@ -292,7 +349,7 @@ def _update_evidence(site: SiteAttribution) -> list[Evidence]:
             "largest update",
             rounded(site.update.ratio),
             f"norm of the change over norm of the weights of '{site.update.module}', at step "
-            f"{site.update.step}; 0.001 is usual, 0.03 kills",
+            f"{site.update.step}; 0.001 is usual; on digits, 0.03 and more killed 30 % of units",
         )
     ]
 
@@ -315,10 +372,13 @@ def _drift_evidence(sites: Sequence[SiteLives]) -> list[Evidence]:
 
 
 def _small_weights_evidence(site: SiteAttribution) -> list[Evidence]:
-    """Weights that began too small make any update large beside them."""
+    """Weights that began too small make any update large beside them; PyTorch's own are usual."""
+    layer = site.lives.layer or {}
+    if "pytorch" in (layer.get("scheme"), *layer.get("alike", ())):
+        return []
     return [
         Evidence("variance of the weights", rounded(problem["value"]), problem["sentence"])
-        for problem in (site.lives.layer or {}).get("problems", ())
+        for problem in layer.get("problems", ())
         if problem["kind"] == "variance" and problem["value"] < 1
     ]
 

@@ -45,7 +45,10 @@ class SiteAttribution:
     update: Update | None
     """The largest relative update of its layer, or of one above it, before its last death."""
     silenced_by: SiteLives | None
-    """The site above it that was wholly dead when its own deaths came."""
+    """The site above it that was dead, wholly or all but a few units, when its own deaths came."""
+    began_wrong: bool
+    """Whether what is wrong with how its layer began shows in more births than chance leaves, or
+    cannot be told from what a dead site above does."""
 
     @property
     def chance(self) -> float:
@@ -109,35 +112,55 @@ def attribute(run: RecordedRun) -> RunAttribution:
         )
         kinds = np.full(site.units, "", dtype="<U24")
         birth = _birth_kind(site, above, problem, shifted, depth)
-        kinds[site.born] = birth
+        kinds[site.never_alive] = birth
         # What silenced units at birth goes on to where it did so to most of those that are dead.
-        began_so = birth == cause.INITIALIZATION and site.born.sum() >= site.new.sum()
+        dead_again = int((site.born & site.dead).sum())
+        began_so = birth == cause.INITIALIZATION and 2 * dead_again >= site.dead.sum()
         silenced = site.new & _silenced(site, above)
         kinds[site.new & ~silenced] = _death_kind(many, study, update, began_so, shifted)
         kinds[silenced] = cause.UPSTREAM_COLLAPSE
-        found.append(SiteAttribution(site, kinds, problem, update, above))
+        began_wrong = (
+            problem is not None
+            and site.born.sum() >= FEWEST_BORN
+            and birth in {cause.INITIALIZATION, cause.UPSTREAM_COLLAPSE}
+        )
+        found.append(SiteAttribution(site, kinds, problem, update, above, began_wrong))
     return RunAttribution(tuple(found), study, shifted)
 
 
 def _collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives | None:
-    """The first site above that is wholly dead, if what comes here is a constant since.
+    """The first site above that is wholly dead, if what comes here is a constant since; else the
+    one right above, if it is all but wholly dead.
 
     Beside a shortcut a dead site silences nothing; then outputs here still vary.
     """
-    if not site.is_constant:
+    whole = next((each for each in above if each.dead_from != NEVER), None)
+    if whole is not None:
+        return whole if site.is_constant else None
+    nearest = above[-1] if above else None
+    is_first = site.given is not None and site.given.is_first
+    if nearest is None or is_first or nearest.nearly_dead_from == NEVER:
         return None
-    return next((each for each in above if each.dead_from != NEVER), None)
+    return nearest
 
 
 def _silenced(site: SiteLives, above: SiteLives | None) -> Mask:
-    """Which units died when the site above was dead; in the same window, if through their input."""
+    """Which units died when the site above was dead; in the same window, if through their input.
+
+    Where a few units above live, only those that died through their input.
+    """
     died = site.ledger.died_step
     if above is None:
         return np.zeros(len(died), dtype=bool)
-    silenced = died > above.dead_from
+    wholly = above.dead_from != NEVER
+    silenced = (died > above.dead_from) & wholly
     for death in site.deaths:
         shares = None if death.drift is None else shares_of(death.drift)
-        if shares is not None and death.step == above.dead_from == died[death.unit]:
+        if shares is None or death.step != died[death.unit]:
+            continue
+        if death.step == above.collapsed_from or (
+            not wholly and death.step > above.nearly_dead_from
+        ):
             _, by_input, _ = shares
             silenced[death.unit] = by_input > 0.5
     return np.asarray(silenced)
@@ -156,24 +179,27 @@ def _birth_kind(
     if born < FEWEST_BORN:
         return cause.NONE
     share = born / site.units
-    if _is_worse(share, site, problem):
+    fed_little = problem is None and above is not None and above.nearly_dead_from == 0
+    if fed_little and _is_worse(share, site, suspect=True):
+        return cause.UPSTREAM_COLLAPSE
+    if _is_worse(share, site, suspect=problem is not None):
         return cause.INITIALIZATION
     if shifted is not None and share - centred_share(site, depth) > FEW:
         return cause.INPUT_SHIFT
     return cause.NONE
 
 
-def _is_worse(share: float, site: SiteLives, problem: dict[str, Any] | None) -> bool:
+def _is_worse(share: float, site: SiteLives, suspect: bool) -> bool:
     """Whether more units are born dead than if the model were drawn anew.
 
-    Where nothing is seen to be wrong with the layer, by far: units of a layer are not independent.
+    Where nothing is seen that would kill them, by far: units of a layer are not independent.
     """
     if site.baseline is None:
-        return problem is not None
+        return suspect
     chance, draws = site.baseline.born_dead, site.baseline.draws
     pooled = (share + draws * chance) / (1 + draws)
     error = math.sqrt(pooled * (1 - pooled) / site.units * (1 + 1 / draws))
-    least, errors = (FEW, 3.0) if problem is not None else (FEW_UNEXPLAINED, 5.0)
+    least, errors = (FEW, 3.0) if suspect else (FEW_UNEXPLAINED, 5.0)
     return share - chance > max(least, errors * error)
 
 

@@ -15,6 +15,10 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 
+NEARLY = 0.95
+"""A site of which this share is dead is all but wholly dead: one unit that lives gives inputs of
+one direction, on which half of the units that it feeds are silent."""
+
 
 @dataclass(frozen=True)
 class SiteLives:
@@ -25,7 +29,9 @@ class SiteLives:
     """Its place among the sites, in forward order."""
     ledger: Ledger
     born: Mask
-    """Dead since step 0, all the time."""
+    """Dead at step 0, whatever became of them."""
+    never_alive: Mask
+    """Of these, dead at every snapshot."""
     new: Mask
     """Dead in the end, and alive at some snapshot before; or found dead after step 0."""
     nonfinite: int
@@ -40,6 +46,8 @@ class SiteLives:
     """Learning rate of the window in which a unit died last; NaN where it did not."""
     dead_from: int
     """First snapshot from which on all units were dead to the end; NEVER if they are not."""
+    nearly_dead_from: int
+    """The same of a share of `NEARLY` of them."""
     is_constant: bool
     """Whether at the last snapshot no unit's output varied over the samples."""
     deaths: tuple[Death, ...]
@@ -62,7 +70,12 @@ class SiteLives:
     @property
     def dead(self) -> Mask:
         """Dead in the end."""
-        return self.born | self.new
+        return self.never_alive | self.new
+
+    @property
+    def collapsed_from(self) -> int:
+        """Snapshot from which on all units were dead; where some live, all but a few."""
+        return self.nearly_dead_from if self.dead_from == NEVER else self.dead_from
 
 
 def trace_sites(run: RecordedRun) -> list[SiteLives]:
@@ -82,7 +95,7 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
             continue
         ledger = trace_lives(run.steps, recorded.dead, recorded.known)
         states = _states(recorded)
-        born = ledger.born_dead & states.all(axis=0)
+        never_alive = ledger.born_dead & states.all(axis=0)
         steps = np.asarray(run.steps, dtype=np.int64)
         counts = recorded.counts
         lives.append(
@@ -90,14 +103,16 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
                 recorded=recorded,
                 order=order,
                 ledger=ledger,
-                born=born,
-                new=states[-1] & ~born,
+                born=ledger.born_dead,
+                never_alive=never_alive,
+                new=states[-1] & ~never_alive,
                 nonfinite=int(recorded.nonfinite[-1].sum()),
                 window_rates=np.array(rates.by_window(recorded, run.steps)[1:], dtype=np.float64),
                 exposure=(np.diff(steps) * (~states[:-1]).sum(axis=1)).astype(np.float64),
                 died=ledger.died[1:].sum(axis=1),
                 rate_at_death=rates.at_death(recorded, ledger),
-                dead_from=_dead_from(run.steps, states),
+                dead_from=_dead_from(run.steps, states, 1.0),
+                nearly_dead_from=_dead_from(run.steps, states, NEARLY),
                 is_constant=counts.counted > 0 and bool((counts.maximum == counts.minimum).all()),
                 deaths=tuple(deaths.get(site.name, ())),
                 baseline=baselines.get(site.name),
@@ -118,7 +133,7 @@ def _states(recorded: RecordedSite) -> Mask:
     return states
 
 
-def _dead_from(steps: Sequence[int], states: Mask) -> int:
-    alive = np.flatnonzero(~states.all(axis=1))
+def _dead_from(steps: Sequence[int], states: Mask, share: float) -> int:
+    alive = np.flatnonzero(states.mean(axis=1) < share)
     first = int(alive[-1]) + 1 if len(alive) else 0
     return int(steps[first]) if first < len(steps) else NEVER

@@ -1,6 +1,7 @@
 """Weighing: from the evidence of a run to its causes, each with its numbers and what to do."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from reludiag.causes.accounts import (
 )
 from reludiag.causes.attribution import RunAttribution, SiteAttribution, attribute
 from reludiag.causes.cause import Cause, Evidence
+from reludiag.causes.lives import SiteLives
 from reludiag.recording import RecordedRun
 
 SECOND = 0.2
@@ -153,20 +155,22 @@ def _foremost(found: RunAttribution, kind: str) -> SiteAttribution:
 
 
 def _ledger_evidence(found: RunAttribution, units: int) -> Evidence:
-    born = sum(int(site.lives.born.sum()) for site in found.sites)
-    new = sum(int(site.lives.new.sum()) for site in found.sites)
-    revived = sum(int(site.lives.ledger.revived.any(axis=0).sum()) for site in found.sites)
-    return Evidence(
-        "born dead, died, of",
-        f"{born}, {new}, {units}",
-        f"units dead since step 0, and since later; {revived} have revived at some time",
-    )
+    return _counts([site.lives for site in found.sites], units)
 
 
 def _site_ledger(site: SiteAttribution) -> Evidence:
-    lives = site.lives
+    return _counts([site.lives], site.lives.units)
+
+
+def _counts(sites: Sequence[SiteLives], units: int) -> Evidence:
+    """As the site table counts them."""
+    born = sum(int(site.born.sum()) for site in sites)
+    never = sum(int(site.never_alive.sum()) for site in sites)
+    died = sum(int(site.ledger.died.any(axis=0).sum()) for site in sites)
+    revived = sum(int(site.ledger.revived.any(axis=0).sum()) for site in sites)
     return Evidence(
         "born dead, died, of",
-        f"{int(lives.born.sum())}, {int(lives.new.sum())}, {lives.units}",
-        "units dead since step 0, and since later",
+        f"{born}, {died}, {units}",
+        f"units dead at step 0, and units that died later; {never} born dead and never alive, "
+        f"{revived} revived at some time",
     )

@@ -110,8 +110,8 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     if len(silent):
         names = _named(silent)
         lines.append(
-            f"{names}: every unit is dead, so nothing below gets more than a constant and "
-            "nothing above gets a gradient through it."
+            f"{names}: every unit is dead, so later layers get only constants through it, earlier "
+            "ones no gradient."
         )
     if diagnosis.timeline is not None:
         lines += _life_sentences(diagnosis)
