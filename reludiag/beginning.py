@@ -70,10 +70,17 @@ def _start(path: str, layer: Any) -> Start:
 
 
 def _copied(model: nn.Module) -> nn.Module | None:
+    """A copy whose passes call no hook of the user's: whatever that counts, they are none of it.
+
+    What comes before a forward stays: weight norms and pruning make the weights there.
+    """
     try:
-        return copy.deepcopy(model)
+        twin = copy.deepcopy(model)
     except Exception:  # a module may hold anything: a lock, a file, a tensor of a graph
         return None
+    for module in twin.modules():
+        module._forward_hooks.clear()
+    return twin
 
 
 def _baselines(

@@ -9,6 +9,10 @@ from torch import Tensor, nn
 
 from reludiag.observations import Update
 
+SAMPLE = 2**14
+"""Of a larger layer about so many weights are measured, evenly spread: the ratio is then off by
+half a percent, and to measure all would be the largest cost of a Monitor."""
+
 
 class UpdateMeter:
     """Copies the weights of chosen layers before a step, and compares them after it."""
@@ -27,13 +31,13 @@ class UpdateMeter:
         for path in paths:
             weight = _weight(self._modules.get(path))
             if weight is not None:
-                self._before[path] = weight, weight.detach().clone()
+                self._before[path] = weight, _sample(weight).clone()
 
     def measure(self, step: int) -> list[Update]:
         """What `step` did to what was copied; layers with weights of 0, or none, are left out."""
         updates = []
         for path, (weight, before) in self._before.items():
-            after = weight.detach()
+            after = _sample(weight)
             if after.shape != before.shape or after.device != before.device:
                 continue
             size = float(before.norm())
@@ -42,6 +46,11 @@ class UpdateMeter:
                 updates.append(Update(step, path, change / size))
         self._before = {}
         return updates
+
+
+def _sample(weight: Tensor) -> Tensor:
+    # An odd distance, so that not all are of the same few inputs.
+    return weight.detach().reshape(-1)[:: max(1, weight.numel() // SAMPLE) | 1]
 
 
 def _weight(module: nn.Module | None) -> Tensor | None:

@@ -74,6 +74,8 @@ class Witness:
         if self._expecting:
             self.detach()
             self._expecting = False
+            if self._deaths is None:
+                self._batches = []  # the first was looked at: nothing of it is kept
             self._updates += self._guarded(lambda: self._meter.measure(step), [])
         if (step + 1) % self._every == 0:
             self._expect()

@@ -386,3 +386,19 @@ def test_fractions_that_nothing_is_known_of_are_nan(tmp_path: Path) -> None:
     seen = read_recording(tmp_path / "run").observations
     assert not any(death.step == 2 for death in seen.deaths)  # not finite is not dead
     assert np.isfinite([update.ratio for update in seen.updates]).all()
+
+
+def test_what_is_gathered_at_the_beginning_calls_no_hook_of_the_user() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        model[0].bias[:3] = -100.0  # born dead, so that it is drawn anew
+    seen = []
+    model[1].register_forward_hook(lambda module, args, output: seen.append(len(output)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with reludiag.Monitor(model, optimizer, every=10) as monitor:
+        for _ in range(3):
+            model(torch.randn(5, 4)).sum().backward()
+            optimizer.step()
+    assert seen == [5, 5, 5]
+    assert monitor.diagnose().units["born_dead"].sum() >= 3
