@@ -1,15 +1,18 @@
 // The reductions of stats.py on the CPU, each a single read of the activations.
 //
 // PyTorch's operators need one read for each statistic, and none of them can stop at the first
-// positive value. Tensors come as addresses and strides; whoever calls has checked them. Where this
-// file was not compiled, stats.py does the same with PyTorch's operators.
+// positive value. Tensors are taken as they are: where they lie in memory is asked of PyTorch through
+// the C interface of DLPack, which needs none of PyTorch's headers, and costs less than one attribute
+// asked in Python. What cannot be read so is refused, and reductions.py takes PyTorch's operators.
 //
-//   count(x, fired, ...)    sums, counts and extremes of each unit
-//   watch(x, state, ...)    which units have fired; stops reading a unit at its first positive value
-//   raise(x, ...)           the running maximum of each unit, or of those that never fired
+//   count(x, plan, ...)            sums, counts and extremes of each unit
+//   watch(x, plan, ...)            which units have fired; a unit is not read on once it has
+//   raise_maximum(x, plan, ...)    the running maximum of each unit, or of those that never fired
+//   all_finite(x)                  whether no value is NaN or infinite
 //
-// x is [sample, unit, position] of float32, float64, bfloat16 or float16, with either the units or
-// the positions next to each other in memory.
+// x is float32, float64, bfloat16 or float16: [sample, unit, position] or [sample, unit] if `plan` is
+// None, else as the plan says it is to be seen (see `Reading`); with either the units or the
+// positions next to each other in memory.
 
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
@@ -33,6 +36,7 @@ extern "C" {
 void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
 int omp_get_thread_num(void) __attribute__((weak));
 int omp_get_num_threads(void) __attribute__((weak));
+int omp_get_max_threads(void) __attribute__((weak));
 }
 
 namespace {
@@ -109,6 +113,23 @@ INLINE Vector load_some(const typename Type::Memory *from, int64_t some) {
     return load(Type(), padded);
 }
 
+// -1 in the first lanes of an integer vector.
+template <class Bits> INLINE Bits first_lanes(int64_t some) {
+    Bits valid{};
+    for (int64_t i = 0; i < (int64_t)(sizeof(Bits) / sizeof(valid[0])); i++) valid[i] = i < some ? -1 : 0;
+    return valid;
+}
+
+// The same, where `valid` are the lanes of these few. A whole vector is read where the tensor goes on
+// that far: small planes have nothing but such rests.
+template <class Type, class Bits, class Vector = typename Widened<Type>::Vector>
+INLINE Vector load_rest(const typename Type::Memory *from, int64_t some, Bits valid,
+                        const typename Type::Memory *end) {
+    if (from + Lanes<Vector>::count > end) return load_some<Type>(from, some);
+    const Vector v = load(Type(), from);
+    return valid ? v : Vector{} + v[0];
+}
+
 template <int half> INLINE Doubles widen(Floats v) {
     HalfFloats part = half ? __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)
                            : __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
@@ -143,6 +164,11 @@ struct Tensor3 {
     Kind kind;
     int64_t samples, units, positions;
     int64_t by_sample, by_unit, by_position; // strides, in elements
+
+    // Elements from the first to behind the last.
+    int64_t extent() const {
+        return (samples - 1) * by_sample + (units - 1) * by_unit + (positions - 1) * by_position + 1;
+    }
 };
 
 // Where units lie together, they are the last axis of rows.
@@ -198,10 +224,8 @@ INLINE void add(Type, Accumulator<Vector> &a, const typename Type::Memory *from)
 }
 
 template <bool is_signed, class Type, class Vector>
-INLINE void add_some(Type, Accumulator<Vector> &a, const typename Type::Memory *from, int64_t some,
-                     typename Lanes<Vector>::Bits valid) {
+INLINE void add_some(Type, Accumulator<Vector> &a, Vector v, typename Lanes<Vector>::Bits valid) {
     constexpr int last = Lanes<Vector>::halves - 1;
-    const Vector v = load_some<Type>(from, some);
     const Vector kept = (Vector)((typename Lanes<Vector>::Bits)v & valid);
     add_extremes<is_signed>(a, v, valid);
     add_sums<is_signed, 0>(a, widen<0>(kept));
@@ -261,7 +285,8 @@ INLINE void count_rows(const Tensor3 &given, const Sums &out, int64_t first, int
                     tiles[t] = a;
                 }
                 for (int64_t r = 0; r < rows && rest; r++)
-                    add_some<is_signed>(Type(), tiles[whole], row + r * x.by_position + whole * Of::count, rest, all);
+                    add_some<is_signed>(Type(), tiles[whole],
+                                        load_some<Type>(row + r * x.by_position + whole * Of::count, rest), all);
             }
             if (!is_flat)
                 for (int64_t t = 0; t < whole + (rest > 0); t++) close_sample(tiles[t]);
@@ -282,8 +307,8 @@ INLINE void count_planes(const Tensor3 &x, const Sums &out, int64_t first, int64
     typedef Lanes<Vector> Of;
     typedef typename Of::Bits Bits;
     const int64_t whole = x.positions - x.positions % Of::count, rest = x.positions % Of::count;
-    Bits valid{};
-    for (int i = 0; i < Of::count; i++) valid[i] = i < rest ? -1 : 0;
+    const Bits valid = first_lanes<Bits>(rest);
+    const auto *end = (const typename Type::Memory *)x.data + x.extent();
     Accumulator<Vector> units[PLANES];
     int64_t fired[PLANES];
     for (int64_t begin = first; begin < last; begin += PLANES) {
@@ -298,7 +323,7 @@ INLINE void count_planes(const Tensor3 &x, const Sums &out, int64_t first, int64
                 Accumulator<Vector> a = units[i];
                 a.now = Bits{};
                 for (int64_t p = 0; p < whole; p += Of::count) add<is_signed>(Type(), a, plane + p);
-                if (rest) add_some<is_signed>(Type(), a, plane + whole, rest, valid);
+                if (rest) add_some<is_signed>(Type(), a, load_rest<Type>(plane + whole, rest, valid, end), valid);
                 fired[i] += any_one((Longs)a.now);
                 units[i] = a;
             }
@@ -361,6 +386,9 @@ template <class Word, class Signed, Word infinity> struct Watcher {
         Vector bits{};
         for (int64_t i = 0; i < some; i++) bits[i] = from[i];
         return bits;
+    }
+    INLINE Vector load_rest(const Word *from, int64_t some, Vector valid, const Word *end) {
+        return from + count > end ? load_some(from, some) : load(from) & valid;
     }
     INLINE void add(Watcher &w, Vector bits) {
         Vector without = bits << 1;
@@ -427,6 +455,9 @@ template <class Word, class Signed, Word infinity>
 INLINE void watch_planes(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
     typedef Watcher<Word, Signed, infinity> W;
     W units[PLANES];
+    const int64_t rest = x.positions % W::count, whole = x.positions - rest;
+    const auto valid = (typename W::Vector)first_lanes<typename W::SignedVector>(rest);
+    const Word *end = (const Word *)x.data + x.extent();
     for (int64_t begin = first; begin < last; begin += PLANES) {
         const int64_t width = last - begin < PLANES ? last - begin : PLANES;
         bool closed[PLANES];
@@ -441,10 +472,8 @@ INLINE void watch_planes(const Tensor3 &x, bool is_signed, uint8_t *states, int6
                 if (closed[i]) continue;
                 const Word *plane = (const Word *)x.data + n * x.by_sample + (begin + i) * x.by_unit;
                 W w = units[i];
-                for (int64_t p = 0; p < x.positions; p += W::count) {
-                    const int64_t some = x.positions - p;
-                    W::add(w, some < W::count ? W::load_some(plane + p, some) : W::load(plane + p));
-                }
+                for (int64_t p = 0; p < whole; p += W::count) W::add(w, W::load(plane + p));
+                if (rest) W::add(w, W::load_rest(plane + whole, rest, valid, end));
                 units[i] = w;
                 closed[i] = any_one((Longs)W::settled(w, is_signed));
                 open -= closed[i];
@@ -526,6 +555,8 @@ template <class Type>
 INLINE void raise_planes(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
     typedef typename Widened<Type>::Vector Vector;
     typedef Lanes<Vector> Of;
+    const auto valid = first_lanes<typename Of::Bits>(x.positions % Of::count);
+    const auto *end = (const typename Type::Memory *)x.data + x.extent();
     for (int64_t begin = first; begin < last; begin += PLANES) {
         const int64_t width = last - begin < PLANES ? last - begin : PLANES;
         for (int64_t n = 0; n < x.samples; n++) {
@@ -537,7 +568,8 @@ INLINE void raise_planes(const Tensor3 &x, const double *fired, float *running, 
                 typename Of::Bits odd{};
                 for (int64_t p = 0; p < x.positions; p += Of::count) {
                     const int64_t some = x.positions - p;
-                    const Vector v = some >= Of::count ? load(Type(), plane + p) : load_some<Type>(plane + p, some);
+                    const Vector v = some >= Of::count ? load(Type(), plane + p)
+                                                       : load_rest<Type>(plane + p, some, valid, end);
                     highest = v > highest ? v : highest;
                     odd |= (typename Of::Bits)(v != v);
                 }
@@ -581,9 +613,11 @@ template <class Task> struct Shared {
     }
 };
 
-template <class Task> void in_parallel(const Tensor3 &x, long threads, const Task &task) {
-    const bool large = x.samples * x.units * x.positions >= PARALLEL;
-    if (threads > 1 && large && x.units > 1 && GOMP_parallel && omp_get_thread_num && omp_get_num_threads) {
+template <class Task> void in_parallel(const Tensor3 &x, const Task &task) {
+    const bool large = x.samples * x.units * x.positions >= PARALLEL && x.units > 1;
+    // torch.set_num_threads() is this number.
+    const int threads = large && GOMP_parallel && omp_get_max_threads ? omp_get_max_threads() : 1;
+    if (threads > 1 && omp_get_thread_num && omp_get_num_threads) {
         const Shared<Task> shared{task, x.units};
         PyThreadState *state = PyEval_SaveThread();
         GOMP_parallel(&Shared<Task>::run, (void *)&shared, (unsigned)threads, 0);
@@ -593,63 +627,194 @@ template <class Task> void in_parallel(const Tensor3 &x, long threads, const Tas
     }
 }
 
-// ---------------------------------------------------------------------------------------- Python
+// --------------------------------------------------------------------------------------- finite
 
-// The first nine arguments of each function: address, kind, shape and strides, number of threads.
-constexpr Py_ssize_t TENSOR = 9;
+constexpr int64_t BLOCK = 1 << 12; // values that are read before it is asked whether to go on
 
-bool read_arguments(PyObject *const *given, Py_ssize_t count, Py_ssize_t expected, int64_t *numbers) {
-    if (count != expected) {
-        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, count);
-        return false;
+// The exponent of what is not finite is all ones: of values without their sign, the largest tells.
+template <class Word, Word infinity> INLINE bool finite_as(const Word *from, int64_t count) {
+    typedef Word Vector __attribute__((vector_size(64)));
+    constexpr int64_t lanes = 64 / sizeof(Word);
+    int64_t at = 0;
+    while (at + lanes <= count) {
+        const int64_t end = count - at < BLOCK ? count : at + BLOCK;
+        Vector largest{};
+        for (; at + lanes <= end; at += lanes) {
+            Vector without = unaligned<Vector>(from + at) << 1;
+            largest = without > largest ? without : largest;
+        }
+        for (int lane = 0; lane < lanes; lane++)
+            if (largest[lane] >= (Word)(infinity << 1)) return false;
     }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        numbers[i] = (int64_t)PyLong_AsLongLong(given[i]);
-        if (numbers[i] == -1 && PyErr_Occurred()) return false;
+    for (; at < count; at++)
+        if ((Word)(from[at] << 1) >= (Word)(infinity << 1)) return false;
+    return true;
+}
+
+FOR_EACH_CPU bool finite(const void *data, Kind kind, int64_t first, int64_t last) {
+    switch (kind) {
+    case FLOAT32: return finite_as<uint32_t, 0x7f800000u>((const uint32_t *)data + first, last - first);
+    case FLOAT64: return finite_as<uint64_t, 0x7ff0000000000000u>((const uint64_t *)data + first, last - first);
+    case BFLOAT16: return finite_as<uint16_t, 0x7f80u>((const uint16_t *)data + first, last - first);
+    case FLOAT16: return finite_as<uint16_t, 0x7c00u>((const uint16_t *)data + first, last - first);
     }
     return true;
 }
 
-Tensor3 tensor_of(const int64_t *n) {
-    return {(const void *)n[0], (Kind)n[1], n[2], n[3], n[4], n[5], n[6], n[7]};
+// -------------------------------------------------------------------------------------- tensors
+
+// The C interface of DLPack 1.3 that torch.Tensor offers (dlpack.h, DLPackExchangeAPI), as far as it
+// is used.
+struct DLTensor {
+    void *data;
+    int32_t device, device_index;
+    int32_t ndim;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+};
+struct ExchangeAPI {
+    uint32_t major, minor;
+    const ExchangeAPI *previous;
+    void *allocate, *take, *give;
+    int (*look)(void *tensor, DLTensor *out); // borrows: nothing is copied, counted or waited for
+};
+enum { CPU = 1, PINNED = 3, UNSIGNED = 1, FLOAT = 2, BFLOAT = 4 };
+
+PyTypeObject *tensor_type;
+const ExchangeAPI *exchange;
+
+// Subclasses are refused: what they hold need not be what they stand for.
+bool look(PyObject *tensor, DLTensor *out) {
+    if (Py_TYPE(tensor) != tensor_type) return false;
+    if (exchange->look(tensor, out) != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    out->data = (char *)out->data + out->byte_offset;
+    return (out->device == CPU || out->device == PINNED) && out->lanes == 1 && (out->strides || !out->ndim);
 }
 
-PyObject *py_count(PyObject *, PyObject *const *given, Py_ssize_t count_given) {
-    int64_t n[TENSOR + 4];
-    if (!read_arguments(given, count_given, TENSOR + 4, n)) return nullptr;
-    const Tensor3 x = tensor_of(n);
-    const bool is_signed = n[TENSOR] != 0;
-    const Sums out{(double *)n[TENSOR + 1], (void *)n[TENSOR + 2], (void *)n[TENSOR + 3]};
-    in_parallel(x, n[8], [&](int64_t first, int64_t last) { count(x, is_signed, out, first, last); });
-    Py_RETURN_NONE;
+bool kind_of(const DLTensor &x, Kind *kind) {
+    if (x.code == BFLOAT && x.bits == 16) *kind = BFLOAT16;
+    else if (x.code == FLOAT && x.bits == 32) *kind = FLOAT32;
+    else if (x.code == FLOAT && x.bits == 64) *kind = FLOAT64;
+    else if (x.code == FLOAT && x.bits == 16) *kind = FLOAT16;
+    else return false;
+    return true;
 }
 
-PyObject *py_watch(PyObject *, PyObject *const *given, Py_ssize_t count_given) {
-    int64_t n[TENSOR + 2];
-    if (!read_arguments(given, count_given, TENSOR + 2, n)) return nullptr;
-    const Tensor3 x = tensor_of(n);
-    const bool is_signed = n[TENSOR] != 0;
-    uint8_t *states = (uint8_t *)n[TENSOR + 1];
-    in_parallel(x, n[8], [&](int64_t first, int64_t last) { watch(x, is_signed, states, first, last); });
+// A plan is how a tensor of one shape and strides is seen: number of axes, shape, strides; samples,
+// units, positions, and the strides of these. All of it is int64.
+bool follow(PyObject *plan, const DLTensor &tensor, Tensor3 *x) {
+    char *bytes;
+    Py_ssize_t length;
+    if (PyBytes_AsStringAndSize(plan, &bytes, &length) != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    const int64_t *of = (const int64_t *)bytes, axes = tensor.ndim;
+    if (length != (Py_ssize_t)sizeof(int64_t) * (1 + 2 * axes + 6) || of[0] != axes) return false;
+    const int64_t *shape = of + 1, *strides = shape + axes, *seen = strides + axes;
+    for (int64_t i = 0; i < axes; i++)
+        if (tensor.shape[i] != shape[i] || (shape[i] != 1 && tensor.strides[i] != strides[i])) return false;
+    x->samples = seen[0], x->units = seen[1], x->positions = seen[2];
+    x->by_sample = seen[3], x->by_unit = seen[4], x->by_position = seen[5];
+    return true;
+}
+
+bool activation(PyObject *tensor, PyObject *plan, Tensor3 *x) {
+    DLTensor found;
+    if (!look(tensor, &found) || !kind_of(found, &x->kind)) return false;
+    x->data = found.data;
+    if (plan != Py_None) {
+        if (!follow(plan, found, x)) return false;
+    } else {
+        if (found.ndim != 2 && found.ndim != 3) return false;
+        x->samples = found.shape[0], x->units = found.shape[1];
+        x->by_sample = found.strides[0], x->by_unit = found.strides[1];
+        x->positions = found.ndim == 3 ? found.shape[2] : 1;
+        x->by_position = found.ndim == 3 ? found.strides[2] : 1;
+    }
+    return x->samples > 0 && x->positions > 0 && (x->by_unit == 1 || x->by_position == 1);
+}
+
+// An accumulator [..., unit], ours and so contiguous; null if it is not of these units or this type.
+void *accumulator(PyObject *tensor, int64_t units, int code, int bits) {
+    DLTensor found;
+    if (!look(tensor, &found) || found.ndim < 1 || found.shape[found.ndim - 1] != units) return nullptr;
+    return found.code == code && found.bits == bits ? found.data : nullptr;
+}
+
+// ---------------------------------------------------------------------------------------- Python
+
+bool expect(Py_ssize_t given, Py_ssize_t expected) {
+    if (given != expected) PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, given);
+    return given == expected;
+}
+
+PyObject *py_count(PyObject *, PyObject *const *given, Py_ssize_t number) {
+    if (!expect(number, 6)) return nullptr;
+    Tensor3 x;
+    if (!activation(given[0], given[1], &x)) Py_RETURN_FALSE;
+    const bool is_signed = given[2] == Py_True;
+    // What is read from doubles is written to doubles; a model may change its type on the way.
+    const int bits = x.kind == FLOAT64 ? 64 : 32;
+    const Sums out{(double *)accumulator(given[3], x.units, FLOAT, 64), accumulator(given[4], x.units, FLOAT, bits),
+                   accumulator(given[5], x.units, FLOAT, bits)};
+    if (!out.rows || !out.highest || !out.lowest) Py_RETURN_FALSE;
+    in_parallel(x, [&](int64_t first, int64_t last) { count(x, is_signed, out, first, last); });
+    Py_RETURN_TRUE;
+}
+
+PyObject *py_watch(PyObject *, PyObject *const *given, Py_ssize_t number) {
+    if (!expect(number, 4)) return nullptr;
+    Tensor3 x;
+    if (!activation(given[0], given[1], &x)) Py_RETURN_NONE;
+    const bool is_signed = given[2] == Py_True;
+    uint8_t *states = (uint8_t *)accumulator(given[3], x.units, UNSIGNED, 8);
+    if (!states) Py_RETURN_NONE;
+    in_parallel(x, [&](int64_t first, int64_t last) { watch(x, is_signed, states, first, last); });
     int64_t unseen = 0;
     for (int64_t unit = 0; unit < x.units; unit++) unseen += states[unit] == UNSEEN;
     return PyLong_FromLongLong(unseen);
 }
 
-PyObject *py_raise(PyObject *, PyObject *const *given, Py_ssize_t count_given) {
-    int64_t n[TENSOR + 2];
-    if (!read_arguments(given, count_given, TENSOR + 2, n)) return nullptr;
-    const Tensor3 x = tensor_of(n);
-    const double *fired = (const double *)n[TENSOR];
-    float *running = (float *)n[TENSOR + 1];
-    in_parallel(x, n[8], [&](int64_t first, int64_t last) { raise(x, fired, running, first, last); });
-    Py_RETURN_NONE;
+PyObject *py_raise(PyObject *, PyObject *const *given, Py_ssize_t number) {
+    if (!expect(number, 4)) return nullptr;
+    Tensor3 x;
+    if (!activation(given[0], given[1], &x)) Py_RETURN_FALSE;
+    const double *fired = nullptr;
+    if (given[2] != Py_None && !(fired = (const double *)accumulator(given[2], x.units, FLOAT, 64))) Py_RETURN_FALSE;
+    float *running = (float *)accumulator(given[3], x.units, FLOAT, 32);
+    if (!running) Py_RETURN_FALSE;
+    in_parallel(x, [&](int64_t first, int64_t last) { raise(x, fired, running, first, last); });
+    Py_RETURN_TRUE;
+}
+
+PyObject *py_all_finite(PyObject *, PyObject *tensor) {
+    DLTensor x;
+    Kind kind;
+    if (!look(tensor, &x) || !kind_of(x, &kind)) Py_RETURN_NONE;
+    int64_t count = 1;
+    for (int32_t i = x.ndim - 1; i >= 0; i--) {
+        if (x.shape[i] != 1 && x.strides[i] != count) Py_RETURN_NONE; // not one piece of memory
+        count *= x.shape[i];
+    }
+    bool found = true;
+    const Tensor3 line{x.data, kind, 1, count, 1, 0, 1, 1};
+    in_parallel(line, [&](int64_t first, int64_t last) {
+        if (!finite(x.data, kind, first, last)) __atomic_store_n(&found, false, __ATOMIC_RELAXED);
+    });
+    return PyBool_FromLong(found);
 }
 
 PyMethodDef methods[] = {
     {"count", (PyCFunction)(void (*)(void))py_count, METH_FASTCALL, nullptr},
     {"watch", (PyCFunction)(void (*)(void))py_watch, METH_FASTCALL, nullptr},
     {"raise_maximum", (PyCFunction)(void (*)(void))py_raise, METH_FASTCALL, nullptr},
+    {"all_finite", py_all_finite, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -658,4 +823,20 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "reludiag._kernels", nullptr, 0, me
 
 } // namespace
 
-PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&module); }
+// Raises ImportError where this PyTorch does not offer the interface: reductions.py does without.
+PyMODINIT_FUNC PyInit__kernels(void) {
+    PyObject *torch = PyImport_ImportModule("torch");
+    PyObject *type = torch ? PyObject_GetAttrString(torch, "Tensor") : nullptr;
+    PyObject *capsule = type ? PyObject_GetAttrString(type, "__dlpack_c_exchange_api__") : nullptr;
+    void *found = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr;
+    exchange = (const ExchangeAPI *)found;
+    while (exchange && exchange->major != 1) exchange = exchange->previous;
+    tensor_type = (PyTypeObject *)type; // for good: one reference is kept
+    Py_XDECREF(capsule);
+    Py_XDECREF(torch);
+    if (exchange == nullptr || exchange->look == nullptr) {
+        PyErr_SetString(PyExc_ImportError, "this torch does not have the C interface of DLPack 1.3");
+        return nullptr;
+    }
+    return PyModule_Create(&module);
+}

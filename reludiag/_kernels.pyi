@@ -1,47 +1,20 @@
-# What each does is said in reductions.py and _kernels.cpp. The first nine arguments are a tensor's
-# address, kind, samples, units, positions and their strides, and the number of threads.
+# What each does is said in reductions.py and _kernels.cpp. `plan` is `Reading.plan`, or None for an
+# `x` that is [sample, unit, position] or [sample, unit] as it is. What cannot be read is refused,
+# by False or None.
+
+from torch import Tensor
 
 def count(
-    data: int,
-    kind: int,
-    samples: int,
-    units: int,
-    positions: int,
-    by_sample: int,
-    by_unit: int,
-    by_position: int,
-    threads: int,
+    x: Tensor,
+    plan: bytes | None,
     signed: bool,
-    sums: int,
-    maximum: int,
-    minimum: int,
+    sums: Tensor,
+    maximum: Tensor,
+    minimum: Tensor,
     /,
-) -> None: ...
-def watch(
-    data: int,
-    kind: int,
-    samples: int,
-    units: int,
-    positions: int,
-    by_sample: int,
-    by_unit: int,
-    by_position: int,
-    threads: int,
-    signed: bool,
-    states: int,
-    /,
-) -> int: ...
+) -> bool: ...
+def watch(x: Tensor, plan: bytes | None, signed: bool, states: Tensor, /) -> int | None: ...
 def raise_maximum(
-    data: int,
-    kind: int,
-    samples: int,
-    units: int,
-    positions: int,
-    by_sample: int,
-    by_unit: int,
-    by_position: int,
-    threads: int,
-    fired: int,
-    running: int,
-    /,
-) -> None: ...
+    x: Tensor, plan: bytes | None, fired: Tensor | None, running: Tensor, /
+) -> bool: ...
+def all_finite(x: Tensor, /) -> bool | None: ...

@@ -1,5 +1,6 @@
 """One call of a rectifier: which it is in its pass, and how its tensors are read."""
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,83 +17,85 @@ from reludiag.sites import Identity, Layout, arrange
 class Call:
     """One call of a rectifier. Its tensors are the model's own memory: read them at once."""
 
-    __slots__ = ("_before", "_output", "_peaks", "_reading", "rows", "site", "training")
+    __slots__ = ("_before", "output", "reading", "site", "training")
 
     def __init__(
-        self,
-        site: int,
-        training: bool,
-        output: Tensor,
-        before: Tensor | None,
-        reading: "Reading",
-        peaks: Tensor | None = None,
+        self, site: int, training: bool, output: Tensor, before: Any, reading: "Reading"
     ) -> None:
         self.site = site
         """Index in `Capture.sites`."""
         self.training = training
         """The training flag of the module that called."""
-        self.rows = reading.rows
-        """Number of samples; 1 where they cannot be told apart."""
-        self._output, self._before, self._reading, self._peaks = output, before, reading, peaks
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the output."""
-        return self._output.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the output."""
-        return self._output.device
-
-    def output(self) -> Tensor | None:
-        """The output as `[sample, unit, position]`, without the last if there is one position.
-
-        None if it does not fit its site.
-        """
-        return self._reading.of(self._output)
+        self.output = output
+        self.reading = reading
+        """How the output is seen as `[sample, unit, position]`, and its pre-activation as well."""
+        self._before = before
 
     def before(self) -> Tensor | None:
-        """The pre-activation likewise, or its maxima `[unit]` where it is overwritten by now.
-
-        None where it was overwritten before it was asked for.
-        """
-        if self._peaks is not None:
-            return self._peaks
-        if self._before is None or self._before.shape != self._output.shape:
+        """The pre-activation, None where it is overwritten or none of the output's shape."""
+        before, output = self._before, self.output
+        if (
+            before is output
+            or not isinstance(before, Tensor)
+            or before.shape != output.shape
+            or before.data_ptr() == output.data_ptr()
+        ):
             return None
-        return self._reading.of(self._before)
+        return before
 
 
 class Reading:
-    """How to read outputs of one shape: found once, then a single operator."""
+    """How tensors of one shape are seen as `[sample, unit, position]`: found once."""
 
-    __slots__ = ("layout", "rows", "samples", "shape", "size", "strides", "views")
+    __slots__ = ("_layout", "_size", "_strides", "_views", "fits", "plan", "positions", "rows",
+                 "samples", "shape")  # fmt: skip
 
-    def __init__(self, layout: Layout, shape: torch.Size, samples: int | None) -> None:
-        self.layout, self.shape, self.samples = layout, shape, samples
-        self.rows = layout.rows(tuple(shape), samples)
-        self.size: torch.Size | None = None
-        self.strides: tuple[int, ...] = ()
-        self.views: tuple[int, ...] = ()
+    def __init__(self, layout: Layout, example: Tensor, samples: int | None) -> None:
+        """`samples` is the number of samples in the pass, None if it is not known."""
+        self._layout, self.shape, self.samples = layout, example.shape, samples
+        self.plan = b""
+        """The same for compiled code (see _kernels.cpp); empty where it cannot be seen in place."""
+        self._size: torch.Size | None = None
+        self._strides: tuple[int, ...] = ()
+        self._views: tuple[int, ...] = ()
+        arranged = self._arrange(example.detach())
+        self.fits = arranged is not None
+        """Whether it can be seen so at all."""
+        self.rows = 0 if arranged is None else arranged.shape[0]
+        """Number of samples; 1 where they cannot be told apart."""
+        self.positions = 1 if arranged is None or arranged.ndim == 2 else arranged.shape[2]
 
     def rows_of(self, samples: int | None) -> int:
         """Number of samples in a call of a pass with so many."""
-        return self.rows if self.layout.sample is None or samples is None else samples
+        return self.rows if self._layout.sample is None or samples is None else samples
 
-    def of(self, tensor: Tensor) -> Tensor | None:
-        """`tensor`, of this shape, as `Call.output` gives it."""
+    def of(self, tensor: Tensor) -> Tensor:
+        """`tensor`, of this shape, as `[sample, unit, position]`; `[sample, unit]` if one position.
+
+        A view, where memory is laid out so that it can be.
+        """
         tensor = tensor.detach()
-        strides = tensor.stride()
-        if self.size is not None and strides == self.strides:
-            if self.size == self.shape and strides == self.views:
-                return tensor
-            return tensor.as_strided(self.size, self.views)
-        arranged = arrange(tensor, self.layout, self.samples)
-        if arranged is not None and arranged.shape[2] == 1:
+        if self._size is not None and tensor.stride() == self._strides:
+            return tensor.as_strided(self._size, self._views)
+        arranged = self._arrange(tensor)
+        assert arranged is not None
+        return arranged
+
+    def _arrange(self, tensor: Tensor) -> Tensor | None:
+        arranged = arrange(tensor, self._layout, self.samples)
+        if arranged is None:
+            return None
+        if arranged.shape[2] == 1:
             arranged = arranged[..., 0]
-        if self.size is None and arranged is not None and same_memory(arranged, tensor):
-            self.size, self.strides, self.views = arranged.shape, strides, arranged.stride()
+        if tensor.numel() and arranged.data_ptr() == tensor.data_ptr():
+            self._size, self._strides, self._views = (
+                arranged.shape,
+                tensor.stride(),
+                arranged.stride(),
+            )
+            one = () if arranged.ndim == 3 else (1,)
+            seen = *self._size, *one, *self._views, *one
+            self.plan = array("q", [tensor.ndim, *self.shape, *self._strides, *seen]).tobytes()
         return arranged
 
 
@@ -171,7 +174,3 @@ class Rest:
             for turn, in_training in self._turns
             if turn.place is not None and turn.reading is not None
         ]
-
-
-def same_memory(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.data_ptr() == b.data_ptr() and a.numel() > 0)

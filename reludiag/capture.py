@@ -11,7 +11,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -20,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from reludiag.calls import Call, Place, Reading, Rest, Turn, same_memory
-from reludiag.coordinates import Coordinate, Origin
+from reludiag.calls import Call, Reading, Rest, Turn
 from reludiag.functional import RectifierMode, functional_calls
 from reludiag.hooks import (
     CALL,
@@ -34,31 +32,15 @@ from reludiag.hooks import (
     rows_of,
     watched,
 )
+from reludiag.places import Places
 from reludiag.provenance import ProvenanceMode, tensors_in
 from reludiag.rectifiers import Rectifier, is_fused_rectifier, rectifier_call
-from reludiag.sites import (
-    Identity,
-    Layout,
-    Site,
-    find_layout,
-    rectifier_modules,
-    site_names,
-)
+from reludiag.sites import Site, rectifier_modules
 
 _SETTLED = 32
 """After so many passes that went the same way, the next is expected to."""
 
-_nothing = contextlib.nullcontext()
-
-Receiver = Callable[["Call"], None]
-
-
-@dataclass(frozen=True)
-class _Peaks:
-    """Of a pre-activation that is about to be overwritten: the maxima, `[unit]`."""
-
-    place: Place
-    highest: Tensor
+Receiver = Callable[[Call], None]
 
 
 class _Pass(threading.local):
@@ -78,18 +60,28 @@ class _Pass(threading.local):
         self.following: ProvenanceMode | None = None
         self.inside = 0
         """Depth of rectifier calls: what they call themselves is theirs."""
-        self.before: tuple[nn.Module, Tensor | _Peaks] | None = None
+        self.before: tuple[nn.Module, Tensor] | None = None
+        """A rectifier that works in place, and a copy of what it is about to overwrite."""
         self.root: nn.Module | None = None
         """The module whose call it is."""
+
+    def expected(self, owner: nn.Module, operator: str) -> Turn | None:
+        """The next call of the last pass, if a call made now would be it again."""
+        if self.depth and self.turn < len(self.turns):
+            turn = self.turns[self.turn]
+            if turn.owner is owner and turn.producer is self.producer and turn.operator == operator:
+                return turn
+        return None
 
 
 class Capture:
     """Watches a model between `attach()` and `detach()`; sites are known as calls are first met.
 
     `wants_before(training, site)` says whether the receiver will read the pre-activation of a call,
-    which is expected to be of that site (None: of one never met); `peaks(site, before)` gives its
-    maxima `[unit]`, where it will be overwritten. `unit_axes` maps names or modules of sites to the
-    axis of their units, where the one found is to be overruled.
+    which is expected to be of that site (None: of one never met). Where that is overwritten by the
+    call, it is handed to `note_before(site, before, reading)` ahead of it, or without that copied.
+    `unit_axes` maps names or modules of sites to the axis of their units, where the one found is to
+    be overruled.
     """
 
     def __init__(
@@ -97,7 +89,7 @@ class Capture:
         model: nn.Module,
         receive: Receiver,
         wants_before: Callable[[bool, int | None], bool] = lambda training, site: False,
-        peaks: Callable[[int, Tensor], Tensor] | None = None,
+        note_before: Callable[[int, Tensor, Reading], None] | None = None,
         unit_axes: Mapping[str, int] | None = None,
     ) -> None:
         self.model = model
@@ -105,25 +97,19 @@ class Capture:
         """(owner module, operator) -> rectifier calls in a followed forward that nothing read."""
         self.transformed = 0
         """Calls inside a `torch.func` transform, which cannot be read from outside."""
-        self.overruled: set[str] = set()
-        """Names of `unit_axes` that were met."""
         self._receive = receive
         self._wants_before = wants_before
-        self._peaks = peaks
-        self._unit_axes = dict(unit_axes or {})
+        self._note_before = note_before
         self._paths: dict[nn.Module, str] = {}
         for path, module in model.named_modules():
             self._paths.setdefault(module, path)
-        self._rectifiers = {
-            module: (path, rectifier) for path, module, rectifier in rectifier_modules(model)
-        }
-        self._producers: dict[nn.Module, str] = {}
-        for path, module in watched(model):
-            if module not in self._rectifiers and any(True for _ in module.parameters(False)):
-                self._producers[module] = path
-        self._places: list[Place] = []
-        self._found: dict[tuple[Any, ...], tuple[Place, Layout]] = {}
-        self._names: list[Site] | None = None
+        self._rectifiers = {module: rectifier for _, module, rectifier in rectifier_modules(model)}
+        self._producers = [
+            module
+            for _, module in watched(model)
+            if module not in self._rectifiers and any(True for _ in module.parameters(False))
+        ]
+        self._places = Places(model, self._paths, dict(unit_axes or {}))
         self._hooks = self._make_hooks()
         self._handles: list[RemovableHandle] = []
         self._functions = functional_calls(model)
@@ -145,23 +131,12 @@ class Capture:
     @property
     def sites(self) -> list[Site]:
         """In the order of their first call. A name may change when another path is first taken."""
-        if self._names is None:
-            names = site_names([(place.identity, place.numbers) for place in self._places])
-            self._names = [
-                Site(
-                    key=str(place.identity),
-                    name=name,
-                    module=place.path,
-                    operator=place.identity.operator,
-                    rectifier=place.rectifier,
-                    unit_axis=place.label,
-                    units=place.layout.unit.size,
-                    producer=place.producer,
-                    norm=place.norm,
-                )
-                for name, place in zip(names, self._places, strict=True)
-            ]
-        return self._names
+        return self._places.sites
+
+    @property
+    def overruled(self) -> set[str]:
+        """Names of `unit_axes` that were met."""
+        return self._places.overruled
 
     @property
     def followed(self) -> bool:
@@ -242,8 +217,7 @@ class Capture:
         """Whether each rectifier that is known of was called."""
         if self._complete[0] != len(self._places):
             modules = self._rectifiers.keys() - {turn.owner for turn in self._pass.turns}
-            functions = Counter((place.path, place.identity.operator) for place in self._places)
-            complete = not modules and not self._functions - functions
+            complete = not modules and not self._functions - self._places.functions()
             self._complete = len(self._places), complete
         return self._complete[1]
 
@@ -278,10 +252,11 @@ class Capture:
     def uncalled(self) -> list[Site]:
         """A site for each rectifier module that no forward has called."""
         called = {place.path for place in self._places if not place.identity.operator}
-        names = {path: path or type(self.model).__name__ for path, _ in self._rectifiers.values()}
+        paths = {self._paths[module]: rectifier for module, rectifier in self._rectifiers.items()}
+        names = {path: path or type(self.model).__name__ for path in paths}
         return [
             Site(names[path], names[path], path, "", rectifier, "", None, None, None)
-            for path, rectifier in self._rectifiers.values()
+            for path, rectifier in paths.items()
             if path not in called
         ]
 
@@ -363,44 +338,45 @@ class Capture:
     def _about_to(self, module: nn.Module, args: Any) -> None:
         """Before a rectifier that works in place: its input is about to be overwritten."""
         if args and isinstance(args[0], Tensor):
-            kept = self._kept(module, args[0])
+            kept = self._kept(module, "", args[0])
             self._pass.before = None if kept is None else (module, kept)
 
-    def _kept(self, owner: nn.Module, before: Tensor) -> "Tensor | _Peaks | None":
-        """What is kept of the pre-activation of the owner's next call, if that will be read."""
+    def _kept(self, owner: nn.Module, operator: str, before: Tensor) -> Tensor | None:
+        """A copy of a pre-activation that is about to be overwritten, if it is yet to be read."""
         now = self._pass
-        place = reading = None
-        if now.turn < len(now.turns) and now.turns[now.turn].owner is owner:
-            place, reading = now.turns[now.turn].place, now.turns[now.turn].reading
+        turn = now.expected(owner, operator)
+        place = None if turn is None else turn.place
         if not self._wants_before(owner.training, None if place is None else place.index):
             return None
+        if is_recomputed() or is_transformed():
+            return None
         with self._unseen():
-            if place is None or reading is None or self._peaks is None:
+            reading = None if turn is None or now.following is not None else turn.reading
+            if (
+                place is None
+                or reading is None
+                or reading.shape != before.shape
+                or reading.samples != now.samples
+                or self._note_before is None
+            ):
                 return before.detach().clone()
-            x = reading.of(before) if reading.shape == before.shape else None
-            return None if x is None else _Peaks(place, self._peaks(place.index, x))
+            self._note_before(place.index, before, reading)
+            return None
 
     def _unseen(self) -> contextlib.AbstractContextManager[Any]:
         """Our own operators are no business of the modes."""
-        return _nothing if self._pass.mode is None else self._without_modes()
-
-    @contextlib.contextmanager
-    def _without_modes(self) -> Iterator[None]:
         following = self._pass.following
-        with torch._C.DisableTorchFunction(), following.paused() if following else _nothing:
-            yield
+        # One written in C: this is entered in every call.
+        return torch._C.DisableTorchFunction() if following is None else _unfollowed(following)
 
     def _called(self, module: nn.Module, args: Any, output: Any) -> None:
-        before: Tensor | _Peaks | None = None
-        if getattr(module, "inplace", False):
-            kept, self._pass.before = self._pass.before, None
-            if kept is not None and kept[0] is module:
+        before = args[0] if args else None
+        kept = self._pass.before
+        if kept is not None:
+            self._pass.before = None
+            if kept[0] is module:
                 before = kept[1]
-        elif args and isinstance(args[0], Tensor):
-            before = args[0]
-        if module in self._rectifiers:
-            path, rectifier = self._rectifiers[module]
-            self._hand_over(module, path, "", rectifier, before, output)
+        self._hand_over(module, "", self._rectifiers[module], before, output)
 
     def _called_as_function(
         self, rectifier: Rectifier, before: Any, in_place: bool, call: Callable[[], Any]
@@ -413,61 +389,56 @@ class Capture:
                 return call()
             finally:
                 now.inside -= 1
-        kept: Tensor | _Peaks | None = before if isinstance(before, Tensor) else None
+        operator = "" if owner in self._rectifiers else rectifier.activation
         if in_place and isinstance(before, Tensor):
-            kept = self._kept(owner, before)
+            before = self._kept(owner, operator, before)
         now.inside += 1
         try:
             output = call()
         finally:
             now.inside -= 1
-        path = self._paths[owner]
-        operator = "" if owner in self._rectifiers else rectifier.activation
-        self._hand_over(owner, path, operator, rectifier, kept, output)
+        self._hand_over(owner, operator, rectifier, before, output)
         return output
 
     def _hand_over(
-        self,
-        owner: nn.Module,
-        path: str,
-        operator: str,
-        rectifier: Rectifier,
-        before: Tensor | _Peaks | None,
-        output: Any,
+        self, owner: nn.Module, operator: str, rectifier: Rectifier, before: Any, output: Any
     ) -> None:
+        # In between the model's own kernels this code is cold each time: every line of it costs.
         if not isinstance(output, Tensor) or is_recomputed():
             return
         if is_transformed():
             self.transformed += 1
             return
         now = self._pass
-        turn = self._next_turn(owner, operator)
-        samples = now.samples if now.depth else len(output) if output.ndim else None
+        turn = now.expected(owner, operator)
+        if turn is None:
+            turn = self._next_turn(owner, operator)
+        else:
+            now.turn += 1
         with self._lock, self._unseen():
-            place, reading = turn.place, turn.reading
+            reading, samples = turn.reading, now.samples
             if (
-                place is None
-                or reading is None
+                reading is None
                 or reading.shape != output.shape
                 or reading.samples != samples
                 or now.following is not None
+                or not now.depth
             ):
                 if output.numel() == 0:
                     return
                 if output.is_quantized:  # integers, which are listed and not read
                     if now.following is not None:
-                        self.unobserved[path, operator or rectifier.activation] += 1
+                        name = operator or rectifier.activation
+                        self.unobserved[self._paths[owner], name] += 1
                     return
-                place, reading = self._look_up(turn, path, rectifier, output, samples)
-            peaks: Tensor | None = None
-            if isinstance(before, _Peaks):  # of the site that was expected
-                peaks, before = before.highest if before.place is place else None, None
-            elif before is not None and same_memory(before, output):
-                before = None
-            self._receive(Call(place.index, owner.training, output, before, reading, peaks))
+                if not now.depth:
+                    samples = len(output) if output.ndim else None
+                reading = self._places.find(turn, rectifier, output, samples, now.following)
+            if turn.place is not None and reading is not None:
+                self._receive(Call(turn.place.index, owner.training, output, before, reading))
 
     def _next_turn(self, owner: nn.Module, operator: str) -> Turn:
-        """Where in the pass this call is. A pass that goes the way of the last is a comparison."""
+        """Where in the pass a call is that is not what was expected."""
         now = self._pass
         producer = now.producer
         if not now.depth:
@@ -477,98 +448,12 @@ class Capture:
             return Turn(owner, operator, producer, 0, 0)
         turns, index = now.turns, now.turn
         now.turn += 1
-        if index < len(turns):
-            turn = turns[index]
-            if turn.owner is owner and turn.operator == operator and turn.producer is producer:
-                return turn
-            del turns[index:]
+        del turns[index:]
         self._wanders |= now.known > 0
         same = [turn for turn in turns if turn.owner is owner and turn.operator == operator]
         ordinal = sum(turn.producer is producer for turn in same)
         turns.append(Turn(owner, operator, producer, len(same), ordinal))
         return turns[index]
-
-    def _look_up(
-        self, turn: Turn, path: str, rectifier: Rectifier, output: Tensor, samples: int | None
-    ) -> tuple[Place, Reading]:
-        """The place of a call, and how to read it; found anew, or met for the first time."""
-        following = self._pass.following
-        key: tuple[Any, ...] = (turn.owner, turn.operator, turn.producer, turn.ordinal)
-        place, layout = self._found.get(key, (None, None))
-        shape: tuple[int, ...] = ()
-        if layout is not None and not layout.fits(output):
-            # Where units are the positions of an axis of varying length, each is a site.
-            shape = tuple(output.shape[1:])
-            key = (*key, shape)
-            place, layout = self._found.get(key, (None, None))
-        if (
-            place is None
-            or layout is None
-            or (following is not None and layout.sample_is_ambiguous)
-        ):
-            identity = Identity(
-                owner=path or type(self.model).__name__,
-                operator=turn.operator,
-                fed_by="" if turn.producer is None else self._producers[turn.producer],
-                ordinal=turn.ordinal,
-                shape=shape,
-            )
-            place, layout = self._meet(
-                place, path, identity, turn.number, rectifier, output.detach(), samples
-            )
-            self._found[key] = place, layout
-        if turn.number not in place.numbers:
-            place.numbers.add(turn.number)
-            self._names = None
-        turn.place, turn.reading = place, Reading(layout, output.shape, samples)
-        return turn.place, turn.reading
-
-    def _meet(
-        self,
-        known: Place | None,
-        path: str,
-        identity: Identity,
-        number: int,
-        rectifier: Rectifier,
-        output: Tensor,
-        samples: int | None,
-    ) -> tuple[Place, Layout]:
-        """A call met for the first time: find its unit axis.
-
-        Of a `known` one only the layout is found anew.
-        """
-        now = self._pass
-        origin: Origin | None = None
-        if now.following is not None:
-            origin = now.following.origin_of(output)
-        layout, label = find_layout(
-            output, origin, now.producer, samples, self._overruled(identity, number, output)
-        )
-        if known is not None:
-            return known, layout
-        place = Place(
-            index=len(self._places),
-            path=path,
-            identity=identity,
-            rectifier=rectifier,
-            layout=layout,
-            label=label,
-            producer=(origin.producer if origin is not None else None) or identity.fed_by or None,
-            norm=origin.norm if origin is not None else None,
-        )
-        self._places.append(place)
-        return place, layout
-
-    def _overruled(self, identity: Identity, number: int, output: Tensor) -> Coordinate | None:
-        for name in (
-            f"{identity.base}#{number}" if number else identity.base,
-            f"{identity.base}@{identity.fed_by}",
-        ):
-            axis = self._unit_axes.get(name)
-            if axis is not None and -output.ndim <= axis < output.ndim:
-                self.overruled.add(name)
-                return Coordinate(axis % output.ndim, output.shape[axis])
-        return None
 
     def _owner(self) -> tuple[nn.Module, bool]:
         """The innermost module at work, and whether its hooks will run when it is done."""
@@ -594,3 +479,9 @@ class Capture:
         owner, hooked = self._owner()
         if not (hooked and owner in self._rectifiers):
             self.unobserved[self._paths[owner], name.strip("_")] += 1
+
+
+@contextlib.contextmanager
+def _unfollowed(following: ProvenanceMode) -> Iterator[None]:
+    with torch._C.DisableTorchFunction(), following.paused():
+        yield

@@ -267,9 +267,9 @@ class ProbePasses:
 
     def _receive(self, call: Call) -> None:
         site = self._capture.sites[call.site]
-        x = call.output() if site.key in self._sites else None
-        if x is None or x.numel() == 0:
+        if site.key not in self._sites:
             return
+        x = call.reading.of(call.output)
         places = [dim for dim in range(x.ndim) if dim != 1]
         fired = (x != 0 if site.rectifier.signed else x > 0).any(dim=0)
         fired = fired.flatten(1).any(dim=1) if fired.ndim > 1 else fired
@@ -278,6 +278,7 @@ class ProbePasses:
         z = call.before() if self._is_full else None
         if z is None:
             return
+        z = call.reading.of(z)
         eps = torch.finfo(z.dtype).eps if z.is_floating_point() else 1.0
         z = z.double()
         total, size, count = z.sum(places), z.abs().sum(places), z.numel() // z.shape[1]

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from reludiag.alerts import WARN_OVER, Alerts, Listener
-from reludiag.calls import Call
+from reludiag.calls import Call, Reading
 from reludiag.capture import Capture
 from reludiag.diagnosis import Diagnosis, SiteFindings
 from reludiag.errors import ModelError, UsageError
@@ -29,7 +29,6 @@ from reludiag.history import diagnose_run, load
 from reludiag.hooks import forget_compiled, guarded, is_compiled, uncompiled
 from reludiag.owner import this_process
 from reludiag.recording import RecordingWriter, SiteState
-from reludiag.reductions import highest_of
 from reludiag.scanning import Scanner, blind_spots, no_rectifier
 from reludiag.sites import Site
 from reludiag.stats import Liveness, UnitCounts, UnitStats
@@ -120,7 +119,7 @@ class Monitor:
             model,
             self._receive,
             self._wants_before,
-            lambda _, before: highest_of(before),
+            self._note_before,
             unit_axes,
         )
         self._scanner = Scanner(model, unit_axes)
@@ -222,11 +221,17 @@ class Monitor:
             self._evaluation_calls += 1
             return
         asks = self._counting and self._wants_before(True, call.site)
-        window = self._window.get(call.site)
-        if window is None:
-            site = self._capture.sites[call.site]
-            window = self._window[call.site] = _Window(site, call.device, call.dtype)
+        window = self._window.get(call.site) or self._new_window(call.site, call.output)
         window.add(call, self._counting, asks)
+
+    def _note_before(self, site: int, before: Tensor, reading: Reading) -> None:
+        window = self._window.get(site) or self._new_window(site, before)
+        window.note_before(before, reading)
+
+    def _new_window(self, site: int, x: Tensor) -> "_Window":
+        window = _Window(self._capture.sites[site], x.device, x.dtype)
+        self._window[site] = window
+        return window
 
     def _before_step(self, index: int, args: Any, kwargs: Any) -> Any:
         """An optimizer is about to step: note its learning rates as they are now."""
@@ -523,21 +528,22 @@ class _Window:
 
         Of the pre-activation where it `asks`.
         """
-        live = self._liveness
-        self.samples += call.rows
+        live, x, reading = self._liveness, call.output, call.reading
+        self.samples += reading.rows
         if self.done and not counting:
-            return
-        x = call.output()
-        if x is None:
             return
         before = call.before() if asks else None
         if x.device != self._stats.sums.device:  # the model was moved meanwhile
             x = x.to(self._stats.sums.device)
             before = None if before is None else before.to(x.device)
         if counting:
-            self._stats.update(x, before)
+            self._stats.update(x, before, reading)
         if live is not None:
-            live.observe(x)
+            live.observe(x, reading)
+
+    def note_before(self, before: Tensor, reading: Reading) -> None:
+        """A pre-activation that is about to be overwritten."""
+        self._stats.note_before(before.to(self._stats.sums.device), reading)
 
     def counts(self) -> UnitCounts:
         """On the host, for the recording."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reludiag.calls import Call
+from reludiag.calls import Call, Reading
 from reludiag.capture import Capture
 from reludiag.diagnosis import Diagnosis, Head, SiteFindings, diagnose
 from reludiag.errors import DataError, ModelError, UsageError
@@ -23,7 +23,7 @@ from reludiag.loading.checkpoints import Checkpoint, load_weights
 from reludiag.loading.data import batches_of, input_tensors, model_arguments
 from reludiag.loading.specs import user_code_error
 from reludiag.rectifiers import Rectifier
-from reludiag.reductions import highest_of
+from reludiag.reductions import all_finite
 from reludiag.sites import Site
 from reludiag.stats import UnitCounts, UnitStats
 from reludiag.verdicts import Thresholds
@@ -168,7 +168,7 @@ class Scanner:
         self._unit_axes = dict(unit_axes or {})
         self._stats: dict[int, UnitStats] = {}
         self._capture = Capture(
-            self.model, self._receive, self._wants_before, self._peaks, unit_axes
+            self.model, self._receive, self._wants_before, self._note_before, unit_axes
         )
 
     def run(
@@ -215,19 +215,16 @@ class Scanner:
         return Measurement(findings, samples, done, tuple(blind_spots(capture)))
 
     def _receive(self, call: Call) -> None:
-        x = call.output()
-        if x is None:
-            return
         stats = self._stats.get(call.site)
         if stats is None:
-            kind = self._capture.sites[call.site].rectifier
-            stats = UnitStats.empty(x.shape[1], x.device, x.dtype, kind.signed, kind.passes)
+            site, x = self._capture.sites[call.site], call.output
+            kind = site.rectifier
+            stats = UnitStats.empty(site.units or 0, x.device, x.dtype, kind.signed, kind.passes)
             self._stats[call.site] = stats
-        stats.update(x, call.before() if stats.asks else None)
+        stats.update(call.output, call.before() if stats.asks else None, call.reading)
 
-    def _peaks(self, site: int, before: Tensor) -> Tensor:
-        stats = self._stats.get(site)
-        return highest_of(before) if stats is None else stats.peaks(before)
+    def _note_before(self, site: int, before: Tensor, reading: Reading) -> None:
+        self._stats[site].note_before(before, reading)
 
     def _wants_before(self, training: bool, site: int | None) -> bool:
         return site is None or site not in self._stats or self._stats[site].asks
@@ -360,12 +357,7 @@ def _check_inputs(inputs: Any, index: int) -> int:
     for tensor in input_tensors(inputs):
         if samples is None:
             samples = len(tensor) if tensor.ndim else 1
-        # A sum is finite only if all of it is, and costs a tenth of asking each.
-        if (
-            tensor.is_floating_point()
-            and not bool(tensor.sum().isfinite())
-            and not bool(tensor.isfinite().all())
-        ):
+        if tensor.is_floating_point() and not all_finite(tensor):
             count = int((~torch.isfinite(tensor)).sum())
             raise DataError(
                 f"batch {index} of the data has {count:,} values that are NaN or infinite: "

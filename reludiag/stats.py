@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reludiag.calls import Reading
 from reludiag.reductions import (
     ABSOLUTE,
     ACTIVE,
@@ -22,10 +23,8 @@ from reludiag.reductions import (
     SQUARE,
     TOTAL,
     add_sums,
-    highest_of,
     note_firing,
     note_highest,
-    raise_to,
 )
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
@@ -54,8 +53,8 @@ class UnitStats:
     before_maximum: Tensor
     """float32: of the pre-activations; -inf where none could be read. If they are passed on, only
     of units that never fired."""
-    all_fired: bool = False
-    """Whether it is known that every unit has fired."""
+    asks: bool = True
+    """Whether it makes use of pre-activations: not where they are those that were passed on."""
 
     @classmethod
     def empty(
@@ -81,39 +80,34 @@ class UnitStats:
                 before_maximum=torch.full((units,), -inf, dtype=torch.float32, device=device),
             )
 
-    def update(self, x: Tensor, before: Tensor | None = None) -> None:
-        """Add one call's output and, where it can be had, its pre-activation.
+    def update(
+        self, x: Tensor, before: Tensor | None = None, reading: Reading | None = None
+    ) -> None:
+        """Add one call's output and, where it can be had, its pre-activation, of the same shape.
 
-        That is of the same shape, or already the maxima of it that `peaks` gave.
+        Without a `reading` both are `[sample, unit, position]`, or `[sample, unit]`.
         """
-        samples, positions = x.shape[0], 1 if x.ndim == 2 else x.shape[2]
+        if reading is not None:
+            samples, positions = reading.rows, reading.positions
+        else:
+            samples, positions = x.shape[0], 1 if x.ndim == 2 else x.shape[2]
         self.calls += 1
         self.samples += samples
         self.positions += samples * positions
-        add_sums(x, self.signed, self.sums, self.maximum, self.minimum)
-        if before is not None and before.ndim == 1:
-            raise_to(self.before_maximum, before)
-        elif before is not None:
-            note_highest(before, self.before_maximum, self._silent)
-
-    def peaks(self, before: Tensor) -> Tensor:
-        """The maxima of a pre-activation, `[unit]`, as far as they matter."""
-        return highest_of(before, self._silent)
-
-    @property
-    def _silent(self) -> Tensor | None:
-        """0 for each unit whose pre-activation is asked for; None for all."""
-        return self.sums[FIRED] if self.passes else None
-
-    @property
-    def asks(self) -> bool:
-        """Whether it makes use of pre-activations: not where they are those that were passed on."""
-        if not self.passes or self.all_fired:
-            return not self.passes
+        add_sums(x, reading, self.signed, self.sums, self.maximum, self.minimum)
+        if not self.asks:
+            return
+        if before is not None:
+            self.note_before(before, reading)
         # Looking costs as much as a small call: at the first, second, fourth, eighth, ...
-        if self.calls & (self.calls - 1) == 0 and self.sums.is_cpu:
-            self.all_fired = bool(self.sums[FIRED].numpy().all())
-        return not self.all_fired
+        if self.passes and self.calls & (self.calls - 1) == 0 and self.sums.is_cpu:
+            self.asks = not self.sums[FIRED].numpy().all()
+
+    def note_before(self, before: Tensor, reading: Reading | None = None) -> None:
+        """Add a pre-activation alone, before what is made of it overwrites it."""
+        note_highest(
+            before, reading, self.before_maximum, self.sums[FIRED] if self.passes else None
+        )
 
     def counts(self) -> "UnitCounts":
         """The same as plain arrays in the host's memory; every sample was watched."""
@@ -163,10 +157,10 @@ class Liveness:
             kept = 0 if dtype == torch.float64 else units
             self._highest = torch.zeros(kept, dtype=torch.float32, device=device)
 
-    def observe(self, x: Tensor) -> None:
+    def observe(self, x: Tensor, reading: Reading | None = None) -> None:
         """Add one call's output, as `UnitStats.update` takes it."""
         if not self.done:
-            self.done = note_firing(x, self.signed, self._states, self._highest)
+            self.done = note_firing(x, reading, self.signed, self._states, self._highest)
 
     def mask(self) -> tuple[Mask, Mask]:
         """(silent, not finite) of each unit; the latter as far as one that fired was read."""

@@ -23,6 +23,7 @@ LINE = [
     "hooks",
     "frozen",
     "calls",
+    "places",
     "capture",
     "reductions",
     "stats",

@@ -89,7 +89,10 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if isinstance(value, np.ndarray):
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
-        return value.to(device, dtype if dtype and value.is_floating_point() else None)
+        dtype = dtype if value.is_floating_point() else None
+        if value.device != device or dtype not in (None, value.dtype):
+            return value.to(device, dtype)
+        return value
     if isinstance(value, Mapping):
         return {key: _moved(item, device, dtype) for key, item in value.items()}
     if isinstance(value, list | tuple):
