@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -48,6 +49,8 @@ constexpr int64_t PARALLEL = 1 << 15; // elements from which a second thread pay
 constexpr int64_t CHUNK = 512; // units in rows
 constexpr int64_t PLANES = 32; // units in planes
 constexpr int64_t ROWS = 8;    // rows that are read before accumulators are written back
+constexpr int64_t SHARED_UNITS = 1 << 12; // up to which threads may share samples, and not units
+constexpr int64_t VECTORS = 16; // of small planes, the like: so many are read of one unit in a row
 
 typedef double Doubles __attribute__((vector_size(64)));
 typedef float Floats __attribute__((vector_size(64)));
@@ -63,6 +66,8 @@ struct Float32 { typedef float Memory; };
 struct Float64 { typedef double Memory; };
 struct BFloat16 { typedef uint16_t Memory; };
 struct Float16 { typedef uint16_t Memory; };
+
+int64_t width_of(Kind kind) { return kind == FLOAT64 ? 8 : kind == FLOAT32 ? 4 : 2; }
 
 // What is read is widened to one of two vectors: 16 floats or 8 doubles.
 template <class Vector> struct Lanes;
@@ -156,8 +161,35 @@ template <bool is_signed, class Vector> INLINE typename Lanes<Vector>::Bits firi
     return (Bits)(bits - 1 < Unsigned{} + Lanes<Vector>::infinity);
 }
 
-INLINE bool all_ones(Longs v) { return (v[0] & v[1] & v[2] & v[3] & v[4] & v[5] & v[6] & v[7]) == -1; }
-INLINE bool any_one(Longs v) { return (v[0] | v[1] | v[2] | v[3] | v[4] | v[5] | v[6] | v[7]) != 0; }
+// In halves: lane by lane it is most of the time that a small plane takes.
+typedef int64_t FourLongs __attribute__((vector_size(32)));
+typedef int64_t TwoLongs __attribute__((vector_size(16)));
+INLINE bool any_one(Longs v) {
+    FourLongs four = __builtin_shufflevector(v, v, 0, 1, 2, 3) | __builtin_shufflevector(v, v, 4, 5, 6, 7);
+    TwoLongs two = __builtin_shufflevector(four, four, 0, 1) | __builtin_shufflevector(four, four, 2, 3);
+    return (two[0] | two[1]) != 0;
+}
+INLINE bool all_ones(Longs v) { return !any_one(~v); }
+
+struct Sum { template <class T> INLINE T of(T a, T b) { return a + b; } };
+struct Larger { template <class T> INLINE T of(T a, T b) { return b > a ? b : a; } };
+struct Smaller { template <class T> INLINE T of(T a, T b) { return b < a ? b : a; } };
+
+// The lanes of a vector put together, by halves.
+template <class Operation, class Vector, size_t... at>
+INLINE auto by_halves(const Vector &v, std::index_sequence<at...>) {
+    constexpr size_t half = sizeof...(at);
+    auto kept = Operation::of(__builtin_shufflevector(v, v, at...), __builtin_shufflevector(v, v, (at + half)...));
+    if constexpr (half == 2) return Operation::of(kept[0], kept[1]);
+    else return by_halves<Operation>(kept, std::make_index_sequence<half / 2>());
+}
+template <class Operation, class Vector> INLINE auto folded(const Vector &v) {
+    return by_halves<Operation>(v, std::make_index_sequence<sizeof(Vector) / sizeof(v[0]) / 2>());
+}
+template <class Operation, int halves> INLINE double folded(const Doubles (&v)[halves]) {
+    if constexpr (halves == 2) return folded<Operation>(v[0] + v[1]);
+    else return folded<Operation>(v[0]);
+}
 
 struct Tensor3 {
     const void *data;
@@ -258,6 +290,31 @@ INLINE void write(const Sums &out, int64_t units, int64_t unit, bool is_signed, 
     if (lowest < bottom) bottom = lowest;
 }
 
+template <class Scalar> void fill(const Sums &sums, const Tensor3 &x) {
+    for (int64_t unit = 0; unit < x.units; unit++) {
+        ((Scalar *)sums.highest)[unit] = -std::numeric_limits<Scalar>::infinity();
+        ((Scalar *)sums.lowest)[unit] = std::numeric_limits<Scalar>::infinity();
+    }
+}
+void nothing_yet(const Sums &sums, const Tensor3 &x, bool is_signed) {
+    std::memset(sums.rows, 0, sizeof(double) * (4 + is_signed) * x.units);
+    if (x.kind == FLOAT64) fill<double>(sums, x);
+    else fill<float>(sums, x);
+}
+
+template <class Scalar> void merge_as(const Sums &out, const Sums &part, const Tensor3 &x, bool is_signed) {
+    const int64_t units = x.units;
+    for (int64_t unit = 0; unit < units; unit++) {
+        const double *row = part.rows + unit;
+        write(out, units, unit, is_signed, row[0], row[units], row[2 * units], row[3 * units],
+              is_signed ? row[4 * units] : 0.0, ((Scalar *)part.highest)[unit], ((Scalar *)part.lowest)[unit]);
+    }
+}
+void merge(const Sums &out, const Sums &part, const Tensor3 &x, bool is_signed) {
+    if (x.kind == FLOAT64) merge_as<double>(out, part, x, is_signed);
+    else merge_as<float>(out, part, x, is_signed);
+}
+
 template <class Type, bool is_signed>
 INLINE void count_rows(const Tensor3 &given, const Sums &out, int64_t first, int64_t last) {
     typedef typename Widened<Type>::Vector Vector;
@@ -307,6 +364,7 @@ INLINE void count_planes(const Tensor3 &x, const Sums &out, int64_t first, int64
     typedef Lanes<Vector> Of;
     typedef typename Of::Bits Bits;
     const int64_t whole = x.positions - x.positions % Of::count, rest = x.positions % Of::count;
+    const int64_t vectors = whole / Of::count + (rest > 0), together = (VECTORS + vectors - 1) / vectors;
     const Bits valid = first_lanes<Bits>(rest);
     const auto *end = (const typename Type::Memory *)x.data + x.extent();
     Accumulator<Vector> units[PLANES];
@@ -317,31 +375,26 @@ INLINE void count_planes(const Tensor3 &x, const Sums &out, int64_t first, int64
             units[i].clear(units[i]);
             fired[i] = 0;
         }
-        for (int64_t n = 0; n < x.samples; n++) {
+        for (int64_t n = 0; n < x.samples; n += together) {
+            const int64_t samples = x.samples - n < together ? x.samples - n : together;
             const auto *plane = (const typename Type::Memory *)x.data + n * x.by_sample + begin * x.by_unit;
             for (int64_t i = 0; i < width; i++, plane += x.by_unit) {
                 Accumulator<Vector> a = units[i];
-                a.now = Bits{};
-                for (int64_t p = 0; p < whole; p += Of::count) add<is_signed>(Type(), a, plane + p);
-                if (rest) add_some<is_signed>(Type(), a, load_rest<Type>(plane + whole, rest, valid, end), valid);
-                fired[i] += any_one((Longs)a.now);
+                const auto *from = plane;
+                for (int64_t m = 0; m < samples; m++, from += x.by_sample) {
+                    a.now = Bits{};
+                    for (int64_t p = 0; p < whole; p += Of::count) add<is_signed>(Type(), a, from + p);
+                    if (rest) add_some<is_signed>(Type(), a, load_rest<Type>(from + whole, rest, valid, end), valid);
+                    fired[i] += any_one((Longs)a.now);
+                }
                 units[i] = a;
             }
         }
         for (int64_t i = 0; i < width; i++) {
             const Accumulator<Vector> &a = units[i];
-            double active = 0, total = 0, square = 0, absolute = 0;
-            auto highest = a.highest[0], lowest = a.lowest[0];
-            for (int lane = 0; lane < Of::count; lane++) {
-                active += (double)a.active[lane];
-                total += a.total[lane / 8][lane % 8];
-                square += a.square[lane / 8][lane % 8];
-                absolute += a.absolute[lane / 8][lane % 8];
-                highest = a.highest[lane] > highest ? a.highest[lane] : highest;
-                lowest = a.lowest[lane] < lowest ? a.lowest[lane] : lowest;
-            }
-            write(out, x.units, begin + i, is_signed, active, (double)fired[i], total, square, absolute,
-                  highest, lowest);
+            write(out, x.units, begin + i, is_signed, (double)folded<Sum>(a.active), (double)fired[i],
+                  folded<Sum>(a.total), folded<Sum>(a.square), is_signed ? folded<Sum>(a.absolute) : 0.0,
+                  folded<Larger>(a.highest), folded<Smaller>(a.lowest));
         }
     }
 }
@@ -480,13 +533,8 @@ INLINE void watch_planes(const Tensor3 &x, bool is_signed, uint8_t *states, int6
             }
         }
         for (int64_t i = 0; i < width; i++) {
-            Word magnitude = 0;
-            Signed highest = 0;
-            for (int lane = 0; lane < W::count; lane++) {
-                magnitude = units[i].magnitude[lane] > magnitude ? units[i].magnitude[lane] : magnitude;
-                highest = units[i].highest[lane] > highest ? units[i].highest[lane] : highest;
-            }
-            states[begin + i] |= W::state(magnitude, highest, is_signed);
+            states[begin + i] |=
+                W::state(folded<Larger>(units[i].magnitude), folded<Larger>(units[i].highest), is_signed);
         }
     }
 }
@@ -557,26 +605,21 @@ INLINE void raise_planes(const Tensor3 &x, const double *fired, float *running, 
     typedef Lanes<Vector> Of;
     const auto valid = first_lanes<typename Of::Bits>(x.positions % Of::count);
     const auto *end = (const typename Type::Memory *)x.data + x.extent();
-    for (int64_t begin = first; begin < last; begin += PLANES) {
-        const int64_t width = last - begin < PLANES ? last - begin : PLANES;
-        for (int64_t n = 0; n < x.samples; n++) {
-            for (int64_t i = 0; i < width; i++) {
-                if (fired != nullptr && fired[begin + i] != 0) continue;
-                const auto *plane =
-                    (const typename Type::Memory *)x.data + n * x.by_sample + (begin + i) * x.by_unit;
-                Vector highest = Vector{} - std::numeric_limits<typename Of::Scalar>::infinity();
-                typename Of::Bits odd{};
-                for (int64_t p = 0; p < x.positions; p += Of::count) {
-                    const int64_t some = x.positions - p;
-                    const Vector v = some >= Of::count ? load(Type(), plane + p)
-                                                       : load_rest<Type>(plane + p, some, valid, end);
-                    highest = v > highest ? v : highest;
-                    odd |= (typename Of::Bits)(v != v);
-                }
-                for (int lane = 0; lane < Of::count; lane++)
-                    lift(running[begin + i], highest[lane], odd[lane] != 0);
+    for (int64_t unit = first; unit < last; unit++) {
+        if (fired != nullptr && fired[unit] != 0) continue;
+        const auto *plane = (const typename Type::Memory *)x.data + unit * x.by_unit;
+        Vector highest = Vector{} - std::numeric_limits<typename Of::Scalar>::infinity();
+        typename Of::Bits odd{};
+        for (int64_t n = 0; n < x.samples; n++, plane += x.by_sample) {
+            for (int64_t p = 0; p < x.positions; p += Of::count) {
+                const int64_t some = x.positions - p;
+                const Vector v =
+                    some >= Of::count ? load(Type(), plane + p) : load_rest<Type>(plane + p, some, valid, end);
+                highest = v > highest ? v : highest;
+                odd |= (typename Of::Bits)(v != v);
             }
         }
+        for (int lane = 0; lane < Of::count; lane++) lift(running[unit], highest[lane], odd[lane] != 0);
     }
 }
 
@@ -597,34 +640,61 @@ FOR_EACH_CPU void raise(const Tensor3 &x, const double *fired, float *running, i
 
 // --------------------------------------------------------------------------------------- threads
 
+// torch.set_num_threads() is this number.
+int threads_for(const Tensor3 &x) {
+    const bool large = x.samples * x.units * x.positions >= PARALLEL;
+    const bool there_are = GOMP_parallel && omp_get_thread_num && omp_get_num_threads && omp_get_max_threads;
+    return large && there_are ? omp_get_max_threads() : 1;
+}
+
+template <class Task> void run_in(int threads, const Task &task) {
+    PyThreadState *state = PyEval_SaveThread();
+    GOMP_parallel([](void *given) { (*(const Task *)given)(omp_get_thread_num(), omp_get_num_threads()); },
+                  (void *)&task, (unsigned)threads, 0);
+    PyEval_RestoreThread(state);
+}
+
 // `task(first, last)` over ranges of units, in as many threads as PyTorch uses. A range begins where
 // a cache line does, so that no two threads write to the same one.
-template <class Task> struct Shared {
-    const Task &task;
-    int64_t units;
-
-    static void run(void *given) {
-        const Shared &shared = *(const Shared *)given;
-        const int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
-        const int64_t share = ((shared.units + threads - 1) / threads + 63) / 64 * 64;
-        const int64_t step = share * threads - shared.units >= share ? (shared.units + threads - 1) / threads : share;
-        const int64_t first = mine * step, last = first + step;
-        if (first < shared.units) shared.task(first, last < shared.units ? last : shared.units);
-    }
-};
-
 template <class Task> void in_parallel(const Tensor3 &x, const Task &task) {
-    const bool large = x.samples * x.units * x.positions >= PARALLEL && x.units > 1;
-    // torch.set_num_threads() is this number.
-    const int threads = large && GOMP_parallel && omp_get_max_threads ? omp_get_max_threads() : 1;
-    if (threads > 1 && omp_get_thread_num && omp_get_num_threads) {
-        const Shared<Task> shared{task, x.units};
-        PyThreadState *state = PyEval_SaveThread();
-        GOMP_parallel(&Shared<Task>::run, (void *)&shared, (unsigned)threads, 0);
-        PyEval_RestoreThread(state);
-    } else {
-        task(0, x.units);
-    }
+    const int threads = threads_for(x);
+    if (threads == 1 || x.units == 1) return task(0, x.units);
+    run_in(threads, [&](int64_t mine, int64_t threads) {
+        const int64_t share = ((x.units + threads - 1) / threads + 63) / 64 * 64;
+        const int64_t step = share * threads - x.units >= share ? (x.units + threads - 1) / threads : share;
+        const int64_t first = mine * step, last = first + step;
+        if (first < x.units) task(first, last < x.units ? last : x.units);
+    });
+}
+
+// All statistics, shared by samples where there are enough: so each thread reads what it has just
+// written itself, in the order in which PyTorch shares a rectifier's work, and has in its cache.
+void count_in_parallel(const Tensor3 &x, bool is_signed, const Sums &out) {
+    const int threads = threads_for(x);
+    const int64_t bytes = x.kind == FLOAT64 ? sizeof(double) : sizeof(float), rows = 4 + is_signed;
+    const int64_t size = x.units * (rows * sizeof(double) + 2 * bytes);
+    char *memory = nullptr;
+    if (threads > 1 && x.samples >= 2 * threads && x.units <= SHARED_UNITS)
+        memory = (char *)PyMem_RawMalloc((size_t)(size * (threads - 1)));
+    if (memory == nullptr)
+        return in_parallel(x, [&](int64_t first, int64_t last) { count(x, is_signed, out, first, last); });
+    const auto sums_of = [&](int64_t thread) {
+        char *mine = memory + (thread - 1) * size, *extremes = mine + x.units * rows * sizeof(double);
+        return thread ? Sums{(double *)mine, extremes, extremes + x.units * bytes} : out;
+    };
+    int64_t began = 1;
+    run_in(threads, [&](int64_t mine, int64_t threads) {
+        const int64_t first = x.samples * mine / threads, last = x.samples * (mine + 1) / threads;
+        Tensor3 part = x;
+        part.data = (const char *)x.data + first * x.by_sample * width_of(x.kind);
+        part.samples = last - first;
+        const Sums sums = sums_of(mine);
+        if (mine) nothing_yet(sums, x, is_signed);
+        else began = threads;
+        count(part, is_signed, sums, 0, x.units);
+    });
+    for (int64_t thread = 1; thread < began; thread++) merge(out, sums_of(thread), x, is_signed);
+    PyMem_RawFree(memory);
 }
 
 // --------------------------------------------------------------------------------------- finite
@@ -764,7 +834,7 @@ PyObject *py_count(PyObject *, PyObject *const *given, Py_ssize_t number) {
     const Sums out{(double *)accumulator(given[3], x.units, FLOAT, 64), accumulator(given[4], x.units, FLOAT, bits),
                    accumulator(given[5], x.units, FLOAT, bits)};
     if (!out.rows || !out.highest || !out.lowest) Py_RETURN_FALSE;
-    in_parallel(x, [&](int64_t first, int64_t last) { count(x, is_signed, out, first, last); });
+    count_in_parallel(x, is_signed, out);
     Py_RETURN_TRUE;
 }
 

@@ -15,8 +15,8 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
 from torch.utils.hooks import RemovableHandle
 
 from reludiag.calls import Call, Reading, Rest, Turn
@@ -25,8 +25,10 @@ from reludiag.hooks import (
     CALL,
     INNER,
     Hook,
+    backward_task,
     entrances,
     forget_compiled,
+    innermost_transform,
     is_recomputed,
     is_transformed,
     rows_of,
@@ -43,8 +45,11 @@ _SETTLED = 32
 Receiver = Callable[[Call], None]
 
 
-class _Pass(threading.local):
+class _Pass:
     """The forward pass that a thread is in."""
+
+    __slots__ = ("before", "depth", "following", "inside", "known", "mode", "producer", "root",
+                 "samples", "turn", "turns")  # fmt: skip
 
     def __init__(self) -> None:
         self.depth = 0
@@ -72,6 +77,12 @@ class _Pass(threading.local):
             if turn.owner is owner and turn.producer is self.producer and turn.operator == operator:
                 return turn
         return None
+
+
+class _Thread(threading.local):
+    # Asked for once in a hook: each attribute of a thread's own is slow to find.
+    def __init__(self) -> None:
+        self.now = _Pass()
 
 
 class Capture:
@@ -125,7 +136,7 @@ class Capture:
         self._complete = 0, False
         """Whether all rectifiers were called, as of so many places."""
         self._elsewhere = False
-        self._pass = _Pass()
+        self._thread = _Thread()
         self._lock = threading.Lock()
 
     @property
@@ -204,7 +215,7 @@ class Capture:
             or not self._all_seen()
         ):
             return
-        turns = [(turn, turn.owner.training) for turn in self._pass.turns]
+        turns = [(turn, turn.owner.training) for turn in self._thread.now.turns]
         if any(
             training and (turn.place is None or turn.place.index not in known)
             for turn, training in turns
@@ -216,7 +227,7 @@ class Capture:
     def _all_seen(self) -> bool:
         """Whether each rectifier that is known of was called."""
         if self._complete[0] != len(self._places):
-            modules = self._rectifiers.keys() - {turn.owner for turn in self._pass.turns}
+            modules = self._rectifiers.keys() - {turn.owner for turn in self._thread.now.turns}
             complete = not modules and not self._functions - self._places.functions()
             self._complete = len(self._places), complete
         return self._complete[1]
@@ -246,7 +257,7 @@ class Capture:
 
     def reset(self) -> None:
         """Forget a forward that never ended: an interrupt does not run the closing hook."""
-        if self._pass.depth:
+        if self._thread.now.depth:
             self._close(complete=False)
 
     def uncalled(self) -> list[Site]:
@@ -263,7 +274,7 @@ class Capture:
     # The forward pass
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        now = self._pass
+        now = self._thread.now
         if now.depth and module is self.model:
             if self._is_nested():
                 self._wanders = True
@@ -292,13 +303,14 @@ class Capture:
             now.mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._pass.depth == 1:
+        now = self._thread.now
+        if now.depth == 1:
             self._close(complete=output is not None)
-        elif self._pass.depth:
-            self._pass.depth -= 1
+        elif now.depth:
+            now.depth -= 1
 
     def _close(self, complete: bool) -> None:
-        now = self._pass
+        now = self._thread.now
         now.depth = 0
         self._open -= 1
         if complete:
@@ -328,7 +340,7 @@ class Capture:
         return calls > 1
 
     def _produced(self, module: nn.Module, args: Any, output: Any) -> None:
-        now = self._pass
+        now = self._thread.now
         now.producer = module
         if not now.depth and self._open:
             self._elsewhere = True
@@ -339,19 +351,20 @@ class Capture:
         """Before a rectifier that works in place: its input is about to be overwritten."""
         if args and isinstance(args[0], Tensor):
             kept = self._kept(module, "", args[0])
-            self._pass.before = None if kept is None else (module, kept)
+            self._thread.now.before = None if kept is None else (module, kept)
 
     def _kept(self, owner: nn.Module, operator: str, before: Tensor) -> Tensor | None:
         """A copy of a pre-activation that is about to be overwritten, if it is yet to be read."""
-        now = self._pass
+        now = self._thread.now
         turn = now.expected(owner, operator)
         place = None if turn is None else turn.place
         if not self._wants_before(owner.training, None if place is None else place.index):
             return None
         if is_recomputed() or is_transformed():
             return None
-        with self._unseen():
-            reading = None if turn is None or now.following is not None else turn.reading
+        following = now.following
+        with DisableTorchFunction() if following is None else _unfollowed(following):
+            reading = None if turn is None or following is not None else turn.reading
             if (
                 place is None
                 or reading is None
@@ -363,17 +376,12 @@ class Capture:
             self._note_before(place.index, before, reading)
             return None
 
-    def _unseen(self) -> contextlib.AbstractContextManager[Any]:
-        """Our own operators are no business of the modes."""
-        following = self._pass.following
-        # One written in C: this is entered in every call.
-        return torch._C.DisableTorchFunction() if following is None else _unfollowed(following)
-
     def _called(self, module: nn.Module, args: Any, output: Any) -> None:
         before = args[0] if args else None
-        kept = self._pass.before
+        now = self._thread.now
+        kept = now.before
         if kept is not None:
-            self._pass.before = None
+            now.before = None
             if kept[0] is module:
                 before = kept[1]
         self._hand_over(module, "", self._rectifiers[module], before, output)
@@ -381,7 +389,7 @@ class Capture:
     def _called_as_function(
         self, rectifier: Rectifier, before: Any, in_place: bool, call: Callable[[], Any]
     ) -> Any:
-        now = self._pass
+        now = self._thread.now
         owner, hooked = self._owner()
         if now.inside or (hooked and owner in self._rectifiers):
             now.inside += 1
@@ -404,42 +412,43 @@ class Capture:
         self, owner: nn.Module, operator: str, rectifier: Rectifier, before: Any, output: Any
     ) -> None:
         # In between the model's own kernels this code is cold each time: every line of it costs.
-        if not isinstance(output, Tensor) or is_recomputed():
+        if not isinstance(output, Tensor) or backward_task() != -1:  # is_recomputed()
             return
-        if is_transformed():
+        if innermost_transform() is not None:  # is_transformed()
             self.transformed += 1
             return
-        now = self._pass
+        now = self._thread.now
         turn = now.expected(owner, operator)
         if turn is None:
             turn = self._next_turn(owner, operator)
         else:
             now.turn += 1
-        with self._lock, self._unseen():
+        following = now.following
+        with self._lock, DisableTorchFunction() if following is None else _unfollowed(following):
             reading, samples = turn.reading, now.samples
             if (
                 reading is None
                 or reading.shape != output.shape
                 or reading.samples != samples
-                or now.following is not None
+                or following is not None
                 or not now.depth
             ):
                 if output.numel() == 0:
                     return
                 if output.is_quantized:  # integers, which are listed and not read
-                    if now.following is not None:
+                    if following is not None:
                         name = operator or rectifier.activation
                         self.unobserved[self._paths[owner], name] += 1
                     return
                 if not now.depth:
                     samples = len(output) if output.ndim else None
-                reading = self._places.find(turn, rectifier, output, samples, now.following)
+                reading = self._places.find(turn, rectifier, output, samples, following)
             if turn.place is not None and reading is not None:
                 self._receive(Call(turn.place.index, owner.training, output, before, reading))
 
     def _next_turn(self, owner: nn.Module, operator: str) -> Turn:
         """Where in the pass a call is that is not what was expected."""
-        now = self._pass
+        now = self._thread.now
         producer = now.producer
         if not now.depth:
             self._wanders = True
@@ -470,7 +479,7 @@ class Capture:
 
     def _operator(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An operator of a followed forward: a rectifier that nothing else saw is written down."""
-        if self._pass.inside:
+        if self._thread.now.inside:
             return
         fused = is_fused_rectifier(name, args, kwargs)
         rectifier = None if fused else rectifier_call(name, args, kwargs)
@@ -483,5 +492,6 @@ class Capture:
 
 @contextlib.contextmanager
 def _unfollowed(following: ProvenanceMode) -> Iterator[None]:
-    with torch._C.DisableTorchFunction(), following.paused():
+    """Our own operators are no business of the modes."""
+    with DisableTorchFunction(), following.paused():
         yield

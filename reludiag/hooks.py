@@ -174,16 +174,18 @@ def rows_of(values: list[Any]) -> int | None:
     return None
 
 
-_backward = torch._C._current_graph_task_id
 _is_tracing = torch._C._is_tracing
-_transform = torch._C._functorch.peek_interpreter_stack
+backward_task = torch._C._current_graph_task_id
+"""Number of the backward pass that is running, -1 if none is."""
+innermost_transform = torch._C._functorch.peek_interpreter_stack
+"""The `torch.func` transform that is at work, None if none is."""
 
 
 def is_recomputed() -> bool:
     """Whether this is activation checkpointing's second forward, run inside the backward pass."""
-    return _backward() != -1
+    return backward_task() != -1
 
 
 def is_transformed() -> bool:
     """Whether vmap, grad or jvp is at work: its tensors cannot be read from outside."""
-    return _transform() is not None
+    return innermost_transform() is not None

@@ -63,7 +63,7 @@ def model_arguments(
         if not batch:
             raise DataError("a batch is an empty list; expected the inputs in its first place")
         batch = batch[0]
-    if isinstance(batch, Mapping):
+    if not isinstance(batch, Tensor) and isinstance(batch, Mapping):
         accepted = _keywords(model)
         return (), {
             key: _moved(value, device, dtype)
@@ -77,11 +77,11 @@ def input_tensors(values: Any) -> Iterator[Tensor]:
     """All tensors in nested arguments."""
     if isinstance(values, Tensor):
         yield values
-    elif isinstance(values, Mapping):
-        for value in values.values():
-            yield from input_tensors(value)
     elif isinstance(values, list | tuple):
         for value in values:
+            yield from input_tensors(value)
+    elif isinstance(values, Mapping):
+        for value in values.values():
             yield from input_tensors(value)
 
 
