@@ -27,7 +27,7 @@ from workloads import WORKLOADS, Training, Workload
 import reludiag
 import reludiag.functional
 import reludiag.hooks
-import reludiag.monitor
+import reludiag.steps
 
 WINDOW, TURN, WARM_UP = 100, 20, 40
 
@@ -85,8 +85,8 @@ class Inside:
         """Measure our code inside; the clock is stopped outside."""
         places = [
             (reludiag.hooks.Hook, "__call__", self.timed),
-            (reludiag.monitor._BeforeStep, "__call__", self.timed),
-            (reludiag.monitor._AfterStep, "__call__", self.timed),
+            (reludiag.steps.BeforeStep, "__call__", self.timed),
+            (reludiag.steps.AfterStep, "__call__", self.timed),
             (reludiag.functional.RectifierMode, "__torch_function__", self.timed_mode),
         ]
         kept = [(owner, name, getattr(owner, name)) for owner, name, _ in places]

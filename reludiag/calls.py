@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reludiag.hooks import Hook, is_recomputed, is_transformed, rows_of
+from reludiag.hooks import Hook, backward_task, innermost_transform, rows_of
 from reludiag.rectifiers import Rectifier
 from reludiag.sites import Identity, Layout, arrange
 
@@ -143,26 +143,28 @@ class Rest:
     ) -> None:
         """`turns` are those calls, with the training flags of their owners."""
         self._turns = turns
-        self._forwards: list[tuple[bool, int | None]] = []
+        self._forwards: list[tuple[bool, torch.Size | int | None]] = []
+        """Of each, whether it was in training, and the shape or the length of its input."""
         self._handle = model.register_forward_hook(
             Hook(self._count, model, "input", was_traced), with_kwargs=True
         )
 
     def _count(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-        if is_recomputed() or is_transformed():
-            return
         # In training this code is cold each time: what it does not do saves microseconds.
+        if backward_task() != -1 or innermost_transform() is not None:
+            return
         first = args[0] if args else None
-        samples = (
-            first.size(0)
-            if type(first) is Tensor and first.dim()
-            else rows_of([*args, *kwargs.values()])
-        )
-        self._forwards.append((module.training, samples))
+        shape: torch.Size | int | None = first.shape if type(first) is Tensor else None
+        if not shape:
+            shape = rows_of([*args, *kwargs.values()])
+        self._forwards.append((module.training, shape))
 
     def end(self) -> list[tuple[int, bool, int, int]]:
         """(site, in training, calls, samples) of what was called since."""
         self._handle.remove()
+        forwards: Counter[tuple[bool, int | None]] = Counter()
+        for (training, shape), count in Counter(self._forwards).items():
+            forwards[training, shape[0] if isinstance(shape, tuple) else shape] += count
         return [
             (
                 turn.place.index,
@@ -170,7 +172,7 @@ class Rest:
                 count,
                 count * turn.reading.rows_of(samples),
             )
-            for (training, samples), count in Counter(self._forwards).items()
+            for (training, samples), count in forwards.items()
             for turn, in_training in self._turns
             if turn.place is not None and turn.reading is not None
         ]

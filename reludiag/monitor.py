@@ -8,7 +8,8 @@ import contextlib
 import sqlite3
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -30,9 +31,10 @@ from reludiag.hooks import forget_compiled, guarded, is_compiled, uncompiled
 from reludiag.owner import this_process
 from reludiag.recording import RecordingWriter, SiteState
 from reludiag.scanning import Scanner, blind_spots, no_rectifier
-from reludiag.sites import Site
-from reludiag.stats import Liveness, UnitCounts, UnitStats
+from reludiag.stats import UnitCounts
+from reludiag.steps import AfterStep, BeforeStep, Clock, innermost
 from reludiag.verdicts import Thresholds, is_dead
+from reludiag.window import Window
 from reludiag.witness import Witness
 
 
@@ -108,9 +110,9 @@ class Monitor:
         self._optimizers = (
             []
             if optimizer is None
-            else [_innermost(optimizer)]
+            else [innermost(optimizer)]
             if isinstance(optimizer, Optimizer)
-            else [_innermost(each) for each in optimizer]
+            else [innermost(each) for each in optimizer]
         )
         self._probe = None if probe is None else _batches(probe)
         self._probe_samples: int | None = None
@@ -124,12 +126,12 @@ class Monitor:
         )
         self._scanner = Scanner(model, unit_axes)
         self._blind_spots: Sequence[str] = ()
-        self._window: dict[int, _Window] = {}
+        self._window: dict[int, Window] = {}
         self._previous: dict[int, UnitCounts] = {}
         self._counting = True
         self._evaluation_calls = 0
-        self._step = 0
-        self._rest_until = 0
+        self._clock = Clock()
+        self._after_step = AfterStep(self._clock, self._end_step)
         self._rates: list[list[float]] = [[] for _ in self._optimizers]
         self._new_rates: list[tuple[int, str, float]] = []
         if not all(isinstance(optimizer, Optimizer) for optimizer in self._optimizers):
@@ -164,10 +166,10 @@ class Monitor:
                 self._capture.attach()
             last = len(self._optimizers) - 1
             for index, optimizer in enumerate(self._optimizers):
-                before = _BeforeStep(self, index)
+                before = BeforeStep(self._rates[index], partial(self._before_step, index))
                 self._handles.append(optimizer.register_step_pre_hook(before))
                 if index == last:
-                    self._handles.append(optimizer.register_step_post_hook(_AfterStep(self)))
+                    self._handles.append(optimizer.register_step_post_hook(self._after_step))
             self._witness.attach()
         except BaseException:
             self._detach()
@@ -185,7 +187,7 @@ class Monitor:
         if self._writer is None or self._broken:
             return
         with self._keeping_the_run_alive():
-            if not self.snapshots or self.snapshots[-1] != self._step:
+            if not self.snapshots or self.snapshots[-1] != self._clock.step:
                 self._snapshot(closing=True)
             self._writer.write_facts(self._facts(status))
             self._writer.close()
@@ -228,8 +230,8 @@ class Monitor:
         window = self._window.get(site) or self._new_window(site, before)
         window.note_before(before, reading)
 
-    def _new_window(self, site: int, x: Tensor) -> "_Window":
-        window = _Window(self._capture.sites[site], x.device, x.dtype)
+    def _new_window(self, site: int, x: Tensor) -> Window:
+        window = Window(self._capture.sites[site], x.device, x.dtype)
         self._window[site] = window
         return window
 
@@ -240,7 +242,7 @@ class Monitor:
         rates = [float(group["lr"]) for group in self._optimizers[index].param_groups]
         for number, rate in enumerate(rates):
             if number >= len(known) or known[number] != rate:
-                self._new_rates.append((self._step + 1, f"{index}/{number}", rate))
+                self._new_rates.append((self._clock.step + 1, f"{index}/{number}", rate))
         known[:] = rates
         return changed
 
@@ -249,7 +251,7 @@ class Monitor:
 
         Then these are the arguments to step with instead: Lightning gives a closure always.
         """
-        if self._step or self.snapshots:
+        if self._clock.step or self.snapshots:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None or self._capture.passes:
@@ -267,36 +269,34 @@ class Monitor:
             return args, {**kwargs, "closure": evaluate}
         return (args[0], evaluate, *args[2:]), kwargs
 
-    def _after_step(self) -> None:
-        if self._step == 0 and not self.snapshots:
+    def _end_step(self) -> None:
+        if self._clock.step == 0 and not self.snapshots:
             self._snapshot()
-        self._step += 1
-        if self._step < self._rest_until:
-            return
-        self._witness.stepped(self._step)
+        step = self._clock.step = self._clock.step + 1
+        self._witness.stepped(step)
         self._capture.reset()
         if self._uncompiled is not None and self._capture.followed:
             self._compile()
-        if self._step == 1 and self._probe is None and not self._capture.passes:
+        if step == 1 and self._probe is None and not self._capture.passes:
             warnings.warn(
                 "reludiag: no forward of the monitored model was seen before the first step. Is it "
                 "another copy that is trained?",
                 RuntimeWarning,
                 stacklevel=4,
             )
-        if self._step % self.every == 0:
+        if step % self.every == 0:
             self._snapshot()
         # At even distances in the window, the first of its steps always among them.
         counted = max(1, self.every // self.stats_every)
-        self._counting = self._step * counted % self.every < counted
+        self._counting = step * counted % self.every < counted
         if self._counting:
             self._wake()
         elif all(window.done for window in self._window.values()):
             self._capture.rest(self._window.keys())
             if self._capture.resting:  # until the next step that is counted, or the window's end
-                place = self._step % self.every
+                place = step % self.every
                 ahead = -(-self.every * (place * counted // self.every + 1) // counted) - place
-                self._rest_until = min(self._step + ahead, self._witness.next_wake(self._step))
+                self._clock.idle_until = min(step + ahead, self._witness.next_wake(step))
 
     def _compile(self) -> None:
         """Let compiled code run from now on, with the hooks in it."""
@@ -321,7 +321,7 @@ class Monitor:
         if self._writer is None or self._broken:
             return
         with self._keeping_the_run_alive():
-            first_step = self._step
+            first_step = self._clock.step
             if self._probe is not None:
                 findings = self._measure_probe()
             else:
@@ -330,17 +330,17 @@ class Monitor:
                 SiteState(f.site, f.counts, is_dead(f.counts, f.site.rectifier)) for f in findings
             ]
             self._writer.write_snapshot(
-                self._step,
+                self._clock.step,
                 first_step,
                 states,
                 self._param_groups,
                 self._new_rates,
                 self._facts("running"),
-                self._witness.at_snapshot(self._step, findings),
+                self._witness.at_snapshot(self._clock.step, findings),
             )
-            self._alerts.note(self._step, states, self._new_rates)
+            self._alerts.note(self._clock.step, states, self._new_rates)
             self._new_rates = []
-            self.snapshots.append(self._step)
+            self.snapshots.append(self._clock.step)
         if not closing:
             self._alerts.tell()
 
@@ -355,12 +355,12 @@ class Monitor:
         self._wake()
         first_step = self.snapshots[-1] if self.snapshots else 0
         counts = {site: window.counts() for site, window in self._window.items()}
-        if closing and self._step % self.every and self._step > self.every:
+        if closing and self._clock.step % self.every and self._clock.step > self.every:
             # A last window of a few batches would call units dead for want of evidence.
             first_step = self.snapshots[-2]
             for site, before in self._previous.items():
                 counts[site] = before.merged(counts[site]) if site in counts else before
-        if self._step > 0:  # the initial batches are of the first window as well
+        if self._clock.step > 0:  # the initial batches are of the first window as well
             self._previous, self._window = counts, {}
         self._blind_spots = blind_spots(self._capture)
         findings = [
@@ -456,43 +456,11 @@ class Monitor:
         except (sqlite3.Error, OSError) as error:
             self._broken = True
             warnings.warn(
-                f"reludiag: the recording stopped at step {self._step}: {error}. Training goes on",
+                f"reludiag: the recording stopped at step {self._clock.step}: {error}. "
+                "Training goes on",
                 RuntimeWarning,
                 stacklevel=2,
             )
-
-
-class _BeforeStep:
-    """An optimizer's hook; a copy of the optimizer does not take it along."""
-
-    def __init__(self, monitor: Monitor, index: int) -> None:
-        self._monitor, self._index = monitor, index
-        self._rates = monitor._rates[index]
-
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        # In training this code is cold each time: where nothing changed, it is these lines alone.
-        groups, rates = optimizer.param_groups, self._rates
-        if len(groups) != len(rates):
-            return self._monitor._before_step(self._index, args, kwargs)
-        for group, rate in zip(groups, rates, strict=True):
-            if group["lr"] != rate:
-                return self._monitor._before_step(self._index, args, kwargs)
-        return None
-
-
-class _AfterStep:
-    def __init__(self, monitor: Monitor) -> None:
-        self._monitor = monitor
-
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._monitor._after_step()
-
-
-def _innermost(optimizer: Any) -> Any:
-    """The optimizer inside wrappers such as Accelerate's, which have no hooks of their own."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
 
 
 def _batches(probe: Any) -> list[Any]:
@@ -507,53 +475,3 @@ def _batches(probe: Any) -> list[Any]:
         f"probe={type(probe).__name__} was given; expected a batch (tensor, tuple or dict) or an "
         "iterable of at least one batch"
     )
-
-
-class _Window:
-    """What is known of one site since the last snapshot."""
-
-    def __init__(self, site: Site, device: torch.device, dtype: torch.dtype) -> None:
-        units, signed = site.units or 0, site.rectifier.signed
-        self._stats = UnitStats.empty(units, device, dtype, signed, site.rectifier.passes)
-        self._liveness = Liveness(units, device, dtype, signed) if site.rectifier.can_die else None
-        self.samples = 0
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more is to be learned of liveness."""
-        return self._liveness is None or self._liveness.done
-
-    def add(self, call: Call, counting: bool, asks: bool) -> None:
-        """One call in training: liveness always, all statistics where `counting`.
-
-        Of the pre-activation where it `asks`.
-        """
-        live, x, reading = self._liveness, call.output, call.reading
-        self.samples += reading.rows
-        if self.done and not counting:
-            return
-        before = call.before() if asks else None
-        if x.device != self._stats.sums.device:  # the model was moved meanwhile
-            x = x.to(self._stats.sums.device)
-            before = None if before is None else before.to(x.device)
-        if counting:
-            self._stats.update(x, before, reading)
-        if live is not None:
-            live.observe(x, reading)
-
-    def note_before(self, before: Tensor, reading: Reading) -> None:
-        """A pre-activation that is about to be overwritten."""
-        self._stats.note_before(before.to(self._stats.sums.device), reading)
-
-    def counts(self) -> UnitCounts:
-        """On the host, for the recording."""
-        counts = self._stats.counts()
-        if self._liveness is None:
-            return replace(counts, samples=self.samples)
-        silent, nonfinite = self._liveness.mask()
-        return replace(
-            counts,
-            samples=self.samples,
-            silent=silent,
-            nonfinite=nonfinite | counts.nonfinite,
-        )

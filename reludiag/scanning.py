@@ -215,16 +215,19 @@ class Scanner:
         return Measurement(findings, samples, done, tuple(blind_spots(capture)))
 
     def _receive(self, call: Call) -> None:
-        stats = self._stats.get(call.site)
-        if stats is None:
-            site, x = self._capture.sites[call.site], call.output
-            kind = site.rectifier
-            stats = UnitStats.empty(site.units or 0, x.device, x.dtype, kind.signed, kind.passes)
-            self._stats[call.site] = stats
+        stats = self._stats.get(call.site) or self._new_stats(call.site, call.output)
         stats.update(call.output, call.before() if stats.asks else None, call.reading)
 
     def _note_before(self, site: int, before: Tensor, reading: Reading) -> None:
-        self._stats[site].note_before(before, reading)
+        stats = self._stats.get(site) or self._new_stats(site, before)
+        stats.note_before(before, reading)
+
+    def _new_stats(self, index: int, x: Tensor) -> UnitStats:
+        site = self._capture.sites[index]
+        kind = site.rectifier
+        stats = UnitStats.empty(site.units or 0, x.device, x.dtype, kind.signed, kind.passes)
+        self._stats[index] = stats
+        return stats
 
     def _wants_before(self, training: bool, site: int | None) -> bool:
         return site is None or site not in self._stats or self._stats[site].asks

@@ -27,6 +27,8 @@ LINE = [
     "capture",
     "reductions",
     "stats",
+    "window",
+    "steps",
     "observations",
     "folding",
     "updates",
