@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -49,7 +50,6 @@ constexpr int64_t PARALLEL = 1 << 15; // elements from which a second thread pay
 constexpr int64_t CHUNK = 512; // units in rows
 constexpr int64_t PLANES = 32; // units in planes
 constexpr int64_t ROWS = 8;    // rows that are read before accumulators are written back
-constexpr int64_t SHARED_UNITS = 1 << 12; // up to which threads may share samples, and not units
 constexpr int64_t VECTORS = 16; // of small planes, the like: so many are read of one unit in a row
 
 typedef double Doubles __attribute__((vector_size(64)));
@@ -66,8 +66,6 @@ struct Float32 { typedef float Memory; };
 struct Float64 { typedef double Memory; };
 struct BFloat16 { typedef uint16_t Memory; };
 struct Float16 { typedef uint16_t Memory; };
-
-int64_t width_of(Kind kind) { return kind == FLOAT64 ? 8 : kind == FLOAT32 ? 4 : 2; }
 
 // What is read is widened to one of two vectors: 16 floats or 8 doubles.
 template <class Vector> struct Lanes;
@@ -172,6 +170,7 @@ INLINE bool any_one(Longs v) {
 INLINE bool all_ones(Longs v) { return !any_one(~v); }
 
 struct Sum { template <class T> INLINE T of(T a, T b) { return a + b; } };
+struct Either { template <class T> INLINE T of(T a, T b) { return a | b; } };
 struct Larger { template <class T> INLINE T of(T a, T b) { return b > a ? b : a; } };
 struct Smaller { template <class T> INLINE T of(T a, T b) { return b < a ? b : a; } };
 
@@ -290,31 +289,6 @@ INLINE void write(const Sums &out, int64_t units, int64_t unit, bool is_signed, 
     if (lowest < bottom) bottom = lowest;
 }
 
-template <class Scalar> void fill(const Sums &sums, const Tensor3 &x) {
-    for (int64_t unit = 0; unit < x.units; unit++) {
-        ((Scalar *)sums.highest)[unit] = -std::numeric_limits<Scalar>::infinity();
-        ((Scalar *)sums.lowest)[unit] = std::numeric_limits<Scalar>::infinity();
-    }
-}
-void nothing_yet(const Sums &sums, const Tensor3 &x, bool is_signed) {
-    std::memset(sums.rows, 0, sizeof(double) * (4 + is_signed) * x.units);
-    if (x.kind == FLOAT64) fill<double>(sums, x);
-    else fill<float>(sums, x);
-}
-
-template <class Scalar> void merge_as(const Sums &out, const Sums &part, const Tensor3 &x, bool is_signed) {
-    const int64_t units = x.units;
-    for (int64_t unit = 0; unit < units; unit++) {
-        const double *row = part.rows + unit;
-        write(out, units, unit, is_signed, row[0], row[units], row[2 * units], row[3 * units],
-              is_signed ? row[4 * units] : 0.0, ((Scalar *)part.highest)[unit], ((Scalar *)part.lowest)[unit]);
-    }
-}
-void merge(const Sums &out, const Sums &part, const Tensor3 &x, bool is_signed) {
-    if (x.kind == FLOAT64) merge_as<double>(out, part, x, is_signed);
-    else merge_as<float>(out, part, x, is_signed);
-}
-
 template <class Type, bool is_signed>
 INLINE void count_rows(const Tensor3 &given, const Sums &out, int64_t first, int64_t last) {
     typedef typename Widened<Type>::Vector Vector;
@@ -399,11 +373,75 @@ INLINE void count_planes(const Tensor3 &x, const Sums &out, int64_t first, int64
     }
 }
 
+// Each lane put together with its neighbours, in groups of 2, 4 or 8.
+template <class Operation, size_t step, class Vector, size_t... at>
+INLINE Vector with_lane(Vector v, std::index_sequence<at...>) {
+    return Operation::of(v, __builtin_shufflevector(v, v, (at ^ step)...));
+}
+template <class Operation, class Vector> INLINE Vector grouped(Vector v, int64_t group) {
+    typedef std::make_index_sequence<sizeof(Vector) / sizeof(v[0])> All;
+    v = with_lane<Operation, 1>(v, All());
+    if (group > 2) v = with_lane<Operation, 2>(v, All());
+    if (group > 4) v = with_lane<Operation, 4>(v, All());
+    return v;
+}
+
+// Planes of 2, 4 or 8 positions, next to each other: several units in a vector.
+template <class Type> INLINE bool in_groups(const Tensor3 &x) {
+    constexpr int64_t lanes = Lanes<typename Widened<Type>::Vector>::count;
+    return x.by_position == 1 && x.by_unit == x.positions && x.positions < lanes && lanes % x.positions == 0;
+}
+
+template <class Type, bool is_signed>
+INLINE void count_groups(const Tensor3 &x, const Sums &out, int64_t first, int64_t last) {
+    typedef typename Widened<Type>::Vector Vector;
+    typedef Lanes<Vector> Of;
+    typedef typename Of::Bits Bits;
+    const int64_t group = x.positions, units = Of::count / group;
+    const auto *end = (const typename Type::Memory *)x.data + x.extent();
+    for (int64_t begin = first; begin < last; begin += units) {
+        const int64_t width = last - begin < units ? last - begin : units;
+        const Bits valid = first_lanes<Bits>(width * group);
+        Accumulator<Vector> a;
+        a.clear(a);
+        const auto *from = (const typename Type::Memory *)x.data + begin * group;
+        for (int64_t n = 0; n < x.samples; n++, from += x.by_sample) {
+            a.now = Bits{};
+            if (width == units) add<is_signed>(Type(), a, from);
+            else add_some<is_signed>(Type(), a, load_rest<Type>(from, width * group, valid, end), valid);
+            a.fired -= grouped<Either>(a.now, group);
+        }
+        // To memory: of a vector, a lane whose number is not known while compiling is slow to get at.
+        double total[Of::count], square[Of::count], absolute[Of::count];
+        for (int half = 0; half < Of::halves; half++) {
+            const Doubles sums[] = {grouped<Sum>(a.total[half], group), grouped<Sum>(a.square[half], group),
+                                    is_signed ? grouped<Sum>(a.absolute[half], group) : Doubles{}};
+            std::memcpy(total + 8 * half, &sums[0], sizeof(Doubles));
+            std::memcpy(square + 8 * half, &sums[1], sizeof(Doubles));
+            std::memcpy(absolute + 8 * half, &sums[2], sizeof(Doubles));
+        }
+        typename Of::Scalar highest[Of::count], lowest[Of::count];
+        const Vector extremes[] = {grouped<Larger>(a.highest, group), grouped<Smaller>(a.lowest, group)};
+        std::memcpy(highest, &extremes[0], sizeof(Vector));
+        std::memcpy(lowest, &extremes[1], sizeof(Vector));
+        std::decay_t<decltype(a.active[0])> active[Of::count], fired[Of::count];
+        const Bits counts[] = {grouped<Sum>(a.active, group), a.fired};
+        std::memcpy(active, &counts[0], sizeof(Bits));
+        std::memcpy(fired, &counts[1], sizeof(Bits));
+        for (int64_t i = 0, lane = 0; i < width; i++, lane += group)
+            write(out, x.units, begin + i, is_signed, (double)active[lane], (double)fired[lane], total[lane],
+                  square[lane], absolute[lane], highest[lane], lowest[lane]);
+    }
+}
+
 template <class Type>
 INLINE void count_as(const Tensor3 &x, bool is_signed, const Sums &out, int64_t first, int64_t last) {
     if (in_rows(x)) {
         if (is_signed) count_rows<Type, true>(x, out, first, last);
         else count_rows<Type, false>(x, out, first, last);
+    } else if (in_groups<Type>(x)) {
+        if (is_signed) count_groups<Type, true>(x, out, first, last);
+        else count_groups<Type, false>(x, out, first, last);
     } else {
         if (is_signed) count_planes<Type, true>(x, out, first, last);
         else count_planes<Type, false>(x, out, first, last);
@@ -640,61 +678,24 @@ FOR_EACH_CPU void raise(const Tensor3 &x, const double *fired, float *running, i
 
 // --------------------------------------------------------------------------------------- threads
 
-// torch.set_num_threads() is this number.
-int threads_for(const Tensor3 &x) {
-    const bool large = x.samples * x.units * x.positions >= PARALLEL;
-    const bool there_are = GOMP_parallel && omp_get_thread_num && omp_get_num_threads && omp_get_max_threads;
-    return large && there_are ? omp_get_max_threads() : 1;
-}
-
-template <class Task> void run_in(int threads, const Task &task) {
-    PyThreadState *state = PyEval_SaveThread();
-    GOMP_parallel([](void *given) { (*(const Task *)given)(omp_get_thread_num(), omp_get_num_threads()); },
-                  (void *)&task, (unsigned)threads, 0);
-    PyEval_RestoreThread(state);
-}
-
 // `task(first, last)` over ranges of units, in as many threads as PyTorch uses. A range begins where
 // a cache line does, so that no two threads write to the same one.
 template <class Task> void in_parallel(const Tensor3 &x, const Task &task) {
-    const int threads = threads_for(x);
-    if (threads == 1 || x.units == 1) return task(0, x.units);
-    run_in(threads, [&](int64_t mine, int64_t threads) {
-        const int64_t share = ((x.units + threads - 1) / threads + 63) / 64 * 64;
-        const int64_t step = share * threads - x.units >= share ? (x.units + threads - 1) / threads : share;
+    const bool large = x.samples * x.units * x.positions >= PARALLEL && x.units > 1;
+    const bool there_are = GOMP_parallel && omp_get_thread_num && omp_get_num_threads && omp_get_max_threads;
+    const int threads = large && there_are ? omp_get_max_threads() : 1; // torch.get_num_threads()
+    if (threads == 1) return task(0, x.units);
+    const auto share = [&](int64_t mine, int64_t all) {
+        const int64_t equal = (x.units + all - 1) / all, rounded = (equal + 63) / 64 * 64;
+        const int64_t step = rounded * all - x.units >= rounded ? equal : rounded;
         const int64_t first = mine * step, last = first + step;
         if (first < x.units) task(first, last < x.units ? last : x.units);
-    });
-}
-
-// All statistics, shared by samples where there are enough: so each thread reads what it has just
-// written itself, in the order in which PyTorch shares a rectifier's work, and has in its cache.
-void count_in_parallel(const Tensor3 &x, bool is_signed, const Sums &out) {
-    const int threads = threads_for(x);
-    const int64_t bytes = x.kind == FLOAT64 ? sizeof(double) : sizeof(float), rows = 4 + is_signed;
-    const int64_t size = x.units * (rows * sizeof(double) + 2 * bytes);
-    char *memory = nullptr;
-    if (threads > 1 && x.samples >= 2 * threads && x.units <= SHARED_UNITS)
-        memory = (char *)PyMem_RawMalloc((size_t)(size * (threads - 1)));
-    if (memory == nullptr)
-        return in_parallel(x, [&](int64_t first, int64_t last) { count(x, is_signed, out, first, last); });
-    const auto sums_of = [&](int64_t thread) {
-        char *mine = memory + (thread - 1) * size, *extremes = mine + x.units * rows * sizeof(double);
-        return thread ? Sums{(double *)mine, extremes, extremes + x.units * bytes} : out;
     };
-    int64_t began = 1;
-    run_in(threads, [&](int64_t mine, int64_t threads) {
-        const int64_t first = x.samples * mine / threads, last = x.samples * (mine + 1) / threads;
-        Tensor3 part = x;
-        part.data = (const char *)x.data + first * x.by_sample * width_of(x.kind);
-        part.samples = last - first;
-        const Sums sums = sums_of(mine);
-        if (mine) nothing_yet(sums, x, is_signed);
-        else began = threads;
-        count(part, is_signed, sums, 0, x.units);
-    });
-    for (int64_t thread = 1; thread < began; thread++) merge(out, sums_of(thread), x, is_signed);
-    PyMem_RawFree(memory);
+    typedef decltype(share) Share;
+    PyThreadState *state = PyEval_SaveThread();
+    GOMP_parallel([](void *given) { (*(const Share *)given)(omp_get_thread_num(), omp_get_num_threads()); },
+                  (void *)&share, (unsigned)threads, 0);
+    PyEval_RestoreThread(state);
 }
 
 // --------------------------------------------------------------------------------------- finite
@@ -834,7 +835,7 @@ PyObject *py_count(PyObject *, PyObject *const *given, Py_ssize_t number) {
     const Sums out{(double *)accumulator(given[3], x.units, FLOAT, 64), accumulator(given[4], x.units, FLOAT, bits),
                    accumulator(given[5], x.units, FLOAT, bits)};
     if (!out.rows || !out.highest || !out.lowest) Py_RETURN_FALSE;
-    count_in_parallel(x, is_signed, out);
+    in_parallel(x, [&](int64_t first, int64_t last) { count(x, is_signed, out, first, last); });
     Py_RETURN_TRUE;
 }
 

@@ -29,7 +29,6 @@ from reludiag.hooks import (
     entrances,
     forget_compiled,
     innermost_transform,
-    is_recomputed,
     is_transformed,
     rows_of,
     watched,
@@ -360,7 +359,7 @@ class Capture:
         place = None if turn is None else turn.place
         if not self._wants_before(owner.training, None if place is None else place.index):
             return None
-        if is_recomputed() or is_transformed():
+        if backward_task() != -1 or innermost_transform() is not None:
             return None
         following = now.following
         with DisableTorchFunction() if following is None else _unfollowed(following):

@@ -195,7 +195,7 @@ class Scanner:
             try:
                 for batch in limited(batches, limit):
                     args, kwargs = model_arguments(model, batch, device, dtype)
-                    rows = _check_inputs((args, kwargs), done)
+                    rows = _check_inputs([*args, *kwargs.values()], done)
                     if rows:
                         _run(model, args, kwargs, done)
                     samples += rows
@@ -359,7 +359,7 @@ def _check_inputs(inputs: Any, index: int) -> int:
     samples = None
     for tensor in input_tensors(inputs):
         if samples is None:
-            samples = len(tensor) if tensor.ndim else 1
+            samples = tensor.shape[0] if tensor.shape else 1
         if tensor.is_floating_point() and not all_finite(tensor):
             count = int((~torch.isfinite(tensor)).sum())
             raise DataError(

@@ -59,11 +59,13 @@ def model_arguments(
     A tensor is the input; of a tuple or list the first element is; a dict is passed as
     keywords, without those that only the loss needs. Floating-point tensors become `dtype`.
     """
+    if isinstance(batch, Tensor):  # the common case: in a scan, what is asked in vain costs
+        return (_moved(batch, device, dtype),), {}
     if isinstance(batch, list | tuple):
         if not batch:
             raise DataError("a batch is an empty list; expected the inputs in its first place")
         batch = batch[0]
-    if not isinstance(batch, Tensor) and isinstance(batch, Mapping):
+    if isinstance(batch, Mapping):
         accepted = _keywords(model)
         return (), {
             key: _moved(value, device, dtype)
