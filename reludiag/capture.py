@@ -10,7 +10,7 @@ import contextlib
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -91,7 +91,8 @@ class Capture:
     which is expected to be of that site (None: of one never met). Where that is overwritten by the
     call, it is handed to `note_before(site, before, reading)` ahead of it, or without that copied.
     `unit_axes` maps names or modules of sites to the axis of their units, where the one found is to
-    be overruled.
+    be overruled. `parts` says that a pass may begin at a part of the model, as where a training
+    loop calls `model.encoder(x)`.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Capture:
         wants_before: Callable[[bool, int | None], bool] = lambda training, site: False,
         note_before: Callable[[int, Tensor, Reading], None] | None = None,
         unit_axes: Mapping[str, int] | None = None,
+        parts: bool = False,
     ) -> None:
         self.model = model
         self.unobserved: Counter[tuple[str, str]] = Counter()
@@ -120,7 +122,7 @@ class Capture:
             if module not in self._rectifiers and any(True for _ in module.parameters(False))
         ]
         self._places = Places(model, self._paths, dict(unit_axes or {}))
-        self._hooks = self._make_hooks()
+        self._hooks = self._make_hooks(entrances(model) if parts else [model])
         self._handles: list[RemovableHandle] = []
         self._functions = functional_calls(model)
         self._functional = bool(self._functions)
@@ -172,14 +174,14 @@ class Capture:
         """Register the hooks."""
         self._handles = [register() for register in self._hooks]
 
-    def _make_hooks(self) -> list[Callable[[], RemovableHandle]]:
-        """What registers each hook."""
+    def _make_hooks(self, begins: Iterable[nn.Module]) -> list[Callable[[], RemovableHandle]]:
+        """What registers each hook; a pass begins at one of these modules."""
         made: list[Callable[[], RemovableHandle]] = []
 
         def hook(module: nn.Module, target: Callable[..., None], reads: str | None = "") -> Hook:
             return Hook(target, module, reads, self._note_traced)
 
-        for module in entrances(self.model):
+        for module in begins:
             begin, end = hook(module, self._begin, "input"), hook(module, self._end)
             made += [
                 partial(module.register_forward_pre_hook, begin, prepend=True, with_kwargs=True),
