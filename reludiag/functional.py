@@ -39,8 +39,9 @@ class RectifierMode(TorchFunctionMode):
     """Hands each functional rectifier call made while it is active to `on_call`.
 
     Besides the operators of the table it knows the spellings by parts: `maximum(x, 0)`,
-    `where(x > 0, x, 0)`, `x * (x > 0)` and `x.masked_fill(x < 0, 0)`, wherever it saw the zeros
-    or the mask being made and they are unchanged since.
+    `where(x > 0, x, 0)`, `x * (x > 0)`, `x.masked_fill(x < 0, 0)`, `x[x < 0] = 0` and
+    `clamp(x, min=zeros)`, wherever it saw the zeros or the mask being made and they are unchanged
+    since.
     """
 
     def __init__(self, on_call: OnCall) -> None:
@@ -60,6 +61,9 @@ class RectifierMode(TorchFunctionMode):
         operator = name.strip("_")
         if operator in _OPERATORS:
             rectifier = rectifier_call(operator, args, kwargs)
+            lower = args[1] if len(args) > 1 else kwargs.get("min")
+            if isinstance(lower, Tensor) and self._parts.is_zero(lower):
+                rectifier = rectifier_call(operator, args[:1], {**kwargs, "min": 0})
             if rectifier is not None:
                 before = args[0] if args else kwargs.get("input")
                 in_place = name.endswith("_") or bool(kwargs.get("inplace"))
@@ -68,12 +72,13 @@ class RectifierMode(TorchFunctionMode):
             parts = _in_order(operator, args, kwargs)
             before = self._parts.rectified(operator, parts)
             if before is not None and before.is_floating_point():
-                return self._on_call(
-                    Rectifier(operator, can_die=True, passes=True),
-                    before,
-                    name.endswith("_"),
-                    lambda: func(*args, **kwargs),
-                )
+
+                def call() -> Any:
+                    result = func(*args, **kwargs)
+                    return before if operator == "setitem" else result  # that returns nothing
+
+                rectifier = Rectifier(operator, can_die=True, passes=True)
+                return self._on_call(rectifier, before, name.endswith("_"), call)
             result = func(*args, **kwargs)
             self._parts.note(operator, parts, result)
             return result
@@ -86,7 +91,9 @@ _FILLED = frozenset({"full", "full_like", "new_full"})
 _MASKS = {"gt": True, "ge": True, "lt": False, "le": False}
 _CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type_as", "type"})
 _MAXIMA = frozenset({"maximum", "max", "fmax"})
-_PARTS = _ZEROS | _FILLED | _MASKS.keys() | _CASTS | _MAXIMA | {"where", "mul", "masked_fill"}
+_PARTS = (
+    _ZEROS | _FILLED | _MASKS.keys() | _CASTS | _MAXIMA | {"where", "mul", "masked_fill", "setitem"}
+)
 _NAMES = frozenset({"input", "condition", "self", "other", "mask", "value", "fill_value"})
 
 
@@ -114,7 +121,7 @@ class _Parts:
         what: tuple[Any, ...] | None = None
         if operator in _ZEROS or (operator in _FILLED and is_zero(args[-1])):
             what = ()
-        elif operator in _MASKS and len(args) > 1 and self._is_zero(args[1]):
+        elif operator in _MASKS and len(args) > 1 and self.is_zero(args[1]):
             what = (weakref.ref(args[0]), args[0]._version, _MASKS[operator])
         elif operator in _CASTS and (of := self._mask(args[0])) is not None:
             what = of
@@ -127,20 +134,20 @@ class _Parts:
         """The tensor that this call rectifies, None if it is no rectifier or cannot be told."""
         if operator in _MAXIMA and len(args) == 2:
             for x, other in (args, args[::-1]):
-                if isinstance(x, Tensor) and isinstance(other, Tensor) and self._is_zero(other):
+                if isinstance(x, Tensor) and isinstance(other, Tensor) and self.is_zero(other):
                     return x
         elif operator == "where" and len(args) == 3:
             mask, a, b = args
             for x, other, sense in ((a, b, True), (b, a, False)):
-                if self._is_mask(mask, x, sense) and self._is_zero(other):
+                if self._is_mask(mask, x, sense) and self.is_zero(other):
                     return x  # type: ignore[no-any-return]
         elif operator == "mul" and len(args) == 2:
             for x, mask in (args, args[::-1]):
                 if self._is_mask(mask, x, True):
                     return x  # type: ignore[no-any-return]
-        elif operator == "masked_fill" and len(args) == 3:
+        elif operator in {"masked_fill", "setitem"} and len(args) == 3:
             x, mask, value = args
-            if self._is_mask(mask, x, False) and self._is_zero(value):
+            if self._is_mask(mask, x, False) and self.is_zero(value):
                 return x  # type: ignore[no-any-return]
         return None
 
@@ -150,7 +157,8 @@ class _Parts:
             return None
         return known[2:]
 
-    def _is_zero(self, value: Any) -> bool:
+    def is_zero(self, value: Any) -> bool:
+        """Whether this is 0, or a tensor of zeros that was seen being made."""
         return self._found(value) == () or is_zero(value)
 
     def _mask(self, value: Any) -> tuple[Any, ...] | None:

@@ -244,6 +244,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return moved(first, lambda c: c if out.shape[c.axis] == shape[c.axis] else None)
         if torch.Tag.pointwise in call.tags or name == "copy_":
             return broadcast(activations, out.shape)
+        if name == "index_put_":
+            return first  # x[mask] = 0: whatever is written, its axes are where they were
         if len(activations) == 1 and shape == tuple(out.shape):
             return first  # one tensor in, the same shape out: every axis is where it was
         return UNKNOWN

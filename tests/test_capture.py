@@ -39,6 +39,17 @@ def _where(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, 0.0)
 
 
+def _set(x: Tensor) -> Tensor:
+    x[x < 0] = 0
+    return x
+
+
+def _set_ones(x: Tensor) -> Tensor:
+    x[x < 0] = 1
+    x[0] = 0
+    return x
+
+
 def _zeros(x: Tensor) -> Tensor:
     zeros = torch.zeros_like(x)
     return torch.maximum(zeros, x)
@@ -95,6 +106,9 @@ SPELLINGS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "a method where": ("where", lambda x: x.where(x > 0, 0.0)),
     "where by name": ("where", lambda x: torch.where(x > 0, input=x, other=torch.zeros(()))),
     "in place with a mask": ("mul", lambda x: x.mul_(x > 0)),
+    "x[x < 0] = 0": ("setitem", _set),
+    "clamp at zeros": ("clamp", lambda x: x.clamp(min=torch.zeros_like(x))),
+    "clamp_min at zeros": ("clamp_min", lambda x: torch.clamp_min(x, torch.zeros(6))),
 }
 
 
@@ -131,6 +145,8 @@ def test_each_spelling_is_one_site_of_its_owner(spelling: str) -> None:
         lambda x: x.where(x < 0, 0.0),
         lambda x: torch.maximum(x, torch.full_like(x, 1.0)),
         lambda x: F.threshold(x, 0, 1),
+        lambda x: x.clamp(min=torch.zeros_like(x) + 1),
+        _set_ones,
         lambda x: F.hardtanh(x),
         lambda x: torch.max(x, dim=0).values,
         lambda x: x[x.argmax(0).clamp(min=0)],
