@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+import reludiag
 from reludiag import reductions
 from reludiag.stats import Liveness, UnitStats
 
@@ -140,3 +141,14 @@ def test_what_float32_cannot_hold_is_neither_silent_nor_infinite(
         silent, nonfinite = live.mask()
         assert silent.tolist() == [False, True, False]
         assert not nonfinite.any()
+
+
+def test_the_imaginary_part_of_a_conjugate_is_read_with_its_sign(reading: str) -> None:
+    class Imaginary(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x.conj().imag)
+
+    x = torch.complex(torch.zeros(8, 3), torch.rand(8, 3) + 1)
+    units = reludiag.scan(Imaginary(), [x, x]).units
+    assert (units["verdict"] == "dead").all()
+    assert units["max_preactivation"].to_numpy() == pytest.approx((-x.imag).amax(0).numpy())
