@@ -12,7 +12,7 @@ INTEGRATIONS := $(VENV)/.integrations
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt reludiag/_kernels.cpp
+$(READY): pyproject.toml constraints.txt $(wildcard reludiag/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(READY)

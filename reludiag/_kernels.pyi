@@ -1,6 +1,6 @@
-# What each does is said in reductions.py and _kernels.cpp. `plan` is `Reading.plan`, or None for an
-# `x` that is [sample, unit, position] or [sample, unit] as it is. What cannot be read is refused,
-# by False or None.
+# What each does is said in reductions.py and native/kernels.cpp. `plan` is `Reading.plan`, or None
+# for an `x` that is [sample, unit, position] or [sample, unit] as it is. What cannot be read is
+# refused, by False or None.
 
 from torch import Tensor
 

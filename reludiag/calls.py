@@ -54,7 +54,7 @@ class Reading:
         """`samples` is the number of samples in the pass, None if it is not known."""
         self._layout, self.shape, self.samples = layout, example.shape, samples
         self.plan = b""
-        """The same for compiled code (see _kernels.cpp); empty where it cannot be seen in place."""
+        """The same for compiled code, as native/kernels.cpp says; empty where that takes a copy."""
         self._size: torch.Size | None = None
         self._strides: tuple[int, ...] = ()
         self._views: tuple[int, ...] = ()

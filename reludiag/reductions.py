@@ -2,8 +2,8 @@
 
 An activation is `[sample, unit, position]`, or `[sample, unit]` where there is one position; or any
 tensor with a `Reading`, which sees it so. It is not empty nor in a graph. On the CPU each reduction
-is one read by compiled code (`_kernels.cpp`). Elsewhere, where that was not compiled, or where
-memory is laid out otherwise, PyTorch's operators do the same; none of them makes a device wait.
+is one read by compiled code (`native/`). Elsewhere, where that was not compiled, or where memory is
+laid out otherwise, PyTorch's operators do the same; none of them makes a device wait.
 """
 
 import torch

@@ -1,0 +1,238 @@
+// The reductions of reductions.py on the CPU, each a single read of the activations.
+//
+// PyTorch's operators need one read for each statistic, and none of them can stop at the first
+// positive value. Tensors are taken as they are: where they lie in memory is asked of PyTorch through
+// the C interface of DLPack, which needs none of PyTorch's headers, and costs less than one attribute
+// asked in Python. What cannot be read so is refused, and reductions.py takes PyTorch's operators.
+//
+//   count(x, plan, ...)            sums, counts and extremes of each unit
+//   watch(x, plan, ...)            which units have fired; a unit is not read on once it has
+//   raise_maximum(x, plan, ...)    the running maximum of each unit, or of those that never fired
+//   all_finite(x)                  whether no value is NaN or infinite
+//
+// x is float32, float64, bfloat16 or float16: [sample, unit, position] or [sample, unit] if `plan` is
+// None, else as the plan says it is to be seen (see `Reading`); with either the units or the
+// positions next to each other in memory.
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include "count.hpp"
+#include "extremes.hpp"
+#include "watch.hpp"
+
+// PyTorch's own thread pool: a second one would fight it for the cores. Without it there is one
+// thread. All four are the stable interface of GNU's and of LLVM's OpenMP runtime.
+extern "C" {
+void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
+int omp_get_thread_num(void) __attribute__((weak));
+int omp_get_num_threads(void) __attribute__((weak));
+int omp_get_max_threads(void) __attribute__((weak));
+}
+
+namespace {
+
+// Threads
+
+constexpr int64_t PARALLEL = 1 << 15; // elements from which a second thread pays
+
+// `task(first, last)` over ranges of units, in as many threads as PyTorch uses. A range begins where
+// a cache line does, so that no two threads write to the same one.
+template <class Task> void in_parallel(const Tensor3 &x, const Task &task) {
+    const bool large = x.samples * x.units * x.positions >= PARALLEL && x.units > 1;
+    const bool there_are = GOMP_parallel && omp_get_thread_num && omp_get_num_threads && omp_get_max_threads;
+    const int threads = large && there_are ? omp_get_max_threads() : 1; // torch.get_num_threads()
+    if (threads == 1) return task(0, x.units);
+    const auto share = [&](int64_t mine, int64_t all) {
+        const int64_t equal = (x.units + all - 1) / all, rounded = (equal + 63) / 64 * 64;
+        const int64_t step = rounded * all - x.units >= rounded ? equal : rounded;
+        const int64_t first = mine * step, last = first + step;
+        if (first < x.units) task(first, last < x.units ? last : x.units);
+    };
+    typedef decltype(share) Share;
+    PyThreadState *state = PyEval_SaveThread();
+    GOMP_parallel([](void *given) { (*(const Share *)given)(omp_get_thread_num(), omp_get_num_threads()); },
+                  (void *)&share, (unsigned)threads, 0);
+    PyEval_RestoreThread(state);
+}
+
+// Tensors
+
+// The C interface of DLPack 1.3 that torch.Tensor offers (dlpack.h, DLPackExchangeAPI), as far as it
+// is used.
+struct DLTensor {
+    void *data;
+    int32_t device, device_index;
+    int32_t ndim;
+    uint8_t code, bits;
+    uint16_t lanes;
+    int64_t *shape, *strides;
+    uint64_t byte_offset;
+};
+struct ExchangeAPI {
+    uint32_t major, minor;
+    const ExchangeAPI *previous;
+    void *allocate, *take, *give;
+    int (*look)(void *tensor, DLTensor *out); // borrows: nothing is copied, counted or waited for
+};
+enum { CPU = 1, PINNED = 3, UNSIGNED = 1, FLOAT = 2, BFLOAT = 4 };
+
+PyTypeObject *tensor_type;
+const ExchangeAPI *exchange;
+
+// Subclasses are refused: what they hold need not be what they stand for.
+bool look(PyObject *tensor, DLTensor *out) {
+    if (Py_TYPE(tensor) != tensor_type) return false;
+    if (exchange->look(tensor, out) != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    out->data = (char *)out->data + out->byte_offset;
+    return (out->device == CPU || out->device == PINNED) && out->lanes == 1 && (out->strides || !out->ndim);
+}
+
+bool kind_of(const DLTensor &x, Kind *kind) {
+    if (x.code == BFLOAT && x.bits == 16) *kind = BFLOAT16;
+    else if (x.code == FLOAT && x.bits == 32) *kind = FLOAT32;
+    else if (x.code == FLOAT && x.bits == 64) *kind = FLOAT64;
+    else if (x.code == FLOAT && x.bits == 16) *kind = FLOAT16;
+    else return false;
+    return true;
+}
+
+// A plan is how a tensor of one shape and strides is seen: number of axes, shape, strides; samples,
+// units, positions, and the strides of these. All of it is int64.
+bool follow(PyObject *plan, const DLTensor &tensor, Tensor3 *x) {
+    char *bytes;
+    Py_ssize_t length;
+    if (PyBytes_AsStringAndSize(plan, &bytes, &length) != 0) {
+        PyErr_Clear();
+        return false;
+    }
+    const int64_t *of = (const int64_t *)bytes, axes = tensor.ndim;
+    if (length != (Py_ssize_t)sizeof(int64_t) * (1 + 2 * axes + 6) || of[0] != axes) return false;
+    const int64_t *shape = of + 1, *strides = shape + axes, *seen = strides + axes;
+    for (int64_t i = 0; i < axes; i++)
+        if (tensor.shape[i] != shape[i] || (shape[i] != 1 && tensor.strides[i] != strides[i])) return false;
+    x->samples = seen[0], x->units = seen[1], x->positions = seen[2];
+    x->by_sample = seen[3], x->by_unit = seen[4], x->by_position = seen[5];
+    return true;
+}
+
+bool activation(PyObject *tensor, PyObject *plan, Tensor3 *x) {
+    DLTensor found;
+    if (!look(tensor, &found) || !kind_of(found, &x->kind)) return false;
+    x->data = found.data;
+    if (plan != Py_None) {
+        if (!follow(plan, found, x)) return false;
+    } else {
+        if (found.ndim != 2 && found.ndim != 3) return false;
+        x->samples = found.shape[0], x->units = found.shape[1];
+        x->by_sample = found.strides[0], x->by_unit = found.strides[1];
+        x->positions = found.ndim == 3 ? found.shape[2] : 1;
+        x->by_position = found.ndim == 3 ? found.strides[2] : 1;
+    }
+    return x->samples > 0 && x->positions > 0 && (x->by_unit == 1 || x->by_position == 1);
+}
+
+// An accumulator [..., unit], ours and so contiguous; null if it is not of these units or this type.
+void *accumulator(PyObject *tensor, int64_t units, int code, int bits) {
+    DLTensor found;
+    if (!look(tensor, &found) || found.ndim < 1 || found.shape[found.ndim - 1] != units) return nullptr;
+    return found.code == code && found.bits == bits ? found.data : nullptr;
+}
+
+// Python
+
+bool expect(Py_ssize_t given, Py_ssize_t expected) {
+    if (given != expected) PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", expected, given);
+    return given == expected;
+}
+
+PyObject *py_count(PyObject *, PyObject *const *given, Py_ssize_t number) {
+    if (!expect(number, 6)) return nullptr;
+    Tensor3 x;
+    if (!activation(given[0], given[1], &x)) Py_RETURN_FALSE;
+    const bool is_signed = given[2] == Py_True;
+    // What is read from doubles is written to doubles; a model may change its type on the way.
+    const int bits = x.kind == FLOAT64 ? 64 : 32;
+    const Sums out{(double *)accumulator(given[3], x.units, FLOAT, 64), accumulator(given[4], x.units, FLOAT, bits),
+                   accumulator(given[5], x.units, FLOAT, bits)};
+    if (!out.rows || !out.highest || !out.lowest) Py_RETURN_FALSE;
+    in_parallel(x, [&](int64_t first, int64_t last) { count(x, is_signed, out, first, last); });
+    Py_RETURN_TRUE;
+}
+
+PyObject *py_watch(PyObject *, PyObject *const *given, Py_ssize_t number) {
+    if (!expect(number, 4)) return nullptr;
+    Tensor3 x;
+    if (!activation(given[0], given[1], &x)) Py_RETURN_NONE;
+    const bool is_signed = given[2] == Py_True;
+    uint8_t *states = (uint8_t *)accumulator(given[3], x.units, UNSIGNED, 8);
+    if (!states) Py_RETURN_NONE;
+    in_parallel(x, [&](int64_t first, int64_t last) { watch(x, is_signed, states, first, last); });
+    int64_t unseen = 0;
+    for (int64_t unit = 0; unit < x.units; unit++) unseen += states[unit] == UNSEEN;
+    return PyLong_FromLongLong(unseen);
+}
+
+PyObject *py_raise(PyObject *, PyObject *const *given, Py_ssize_t number) {
+    if (!expect(number, 4)) return nullptr;
+    Tensor3 x;
+    if (!activation(given[0], given[1], &x)) Py_RETURN_FALSE;
+    const double *fired = nullptr;
+    if (given[2] != Py_None && !(fired = (const double *)accumulator(given[2], x.units, FLOAT, 64))) Py_RETURN_FALSE;
+    float *running = (float *)accumulator(given[3], x.units, FLOAT, 32);
+    if (!running) Py_RETURN_FALSE;
+    in_parallel(x, [&](int64_t first, int64_t last) { raise(x, fired, running, first, last); });
+    Py_RETURN_TRUE;
+}
+
+PyObject *py_all_finite(PyObject *, PyObject *tensor) {
+    DLTensor x;
+    Kind kind;
+    if (!look(tensor, &x) || !kind_of(x, &kind)) Py_RETURN_NONE;
+    int64_t count = 1;
+    for (int32_t i = x.ndim - 1; i >= 0; i--) {
+        if (x.shape[i] != 1 && x.strides[i] != count) Py_RETURN_NONE; // not one piece of memory
+        count *= x.shape[i];
+    }
+    bool found = true;
+    const Tensor3 line{x.data, kind, 1, count, 1, 0, 1, 1};
+    in_parallel(line, [&](int64_t first, int64_t last) {
+        if (!finite(x.data, kind, first, last)) __atomic_store_n(&found, false, __ATOMIC_RELAXED);
+    });
+    return PyBool_FromLong(found);
+}
+
+PyMethodDef methods[] = {
+    {"count", (PyCFunction)(void (*)(void))py_count, METH_FASTCALL, nullptr},
+    {"watch", (PyCFunction)(void (*)(void))py_watch, METH_FASTCALL, nullptr},
+    {"raise_maximum", (PyCFunction)(void (*)(void))py_raise, METH_FASTCALL, nullptr},
+    {"all_finite", py_all_finite, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "reludiag._kernels", nullptr, 0, methods,
+                      nullptr, nullptr, nullptr, nullptr};
+
+} // namespace
+
+// Raises ImportError where this PyTorch does not offer the interface: reductions.py does without.
+PyMODINIT_FUNC PyInit__kernels(void) {
+    PyObject *torch = PyImport_ImportModule("torch");
+    PyObject *type = torch ? PyObject_GetAttrString(torch, "Tensor") : nullptr;
+    PyObject *capsule = type ? PyObject_GetAttrString(type, "__dlpack_c_exchange_api__") : nullptr;
+    void *found = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr;
+    exchange = (const ExchangeAPI *)found;
+    while (exchange && exchange->major != 1) exchange = exchange->previous;
+    tensor_type = (PyTypeObject *)type; // for good: one reference is kept
+    Py_XDECREF(capsule);
+    Py_XDECREF(torch);
+    if (exchange == nullptr || exchange->look == nullptr) {
+        PyErr_SetString(PyExc_ImportError, "this torch does not have the C interface of DLPack 1.3");
+        return nullptr;
+    }
+    return PyModule_Create(&module);
+}
