@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,17 @@ UNITS = 10_000
 LIMIT = 64
 
 
+@pytest.fixture(autouse=True)
+def only_what_a_test_makes() -> Iterator[None]:
+    """Millions of objects are there already, and looking through them takes seconds each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def bytes_in_tensors() -> int:
-    """Of all tensors that Python knows of, each memory once."""
+    """Of all tensors that Python knows of and this test made, each memory once."""
     gc.collect()
     storages = [o.untyped_storage() for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
