@@ -118,7 +118,7 @@ def wait_for_workers(parent: "subprocess.Popen[bytes]", out: Path) -> list[psuti
         running = {pid for (pid,) in found}
         if any(child.pid in running for child in children):
             return [child for child in children if "resource_tracker" not in str(child.cmdline())]
-        time.sleep(0.02)
+        time.sleep(0.05)
     raise AssertionError("no worker began")
 
 
