@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats as scipy_stats
+from scipy import special  # not stats, whose import takes longer than a small scan
 
 from reludiag.rectifiers import Rectifier
 from reludiag.stats import UnitCounts
@@ -93,5 +93,5 @@ def upper_bound(fired: Any, samples: int) -> Floats:
     counts, of = np.unique(fired, return_inverse=True)
     below = counts < samples
     bounds = np.ones(counts.shape)
-    bounds[below] = scipy_stats.beta.ppf(CONFIDENCE, counts[below] + 1, samples - counts[below])
+    bounds[below] = special.betaincinv(counts[below] + 1, samples - counts[below], CONFIDENCE)
     return bounds[of].reshape(fired.shape)

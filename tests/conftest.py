@@ -1,12 +1,19 @@
 """What all tests share."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 from reludiag import reductions
 
-# The tensors of these tests are tiny: a second thread costs more than it brings.
+# The tensors of these tests are tiny: a second thread costs more than it brings, and where cores
+# are shared it waits for its turn at full power. So too in the processes that tests start, which
+# find this tree wherever they run.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(__file__).parents[1] / f) for f in ("", "cli"))
 
 
 @pytest.fixture(params=["compiled", "operators"])

@@ -116,6 +116,13 @@ def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich", "jinja2", "plotly"}
 
 
+def test_a_scan_and_a_recorded_run_load_no_package_of_statistics() -> None:
+    """Which takes longer to import than a small network to scan."""
+    loaded = modules_after("import reludiag; reludiag.scan, reludiag.Monitor, reludiag.load")
+    assert "torch" in loaded
+    assert not loaded & {"scipy.stats", "scipy.optimize", "statsmodels", "optuna", "matplotlib"}
+
+
 COMMANDS = (
     *("scan", "report", "diff", "compare", "init", "sweep", "replay", "plot"),
     *("config", "watch"),

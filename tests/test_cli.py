@@ -22,7 +22,7 @@ from torch import nn
 import reludiag
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}", "COLUMNS": "80"}
+ENVIRONMENT = {**os.environ, "COLUMNS": "80"}
 
 FILE = """
 import torch

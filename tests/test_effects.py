@@ -300,13 +300,11 @@ def test_the_test_that_effects_report_is_that_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("slope", "shift", "seeds"), [(0.1, 0.03, 3), (0.1, 0.0, 3), (0.0, 0.0, 3), (0.1, 0.03, 5)]
-)
-def test_bootstrap_intervals_cover_what_they_should(slope: float, shift: float, seeds: int) -> None:
-    """5 learning rates x 3 initializations; normal deviations within cells."""
+@pytest.mark.parametrize(("slope", "shift"), [(0.1, 0.03), (0.1, 0.0), (0.0, 0.0)])
+def test_bootstrap_intervals_cover_what_they_should(slope: float, shift: float) -> None:
+    """5 learning rates x 3 initializations x 3 seeds; normal deviations within cells."""
     rng = np.random.default_rng(5)
-    design = [(lr, init) for lr in range(5) for init in range(3) for _ in range(seeds)]
+    design = [(lr, init) for lr in range(5) for init in range(3) for _ in range(3)]
     rates, inits = [float(lr) for lr, _ in design], [str(init) for _, init in design]
     mean = np.array([slope * lr + shift * init for lr, init in design])
     by_lr, by_init = slope**2 * np.var(range(5)), shift**2 * np.var(range(3))

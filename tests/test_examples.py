@@ -1,6 +1,5 @@
 """The examples: each runs as it stands, and leaves what it says."""
 
-import os
 import runpy
 import subprocess
 import sys
@@ -60,7 +59,6 @@ def test_the_example_of_a_test_is_one() -> None:
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
          str(EXAMPLES / "test_your_model.py")],
         capture_output=True, text=True, cwd=ROOT, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 

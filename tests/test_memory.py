@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,17 @@ UNITS = 10_000
 LIMIT = 64
 
 
+@pytest.fixture(autouse=True)
+def only_what_a_test_makes() -> Iterator[None]:
+    """Millions of objects are there already, and looking through them takes seconds each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def bytes_in_tensors() -> int:
-    """Of all tensors that Python knows of, each memory once."""
+    """Of all tensors that Python knows of and this test made, each memory once."""
     gc.collect()
     storages = [o.untyped_storage() for o in gc.get_objects() if type(o) in (Tensor, nn.Parameter)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
@@ -67,16 +77,16 @@ def test_500_sites_of_a_million_units_are_scanned_and_reported_in_seconds(tmp_pa
     model = Wide()
     with torch.no_grad():
         model.layers[77].bias[11] = -100.0
-    start = time.monotonic()
+    start = time.process_time()  # of this process: the machine may be busy
     diagnosis = reludiag.scan(model, [torch.randn(4, 4) for _ in range(3)])
-    scanned = time.monotonic()
+    scanned = time.process_time()
     assert len(diagnosis.sites) == 500 and len(diagnosis.units) == 1_000_000
     dead = diagnosis.units.query("site == 'relu#77' and unit == 11")
     assert list(dead["verdict"]) == ["dead"]
     report = str(diagnosis)
     diagnosis.to_csv(tmp_path / "units.csv")
     diagnosis.to_csv(tmp_path / "all.csv", all_units=True)
-    exported = time.monotonic()
+    exported = time.process_time()
     assert len(report.splitlines()) < 200
     print(f"scan {scanned - start:.1f} s, report and tables {exported - scanned:.1f} s")
-    assert exported - start < 120  # about 10 where nothing else runs
+    assert exported - start < 60  # about 15 where nothing else runs

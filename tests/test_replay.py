@@ -79,7 +79,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_cause_that_was_built_in_is_named(
     digits: str, train: str, kind: str, dominant: str | None, factual: float
 ) -> None:
-    found = reludiag.replay(f"{digits}:{train}", lr_scale=0.1, init="kaiming", seeds=2)
+    found = reludiag.replay(f"{digits}:{train}", lr_scale=0.1, init="kaiming", seeds=2, workers=1)
     assert (found.answer.kind, found.answer.dominant) == (kind, dominant), str(found)
     assert found.answer.agreeing == found.answer.seeds == 2
     assert found.arm("factual").dead == pytest.approx(factual, abs=0.08)
@@ -105,7 +105,18 @@ def test_the_command_prints_the_answer_and_its_runs(
     csv = tmp_path / "runs.csv"
     monkeypatch.setattr(
         "sys.argv",
-        ["reludiag", "replay", f"{digits}:fast", "--seeds", "1", "--json", "--csv", str(csv)],
+        [
+            "reludiag",
+            "replay",
+            f"{digits}:fast",
+            "--seeds",
+            "1",
+            "--workers",
+            "1",
+            "--json",
+            "--csv",
+            str(csv),
+        ],
     )
     with pytest.raises(SystemExit) as done:
         main()

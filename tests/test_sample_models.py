@@ -1,6 +1,7 @@
 """The sample models: they train, and every way in works on each of them."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,17 +59,14 @@ def test_a_few_steps_are_recorded_and_scanned_from_any_folder(
     assert list(timeline["step"].unique()) == [0, 3, 6]
 
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    for folder, where in ((ROOT, Path("sample_models")), (tmp_path, SAMPLES)):
-        subprocess.run(
-            [sys.executable, "-m", "reludiag", "scan", f"{where / name}.py:{build}",
-             tmp_path / "weights.pt", "--data", f"{where / name}.py:batches", "--limit", "2",
-             "--csv", "dead.csv", "--all"],
-            check=True, cwd=folder, capture_output=True,
-            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'cli'}", "PATH": "/usr/bin:/bin"},
-        )  # fmt: skip
-        rows = (folder / "dead.csv").read_text().splitlines()
-        (folder / "dead.csv").unlink()
-        assert len(rows) - 1 == UNITS[f"{name}:{build}"]
+    file = f"{os.path.relpath(SAMPLES, tmp_path)}/{name}.py"
+    subprocess.run(
+        [sys.executable, "-m", "reludiag", "scan", f"{file}:{build}", "weights.pt",
+         "--data", f"{file}:batches", "--limit", "2", "--csv", "dead.csv", "--all"],
+        check=True, cwd=tmp_path, capture_output=True,
+    )  # fmt: skip
+    rows = (tmp_path / "dead.csv").read_text().splitlines()
+    assert len(rows) - 1 == UNITS[f"{name}:{build}"]
     diagnosis = reludiag.scan(model, module.batches(), limit=1)
     assert "unknown" not in set(diagnosis.sites["unit_axis"])
 
@@ -98,7 +96,6 @@ def test_a_sample_model_runs_from_the_command_line(tmp_path: Path) -> None:
         [sys.executable, SAMPLES / "digits.py", "--steps", "20", "--dying", "--checkpoint",
          tmp_path / "w.pt", "--recording", tmp_path / "run", "--every", "5"],
         check=True, capture_output=True, text=True,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert done.stdout.startswith("accuracy ")
     assert reludiag.load(tmp_path / "run").timeline["step"].max() == 20

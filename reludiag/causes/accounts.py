@@ -1,7 +1,7 @@
 """Accounts: what is said of a cause of each kind: its numbers, what to do, how to confirm it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,17 @@ import numpy as np
 from reludiag.causes import cause
 from reludiag.causes.attribution import RunAttribution, SiteAttribution
 from reludiag.causes.cause import Evidence
-from reludiag.causes.drift import drift_shares
 from reludiag.causes.learning_rate import CriticalRates, EventStudy, critical_rates
-from reludiag.causes.lives import NEARLY, SiteLives
+from reludiag.causes.lives import NEARLY
+from reludiag.causes.measured import (
+    chance_evidence,
+    critical_evidence,
+    drift_evidence,
+    rounded,
+    small_weights_evidence,
+    study_evidence,
+    update_evidence,
+)
 from reludiag.ledger import NEVER
 from reludiag.recording import RecordedRun
 
@@ -45,21 +53,12 @@ def _learning_rate(
     rates = np.concatenate([each.rate_at_death[each.new] for each in lives])
     highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
     evidence = [
-        *_study_evidence(found.study),
-        *_update_evidence(site),
-        *_small_weights_evidence(site),
+        *study_evidence(found.study),
+        *update_evidence(site),
+        *small_weights_evidence(site),
+        *critical_evidence(critical),
+        *drift_evidence(lives),
     ]
-    if critical is not None:
-        evidence.append(
-            Evidence(
-                "critical learning rate",
-                rounded(critical.half),
-                f"at it half of {critical.deaths} deaths would not have happened, at "
-                f"{critical.quarter:.2g} three quarters: exact for a single step of plain SGD, an "
-                "estimate over a window of steps",
-            )
-        )
-    evidence += _drift_evidence(lives)
     group = group_in_words(run, site)
     target = _target(critical, highest)
     return Account(
@@ -252,9 +251,9 @@ def _undetermined(
     return Account(
         False,
         (
-            *_study_evidence(found.study),
-            *_update_evidence(site),
-            *_drift_evidence([each.lives for each in ([only] if only else found.sites)]),
+            *study_evidence(found.study),
+            *update_evidence(site),
+            *drift_evidence([each.lives for each in ([only] if only else found.sites)]),
         ),
         f"Units of '{site.lives.name}' died in training, and nothing recorded says why: neither "
         "the size of the updates, nor how the weights began, nor the input.",
@@ -304,85 +303,6 @@ def advice_on(problems: Mapping[str, Mapping[str, Any]]) -> str:
     return "; ".join(said)
 
 
-def chance_evidence(site: SiteAttribution) -> list[Evidence]:
-    """What of a site's births is chance: those of the same model, drawn anew."""
-    if math.isnan(site.chance):
-        return []
-    lives = site.lives
-    return [
-        Evidence(
-            "born dead if drawn anew",
-            rounded(site.chance),
-            f"share of '{lives.name}' on the same samples with Kaiming's weights and zero bias; "
-            f"as it was built, {int(lives.born.sum()) / lives.units:.2f}",
-        )
-    ]
-
-
-def _study_evidence(study: EventStudy | None) -> list[Evidence]:
-    if study is None:
-        return []
-    if study.regime == "constant":
-        return [
-            Evidence(
-                "learning rate",
-                rounded(study.high),
-                "constant, or nearly: there is no lower rate to compare with",
-            )
-        ]
-    return [
-        Evidence(
-            "deaths at a high learning rate",
-            rounded(study.deaths_high / study.deaths) if study.deaths else 0.0,
-            f"{study.deaths_high} of {study.deaths}, with {study.exposure_high:.0%} of the "
-            f"exposure ({study.regime}, {study.low:.2g} to {study.high:.2g}); p = "
-            f"{study.p_value:.1g} if units died independently, which they do not",
-        )
-    ]
-
-
-def _update_evidence(site: SiteAttribution) -> list[Evidence]:
-    if site.update is None:
-        return []
-    return [
-        Evidence(
-            "largest update",
-            rounded(site.update.ratio),
-            f"norm of the change over norm of the weights of '{site.update.module}', at step "
-            f"{site.update.step}; 0.001 is usual; on digits, 0.03 and more killed 30 % of units",
-        )
-    ]
-
-
-def _drift_evidence(sites: Sequence[SiteLives]) -> list[Evidence]:
-    shares = drift_shares(death for site in sites for death in site.deaths)
-    if shares is None:
-        return []
-    return [
-        Evidence(
-            "fall by weights, input, bias",
-            # No -0.00.
-            ", ".join(
-                f"{round(share, 2) + 0.0:.2f}"
-                for share in (shares.weights, shares.input, shares.bias)
-            ),
-            f"shares of the change of the mean pre-activation, in {shares.deaths} deaths",
-        )
-    ]
-
-
-def _small_weights_evidence(site: SiteAttribution) -> list[Evidence]:
-    """Weights that began too small make any update large beside them; PyTorch's own are usual."""
-    layer = site.lives.layer or {}
-    if "pytorch" in (layer.get("scheme"), *layer.get("alike", ())):
-        return []
-    return [
-        Evidence("variance of the weights", rounded(problem["value"]), problem["sentence"])
-        for problem in layer.get("problems", ())
-        if problem["kind"] == "variance" and problem["value"] < 1
-    ]
-
-
 def group_in_words(run: RecordedRun, site: SiteAttribution) -> str:
     """The parameter group that trains a site, in words."""
     optimizer, _, group = (site.lives.recorded.param_group or "0/0").partition("/")
@@ -408,7 +328,3 @@ def one_digit(value: float) -> float:
 def replay_command(scale: float | None = None, init: str | None = None) -> str:
     options = "" if scale is None else f" --lr-scale {one_digit(scale):.1g}"
     return f"reludiag replay TRAIN{options}" + ("" if init is None else f" --init {init}")
-
-
-def rounded(value: float) -> float:
-    return float(f"{value:.4g}")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import integrate, special
+from scipy import special
 
 from reludiag.verdicts import CONFIDENCE
 
@@ -96,6 +96,8 @@ def silent_on_all(cosine: float, samples: int) -> float:
         return 2.0**-samples
     if cosine == 1:
         return 0.5
+    from scipy import integrate  # here: most runs need it not, and would wait for it
+
     ratio = math.sqrt(cosine / (1 - cosine))
 
     def integrand(z: float) -> float:

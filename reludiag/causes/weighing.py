@@ -11,15 +11,14 @@ from reludiag.causes import cause
 from reludiag.causes.accounts import (
     ACCOUNTS,
     FALLBACK_SCALE,
-    chance_evidence,
     group_in_words,
     one_digit,
     replay_command,
-    rounded,
 )
 from reludiag.causes.attribution import RunAttribution, SiteAttribution, attribute
 from reludiag.causes.cause import Cause, Evidence
 from reludiag.causes.lives import SiteLives
+from reludiag.causes.measured import chance_evidence, rounded
 from reludiag.recording import RecordedRun
 
 SECOND = 0.2

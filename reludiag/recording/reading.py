@@ -1,0 +1,190 @@
+"""Reading a recording, also one that is still being written or whose run was killed."""
+
+import contextlib
+import datetime
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reludiag.errors import RecordingError
+from reludiag.observations import Baseline, Death, Drift, Given, Observations, Start, Update
+from reludiag.recording.records import Pulse, RecordedRun, RecordedSite
+from reludiag.recording.schema import APPLICATION_ID, SCHEMA_VERSION, mask_of, unpacked
+from reludiag.rectifiers import Rectifier
+from reludiag.sites import Site
+from reludiag.stats import UnitCounts
+
+
+def read_recording(path: str | Path) -> RecordedRun:
+    """Read a recording, also one that is still being written or whose run was killed.
+
+    Raises RecordingError if the file is missing, damaged, something else, or of a newer version.
+    """
+    with _opened(path) as db:
+        problems = [row[0] for row in db.execute("PRAGMA quick_check(3)")]
+        if problems != ["ok"]:
+            raise RecordingError(
+                f"{path} is damaged: {problems[0]}. It may have been cut short in copying"
+            )
+        return read_run(db)
+
+
+def read_pulse(path: str | Path) -> Pulse:
+    """Read how far a recording is, which is cheap however large it is.
+
+    Raises RecordingError as `read_recording` does.
+    """
+    with _opened(path) as db:
+        db.execute("BEGIN")
+        facts = {key: json.loads(value) for key, value in db.execute("SELECT * FROM run")}
+        rows = db.execute("SELECT step, taken FROM snapshot ORDER BY step").fetchall()
+    times = (datetime.datetime.fromisoformat(taken).timestamp() for _, taken in rows)
+    return Pulse(facts, tuple(step for step, _ in rows), tuple(times))
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
+    """A recording of a version that can be read, open for reading."""
+    path = Path(path)
+    if not path.is_file():
+        raise RecordingError(f"{path} does not exist")
+    with path.open("rb") as file:
+        head = file.read(16)
+    if not head.startswith(b"SQLite format 3"):
+        raise RecordingError(
+            f"{path} is no recording: it begins with {head[:12]!r}, not as an SQLite file does. "
+            "Expected the file that reludiag.Monitor(..., path=...) wrote"
+        )
+    try:
+        db = _open(path)
+        try:
+            application = db.execute("PRAGMA application_id").fetchone()[0]
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if application != APPLICATION_ID:
+                raise RecordingError(f"{path} is an SQLite file, but no recording of reludiag")
+            if version < SCHEMA_VERSION:
+                raise RecordingError(
+                    f"{path} has schema version {version}, of a development version: this "
+                    f"reludiag reads {SCHEMA_VERSION}. Record the run again"
+                )
+            if version > SCHEMA_VERSION:
+                raise RecordingError(
+                    f"{path} has schema version {version}; this reludiag reads up to "
+                    f"{SCHEMA_VERSION}. Upgrade it: pip install -U reludiag"
+                )
+            yield db
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise RecordingError(
+            f"{path} cannot be read: {error}. It may have been cut short in copying"
+        ) from error
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    uri = path.resolve().as_uri()
+    db = sqlite3.connect(f"{uri}?mode=ro", uri=True)
+    try:
+        db.execute("SELECT 1 FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        # A log cannot be shared in a folder that cannot be written; nobody else writes there.
+        db.close()
+        db = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
+    return db
+
+
+def read_run(db: sqlite3.Connection) -> RecordedRun:
+    """All that is there, from an open database."""
+    # One transaction, so that all tables are of the same moment.
+    db.execute("BEGIN")
+    try:
+        facts = {key: json.loads(value) for key, value in db.execute("SELECT * FROM run")}
+        steps = tuple(row[0] for row in db.execute("SELECT step FROM snapshot ORDER BY step"))
+        rates = tuple(
+            db.execute("SELECT step, param_group, learning_rate FROM learning_rate ORDER BY step")
+        )
+        rows = db.execute(
+            "SELECT id, name, module, operator, activation, can_die, signed, unit_axis, units,"
+            " producer, norm, param_group FROM site ORDER BY id"
+        ).fetchall()
+        sites = tuple(_read_site(db, row, steps) for row in rows)
+        observations = _read_observations(db)
+    finally:
+        db.execute("COMMIT")
+    return RecordedRun(facts, steps, sites, rates, observations)
+
+
+def _read_observations(db: sqlite3.Connection) -> Observations:
+    # Sites are known by their names here: their keys are not kept.
+    names = dict(db.execute("SELECT id, name FROM site"))
+    return Observations(
+        starts=tuple(
+            Start(module, json.loads(layer))
+            for module, layer in db.execute("SELECT * FROM initialization ORDER BY rowid")
+        ),
+        given=tuple(
+            Given(module, samples, bool(is_first), _known(gamma), _known(cosine))
+            for module, samples, is_first, gamma, cosine in db.execute(
+                "SELECT * FROM input ORDER BY rowid"
+            )
+        ),
+        baselines=tuple(
+            Baseline(names[site], born_dead, draws)
+            for site, born_dead, draws in db.execute("SELECT * FROM baseline ORDER BY site")
+        ),
+        updates=tuple(
+            Update(*row) for row in db.execute('SELECT * FROM "update" ORDER BY step, module')
+        ),
+        deaths=tuple(
+            Death(
+                names[site],
+                unit,
+                step,
+                previous,
+                _known(fraction),
+                None if drift[0] is None else Drift(*drift),
+            )
+            for site, unit, step, previous, fraction, *drift in db.execute(
+                "SELECT * FROM death ORDER BY step, site, unit"
+            )
+        ),
+    )
+
+
+def _known(value: float | None) -> float:
+    """SQLite keeps a NaN as null."""
+    return float("nan") if value is None else value
+
+
+def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> RecordedSite:
+    site_id, name, module, operator, activation, can_die, signed, axis, units, *rest = row
+    producer, norm, group = rest
+    rectifier = Rectifier(activation, bool(can_die), bool(signed))
+    site = Site(name, name, module, operator, rectifier, axis, units, producer, norm)
+    width = units or 0
+    position = {step: index for index, step in enumerate(steps)}
+    seen = np.zeros(len(steps), dtype=np.int64)
+    dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
+    for step, samples, dead_bits, nonfinite_bits in db.execute(
+        "SELECT step, samples, dead, nonfinite FROM state WHERE site = ?", (site_id,)
+    ):
+        index = position[step]
+        dead[index] = mask_of(dead_bits, width)
+        nonfinite[index] = mask_of(nonfinite_bits, width)
+        known[index] = samples > 0
+        seen[index] = samples
+    found = db.execute("SELECT * FROM statistics WHERE site = ?", (site_id,)).fetchone()
+    counts = UnitCounts.nothing(width)
+    if found is not None:
+        counts = UnitCounts(
+            **{
+                f.name: unpacked(f.name, value, width)
+                for f, value in zip(fields(UnitCounts), found[1:], strict=True)
+            }
+        )
+    return RecordedSite(site, group, counts, seen, dead, known & ~nonfinite, nonfinite)

@@ -1,0 +1,63 @@
+"""What a recording holds, as plain values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from reludiag.observations import Observations
+from reludiag.recording.schema import Mask
+from reludiag.sites import Site
+from reludiag.stats import UnitCounts
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """One site at one snapshot, as it is written."""
+
+    site: Site
+    counts: UnitCounts
+    dead: Mask
+
+
+@dataclass(frozen=True)
+class RecordedSite:
+    """One site of a recording, with its units' states at every snapshot."""
+
+    site: Site
+    param_group: str | None
+    counts: UnitCounts
+    """Of the last snapshot."""
+    samples: np.ndarray[Any, np.dtype[np.int64]]
+    """`[snapshot]`: seen in each window."""
+    dead: Mask
+    """`[snapshot, unit]`."""
+    known: Mask
+    """`[snapshot, unit]`: it was called, and the unit was finite."""
+    nonfinite: Mask
+    """`[snapshot, unit]`."""
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """All that a recording holds."""
+
+    facts: Mapping[str, Any]
+    steps: tuple[int, ...]
+    sites: tuple[RecordedSite, ...]
+    learning_rates: tuple[tuple[int, str, float], ...]
+    """(first step taken with it, parameter group, learning rate), in order of steps."""
+    observations: Observations = field(default_factory=Observations)
+    """What the causes of deaths are weighed by."""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """How far a recording is."""
+
+    facts: Mapping[str, Any]
+    steps: tuple[int, ...]
+    """Of the snapshots."""
+    times: tuple[float, ...]
+    """When each was taken, in Unix time."""

@@ -1,0 +1,138 @@
+"""The schema: what stands in a recording, and how its arrays lie there."""
+
+from typing import Any
+
+import numpy as np
+
+APPLICATION_ID = 0x52654C55  # "ReLU"
+
+SCHEMA_VERSION = 3
+# What each version changed:
+#   1  the first
+#   2  site: operator, norm; statistics: counted, silent, total_square, before_maximum. Version 1
+#      was never released, and is not read.
+#   3  initialization, input, baseline, update, death: what the causes are weighed by. Version 2
+#      was never released either.
+
+SCHEMA = """
+CREATE TABLE run (                  -- what is known of the run as a whole
+    key TEXT PRIMARY KEY,           -- model, optimizers, every, probe_samples, process, status, ...
+    value TEXT NOT NULL             -- as JSON
+);
+CREATE TABLE site (                 -- the places where rectifiers run, in forward order
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,      -- layer1.0.relu#1
+    module TEXT NOT NULL,           -- path of the rectifier module, or of a function's caller
+    operator TEXT NOT NULL,         -- name of the function, empty for a module
+    activation TEXT NOT NULL,       -- ReLU
+    can_die INTEGER NOT NULL,       -- 0 for a leaky activation
+    signed INTEGER NOT NULL,        -- 1 if it also fires where it is negative
+    unit_axis TEXT NOT NULL,        -- 1, 1//49, unknown; empty if never called
+    units INTEGER,                  -- null if never called
+    producer TEXT,                  -- path of the module whose weights feed it
+    norm TEXT,                      -- path of the BatchNorm in between
+    param_group TEXT                -- "optimizer/group" that trains the producer, if one does
+);
+CREATE TABLE learning_rate (        -- a row when it changes, so that every step's can be told
+    step INTEGER NOT NULL,          -- the first step taken with it; steps count from 1
+    param_group TEXT NOT NULL,      -- "optimizer/group", both counted from 0
+    learning_rate REAL NOT NULL,
+    PRIMARY KEY (step, param_group)
+);
+CREATE TABLE snapshot (             -- one row each time the state was taken
+    step INTEGER PRIMARY KEY,       -- optimizer steps taken so far; 0 is the initial state
+    first_step INTEGER NOT NULL,    -- without a probe: it covers the training batches from
+                                    -- after this step up to step; with one: equal to step
+    taken TEXT NOT NULL             -- time, ISO 8601 in UTC
+);
+CREATE TABLE state (                -- which units were dead at a snapshot
+    step INTEGER NOT NULL REFERENCES snapshot(step),
+    site INTEGER NOT NULL REFERENCES site(id),
+    samples INTEGER NOT NULL,       -- seen in the window, 0 if the site was not called
+    dead BLOB NOT NULL,             -- a bit per unit, first unit in the highest bit
+    nonfinite BLOB NOT NULL,        -- likewise: a NaN or an infinity was seen
+    PRIMARY KEY (step, site)
+) WITHOUT ROWID;
+CREATE TABLE statistics (           -- the last snapshot's statistics, replaced by each
+    site INTEGER PRIMARY KEY REFERENCES site(id),
+    samples INTEGER NOT NULL,       -- of which it is known whether a unit fired in one of them
+    counted INTEGER NOT NULL,       -- of these, what all but silent and nonfinite is of
+    positions INTEGER NOT NULL,     -- per unit, over all counted samples
+    calls INTEGER NOT NULL,
+    silent BLOB NOT NULL,           -- a bit per unit, first unit in the highest bit
+    nonfinite BLOB NOT NULL,        -- likewise: a NaN or an infinity was seen
+    fired BLOB NOT NULL,            -- little-endian int64 per unit, as the next
+    active BLOB NOT NULL,
+    total BLOB NOT NULL,            -- little-endian float64 per unit, as all that follow
+    total_absolute BLOB NOT NULL,
+    total_square BLOB NOT NULL,
+    maximum BLOB NOT NULL,
+    minimum BLOB NOT NULL,
+    before_maximum BLOB NOT NULL    -- of the pre-activations; -inf where none was read
+);
+CREATE TABLE initialization (       -- each layer that feeds a rectifier, before the first step
+    module TEXT PRIMARY KEY,
+    layer TEXT NOT NULL             -- scheme, bias, what is wrong with it: LayerInit as JSON
+);
+CREATE TABLE input (                -- what each linear layer or convolution was given at step 0
+    module TEXT PRIMARY KEY,
+    samples INTEGER NOT NULL,       -- of the probe, or of the first batch
+    is_first INTEGER NOT NULL,      -- 1 if it is fed by the model's input and by no other layer
+    gamma REAL,                     -- |mean| / |standard deviation|, of first layers; 9e999: no
+                                    -- deviation
+    cosine REAL                     -- mean cosine of two samples, where a sample is one vector
+);
+CREATE TABLE baseline (             -- the same model, its weights drawn anew, on the same samples
+    site INTEGER PRIMARY KEY REFERENCES site(id),
+    born_dead REAL NOT NULL,        -- share of its units, in the mean over the draws
+    draws INTEGER NOT NULL
+);
+CREATE TABLE "update" (             -- how far single steps moved the weights: the first, and the
+    step INTEGER NOT NULL,          -- last before each snapshot
+    module TEXT NOT NULL,
+    ratio REAL NOT NULL,            -- |change| / |weights before|
+    PRIMARY KEY (step, module)
+) WITHOUT ROWID;
+CREATE TABLE death (                -- each unit that died between two snapshots on a probe
+    site INTEGER NOT NULL REFERENCES site(id),
+    unit INTEGER NOT NULL,
+    step INTEGER NOT NULL REFERENCES snapshot(step),
+    previous INTEGER NOT NULL,      -- the snapshot at which it was alive
+    critical_fraction REAL,         -- of the window's update, that it would have survived
+    before REAL,                    -- mean pre-activation on the probe at the previous snapshot
+    after REAL,                     -- at this one; after - before = the sum of the three parts
+    by_weights REAL,                -- the part of the change that came through the weights,
+    by_input REAL,                  -- through the layer's input, and
+    by_bias REAL,                   -- through its bias; all null where they could not be had
+    PRIMARY KEY (site, unit, step)
+) WITHOUT ROWID;
+"""
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+_SCALARS = frozenset({"samples", "counted", "positions", "calls"})
+_MASKS = frozenset({"silent", "nonfinite"})
+_INTEGERS = frozenset({"fired", "active"})
+
+
+def mask_of(bits: bytes, units: int) -> Mask:
+    """The bits of a mask, a bit per unit, `[unit]`."""
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=units).astype(bool)
+
+
+def packed(name: str, value: Any) -> Any:
+    """A field of UnitCounts, as a column of `statistics` holds it."""
+    if name in _SCALARS:
+        return int(value)
+    if name in _MASKS:
+        return np.packbits(value).tobytes()
+    return np.ascontiguousarray(value, "<i8" if name in _INTEGERS else "<f8").tobytes()
+
+
+def unpacked(name: str, value: Any, units: int) -> Any:
+    """The reverse of `packed`."""
+    if name in _SCALARS:
+        return int(value)
+    if name in _MASKS:
+        return mask_of(value, units)
+    return np.frombuffer(value, "<i8" if name in _INTEGERS else "<f8")

@@ -1,0 +1,207 @@
+"""Writing a recording.
+
+Write-ahead log and one transaction a snapshot: whatever was acknowledged before a crash is there
+after it, and a reader can follow a run that is still being written. On closing, the log is
+folded in, so that a finished recording is a single file.
+"""
+
+import datetime
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reludiag.errors import RecordingError
+from reludiag.observations import Observations
+from reludiag.recording.reading import read_run
+from reludiag.recording.records import RecordedRun, SiteState
+from reludiag.recording.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, packed
+from reludiag.sites import Site
+
+
+class RecordingWriter:
+    """Writes a recording; to memory alone where `path` is None."""
+
+    def __init__(self, path: Path | None, overwrite: bool = False) -> None:
+        self.path = path
+        if path is not None:
+            _make_way(path, overwrite)
+        try:
+            # The optimizer may step in another thread than the one that opened the file.
+            self._db = sqlite3.connect(
+                ":memory:" if path is None else path, check_same_thread=False, isolation_level=None
+            )
+            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        except sqlite3.Error as error:
+            raise RecordingError(f"{path} cannot be written: {error}") from error
+        self._site_ids: dict[str, int] = {}
+        self._site_rows: dict[int, tuple[Any, ...]] = {}
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Add to or replace what is known of the run."""
+        rows = [(key, json.dumps(value)) for key, value in facts.items()]
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
+
+    def write_snapshot(
+        self,
+        step: int,
+        first_step: int,
+        states: Sequence[SiteState],
+        param_groups: Mapping[str, str],
+        learning_rates: Sequence[tuple[int, str, float]],
+        facts: Mapping[str, Any],
+        observations: Observations | None = None,
+    ) -> None:
+        """Write one snapshot, and what is new since the last, in one transaction.
+
+        `param_groups` names the group that trains each producer.
+        """
+        taken = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", (step, first_step, taken)
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO learning_rate VALUES (?, ?, ?)", learning_rates
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO run VALUES (?, ?)",
+                [(key, json.dumps(value)) for key, value in facts.items()],
+            )
+            self._drop_sites({state.site.key for state in states})
+            for state in states:
+                site = self._site_id(state.site, param_groups)
+                if state.site.units is None:
+                    continue
+                counts = state.counts
+                self._db.execute(
+                    "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?, ?)",
+                    (
+                        step,
+                        site,
+                        counts.samples,
+                        np.packbits(state.dead).tobytes(),
+                        np.packbits(counts.nonfinite).tobytes(),
+                    ),
+                )
+                self._db.execute(
+                    f"INSERT OR REPLACE INTO statistics VALUES ({'?, ' * 14}?)",
+                    (site, *(packed(f.name, getattr(counts, f.name)) for f in fields(counts))),
+                )
+            if observations is not None:
+                self._write_observations(observations)
+
+    def _write_observations(self, seen: Observations) -> None:
+        rows: dict[str, list[tuple[Any, ...]]] = {
+            "initialization": [(s.module, json.dumps(dict(s.layer))) for s in seen.starts],
+            "input": [(g.module, g.samples, g.is_first, g.gamma, g.cosine) for g in seen.given],
+            "baseline": [
+                (self._site_ids[b.site], b.born_dead, b.draws)
+                for b in seen.baselines
+                if b.site in self._site_ids
+            ],
+            '"update"': [(u.step, u.module, u.ratio) for u in seen.updates],
+            "death": [
+                (
+                    *(self._site_ids[death.site], death.unit, death.step, death.previous),
+                    death.critical_fraction,
+                    *(vars(death.drift).values() if death.drift else [None] * 5),
+                )
+                for death in seen.deaths
+                if death.site in self._site_ids
+            ],
+        }
+        for table, values in rows.items():
+            for row in values:
+                places = ", ".join("?" * len(row))
+                self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", row)
+
+    def read(self) -> RecordedRun:
+        """What has been written so far."""
+        return read_run(self._db)
+
+    def close(self) -> None:
+        """Fold the log into the file. A recording that was not closed is readable all the same."""
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._db.execute("PRAGMA journal_mode = DELETE")
+        if self.path is not None:
+            self._db.close()
+
+    def _transaction(self) -> "_Transaction":
+        return _Transaction(self._db)
+
+    def _drop_sites(self, kept: set[str]) -> None:
+        """Remove sites that are no more: a module that was not called is one, until it is."""
+        for key in self._site_ids.keys() - kept:
+            site = self._site_ids.pop(key)
+            del self._site_rows[site]
+            for table, column in (
+                *((table, "site") for table in ("statistics", "state", "baseline", "death")),
+                ("site", "id"),
+            ):
+                self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (site,))
+
+    def _site_id(self, site: Site, param_groups: Mapping[str, str]) -> int:
+        """The row of a site; written where it is new, or not what it was."""
+        index = self._site_ids.setdefault(site.key, 1 + max(self._site_ids.values(), default=0))
+        group = param_groups.get(site.producer) if site.producer is not None else None
+        row = (
+            site.name,
+            site.module,
+            site.operator,
+            site.rectifier.activation,
+            site.rectifier.can_die,
+            site.rectifier.signed,
+            site.unit_axis,
+            site.units,
+            site.producer,
+            site.norm,
+            group,
+        )
+        if self._site_rows.get(index) != row:
+            self._db.execute(
+                "INSERT OR REPLACE INTO site (id, name, module, operator, activation, can_die,"
+                " signed, unit_axis, units, producer, norm, param_group)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (index, *row),
+            )
+            self._site_rows[index] = row
+        return index
+
+
+class _Transaction:
+    """BEGIN ... COMMIT, or ROLLBACK if anything raised."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if kind is None:
+            self._db.execute("COMMIT")
+        elif self._db.in_transaction:  # a full disk has rolled it back already
+            self._db.execute("ROLLBACK")
+
+
+def _make_way(path: Path, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise RecordingError(f"{path.parent} is no folder; make it first, or choose another path")
+    if path.exists() and not overwrite:
+        raise RecordingError(
+            f"{path} exists already. Choose another path, or overwrite=True to replace it"
+        )
+    if path.exists():
+        if not path.is_file():
+            raise RecordingError(f"{path} is no file; choose another path")
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
