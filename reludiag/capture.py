@@ -363,9 +363,8 @@ class Capture:
             return None
         if backward_task() != -1 or innermost_transform() is not None:
             return None
-        following = now.following
-        with DisableTorchFunction() if following is None else _unfollowed(following):
-            reading = None if turn is None or following is not None else turn.reading
+        with self._lock if now.mode is None else self._unseen(now):
+            reading = None if turn is None or now.following is not None else turn.reading
             if (
                 place is None
                 or reading is None
@@ -376,6 +375,13 @@ class Capture:
                 return before.detach().clone()
             self._note_before(place.index, before, reading)
             return None
+
+    @contextlib.contextmanager
+    def _unseen(self, now: _Pass) -> Iterator[None]:
+        """One thread at a time; and our own operators are no business of the modes."""
+        unfollowed = contextlib.nullcontext() if now.following is None else now.following.paused()
+        with self._lock, DisableTorchFunction(), unfollowed:
+            yield
 
     def _called(self, module: nn.Module, args: Any, output: Any) -> None:
         before = args[0] if args else None
@@ -425,7 +431,7 @@ class Capture:
         else:
             now.turn += 1
         following = now.following
-        with self._lock, DisableTorchFunction() if following is None else _unfollowed(following):
+        with self._lock if now.mode is None else self._unseen(now):
             reading, samples = turn.reading, now.samples
             if (
                 reading is None
@@ -489,10 +495,3 @@ class Capture:
         owner, hooked = self._owner()
         if not (hooked and owner in self._rectifiers):
             self.unobserved[self._paths[owner], name.strip("_")] += 1
-
-
-@contextlib.contextmanager
-def _unfollowed(following: ProvenanceMode) -> Iterator[None]:
-    """Our own operators are no business of the modes."""
-    with DisableTorchFunction(), following.paused():
-        yield
