@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import reludiag
+from benchmarks.peers import by_reludiag, cases
 from docs.generate.blocks import ROOT, Block, blocks, written_pages
 from docs.generate.constants import named_constants, with_constants
 from docs.generate.reference import reference_pages
@@ -108,6 +109,14 @@ def test_the_reference_has_every_public_name() -> None:
     documented = {line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
     public = set(reludiag.__all__) - {"__version__", "RANDOM_INPUT"}
     assert public <= documented
+
+
+def test_the_comparison_says_of_reludiag_what_it_finds() -> None:
+    """What the other tools say is of their versions on the day that the page names."""
+    text = (DOCS / "comparison.md").read_text(encoding="utf-8")
+    for case in cases():
+        row = next(line for line in text.splitlines() if line.startswith(f"| {case.name} |"))
+        assert row.split(" | ")[2] == by_reludiag(case)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

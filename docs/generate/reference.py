@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from reludiag_cli.app import app
+from reludiag_cli.settings import COMMAND_LINE_ONLY, PREFIX
 
 from docs.generate.blocks import ROOT
 from reludiag import diagnosis, recording
 from reludiag.diagnosis import Column
 from reludiag.experiments import effects, trials
-from reludiag_cli.app import app
-from reludiag_cli.settings import COMMAND_LINE_ONLY, PREFIX
 
 FOLDER = ROOT / "docs" / "reference"
 _MADE = "<!-- Made from the code by `make pages`. -->\n\n"
@@ -109,7 +109,7 @@ def _command(name: str, command: Any) -> str:
     paragraphs = _paragraphs(command.help)
     arguments = [p for p in command.params if p.opts == [p.name]]
     options = [p for p in command.params if p.opts != [p.name]]
-    words = " ".join(("" if a.required else "[") + _metavar(a) + ("" if a.required else "]") for a in arguments)
+    words = " ".join(_metavar(a) if a.required else f"[{_metavar(a)}]" for a in arguments)
     text = f"\n## {name}\n\n"
     for paragraph in paragraphs:
         example = paragraph.startswith("reludiag ")
@@ -139,7 +139,9 @@ def _metavar(parameter: Any) -> str:
     if parameter.metavar:
         return str(parameter.metavar)
     kind = parameter.type_descriptor.annotation
-    return {"float": "NUMBER", "int": "N"}.get(getattr(kind, "__name__", ""), parameter.name.upper())
+    return {"float": "NUMBER", "int": "N"}.get(
+        getattr(kind, "__name__", ""), parameter.name.upper()
+    )
 
 
 def _shown(value: Any) -> str:

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import io
 import os
+import re
 import runpy
 import shlex
 import subprocess
@@ -21,10 +22,11 @@ from unittest.mock import patch
 
 from docs.generate.blocks import ROOT, Block, blocks
 
+NOT_RUN = frozenset({"make", "mkdir", "pip", "pytest"})
+"""Programs that pages may name, and that are not run: make, without doing anything."""
 EXPERIMENTS = frozenset({"replay", "sweep"})
 """Commands that train a model several times, in processes of their own."""
-NOT_RUN = frozenset({"cd", "git", "make", "mkdir", "pip", "pytest", "tensorboard"})
-WIDTH = 80
+_SETTINGS = {"COLUMNS": "80", "GITHUB_STEP_SUMMARY": "summary.md"}
 
 
 class Stage:
@@ -64,6 +66,9 @@ class Stage:
                         self.missing.append(library)
                     else:
                         self.outputs["python"] = self._exec(block.text, names)
+                elif block.language == "yaml":  # a step of a workflow
+                    for command in re.findall(r"^ *run: (.*)$", block.text, re.MULTILINE):
+                        self.run(shlex.split(command))
                 elif block.language == "toml":
                     self._read_settings(block.text)
 
@@ -114,11 +119,15 @@ class Stage:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
+        """In the folder, on a terminal 80 columns wide."""
         before = Path.cwd()
-        settings = {"COLUMNS": str(WIDTH), "TERMINAL_WIDTH": str(WIDTH), "GITHUB_STEP_SUMMARY": "summary.md"}
         os.chdir(self.folder)
         try:
-            with patch.dict(os.environ, settings), patch.object(sys, "path", [*sys.path]), warnings.catch_warnings():
+            with (
+                patch.dict(os.environ, _SETTINGS),
+                patch.object(sys, "path", [*sys.path]),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("ignore")
                 yield
         finally:
@@ -144,4 +153,3 @@ def _captured(call: Any) -> str:
         except SystemExit as done:
             assert not done.code, f"exit code {done.code}"
     return written.getvalue()
-
