@@ -163,7 +163,7 @@ def by_dead_relu_viz(case: Case) -> str:
     data = [(batch, torch.zeros(len(batch))) for batch in case.batches]
     text = printed(lambda: visualization(case.model, data, with_activation=True, device="cpu"))
     found = re.findall(r"^  (\S+) ->  (\d+) dead \((\S+)\)", text, re.MULTILINE)
-    return ", ".join(f"{name} {dead} ({share})" for name, dead, share in found) or "silent"
+    return ", ".join(f"{name}: {dead} ({share})" for name, dead, share in found) or "silent"
 
 
 def by_torchmortem(case: Case) -> str:
@@ -177,7 +177,7 @@ def by_torchmortem(case: Case) -> str:
     found = [f for f in report.findings if f.category == "dead_units"]
     return (
         ", ".join(
-            f"{f.title.removeprefix('Dead units in ')} {f.evidence['mean_dead_frac']:.0%}"
+            f"{f.title.removeprefix('Dead units in ')}: {f.evidence['mean_dead_frac']:.0%}"
             for f in found
         )
         or "silent"
@@ -194,7 +194,7 @@ def by_neural_observatory(case: Case) -> str:
         found = [r for r in observatory.report().results if r.analyzer_name == "dead_neurons"]
     return (
         ", ".join(
-            f"{r.layer_name} {r.metrics['dead_neurons']:.0f}/{r.metrics['total_neurons']:.0f}"
+            f"{r.layer_name}: {r.metrics['dead_neurons']:.0f}/{r.metrics['total_neurons']:.0f}"
             for r in found
             if r.metrics.get("dead_neurons")
         )
@@ -235,7 +235,7 @@ def by_monitorch(case: Case) -> str:
     rates = re.findall(r"(\S+) - prbs: \{[^}]*?death_rate'?: ?([\d.]+)", text)
     # The last line is the worst of those before.
     found = [(name, float(rate)) for name, rate in rates if name != "Activations" and float(rate)]
-    return ", ".join(f"{name} {rate:.3f}" for name, rate in found) or "silent"
+    return ", ".join(f"{name}: {rate:.3f}" for name, rate in found) or "silent"
 
 
 def by_torchlens(case: Case) -> str:

@@ -1,9 +1,14 @@
 """The documentation: what is on its pages runs, and is what the code makes today."""
 
 import re
+import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,20 +130,63 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
-@pytest.mark.slow
-def test_the_site_is_built_without_a_warning_and_asks_nobody_for_anything(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocstrings_handlers.python")
-    pytest.importorskip("material")
-    pytest.importorskip("latex2mathml")
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built documentation; a warning is an error."""
+    for library in ("material", "mkdocstrings_handlers.python", "latex2mathml"):
+        pytest.importorskip(library)
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for page in tmp_path.rglob("*.html"):
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_is_built_of_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    for page in pages:
         text = page.read_text(encoding="utf-8")
-        fetched = re.findall(r"<(?:link|script|img|iframe)[^>]*(?:href|src)=\"?(\w+:)?//", text)
-        assert not fetched, page
+        assert not re.findall(r"<(?:link|script|img|iframe)[^>]*(?:href|src)=\"?(?:\w+:)?//", text)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_reading_and_searching_the_site_asks_nobody_for_anything(site: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("Chromium is not installed")
+    handler = partial(QuietHandler, directory=str(site))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}/"
+        wrong: list[str] = []
+        with playwright.sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            page = browser.new_page()
+            page.on(
+                "request",
+                lambda r: (
+                    None if r.url.startswith((here, "data:", "blob:")) else wrong.append(r.url)
+                ),
+            )
+            page.on("console", lambda message: wrong.append(message.text))
+            page.goto(f"{here}how-it-decides.html")
+            assert page.locator("math").count() > 5
+            page.get_by_placeholder("Search").fill("critical learning rate")
+            page.locator(".md-search-result__item").first.wait_for(state="attached")
+            browser.close()
+        server.shutdown()
+    assert wrong == []
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
 
 def all_commands(page: Path) -> list[list[str]]:

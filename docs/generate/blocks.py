@@ -4,10 +4,10 @@ An output is a `text` block under a comment that says what it is the output of:
 
     <!-- output of: reludiag report demo/run.reludiag -->
     <!-- output of: reludiag report demo/run.reludiag | from Why to Confirm -->
-    <!-- output of: python -->
+    <!-- output of: python | from What is wrong -->
 
 The second is an excerpt: of the lines from the first that begins with one word to the next that
-begins with the other. The third is of the Python block before it.
+begins with the other; the third, of the Python block before it, goes on to its end.
 """
 
 import re
@@ -36,7 +36,7 @@ class Block:
     """What it is the output of: a command, or `python`; None for a block that is written."""
     begins: str = ""
     ends: str = ""
-    """First words of the first and the last line of an excerpt; empty for the whole."""
+    """First words of the first and the last line of an excerpt; empty for those of the whole."""
     span: tuple[int, int] = (0, 0)
     """Where its text stands on the page."""
 
@@ -55,9 +55,9 @@ class Block:
         """What of an output it shows."""
         lines = [line.rstrip() for line in output.strip("\n").splitlines()]
         if self.begins:
-            first = next(at for at, line in enumerate(lines) if _opens(line, self.begins))
-            last = next(at for at in range(first, len(lines)) if _opens(lines[at], self.ends))
-            lines = lines[first : last + 1]
+            lines = lines[_line_of(self.begins, lines) :]
+        if self.ends:
+            lines = lines[: _line_of(self.ends, lines) + 1]
         return "\n".join(lines) + "\n"
 
 
@@ -78,5 +78,8 @@ def blocks(page: Path) -> Iterator[Block]:
         )
 
 
-def _opens(line: str, word: str) -> bool:
-    return line.strip(" │╭─").startswith(word)
+def _line_of(word: str, lines: list[str]) -> int:
+    for at, line in enumerate(lines):
+        if line.strip(" │╭─").startswith(word):
+            return at
+    raise LookupError(f"no line begins with {word!r}")
