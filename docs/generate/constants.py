@@ -31,7 +31,7 @@ def value_of(name: str) -> float:
             continue
         for part in parts[at:]:
             found = getattr(found, part)
-        return float(found)  # type: ignore[arg-type]
+        return float(found)
     raise LookupError(f"reludiag has no {name}")
 
 

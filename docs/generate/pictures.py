@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from docs.generate.blocks import ROOT
 from docs.generate.stage import Stage
@@ -9,6 +10,7 @@ from docs.generate.stage import Stage
 IMAGES = ROOT / "docs" / "images"
 _RUN, _PAGE = "demo/run.reludiag", "demo/report.html"
 _WIDTH, _HEIGHT = 1_100, 1_250
+_SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
 
 def draw(stage: Stage) -> list[str]:
@@ -31,9 +33,10 @@ def _photograph(page: Path) -> list[str]:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
         except Error as error:
             return [f"page-light.png, page-dark.png: {error.message.splitlines()[0]}"]
-        for scheme in ("light", "dark"):
-            size = {"width": _WIDTH, "height": _HEIGHT}
-            view = browser.new_page(viewport=size, color_scheme=scheme)
+        for scheme in _SCHEMES:
+            view = browser.new_page()
+            view.set_viewport_size({"width": _WIDTH, "height": _HEIGHT})
+            view.emulate_media(color_scheme=scheme)
             view.goto(page.as_uri())
             view.wait_for_load_state("networkidle")
             view.wait_for_timeout(1_000)  # Plotly draws on

@@ -139,9 +139,9 @@ def _metavar(parameter: Any) -> str:
     if parameter.metavar:
         return str(parameter.metavar)
     kind = parameter.type_descriptor.annotation
-    return {"float": "NUMBER", "int": "N"}.get(
-        getattr(kind, "__name__", ""), parameter.name.upper()
-    )
+    numbers = {"float": "NUMBER", "int": "N"}
+    name = str(parameter.name).upper()
+    return numbers.get(getattr(kind, "__name__", ""), name)
 
 
 def _shown(value: Any) -> str:
