@@ -5,12 +5,15 @@ import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from reludiag_cli.app import app
 
 import reludiag
 from benchmarks.peers import by_reludiag, cases
@@ -85,6 +88,27 @@ def test_an_example_on_a_page_is_run_by_the_test_of_examples() -> None:
     ran = {path.stem for path in (ROOT / "examples").glob("*.py")}
     shown = {block.included.stem for page in PAGES for block in blocks(page) if block.included}
     assert shown == ran
+
+
+def test_a_command_that_is_shown_and_not_run_has_the_options_that_it_is_given() -> None:
+    """Those for several machines, which a test does not have."""
+    commands: Any = typer.main.get_command(app)
+    for page in PAGES:
+        for block in blocks(page):
+            shown = block.text.splitlines() if block.language == "text" else []
+            for line in shown if block.source is None else []:
+                program, _, rest = line.partition(" ")
+                if program != "reludiag":
+                    continue
+                known = {o for p in commands.commands[rest.split()[0]].params for o in p.opts}
+                assert set(re.findall(r"--[a-z-]+", rest)) <= known, f"{name_of(page)}: {line}"
+
+
+def test_an_extra_that_a_page_names_is_one() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for page in written_pages():
+        for named in re.findall(r"reludiag\[([a-z,]+)\]", page.read_text(encoding="utf-8")):
+            assert set(named.split(",")) <= project["optional-dependencies"].keys(), name_of(page)
 
 
 def test_an_output_follows_every_comment_that_announces_one() -> None:
