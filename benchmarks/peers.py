@@ -29,7 +29,10 @@ from torch.nn import functional
 
 import reludiag
 
-DEEP = -1_000.0  # a bias that silences a unit on any of these data
+DEEP = -30.0
+"""A bias that silences a unit on any of these data, and is not out of all proportion."""
+MARK = 20.0
+"""What the first feature of a sample is where one more unit is to fire."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +132,10 @@ def silence(layer: nn.Module, units: int) -> None:
 def fires_on(layer: nn.Linear, unit: int, batches: list[Tensor], where: Sequence[int]) -> None:
     """Let a unit fire on the first sample of these batches, and on no other."""
     with torch.no_grad():
-        layer.weight[unit], layer.bias[unit] = 0.0, -1.0
-        layer.weight[unit, 0] = 1e-3
-        for at in range(len(batches)):
-            batches[at][:, 0] = batches[at][:, 0].clamp(-5, 5)
-        for at in where:
-            batches[at][0, 0] = 2_000.0
+        layer.weight[unit], layer.bias[unit] = 0.0, -MARK / 2
+        layer.weight[unit, 0] = 1.0
+    for at in where:
+        batches[at][0, 0] = MARK
 
 
 # What each tool says, by its own front door
