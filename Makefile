@@ -7,8 +7,9 @@ READY := $(VENV)/.ready
 ARCHITECTURES := $(VENV)/.architectures
 BROWSER := $(VENV)/.browser
 INTEGRATIONS := $(VENV)/.integrations
+DOCS := $(VENV)/.docs
 
-.PHONY: setup demo test lint bench bench-causes picture clean
+.PHONY: setup demo test lint bench bench-causes pages docs clean
 
 setup: $(READY)
 
@@ -52,7 +53,13 @@ $(INTEGRATIONS): $(READY)
 	done
 	touch $(INTEGRATIONS)
 
-test: $(READY) $(ARCHITECTURES) $(BROWSER) $(INTEGRATIONS)
+# What builds the documentation.
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]" || \
+	    echo "mkdocs-material cannot be had: the documentation is not built"
+	touch $(DOCS)
+
+test: $(READY) $(ARCHITECTURES) $(BROWSER) $(INTEGRATIONS) $(DOCS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
@@ -70,9 +77,13 @@ bench: $(READY)
 bench-causes: $(READY)
 	$(BIN)/python benchmarks/causes.py
 
-# The picture at the top of the README, from a run of the demo.
-picture: demo
-	$(BIN)/reludiag report demo/run.reludiag --svg report.svg > /dev/null
+# The outputs, generated pages and pictures of the README and of docs/, from runs of all they show.
+pages: $(READY) $(BROWSER)
+	$(BIN)/python -m docs.generate
+
+# The documentation as a site of static pages, in site/.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) demo site build dist *.egg-info

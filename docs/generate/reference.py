@@ -1,0 +1,166 @@
+"""Reference: the pages that are made from the code as a whole."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from reludiag_cli.app import app
+from reludiag_cli.settings import COMMAND_LINE_ONLY, PREFIX
+
+from docs.generate.blocks import ROOT
+from reludiag import diagnosis, recording
+from reludiag.diagnosis import Column
+from reludiag.experiments import effects, trials
+
+FOLDER = ROOT / "docs" / "reference"
+_MADE = "<!-- Made from the code by `make pages`. -->\n\n"
+
+
+def reference_pages() -> dict[Path, str]:
+    """Path -> text."""
+    made: Mapping[str, Callable[[], str]] = {
+        "command-line.md": command_line,
+        "tables.md": tables,
+        "recording.md": recording_schema,
+    }
+    return {FOLDER / name: _MADE + make() for name, make in made.items()}
+
+
+def command_line() -> str:
+    """Every command with its arguments and options."""
+    group: Any = typer.main.get_command(app)
+    text = f"# The command line\n\n{group.help}\n\n"
+    text += (
+        "The result goes to stdout, all else to stderr, and every file is written whole or not at "
+        f"all. {group.epilog}\n\n"
+        "Options marked with a dot (·) can also stand in `[tool.reludiag]` of `pyproject.toml`, "
+        "under their name without the dashes, or in a variable such as "
+        f"`{PREFIX}FAIL_OVER`: see [in a pipeline](../how-to/ci.md).\n\n"
+    )
+    text += _rows(
+        ("Command", "What it does"),
+        ((f"[`{n}`](#{n})", _paragraphs(c.help)[0]) for n, c in group.commands.items()),
+    )
+    text += "\n" + _option_table(group.params)
+    return text + "".join(_command(name, each) for name, each in group.commands.items())
+
+
+def tables() -> str:
+    """Every column of every table."""
+    text = (
+        "# The columns of each table\n\n"
+        "Tables are pandas DataFrames with fixed columns and dtypes. CSV and Parquet files and the "
+        "JSON document have the same names; in a CSV, what is not known is empty.\n"
+    )
+    for title, about, columns in (
+        (
+            "Units",
+            "`diagnosis.units`, `--csv` and `--parquet`: a row per unit, sites in forward order. "
+            "The files have the units that are not alive, or with `--all` every one.",
+            diagnosis.UNIT_COLUMNS,
+        ),
+        (
+            "Units of a recording",
+            "After these, in what comes of a recording or of several checkpoints:",
+            diagnosis.LEDGER_COLUMNS,
+        ),
+        ("Sites", "`diagnosis.sites`: a row per site.", diagnosis.SITE_COLUMNS),
+        ("Sites of a recording", "After these, of a recording:", diagnosis.SITE_LEDGER_COLUMNS),
+        (
+            "Timeline",
+            "`diagnosis.timeline`: a row per snapshot and site. None after a single scan.",
+            diagnosis.TIMELINE_COLUMNS,
+        ),
+        (
+            "Trials",
+            "`reludiag.sweep`, `reludiag.compare` and `Replay.trials`, and `--csv` of the commands "
+            f"of these names: a row per run. After these, a column `{trials.METRIC}NAME` for each "
+            "number that the training returned.",
+            trials.TRIAL_COLUMNS,
+        ),
+        (
+            "Cells",
+            "`Effects.cells`: a row for each initialization and learning rate.",
+            effects.CELL_COLUMNS,
+        ),
+    ):
+        text += f"\n## {title}\n\n{about}\n\n{_columns(columns)}"
+    return text
+
+
+def recording_schema() -> str:
+    """The file that a Monitor writes."""
+    return (
+        "# The recording\n\n"
+        "A recording is one SQLite file. Each snapshot is one transaction of a write-ahead log: "
+        "what was acknowledged before a crash is there after it, and a reader can follow a run "
+        "that is still being written. While the run goes on, a `-wal` and a `-shm` file beside it "
+        "belong to it; when it ends, the log is folded in.\n\n"
+        "Nothing needs to read it but `reludiag.load` and the commands; this is for who wants to "
+        f"do so in SQL. The schema's version is {recording.SCHEMA_VERSION} (`PRAGMA "
+        "user_version`); a file of another version is refused with a sentence. Its "
+        f"`application_id` is {recording.APPLICATION_ID:#x}.\n\n"
+        f"```sql\n{recording.SCHEMA.strip()}\n```\n"
+    )
+
+
+def _command(name: str, command: Any) -> str:
+    paragraphs = _paragraphs(command.help)
+    arguments = [p for p in command.params if p.opts == [p.name]]
+    options = [p for p in command.params if p.opts != [p.name]]
+    words = " ".join(_metavar(a) if a.required else f"[{_metavar(a)}]" for a in arguments)
+    text = f"\n## {name}\n\n"
+    for paragraph in paragraphs:
+        example = paragraph.startswith("reludiag ")
+        text += f"```text\n{paragraph}\n```\n\n" if example else f"{paragraph}\n\n"
+    text += f"`reludiag {name} {words} [OPTIONS]`\n\n".replace("  ", " ")
+    if arguments:
+        rows = ((f"`{_metavar(a)}`", a.help) for a in arguments)
+        text += _rows(("Argument", "Meaning"), rows) + "\n"
+    return text + _option_table(options)
+
+
+def _option_table(options: Iterable[Any]) -> str:
+    rows = []
+    for option in options:
+        key = option.opts[0].removeprefix("--")
+        names = "`, `".join([*option.opts, *option.secondary_opts])
+        value = "" if option.is_flag else f" `{_metavar(option)}`"
+        dot = "" if key in COMMAND_LINE_ONLY else " ·"
+        default = option.default
+        shown = "" if default in (None, False, ()) else f" Default: `{_shown(default)}`."
+        many = " May be repeated." if option.multiple and "epeat" not in option.help else ""
+        rows.append((f"`{names}`{value}{dot}", f"{option.help}{many}{shown}"))
+    return _rows(("Option", "Meaning"), rows)
+
+
+def _metavar(parameter: Any) -> str:
+    if parameter.metavar:
+        return str(parameter.metavar)
+    kind = parameter.type_descriptor.annotation
+    numbers = {"float": "NUMBER", "int": "N"}
+    name = str(parameter.name).upper()
+    return numbers.get(getattr(kind, "__name__", ""), name)
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _columns(columns: Sequence[Column]) -> str:
+    rows = ((f"`{c.name}`", c.dtype, c.meaning) for c in columns)
+    return _rows(("Column", "dtype", "Meaning"), rows)
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [" ".join(part.split()) for part in text.split("\n\n")]
+
+
+def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(_cell(c) for c in line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
