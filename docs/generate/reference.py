@@ -9,9 +9,10 @@ from reludiag_cli.app import app
 from reludiag_cli.settings import COMMAND_LINE_ONLY, PREFIX
 
 from docs.generate.blocks import ROOT
-from reludiag import diagnosis, recording
+from reludiag import diagnosis
 from reludiag.diagnosis import Column
 from reludiag.experiments import effects, trials
+from reludiag.recording import schema
 
 FOLDER = ROOT / "docs" / "reference"
 _MADE = "<!-- Made from the code by `make pages`. -->\n\n"
@@ -98,10 +99,10 @@ def recording_schema() -> str:
         "that is still being written. While the run goes on, a `-wal` and a `-shm` file beside it "
         "belong to it; when it ends, the log is folded in.\n\n"
         "Nothing needs to read it but `reludiag.load` and the commands; this is for who wants to "
-        f"do so in SQL. The schema's version is {recording.SCHEMA_VERSION} (`PRAGMA "
+        f"do so in SQL. The schema's version is {schema.SCHEMA_VERSION} (`PRAGMA "
         "user_version`); a file of another version is refused with a sentence. Its "
-        f"`application_id` is {recording.APPLICATION_ID:#x}.\n\n"
-        f"```sql\n{recording.SCHEMA.strip()}\n```\n"
+        f"`application_id` is {schema.APPLICATION_ID:#x}.\n\n"
+        f"```sql\n{schema.SCHEMA.strip()}\n```\n"
     )
 
 
