@@ -144,6 +144,13 @@ def test_a_scan_has_no_lives_and_several_checkpoints_have() -> None:
     assert data_of(page)["lives"] is None
 
 
+def test_a_number_alone_is_no_name_of_a_tile() -> None:
+    lives = [(NEVER, NEVER)]
+    page = html(planted_run({"stem.relu": lives, "backbone.1": lives, "backbone.3": lives}, 3))
+    tiles = re.findall(r'class="tile.*?<b>(.*?)</b>', page)
+    assert tiles == ["relu", "backbone.1", "backbone.3"]
+
+
 def test_the_answer_is_a_word() -> None:
     def word(*sites: list[tuple[int, int]]) -> str:
         return answer(planted_run({str(at): lives for at, lives in enumerate(sites)}, 3)).word
@@ -214,7 +221,7 @@ def test_causes_come_with_their_evidence_and_what_would_confirm_them() -> None:
         identifiable=False,
         evidence=(Evidence("critical rate", 0.0123456, "<b>half</b> lived"),),
         sentence="The rate killed them.",
-        advice="Halve it.",
+        advice="halve it",
         confirm="reludiag replay TRAIN",
     )
     page = html(dataclasses.replace(plain, causes=(cause,)))

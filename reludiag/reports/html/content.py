@@ -6,11 +6,13 @@ from typing import Any
 
 import pandas as pd
 
+from reludiag.causes.cause import DIVERGENCE
 from reludiag.diagnosis import Diagnosis
 from reludiag.experiments.effects import Effects
 from reludiag.reports.effects_summary import caveats, findings, headline, rate
 from reludiag.reports.summary import (
     LifeWindow,
+    instruction,
     life_windows,
     many,
     next_steps,
@@ -103,7 +105,7 @@ class Why:
     share: str
     identifiable: bool
     evidence: tuple[Proof, ...]
-    advice: str
+    instruction: str
     confirm: str
 
 
@@ -168,6 +170,7 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
     rows = []
     for index, row in enumerate(diagnosis.sites.to_dict("records")):
         units = None if pd.isna(row["units"]) else int(row["units"])
+        lost = bool(units) and row["nonfinite"] == units
         others = [
             f"{int(row[v]):,} {v.replace('_', ' ')}"
             for v in VERDICTS
@@ -179,17 +182,17 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
                 name=names[index],
                 label=labels[index],
                 heat=_site_heat(row, units),
-                text="not finite"
-                if row["nonfinite"] == units and units
-                else _share_text(row, units),
+                text="not finite" if lost else _share_text(row, units),
                 activation=str(row["activation"]),
                 producer=_text(row["producer"]),
                 units=units,
                 dead=int(row["dead"]),
                 share=int(row["dead"]) / units if units else -1.0,
                 others=", ".join(others),
-                firing=_share_of_one(row["mean_firing_rate"]),
-                firing_rate=-1.0 if pd.isna(row["mean_firing_rate"]) else row["mean_firing_rate"],
+                firing="" if lost else _share_of_one(row["mean_firing_rate"]),
+                firing_rate=-1.0
+                if lost or pd.isna(row["mean_firing_rate"])
+                else row["mean_firing_rate"],
                 born=_number(row["born_dead"]) if ledger else None,
                 died=_number(row["died"]) if ledger else None,
                 revived=_number(row["revived"]) if ledger else None,
@@ -229,12 +232,13 @@ def whys(diagnosis: Diagnosis) -> list[Why]:
             site=cause.site or "",
             name=cause.kind.replace("_", " "),
             sentence=cause.sentence,
-            share=share(cause.share, 1),
+            # Of a divergence it is the share that is not finite, which its evidence says.
+            share="" if cause.kind == DIVERGENCE else share(cause.share, 1),
             identifiable=cause.identifiable,
             evidence=tuple(
                 Proof(item.what, _value(item.value), item.meaning) for item in cause.evidence
             ),
-            advice=cause.advice,
+            instruction=instruction(cause),
             confirm=cause.confirm,
         )
         for cause in diagnosis.causes
@@ -243,7 +247,7 @@ def whys(diagnosis: Diagnosis) -> list[Why]:
 
 def advice(diagnosis: Diagnosis, causes: Sequence[Why]) -> list[str]:
     """What to do and what to look at next, the gravest first."""
-    cures = [cause.advice for cause in causes if cause.advice and not cause.site]
+    cures = [cause.instruction for cause in causes if cause.instruction and not cause.site]
     looks = [line for line in next_steps(diagnosis) if not line.startswith("--csv FILE")]
     return list(dict.fromkeys([*cures, *looks]))
 
@@ -307,8 +311,8 @@ def _share_of_one(value: Any) -> str:
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """The last part of each name, or as many as tell it from the rest."""
-    labels = [_end(name, 1) for name in names]
+    """The last part of each name, or as many as tell it from the rest; never a number alone."""
+    labels = [_end(name, 2 if _end(name, 1)[:1].isdigit() else 1) for name in names]
     for parts in (2, 3):
         labels = [
             _end(name, parts) if labels.count(label) > 1 else label

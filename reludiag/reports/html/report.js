@@ -45,7 +45,9 @@ function colour(name) {
 
 function showTheme() {
   const theme = document.documentElement.dataset.theme;
-  $("theme").textContent = { auto: "◐ Auto", light: "☀ Light", dark: "☾ Dark" }[theme];
+  const [sign, word] = { auto: "◐ Auto", light: "☀ Light", dark: "☾ Dark" }[theme].split(" ");
+  $("theme").querySelector("span").textContent = sign;
+  $("theme").querySelector("b").textContent = word; // for which a narrow page has no room
   $("theme").setAttribute("aria-label", `Colours: ${theme === "auto" ? "as the system has them" : theme}`);
 }
 
@@ -58,7 +60,14 @@ $("theme").addEventListener("click", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 for (const [event, now] of [["beforeprint", true], ["afterprint", false]])
-  addEventListener(event, () => { printing = now; draw(); });
+  addEventListener(event, () => {
+    printing = now;
+    for (const part of document.querySelectorAll(now ? "details:not([open])" : "details[data-shut]")) {
+      part.toggleAttribute("data-shut", now); // on paper nobody can open it
+      part.open = now;
+    }
+    draw();
+  });
 
 // ---- Which site is shown
 
@@ -395,7 +404,7 @@ function prepareDead() {
   if (!$("dead")) return;
   const SHOWN = {
     site: "Site", unit: "Unit", born_dead: "Born dead", died_step: "Died by step", lr_at_death: "Learning rate then",
-    revived_step: "Revived before, at step", cause: "Cause", max_preactivation: "Largest pre-activation", firing_rate_upper: "Fires at most in" };
+    revived_step: "Last revived at step", cause: "Cause", max_preactivation: "Largest pre-activation", firing_rate_upper: "Fires at most in" };
   const TEXT = new Set(["site", "born_dead", "cause"]);
   const [names, ...all] = parsedCsv(data.csv);
   const columns = Object.keys(SHOWN).map((name) => names.indexOf(name))
