@@ -206,6 +206,8 @@ def test_random_input_says_that_it_is_no_evidence(place: Path) -> None:
     done = scan(place, "--input-shape", "4", data=None)
     assert done.code == 0
     assert "RANDOM INPUT" in done.out
+    assert "3 of 8 units dead" in done.out
+    assert "95 %" not in done.out  # of noise there is no bound that holds for data
     assert any(
         "no evidence of death" in note
         for note in json.loads(scan(place, "--input-shape", "4", "--json", data=None).out)["notes"]

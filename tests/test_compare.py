@@ -26,6 +26,7 @@ def record(
     rates: tuple[float, ...] = (),
     states: tuple[tuple[int, ...], ...] = ((), ()),
     facts: dict[str, Any] | None = None,
+    probe: torch.Tensor | None = PROBE,
 ) -> Path:
     """A run of 20 units that can die and 4 that cannot; `states` are the silent units by step.
 
@@ -42,11 +43,13 @@ def record(
                 model[0].bias[unit] = -100.0 if unit >= 0 else math.nan
 
     silence(states[0])
-    with reludiag.Monitor(model, optimizer, path=path, every=1, probe=PROBE):
+    with reludiag.Monitor(model, optimizer, path=path, every=1, probe=probe):
         for step, units in enumerate(states[1:]):
             if rates:
                 optimizer.param_groups[0]["lr"] = rates[step]
             silence(units)
+            if probe is None:
+                model(PROBE)
             optimizer.step()  # without gradients: only what is done by hand changes
     with sqlite3.connect(path) as db:
         rows = [(key, json.dumps(value)) for key, value in (facts or {}).items()]
@@ -116,6 +119,32 @@ def test_runs_of_different_lengths_are_compared_with_a_word_on_it(tmp_path: Path
     paths = [record(tmp_path / name, states=((),) * n) for name, n in (("a", 2), ("b", 5))]
     notes = reludiag.effects(reludiag.compare(paths)).notes
     assert any("differ in steps, 1 to 4" in note for note in notes)
+
+
+def test_runs_with_a_probe_and_without_are_compared_with_a_word_on_it(tmp_path: Path) -> None:
+    judged = record(tmp_path / "a")
+    trained = record(tmp_path / "b", probe=None)
+    smaller = record(tmp_path / "c", probe=PROBE[:8])
+    trials = reludiag.compare([judged, trained, smaller])
+    assert trials["probe"].fillna(0).tolist() == [64, 0, 8]
+    done = reludiag_command("compare", judged, trained)
+    assert "1 of 2 runs judged their units on a probe" in " ".join(done.out.split()).replace(
+        " │ │ ", " "
+    )
+    notes = reludiag.effects(reludiag.compare([judged, smaller])).notes
+    assert any("differ in samples of the probe, 8 to 64" in note for note in notes)
+    alike = reludiag.effects(reludiag.compare([judged, record(tmp_path / "d")])).notes
+    assert not any("probe" in note for note in alike)
+
+
+def test_what_a_recording_warns_of_is_said_of_the_runs_too(tmp_path: Path) -> None:
+    warning = "BatchNorm uses its running statistics on the probe."
+    paths = [
+        record(tmp_path / name, facts={"notes": notes})
+        for name, notes in (("a", [warning, "Other."]), ("b", [warning]))
+    ]
+    notes = reludiag.effects(reludiag.compare(paths)).notes
+    assert notes[:2] == (warning, "1 of 2 runs: Other.")
 
 
 def test_the_same_recording_twice_is_refused(tmp_path: Path) -> None:

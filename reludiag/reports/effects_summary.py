@@ -99,15 +99,27 @@ def interval(item: VarianceShare) -> str:
     if item.low is None or item.high is None:
         return ""
     for digits in (0, 1):
-        ends = [f"{100 * end:.{digits}f}" for end in (item.low, item.high)]
-        if ends[0] != ends[1] and ends[0] != "0" and ends[1] != "100":
+        ends = [_end(end, digits) for end in (item.low, item.high)]
+        if ends[0] != ends[1]:
             break
     return f"{'-'.join(dict.fromkeys(ends))} %"
+
+
+def _end(part: float, digits: int) -> str:
+    """An end of an interval; only what is 0 or all is written so."""
+    text = f"{100 * part:.{digits}f}"
+    rounded_away = (part > 0 and float(text) == 0) or (part < 1 and float(text) == 100)
+    return share(part, 1).removesuffix(" %") if rounded_away or part in (0, 1) else text
 
 
 def rate(value: float) -> str:
     """A learning rate as people write it."""
     return f"{value:.6g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def number(value: float) -> str:
+    """What train returned, in at most nine characters."""
+    return f"{value:.3g}"
 
 
 def p_text(value: float | None) -> str:
@@ -230,7 +242,10 @@ def _untold_sentences(effects: Effects) -> list[str]:
     lines += [f"{_listed(inits)}: {why}." for why, inits in by_reason.items()]
     shares = [s for s in effects.variance if s.share is not None]
     if shares and all(item.low is None for item in shares):
-        lines.append("One run a cell: how sure the shares are is not known. --seeds 3 would tell.")
+        lines.append(
+            "How sure the shares are is not known: too few runs of one learning rate and "
+            "initialization, or none of them differ. Three seeds of each would tell."
+        )
     return lines
 
 

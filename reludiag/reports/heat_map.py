@@ -1,7 +1,7 @@
 """The terminal report of a sweep: heat maps of deaths, what explains them, and what is safe."""
 
 import io
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reludiag.experiments.effects import RESPONSES, Effects
+from reludiag.experiments.trials import METRIC
 from reludiag.experiments.variance import ALWAYS_SAME
 from reludiag.reports.effects_summary import (
     SOURCES,
@@ -22,6 +23,7 @@ from reludiag.reports.effects_summary import (
     findings,
     headline,
     interval,
+    number,
     p_text,
     rate,
 )
@@ -30,6 +32,8 @@ from reludiag.reports.summary import many, share
 from reludiag.reports.terminal import WIDTH
 
 _RATES_A_TABLE = 7  # as many columns of learning rates as fit beside the names
+_METRICS_A_TABLE = 5  # the same of numbers such as -1.23e-05
+_MOST_METRICS = 3  # of what train returned; the JSON and the table of runs have them all
 _SAME = 0.005  # shares of dead units that differ by less are shown as one
 _TITLES = {
     "born": "Born dead: share of units dead at step 0",
@@ -47,6 +51,7 @@ def print_effects(effects: Effects, console: Console) -> None:
         # Mostly a matter of the initialization alone: then it is one column among the next.
         if _born_varies(effects):
             parts.append(_map(effects, "born"))
+        parts += [_metric_map(effects, name) for name in effects.metrics[:_MOST_METRICS]]
         parts += [_initializations(effects), _explanations(effects)]
     lines = findings(effects)
     if lines:
@@ -73,21 +78,37 @@ def _head(effects: Effects) -> RenderableType:
 
 
 def _map(effects: Effects, response: str) -> RenderableType:
+    return _grid(effects, response, _TITLES[response], _share, _RATES_A_TABLE)
+
+
+def _metric_map(effects: Effects, name: str) -> RenderableType:
+    title = f"What train returned as {name.removeprefix(METRIC)}: median over runs"
+    return _grid(effects, name, title, _metric, _METRICS_A_TABLE)
+
+
+def _metric(value: float, mark: str = "") -> Text:
+    return Text(number(value) + mark)
+
+
+def _grid(
+    effects: Effects, name: str, title: str, shown: Callable[[float, str], Text], most: int
+) -> RenderableType:
+    """A column of `cells` over rates and initializations, at most so many rates a table."""
     by_place = effects.cells.set_index(["init", "lr"]).to_dict("index")
-    heat = effects.heat_map(response)
-    parts: list[RenderableType] = [Text(_TITLES[response], style="bold")]
-    for start in range(0, len(heat.columns), _RATES_A_TABLE):
+    heat = effects.heat_map(name)
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    for start in range(0, len(heat.columns), most):
         table = _table()
         table.add_column("Initialization", overflow="fold", max_width=20)
-        rates = list(heat.columns[start : start + _RATES_A_TABLE])
+        rates = list(heat.columns[start : start + most])
         for value in rates:
             table.add_column(rate(float(value)), justify="right", no_wrap=True)
         for init, row in heat.iterrows():
-            shown = [
-                _cell(row[value], by_place[init, value]) if (init, value) in by_place else ""
+            cells = [
+                _cell(row[value], by_place[init, value], shown) if (init, value) in by_place else ""
                 for value in rates
             ]
-            table.add_row(Text(str(init)), *shown)
+            table.add_row(Text(str(init)), *cells)
         parts.append(Padding(table, (1, 0, 0, 0)))
     return Padding(Group(*parts), (1, 0, 0, 1))
 
@@ -97,9 +118,9 @@ def _born_varies(effects: Effects) -> bool:
     return bool((heat.max(axis=1) - heat.min(axis=1) > _SAME).any())
 
 
-def _cell(part: float, cell: Mapping[Hashable, Any]) -> Text:
-    if not pd.isna(part):
-        return _share(part, "!" if cell["diverged"] else "")
+def _cell(value: float, cell: Mapping[Hashable, Any], shown: Callable[[float, str], Text]) -> Text:
+    if not pd.isna(value):
+        return shown(value, "!" if cell["diverged"] else "")
     if cell["diverged"]:
         return Text("NaN", style="bold magenta")
     return Text("crash" if cell["crashed"] else "?", style="dim")
