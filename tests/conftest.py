@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from reludiag import reductions
+from tests.browser import chromium, opened  # noqa: F401  fixtures
 
 # The tensors of these tests are tiny: a second thread costs more than it brings.
 torch.set_num_threads(1)

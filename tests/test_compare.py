@@ -170,7 +170,7 @@ def grid(folder: Path) -> list[Path]:
 
 def test_the_command_shows_what_the_runs_say_and_what_they_cannot(tmp_path: Path) -> None:
     done = reludiag_command("compare", *grid(tmp_path), "--csv", tmp_path / "runs.csv")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, f"wrote {tmp_path / 'runs.csv'}\n")
     assert "6 runs: 3 learning rates, 2 initializations" in done.out
     rows = [line.split() for line in done.out.splitlines()]
     assert ["kaiming", "0", "%", "0", "%", "60", "%"] in rows
@@ -191,6 +191,17 @@ def test_the_commands_json_is_one_document_and_its_csv_one_table(tmp_path: Path)
     assert [item["highest_safe"] for item in strict["safe"]] == [1.0, 1.0]
     table = reludiag_command("compare", *paths, "--csv", "-").out
     assert len(list(csv.DictReader(io.StringIO(table)))) == 6
+
+
+def test_the_commands_page_is_one_file_with_the_heat_maps(tmp_path: Path) -> None:
+    paths = grid(tmp_path)
+    done = reludiag_command("compare", *paths, "--html", tmp_path / "runs.html")
+    assert (done.code, done.err) == (0, f"wrote {tmp_path / 'runs.html'}\n")
+    page = (tmp_path / "runs.html").read_text(encoding="utf-8")
+    assert "6 runs cannot tell whether the learning rate kills units" in page
+    assert len(page) < 100_000
+    assert "6 runs" in done.out  # the report on the terminal is there all the same
+    assert reludiag_command("compare", *paths, "--html", "-").out == page
 
 
 def test_a_file_that_is_no_recording_is_said_to_be_none(tmp_path: Path) -> None:

@@ -212,6 +212,19 @@ def test_effects_add_their_heat_maps() -> None:
     assert re.search(r'class="n h-4">61 %<', page)
 
 
+def test_a_notebook_gets_the_heat_maps_of_a_sweep_without_scripts() -> None:
+    rows = [
+        {"lr": lr, "init": HOSTILE[0], "seed": seed, "status": "complete", "units": 100, "born": 0,
+         "new": new, "dead": new, "nonfinite": 0}
+        for lr, new in ((0.01, 0), (1.0, 60))
+        for seed in range(3)
+    ]  # fmt: skip
+    short = reludiag.effects(pd.DataFrame(rows))._repr_html_()
+    assert "<script" not in short
+    assert "&lt;script&gt;alert(1)" in short
+    assert re.search(r'class="n h-4">60 %<', short)
+
+
 def test_causes_come_with_their_evidence_and_what_would_confirm_them() -> None:
     plain = planted_run({"relu": dying(8, 4)}, 4)
     cause = Cause(

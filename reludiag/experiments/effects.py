@@ -92,15 +92,27 @@ class Effects:
 
     def to_json(self, path: str | Path | IO[str]) -> None:
         """Write one JSON document with a `schema_version`; `-` is the standard output."""
-        from reludiag.reports import write_effects_json
+        from reludiag.reports import effects_document, write
 
-        write_effects_json(self, path)
+        write(path, effects_document(self))
 
     def to_csv(self, path: str | Path | IO[str]) -> None:
         """Write the table of trials; `-` is the standard output."""
-        from reludiag.reports import write_trials
+        from reludiag.reports import write_csv
 
-        write_trials(self.trials, path)
+        write_csv(self.trials, path)
+
+    def to_html(self, path: str | Path | IO[str]) -> None:
+        """Write the report as one page that needs nothing else; `-` is the standard output."""
+        from reludiag.reports import effects_page, write
+
+        write(path, effects_page(self))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from reludiag.reports import effects_fragment
+
+        return effects_fragment(self)
 
     def figure(self) -> Any:
         """A matplotlib figure of the heat maps, to be saved or changed."""

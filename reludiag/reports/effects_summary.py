@@ -94,6 +94,25 @@ def caveats(effects: Effects) -> list[str]:
     return [*lines, *effects.notes]
 
 
+def size(effects: Effects) -> str:
+    """Of how many runs it is, over what."""
+    rates, inits = effects.cells["lr"].nunique(), effects.cells["init"].nunique()
+    return (
+        f"{many(effects.runs, 'run')}: {many(rates, 'learning rate')}, "
+        f"{many(inits, 'initialization')}"
+    )
+
+
+def marks(effects: Effects) -> str:
+    """What stands in the cells of a heat map beside shares."""
+    cells, told = effects.cells, []
+    if cells["diverged"].any():
+        told.append("NaN: all its runs diverged   !: some did, the share is of the others")
+    if (cells["crashed"] == cells["runs"]).any():
+        told.append("crash: all its runs did")
+    return "   ".join(told)
+
+
 def interval(item: VarianceShare) -> str:
     """`70-78 %`, with a decimal where that would hide a difference; empty where there is none."""
     if item.low is None or item.high is None:

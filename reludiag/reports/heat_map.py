@@ -23,12 +23,14 @@ from reludiag.reports.effects_summary import (
     findings,
     headline,
     interval,
+    marks,
     number,
     p_text,
     rate,
+    size,
 )
 from reludiag.reports.harmless import Harmless
-from reludiag.reports.summary import many, share
+from reludiag.reports.summary import share
 from reludiag.reports.terminal import WIDTH
 
 _RATES_A_TABLE = 7  # as many columns of learning rates as fit beside the names
@@ -69,10 +71,7 @@ def effects_text(effects: Effects, encoding: str = "utf-8") -> str:
 
 
 def _head(effects: Effects) -> RenderableType:
-    cells = effects.cells
-    rates, inits = cells["lr"].nunique(), cells["init"].nunique()
-    size = f"{many(effects.runs, 'run')}: {many(rates, 'learning rate')}, "
-    lines = [Text(size + many(inits, "initialization"), style="bold"), Text(headline(effects))]
+    lines = [Text(size(effects), style="bold"), Text(headline(effects))]
     lines += [Text(note, style="yellow") for note in caveats(effects)]
     return Panel(Group(*lines), title="reludiag", title_align="left", border_style="dim")
 
@@ -134,13 +133,8 @@ def _share(part: float, mark: str = "") -> Text:
 
 
 def _legend(effects: Effects) -> RenderableType:
-    """What stands in cells beside shares."""
-    cells, parts = effects.cells, []
-    if cells["diverged"].any():
-        parts.append("NaN: all its runs diverged   !: some did, the share is of the others")
-    if (cells["crashed"] == cells["runs"]).any():
-        parts.append("crash: all its runs did")
-    return Padding(Text("   ".join(parts), style="dim"), (0, 0, 0, 1)) if parts else Group()
+    told = marks(effects)
+    return Padding(Text(told, style="dim"), (0, 0, 0, 1)) if told else Group()
 
 
 def _explanations(effects: Effects) -> RenderableType:

@@ -1,6 +1,6 @@
 """What the page says, as plain values: the template only lays it out."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -258,7 +258,7 @@ def grid(effects: Effects | None) -> Grid | None:
         return None
     return Grid(
         headline(effects),
-        tuple(_heat_map(effects, response) for response in _RESPONSES if len(effects.cells)),
+        tuple(heat_map(effects, response) for response in _RESPONSES if len(effects.cells)),
         (*caveats(effects), *findings(effects)),
     )
 
@@ -270,21 +270,32 @@ def heat(part: float) -> str:
     return str(1 + sum(part >= limit for limit in _HEAT))
 
 
-def _heat_map(effects: Effects, response: str) -> HeatMap:
-    table = effects.heat_map(response)
+def _share_and_heat(part: float) -> tuple[str, str]:
+    return share(part, 1), heat(part)
+
+
+def heat_map(
+    effects: Effects,
+    name: str,
+    title: str = "",
+    shown: Callable[[float], tuple[str, str]] = _share_and_heat,
+) -> HeatMap:
+    """One column of `cells` as a table of texts and colours: a share of dead units, if not else."""
+    table = effects.heat_map(name)
     places = effects.cells.set_index(["init", "lr"]).to_dict("index")
 
     def cell(part: float, place: dict[Hashable, Any] | None) -> tuple[str, str]:
         if place is None:
             return "", "none"
         if not pd.isna(part):
-            return share(part, 1) + ("!" if place["diverged"] else ""), heat(part)
+            text, colour = shown(part)
+            return text + ("!" if place["diverged"] else ""), colour
         return (
             ("NaN", "nan") if place["diverged"] else ("crash" if place["crashed"] else "?", "none")
         )
 
     return HeatMap(
-        _RESPONSES[response],
+        title or _RESPONSES[name],
         tuple(rate(float(value)) for value in table.columns),
         tuple(
             (

@@ -1,12 +1,7 @@
-"use strict";
-// Draws the charts and makes the tables sortable. Names come from a file that anybody may have
-// written: they reach the page as text only, and Plotly, which reads tags in text, by plain().
+// Draws the charts of a report and lists its dead units. What a page of any kind does is in page.js.
+// Plotly reads tags in text: names reach it by plain().
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
-const make = (tag, text = "", properties = {}) =>
-  Object.assign(document.createElement(tag), { textContent: text }, properties);
-const many = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const short = (text, most) =>
   text.length <= most ? text : `${text.slice(0, most >> 2)}…${text.slice(text.length - most + (most >> 2) + 1)}`;
@@ -31,7 +26,6 @@ const windowName = (at) => (at === 0 ? `step ${edges[1]}` : `steps ${edges[at]}�
 
 // ---- Colours
 
-const themes = ["auto", "light", "dark"];
 let printing = false;
 
 function colour(name) {
@@ -43,31 +37,10 @@ function colour(name) {
   return found;
 }
 
-function showTheme() {
-  const theme = document.documentElement.dataset.theme;
-  const [sign, word] = { auto: "◐ Auto", light: "☀ Light", dark: "☾ Dark" }[theme].split(" ");
-  $("theme").querySelector("span").textContent = sign;
-  $("theme").querySelector("b").textContent = word; // for which a narrow page has no room
-  $("theme").setAttribute("aria-label", `Colours: ${theme === "auto" ? "as the system has them" : theme}`);
-}
-
-$("theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  root.dataset.theme = themes[(themes.indexOf(root.dataset.theme) + 1) % themes.length];
-  try { localStorage.setItem("reludiag-theme", root.dataset.theme); } catch { /* not kept, then */ }
-  showTheme();
-  draw();
-});
+document.addEventListener("themed", () => draw());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 for (const [event, now] of [["beforeprint", true], ["afterprint", false]])
-  addEventListener(event, () => {
-    printing = now;
-    for (const part of document.querySelectorAll(now ? "details:not([open])" : "details[data-shut]")) {
-      part.toggleAttribute("data-shut", now); // on paper nobody can open it
-      part.open = now;
-    }
-    draw();
-  });
+  addEventListener(event, () => { printing = now; draw(); });
 
 // ---- Which site is shown
 
@@ -358,37 +331,7 @@ function draw() {
   if (lives) drawLife();
 }
 
-// ---- Tables
-
-function sortable(table, sort) {
-  for (const [column, head] of [...table.tHead.rows[0].cells].entries())
-    head.firstElementChild.addEventListener("click", () => {
-      // Numbers begin with the largest, which is mostly what is looked for; text with A.
-      const before = head.getAttribute("aria-sort");
-      const rising = before ? before === "descending" : !head.classList.contains("n");
-      for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-      sort(column, rising, head.classList.contains("n"));
-    });
-}
-const collator = new Intl.Collator("en", { numeric: true });
-const compared = (a, b, numbers) => (numbers ? Number(a) - Number(b) : collator.compare(a, b));
-
-function prepareSites() {
-  const table = $("sites"), body = table.tBodies[0];
-  const key = (row, column) => row.cells[column].dataset.key ?? row.cells[column].textContent.trim();
-  sortable(table, (column, rising, numbers) =>
-    body.append(...[...body.rows].sort((a, b) => compared(key(a, column), key(b, column), numbers) * (rising ? 1 : -1))));
-  $("site-search").addEventListener("input", ({ target }) => {
-    const wanted = target.value.trim().toLowerCase();
-    let left = 0;
-    for (const row of body.rows) {
-      row.hidden = !row.dataset.site.toLowerCase().includes(wanted);
-      left += !row.hidden;
-    }
-    $("sites-none").hidden = left > 0;
-  });
-}
+// ---- The dead units
 
 function parsedCsv(text) {
   const rows = [[]];
@@ -446,16 +389,10 @@ function prepareDead() {
     show();
   });
   $("more").addEventListener("click", () => { most *= 4; show(); });
-  $("download").addEventListener("click", () => {
-    const url = URL.createObjectURL(new Blob([data.csv], { type: "text/csv" }));
-    make("a", "", { href: url, download: "dead-units.csv" }).click();
-    setTimeout(() => URL.revokeObjectURL(url), 1000);
-  });
+  $("download").addEventListener("click", () => download(data.csv, "dead-units.csv"));
   show();
 }
 
-showTheme();
 prepareChoice();
-prepareSites();
 prepareDead();
 choose(chosen);
