@@ -97,7 +97,7 @@ def test_500_sites_lose_nobody_and_name_every_one() -> None:
 def test_the_page_agrees_with_the_tables() -> None:
     run = planted_run({"a": [(0, NEVER), (3, NEVER), (2, 4), (NEVER, NEVER)]}, 6)
     page = html(run)
-    assert f"2 of 4 units are dead ({share(2, 4)})" in page
+    assert f"2 of 4 units are dead ({share(2, 4)})" in page.replace("\u00a0", " ")
     sent = data_of(page)
     stream = io.StringIO()
     run.to_csv(stream)
@@ -164,7 +164,7 @@ def test_the_answer_is_a_word() -> None:
 
 def test_one_dead_of_100000_is_not_rounded_away() -> None:
     page = html(planted_run({"relu": [(1, NEVER)] + [(NEVER, NEVER)] * 99_999}, 3))
-    assert "1 of 100,000 units is dead (&lt;0.1 %)" in page
+    assert "1 of 100,000 units is dead (&lt;0.1\u00a0%)" in page
 
 
 def test_names_are_text_wherever_they_stand() -> None:
@@ -239,11 +239,19 @@ def test_causes_come_with_their_evidence_and_what_would_confirm_them() -> None:
     )
     page = html(dataclasses.replace(plain, causes=(cause,)))
     for said in (
-        "The rate killed them.", "0.01235", "&lt;b&gt;half&lt;/b&gt; lived", "&gt;99.9 %",
+        "The rate killed them.", "0.01235", "&lt;b&gt;half&lt;/b&gt; lived", "&gt;99.9\u00a0%",
         "cannot tell for sure", "<code>reludiag replay TRAIN</code>", "<li>Halve it.</li>",
     ):  # fmt: skip
         assert said in page, said
     assert 'id="why"' not in html(dataclasses.replace(plain, causes=()))
+    for kind, said in (
+        ("none", "nothing unusual"),
+        ("undetermined", "This run alone cannot tell."),
+    ):
+        other = dataclasses.replace(cause, kind=kind, identifiable=kind == "none")
+        page = html(dataclasses.replace(plain, causes=(other,)))
+        assert said in page
+        assert "It explains" not in page
 
 
 @pytest.mark.parametrize("frame", ["nothing", "uncalled"])

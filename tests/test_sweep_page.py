@@ -45,7 +45,7 @@ def test_a_sweep_has_a_page_of_its_own(opened: Open, width: int, scheme: str) ->
     assert heats == ["n h-1", "n h-2", "n h-4"]
     assert born.locator("tbody tr").nth(2).locator("td").first.inner_text() == "8.0 %"
     assert "!: some did" in page.locator("#where").inner_text()
-    assert page.locator("#where table.heat").nth(2).locator("caption").inner_text() == "loss"
+    assert page.locator("#where figcaption").nth(2).inner_text() == "loss"
     assert page.locator("#safe tbody tr").count() == 3
     assert page.locator("#explained .share b").count() > 0
     assert "1 run: ValueError: no (net.py:3)" in page.locator("#runs").inner_text()
@@ -62,7 +62,7 @@ def test_hostile_names_do_nothing_in_the_page_of_a_sweep(opened: Open) -> None:
     assert page.locator("main img, main script, main a[href^=http], main td b b").count() == 0
     named = page.locator("#safe tbody th").all_inner_texts()
     assert named == [name.replace("\n", " ") for name in HOSTILE]
-    assert page.locator("#where caption").nth(2).inner_text() == HOSTILE[0]
+    assert page.locator("#where figcaption").nth(2).inner_text() == HOSTILE[0]
     assert_every_table_sorts(page)
     with page.expect_download() as download:
         page.locator("#download").click()

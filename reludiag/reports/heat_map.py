@@ -34,8 +34,8 @@ from reludiag.reports.summary import share
 from reludiag.reports.terminal import WIDTH
 
 _RATES_A_TABLE = 7  # as many columns of learning rates as fit beside the names
-_METRICS_A_TABLE = 5  # the same of numbers such as -1.23e-05
 _MOST_METRICS = 3  # of what train returned; the JSON and the table of runs have them all
+_NAME = 20  # characters of an initialization in a line
 _SAME = 0.005  # shares of dead units that differ by less are shown as one
 _TITLES = {
     "born": "Born dead: share of units dead at step 0",
@@ -82,7 +82,10 @@ def _map(effects: Effects, response: str) -> RenderableType:
 
 def _metric_map(effects: Effects, name: str) -> RenderableType:
     title = f"What train returned as {name.removeprefix(METRIC)}: median over runs"
-    return _grid(effects, name, title, _metric, _METRICS_A_TABLE)
+    values = effects.heat_map(name)
+    longest = max((len(number(value)) for value in values.to_numpy(float).ravel()), default=0)
+    names = max(len("Initialization"), *(min(_NAME, len(str(init))) for init in values.index))
+    return _grid(effects, name, title, _metric, (WIDTH - names - 1) // (longest + 4))
 
 
 def _metric(value: float, mark: str = "") -> Text:
@@ -96,9 +99,11 @@ def _grid(
     by_place = effects.cells.set_index(["init", "lr"]).to_dict("index")
     heat = effects.heat_map(name)
     parts: list[RenderableType] = [Text(title, style="bold")]
+    # Tables of about equal width, where there are several.
+    most = -(-len(heat.columns) // -(-len(heat.columns) // most))
     for start in range(0, len(heat.columns), most):
         table = _table()
-        table.add_column("Initialization", overflow="fold", max_width=20)
+        table.add_column("Initialization", overflow="fold", max_width=_NAME)
         rates = list(heat.columns[start : start + most])
         for value in rates:
             table.add_column(rate(float(value)), justify="right", no_wrap=True)
@@ -160,7 +165,7 @@ def _explanations(effects: Effects) -> RenderableType:
 
 def _initializations(effects: Effects) -> RenderableType:
     table = _table()
-    table.add_column("Initialization", overflow="fold", max_width=20)
+    table.add_column("Initialization", overflow="fold", max_width=_NAME)
     born = None if _born_varies(effects) else effects.heat_map("born").mean(axis=1)
     if born is not None:
         table.add_column("Born dead", justify="right", no_wrap=True)

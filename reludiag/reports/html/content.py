@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from reludiag.causes.cause import DIVERGENCE
+from reludiag.causes.cause import DIVERGENCE, NONE, UNDETERMINED, Cause
 from reludiag.diagnosis import Diagnosis
 from reludiag.experiments.effects import Effects
 from reludiag.reports.effects_summary import caveats, findings, headline, rate
@@ -102,8 +102,8 @@ class Why:
     site: str
     name: str
     sentence: str
-    share: str
-    identifiable: bool
+    certainty: str
+    """Whether this run alone can tell, and how many of the dead units it explains."""
     evidence: tuple[Proof, ...]
     instruction: str
     confirm: str
@@ -230,11 +230,9 @@ def whys(diagnosis: Diagnosis) -> list[Why]:
     return [
         Why(
             site=cause.site or "",
-            name=cause.kind.replace("_", " "),
+            name="nothing unusual" if cause.kind == NONE else cause.kind.replace("_", " "),
             sentence=cause.sentence,
-            # Of a divergence it is the share that is not finite, which its evidence says.
-            share="" if cause.kind == DIVERGENCE else share(cause.share, 1),
-            identifiable=cause.identifiable,
+            certainty=_certainty(cause),
             evidence=tuple(
                 Proof(item.what, _value(item.value), item.meaning) for item in cause.evidence
             ),
@@ -243,6 +241,18 @@ def whys(diagnosis: Diagnosis) -> list[Why]:
         )
         for cause in diagnosis.causes
     ]
+
+
+def _certainty(cause: Cause) -> str:
+    if cause.identifiable:
+        told = "This run alone can tell."
+    elif cause.kind == UNDETERMINED:
+        return "This run alone cannot tell."
+    else:
+        told = "This run alone cannot tell for sure: it is the likeliest."
+    if cause.kind in (NONE, DIVERGENCE):  # explain no deaths
+        return told
+    return f"{told} It explains {share(cause.share, 1)} of the dead units."
 
 
 def advice(diagnosis: Diagnosis, causes: Sequence[Why]) -> list[str]:

@@ -7,6 +7,7 @@ request at all; so a name that slipped through every escape would still do nothi
 import base64
 import hashlib
 import json
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -135,7 +136,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["count"] = lambda number: f"{number:,}"
+    environment.filters["unbroken"] = _unbroken
     return environment
+
+
+def _unbroken(sentence: str) -> str:
+    """No line ends between a number and its per cent, nor within a range."""
+    return re.sub(r"(?<=\d)-(?=\d)", "\u2011", sentence.replace(" %", "\u00a0%"))
 
 
 @cache

@@ -115,7 +115,9 @@ def trials_csv(effects: Effects) -> str:
 
 
 def _metric_map(effects: Effects, name: str) -> HeatMap:
-    return heat_map(effects, name, name.removeprefix(METRIC), lambda value: (number(value), "none"))
+    return heat_map(
+        effects, name, name.removeprefix(METRIC), lambda value: (number(value), "plain")
+    )
 
 
 def _explained(effects: Effects) -> list[Source]:
