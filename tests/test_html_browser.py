@@ -305,6 +305,12 @@ def test_it_prints_whole_and_light(opened: Open) -> None:
     )
     assert len(page.pdf()) > 10_000
     assert page.evaluate("window.left") == 0
+    width = "document.querySelector('#life .main-svg').clientWidth"
+    before = page.evaluate(width)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(width) <= 700  # 186 mm, what A4 has between its margins
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(width) == before > 1000
     assert page.locator("details:not([open])").count() == shut
     page.emulate_media(media="print", color_scheme="dark")
     assert page.locator(".top").is_hidden()

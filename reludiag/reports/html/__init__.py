@@ -1,6 +1,7 @@
 """HTML: the whole report as one page that needs nothing else, and a short form for notebooks.
 
-`content`, `charts` and `sweep` compute what is shown, the templates lay it out, `report.js` draws.
+`content`, `charts`, `heat_maps` and `sweep` compute what is shown, the templates lay it out, and
+`report.js` draws it.
 """
 
 from reludiag.reports.html.page import effects_fragment, effects_page, fragment, page

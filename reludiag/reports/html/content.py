@@ -1,6 +1,6 @@
 """What the page says, as plain values: the template only lays it out."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +8,6 @@ import pandas as pd
 
 from reludiag.causes.cause import DIVERGENCE, NONE, UNDETERMINED, Cause
 from reludiag.diagnosis import Diagnosis
-from reludiag.experiments.effects import Effects
-from reludiag.reports.effects_summary import caveats, findings, headline, rate
 from reludiag.reports.summary import (
     LifeWindow,
     instruction,
@@ -25,10 +23,6 @@ MOST_TILES_NAMED = 24
 """Sites beyond which the map has squares without names."""
 _MOSTLY = 0.05  # up to this share of dead units a network is mostly healthy
 _HEAT = (0.05, 0.2, 0.5, 1.0)  # shares below which a site has one colour, as in the heat maps
-_RESPONSES = {
-    "new": "New deaths: share of units alive at step 0 that are dead at the end",
-    "born": "Born dead: share of units dead at step 0",
-}
 
 
 @dataclass(frozen=True)
@@ -107,25 +101,6 @@ class Why:
     evidence: tuple[Proof, ...]
     instruction: str
     confirm: str
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """Shares of dead units over learning rates and initializations."""
-
-    title: str
-    rates: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    """Initialization, then text and heat of each cell."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What a sweep says."""
-
-    headline: str
-    maps: tuple[HeatMap, ...]
-    findings: tuple[str, ...]
 
 
 def answer(diagnosis: Diagnosis) -> Answer:
@@ -262,59 +237,11 @@ def advice(diagnosis: Diagnosis, causes: Sequence[Why]) -> list[str]:
     return list(dict.fromkeys([*cures, *looks]))
 
 
-def grid(effects: Effects | None) -> Grid | None:
-    """The heat maps of a sweep and what they say."""
-    if effects is None:
-        return None
-    return Grid(
-        headline(effects),
-        tuple(heat_map(effects, response) for response in _RESPONSES if len(effects.cells)),
-        (*caveats(effects), *findings(effects)),
-    )
-
-
 def heat(part: float) -> str:
     """The colour of a share of dead units."""
     if part <= 0:
         return "0"
     return str(1 + sum(part >= limit for limit in _HEAT))
-
-
-def _share_and_heat(part: float) -> tuple[str, str]:
-    return share(part, 1), heat(part)
-
-
-def heat_map(
-    effects: Effects,
-    name: str,
-    title: str = "",
-    shown: Callable[[float], tuple[str, str]] = _share_and_heat,
-) -> HeatMap:
-    """One column of `cells` as a table of texts and colours: a share of dead units, if not else."""
-    table = effects.heat_map(name)
-    places = effects.cells.set_index(["init", "lr"]).to_dict("index")
-
-    def cell(part: float, place: dict[Hashable, Any] | None) -> tuple[str, str]:
-        if place is None:
-            return "", "none"
-        if not pd.isna(part):
-            text, colour = shown(part)
-            return text + ("!" if place["diverged"] else ""), colour
-        return (
-            ("NaN", "nan") if place["diverged"] else ("crash" if place["crashed"] else "?", "none")
-        )
-
-    return HeatMap(
-        title or _RESPONSES[name],
-        tuple(rate(float(value)) for value in table.columns),
-        tuple(
-            (
-                str(init),
-                tuple(cell(row[lr], places.get((init, lr))) for lr in table.columns),
-            )
-            for init, row in table.iterrows()
-        ),
-    )
 
 
 def _site_heat(row: dict[Any, Any], units: int | None) -> str:

@@ -19,6 +19,7 @@ from reludiag.diagnosis import Diagnosis
 from reludiag.experiments.effects import Effects
 from reludiag.reports.html import content, sweep
 from reludiag.reports.html.charts import MOST_LISTED, charts
+from reludiag.reports.html.heat_maps import grid
 from reludiag.reports.lifelines import MOST_UNITS, Lifelines, lifelines
 from reludiag.reports.summary import many
 
@@ -98,7 +99,7 @@ def _said(diagnosis: Diagnosis, effects: Effects | None) -> dict[str, Any]:
         "since": content.since(diagnosis),
         "windows": content.windows(diagnosis),
         "causes": causes,
-        "grid": content.grid(effects),
+        "grid": grid(effects),
         "advice": content.advice(diagnosis, causes),
         "dead": diagnosis.dead,
         "diverged": diagnosis.diverged,

@@ -27,6 +27,7 @@ const windowName = (at) => (at === 0 ? `step ${edges[1]}` : `steps ${edges[at]}â
 // ---- Colours
 
 let printing = false;
+const PAPER = 680; // pixels that A4 and US Letter have between their margins
 
 function colour(name) {
   const probe = document.body.appendChild(make("i", "", { hidden: true }));
@@ -92,6 +93,8 @@ function base(extra) {
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
     margin: { l: 64, r: 16, t: 26, b: 44 },
     showlegend: false,
+    autosize: !printing,
+    width: printing ? PAPER : undefined,
     hovermode: "closest",
     bargap: 0.06,
     ...extra,
@@ -185,7 +188,7 @@ function drawLife() {
   const shown = one ? [one] : lives.sites;
   const line = one || lives.whole;
   const narrow = chart.clientWidth < 600;
-  const room = narrow ? 500 : 720;
+  const room = printing ? 460 : narrow ? 500 : 720;
   const columns = edges.length - 1;
   const wanted = narrow ? 12 : 26;
   const labelOf = (site) => plain(short(site.name, wanted));

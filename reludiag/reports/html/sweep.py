@@ -23,7 +23,7 @@ from reludiag.reports.effects_summary import (
     rate,
     size,
 )
-from reludiag.reports.html.content import HeatMap, heat_map
+from reludiag.reports.html.heat_maps import HeatMap, heat_map
 from reludiag.reports.summary import many, share
 from reludiag.reports.table import write_frame
 
