@@ -155,9 +155,9 @@ class Diagnosis:
 
     def to_csv(self, path: str | Path | IO[str], all_units: bool = False) -> None:
         """Write the units that are not alive, or all of them; `-` is the standard output."""
-        from reludiag.reports import write_csv
+        from reludiag.reports import chosen_units, write_csv
 
-        write_csv(self, path, all_units)
+        write_csv(chosen_units(self, all_units), path)
 
     def to_parquet(self, path: str | Path, all_units: bool = False) -> None:
         """Write the units that are not alive, or all of them, as a Parquet file.
@@ -170,18 +170,18 @@ class Diagnosis:
 
     def to_json(self, path: str | Path | IO[str], all_units: bool = False) -> None:
         """Write one JSON document with a `schema_version`; `-` is the standard output."""
-        from reludiag.reports import write_json
+        from reludiag.reports import document, write
 
-        write_json(self, path, all_units)
+        write(path, document(self, all_units))
 
     def to_html(self, path: str | Path | IO[str], effects: Any = None) -> None:
         """Write the whole report as one page that needs nothing else; `-` is the standard output.
 
         `effects`, an `Effects` of a sweep or of several runs, adds their heat maps.
         """
-        from reludiag.reports import write_html
+        from reludiag.reports import page, write
 
-        write_html(self, path, effects)
+        write(path, page(self, effects))
 
     def figure(self, kind: str) -> Any:
         """A matplotlib figure, to be saved or changed: `lifelines`, `sites` or `rates`."""

@@ -87,15 +87,15 @@ class Difference:
 
     def to_csv(self, path: str | Path | IO[str], all_units: bool = False) -> None:
         """Write the units that changed, or all of them; `-` is the standard output."""
-        from reludiag.reports import write_difference_csv
+        from reludiag.reports import changed_units, write_csv
 
-        write_difference_csv(self, path, all_units)
+        write_csv(changed_units(self, all_units), path)
 
     def to_json(self, path: str | Path | IO[str], all_units: bool = False) -> None:
         """Write one JSON document with a `schema_version`; `-` is the standard output."""
-        from reludiag.reports import write_difference_json
+        from reludiag.reports import difference_document, write
 
-        write_difference_json(self, path, all_units)
+        write(path, difference_document(self, all_units))
 
     def __str__(self) -> str:
         """The terminal report as plain text, 80 columns wide."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from reludiag import reductions
+from tests.browser import chromium, opened  # noqa: F401  fixtures
 
 # The tensors of these tests are tiny: a second thread costs more than it brings, and where cores
 # are shared it waits for its turn at full power. So too in the processes that tests start, which

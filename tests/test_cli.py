@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -206,6 +207,8 @@ def test_random_input_says_that_it_is_no_evidence(place: Path) -> None:
     done = scan(place, "--input-shape", "4", data=None)
     assert done.code == 0
     assert "RANDOM INPUT" in done.out
+    assert "3 of 8 units dead" in done.out
+    assert "95 %" not in done.out  # of noise there is no bound that holds for data
     assert any(
         "no evidence of death" in note
         for note in json.loads(scan(place, "--input-shape", "4", "--json", data=None).out)["notes"]
@@ -454,3 +457,48 @@ def test_a_bug_of_ours_exits_4_and_shows_its_traceback(place: Path, tmp_path: Pa
     assert done.code == 4
     assert "Traceback" in done.err
     assert "bug of reludiag" in done.err
+
+
+COMMANDS = (
+    *("scan", "sites", "report", "watch", "diff", "compare", "init", "sweep", "replay", "plot"),
+    "config",
+)
+
+
+def test_the_list_of_commands_says_whole_sentences() -> None:
+    done = reludiag_command("--help")
+    listed = done.out.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in listed] == list(COMMANDS)
+    assert all(line.endswith(".") and "..." not in line for line in listed)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_fits_and_says_what_its_values_are(command: str) -> None:
+    done = reludiag_command(command, "--help")
+    assert done.code == 0
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert done.out.startswith(f"Usage: reludiag {command} ")
+    options = done.out.split("Options:\n")[1]
+    assert not re.search(r"<(str|int|float|list)\b", options)
+    for line in re.findall(r"^  reludiag .*", done.out, re.MULTILINE):
+        assert line.startswith(f"  reludiag {command} ")  # an example, in lines of its own
+
+
+def test_each_file_that_was_written_is_named_on_stderr(place: Path, tmp_path: Path) -> None:
+    names = ("u.csv", "t.svg", "r.html", "j.xml", "s.md", "r.json")
+    csv, svg, html, junit, markdown, output = (tmp_path / name for name in names)
+    done = scan(
+        place, "--csv", csv, "--svg", svg, "--html", html, "--junit", junit, "--markdown", markdown,
+        "--json", "-o", output,
+    )  # fmt: skip
+    assert (done.code, done.out) == (0, "")
+    assert done.err.splitlines() == [f"wrote {tmp_path / name}" for name in names]
+    assert all((tmp_path / name).stat().st_size > 0 for name in names)
+    assert scan(place, "--csv", "-").err == ""
+    assert scan(place, "--json").err == ""
+
+
+def test_the_name_of_a_file_sends_no_command_to_the_terminal(place: Path, tmp_path: Path) -> None:
+    done = scan(place, "--csv", tmp_path / "\x1b[31mred")
+    assert "wrote" in done.err
+    assert "\x1b" not in done.err

@@ -26,6 +26,7 @@ def record(
     rates: tuple[float, ...] = (),
     states: tuple[tuple[int, ...], ...] = ((), ()),
     facts: dict[str, Any] | None = None,
+    probe: torch.Tensor | None = PROBE,
 ) -> Path:
     """A run of 20 units that can die and 4 that cannot; `states` are the silent units by step.
 
@@ -42,11 +43,13 @@ def record(
                 model[0].bias[unit] = -100.0 if unit >= 0 else math.nan
 
     silence(states[0])
-    with reludiag.Monitor(model, optimizer, path=path, every=1, probe=PROBE):
+    with reludiag.Monitor(model, optimizer, path=path, every=1, probe=probe):
         for step, units in enumerate(states[1:]):
             if rates:
                 optimizer.param_groups[0]["lr"] = rates[step]
             silence(units)
+            if probe is None:
+                model(PROBE)
             optimizer.step()  # without gradients: only what is done by hand changes
     with sqlite3.connect(path) as db:
         rows = [(key, json.dumps(value)) for key, value in (facts or {}).items()]
@@ -118,6 +121,32 @@ def test_runs_of_different_lengths_are_compared_with_a_word_on_it(tmp_path: Path
     assert any("differ in steps, 1 to 4" in note for note in notes)
 
 
+def test_runs_with_a_probe_and_without_are_compared_with_a_word_on_it(tmp_path: Path) -> None:
+    judged = record(tmp_path / "a")
+    trained = record(tmp_path / "b", probe=None)
+    smaller = record(tmp_path / "c", probe=PROBE[:8])
+    trials = reludiag.compare([judged, trained, smaller])
+    assert trials["probe"].fillna(0).tolist() == [64, 0, 8]
+    done = reludiag_command("compare", judged, trained)
+    assert "1 of 2 runs judged their units on a probe" in " ".join(done.out.split()).replace(
+        " │ │ ", " "
+    )
+    notes = reludiag.effects(reludiag.compare([judged, smaller])).notes
+    assert any("differ in samples of the probe, 8 to 64" in note for note in notes)
+    alike = reludiag.effects(reludiag.compare([judged, record(tmp_path / "d")])).notes
+    assert not any("probe" in note for note in alike)
+
+
+def test_what_a_recording_warns_of_is_said_of_the_runs_too(tmp_path: Path) -> None:
+    warning = "BatchNorm uses its running statistics on the probe."
+    paths = [
+        record(tmp_path / name, facts={"notes": notes})
+        for name, notes in (("a", [warning, "Other."]), ("b", [warning]))
+    ]
+    notes = reludiag.effects(reludiag.compare(paths)).notes
+    assert notes[:2] == (warning, "1 of 2 runs: Other.")
+
+
 def test_the_same_recording_twice_is_refused(tmp_path: Path) -> None:
     path = record(tmp_path / "a")
     with pytest.raises(reludiag.UsageError, match="more than once"):
@@ -141,7 +170,7 @@ def grid(folder: Path) -> list[Path]:
 
 def test_the_command_shows_what_the_runs_say_and_what_they_cannot(tmp_path: Path) -> None:
     done = reludiag_command("compare", *grid(tmp_path), "--csv", tmp_path / "runs.csv")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, f"wrote {tmp_path / 'runs.csv'}\n")
     assert "6 runs: 3 learning rates, 2 initializations" in done.out
     rows = [line.split() for line in done.out.splitlines()]
     assert ["kaiming", "0", "%", "0", "%", "60", "%"] in rows
@@ -162,6 +191,17 @@ def test_the_commands_json_is_one_document_and_its_csv_one_table(tmp_path: Path)
     assert [item["highest_safe"] for item in strict["safe"]] == [1.0, 1.0]
     table = reludiag_command("compare", *paths, "--csv", "-").out
     assert len(list(csv.DictReader(io.StringIO(table)))) == 6
+
+
+def test_the_commands_page_is_one_file_with_the_heat_maps(tmp_path: Path) -> None:
+    paths = grid(tmp_path)
+    done = reludiag_command("compare", *paths, "--html", tmp_path / "runs.html")
+    assert (done.code, done.err) == (0, f"wrote {tmp_path / 'runs.html'}\n")
+    page = (tmp_path / "runs.html").read_text(encoding="utf-8")
+    assert "6 runs cannot tell whether the learning rate kills units" in page
+    assert len(page) < 100_000
+    assert "6 runs" in done.out  # the report on the terminal is there all the same
+    assert reludiag_command("compare", *paths, "--html", "-").out == page
 
 
 def test_a_file_that_is_no_recording_is_said_to_be_none(tmp_path: Path) -> None:

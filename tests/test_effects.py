@@ -23,8 +23,9 @@ import reludiag
 from reludiag.experiments.odds import death_odds
 from reludiag.experiments.trend import rank_trends
 from reludiag.experiments.trials import TRIAL_COLUMNS
-from reludiag.experiments.variance import variance_shares
+from reludiag.experiments.variance import VarianceShare, variance_shares
 from reludiag.reports import effects_document, effects_text, print_effects
+from reludiag.reports.effects_summary import interval
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,12 +52,12 @@ SNAPSHOT = """\
  =evil [bold]           0 %         0.93    0.014         0.01        0.1
  all together                       0.94   0.0001
 
- Explained by       Born dead         New deaths    Dead at the end
- ──────────────────────────────────────────────────────────────────
- Learning rate       the same       92 % (85-98)       92 % (85-98)
- Initialization      the same        3.8 % (1-9)        3.8 % (1-9)
- The two together    the same    1.5 % (0.0-6.1)    1.5 % (0.0-6.1)
- The rest            the same   2.4 % (0.2-10.8)   2.4 % (0.2-10.8)
+ Explained by       Born dead       New deaths   Dead at the end
+ ───────────────────────────────────────────────────────────────
+ Learning rate       the same     92 % (85-98)      92 % (85-98)
+ Initialization      the same      3.8 % (1-9)       3.8 % (1-9)
+ The two together    the same      1.5 % (0-6)       1.5 % (0-6)
+ The rest            the same   2.4 % (0.2-11)    2.4 % (0.2-11)
 
  What it says
  - More units die at higher learning rates in 2 of 2 initializations: rank
@@ -392,7 +393,62 @@ def test_one_run_a_cell_gives_shares_without_intervals(adam: reludiag.Effects) -
     assert lr.share is not None
     assert (lr.low, lr.high) == (None, None)
     assert found.variance_share("new", "interaction").share is None
-    assert "how sure the shares are is not known" in str(found)
+    assert "How sure the shares are is not known" in str(found)
+
+
+def test_an_interval_needs_runs_that_show_how_much_runs_differ() -> None:
+    few = reludiag.effects(cells({("a", 0.01): [0, 0], ("a", 0.1): [60, 61]}))
+    for item in few.variance:
+        assert (item.low, item.high) == (None, None)
+    assert "cannot tell" in str(few)
+    assert "How sure the shares are is not known" in " ".join(str(few).split())
+    alike = reludiag.effects(cells({("a", 0.01): [0] * 4, ("a", 0.1): [60] * 4}))
+    assert alike.variance_share("new", "lr").low is None
+    enough = reludiag.effects(cells({("a", 0.01): [0, 1, 0, 2], ("a", 0.1): [60, 61, 70, 60]}))
+    assert enough.variance_share("new", "lr").low is not None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0.7, 0.78, "70-78 %"),
+        (0.99945, 0.99999, "99.9->99.9 %"),
+        (0.9999, 1.0, ">99.9-100 %"),
+        (0.0, 0.0005, "0-<0.1 %"),
+        (0.0, 0.061, "0-6 %"),
+        (0.701, 0.704, "70.1-70.4 %"),
+        (0.0, 1.0, "0-100 %"),
+    ],
+)
+def test_no_end_of_an_interval_is_rounded_to_nothing_or_to_all(
+    low: float, high: float, text: str
+) -> None:
+    assert interval(VarianceShare("new", "lr", low, low, high, "")) == text
+
+
+def test_what_train_returned_stands_beside_the_deaths() -> None:
+    trials = cells({("a", 0.01): [1, 2, 0], ("a", 0.1): [50, 40, 60], ("b", 0.1): [9, 9, 9]})
+    trials["metric.loss"] = [0.5, 0.3, 0.4, 2, 3, float("nan"), 1e-7, 2e-7, 1234567]
+    trials.loc[8, "status"] = "diverged"
+    found = reludiag.effects(trials)
+    assert found.metrics == ("metric.loss",)
+    assert found.heat_map("metric.loss").loc["a"].tolist() == [0.4, 2.5]
+    text = str(found)
+    assert "What train returned as loss: median over runs" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["a", "0.4", "2.5"] in rows
+    assert ["b", "1.5e-07!"] in rows
+    document = json.loads(effects_document(found))
+    assert [cell["metric.loss"] for cell in document["cells"]] == [0.4, 2.5, 1.5e-07]
+
+
+def test_21_learning_rates_with_long_metrics_fit_80_columns() -> None:
+    trials = ADVERSARIAL["21 learning rates"](grid("adam"))
+    trials["metric.[bold]" + "x" * 90] = -1.234e-05
+    text = effects_text(reludiag.effects(trials))
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert text.count("-1.23e-05") == len(reludiag.effects(trials).cells)
+    assert "[bold]x" in text
 
 
 def test_separated_deaths_have_no_odds_ratio_but_a_reason() -> None:

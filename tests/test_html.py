@@ -97,7 +97,7 @@ def test_500_sites_lose_nobody_and_name_every_one() -> None:
 def test_the_page_agrees_with_the_tables() -> None:
     run = planted_run({"a": [(0, NEVER), (3, NEVER), (2, 4), (NEVER, NEVER)]}, 6)
     page = html(run)
-    assert f"2 of 4 units are dead ({share(2, 4)})" in page
+    assert f"2 of 4 units are dead ({share(2, 4)})" in page.replace("\u00a0", " ")
     sent = data_of(page)
     stream = io.StringIO()
     run.to_csv(stream)
@@ -144,6 +144,13 @@ def test_a_scan_has_no_lives_and_several_checkpoints_have() -> None:
     assert data_of(page)["lives"] is None
 
 
+def test_a_number_alone_is_no_name_of_a_tile() -> None:
+    lives = [(NEVER, NEVER)]
+    page = html(planted_run({"stem.relu": lives, "backbone.1": lives, "backbone.3": lives}, 3))
+    tiles = re.findall(r'class="tile.*?<b>(.*?)</b>', page)
+    assert tiles == ["relu", "backbone.1", "backbone.3"]
+
+
 def test_the_answer_is_a_word() -> None:
     def word(*sites: list[tuple[int, int]]) -> str:
         return answer(planted_run({str(at): lives for at, lives in enumerate(sites)}, 3)).word
@@ -157,7 +164,7 @@ def test_the_answer_is_a_word() -> None:
 
 def test_one_dead_of_100000_is_not_rounded_away() -> None:
     page = html(planted_run({"relu": [(1, NEVER)] + [(NEVER, NEVER)] * 99_999}, 3))
-    assert "1 of 100,000 units is dead (&lt;0.1 %)" in page
+    assert "1 of 100,000 units is dead (&lt;0.1\u00a0%)" in page
 
 
 def test_names_are_text_wherever_they_stand() -> None:
@@ -205,6 +212,19 @@ def test_effects_add_their_heat_maps() -> None:
     assert re.search(r'class="n h-4">61 %<', page)
 
 
+def test_a_notebook_gets_the_heat_maps_of_a_sweep_without_scripts() -> None:
+    rows = [
+        {"lr": lr, "init": HOSTILE[0], "seed": seed, "status": "complete", "units": 100, "born": 0,
+         "new": new, "dead": new, "nonfinite": 0}
+        for lr, new in ((0.01, 0), (1.0, 60))
+        for seed in range(3)
+    ]  # fmt: skip
+    short = reludiag.effects(pd.DataFrame(rows))._repr_html_()
+    assert "<script" not in short
+    assert "&lt;script&gt;alert(1)" in short
+    assert re.search(r'class="n h-4">60 %<', short)
+
+
 def test_causes_come_with_their_evidence_and_what_would_confirm_them() -> None:
     plain = planted_run({"relu": dying(8, 4)}, 4)
     cause = Cause(
@@ -214,16 +234,24 @@ def test_causes_come_with_their_evidence_and_what_would_confirm_them() -> None:
         identifiable=False,
         evidence=(Evidence("critical rate", 0.0123456, "<b>half</b> lived"),),
         sentence="The rate killed them.",
-        advice="Halve it.",
+        advice="halve it",
         confirm="reludiag replay TRAIN",
     )
     page = html(dataclasses.replace(plain, causes=(cause,)))
     for said in (
-        "The rate killed them.", "0.01235", "&lt;b&gt;half&lt;/b&gt; lived", "&gt;99.9 %",
+        "The rate killed them.", "0.01235", "&lt;b&gt;half&lt;/b&gt; lived", "&gt;99.9\u00a0%",
         "cannot tell for sure", "<code>reludiag replay TRAIN</code>", "<li>Halve it.</li>",
     ):  # fmt: skip
         assert said in page, said
     assert 'id="why"' not in html(dataclasses.replace(plain, causes=()))
+    for kind, said in (
+        ("none", "nothing unusual"),
+        ("undetermined", "This run alone cannot tell."),
+    ):
+        other = dataclasses.replace(cause, kind=kind, identifiable=kind == "none")
+        page = html(dataclasses.replace(plain, causes=(other,)))
+        assert said in page
+        assert "It explains" not in page
 
 
 @pytest.mark.parametrize("frame", ["nothing", "uncalled"])

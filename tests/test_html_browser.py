@@ -1,11 +1,6 @@
-"""The HTML report in a browser: it draws, sorts and saves, asks nobody for anything, says no error.
-
-Chromium must be there already (apt-get install chromium); Playwright only drives it.
-"""
+"""The HTML report in a browser: it draws, sorts and saves, and asks nobody for anything."""
 
 import io
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,62 +9,15 @@ import torch
 from torch import nn
 
 import reludiag
+from reludiag.ledger import Life
+from tests.browser import Open, assert_every_table_sorts, overflow
 from tests.planted_runs import NEVER, dying, planted_run
 from tests.test_html import HOSTILE, hostile_run
 from tests.test_sample_models import sample
 
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
-]
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(chromium: Any, tmp_path: Path) -> Iterator[Open]:
-    """Opens a report. At the end: no error was said, nothing was requested, no dialog came."""
-    context = chromium.new_context()
-    wrong: list[str] = []
-
-    def open_report(diagnosis: reludiag.Diagnosis, width: int = 1280, scheme: str = "light") -> Any:
-        path = tmp_path / "report.html"
-        diagnosis.to_html(path)
-        page = context.new_page()
-        page.set_viewport_size({"width": width, "height": 900})
-        page.emulate_media(color_scheme=scheme)
-        page.on("console", lambda message: wrong.append(f"console: {message.text}"))
-        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: wrong.append(f"dialog: {dialog.message}"))
-        page.on("request", lambda request: wrong.append(request.url) if asks(request.url) else None)
-        page.goto(path.as_uri())
-        if diagnosis.timeline is not None:
-            page.locator("#life .heatmaplayer image").first.wait_for(state="attached")
-        return page
-
-    def asks(url: str) -> bool:
-        return not url.startswith(("data:", "blob:", f"{tmp_path.as_uri()}/report.html"))
-
-    yield open_report
-    context.close()
-    assert wrong == []
+pytestmark = pytest.mark.browser
 
 
 def dying_sample(name: str) -> reludiag.Diagnosis:
@@ -99,25 +47,25 @@ def trained(lr: float) -> reludiag.Diagnosis:
     return monitor.diagnose()
 
 
-def overflow(page: Any) -> int:
-    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "detector", "segmenter", "text"])
 def test_the_dying_run_of_a_sample_model_is_shown(opened: Open, name: str) -> None:
     run = dying_sample(name)
+    assert run.dead > 0
     for width, scheme in ((1280, "light"), (390, "dark")):
         page = opened(run, width, scheme)
         assert page.locator("#sites tbody tr").count() == len(run.sites)
-        assert f"{run.dead:,} of" in page.locator(".answer").inner_text() or run.dead == 0
+        assert f"{run.dead:,} of" in page.locator(".answer").inner_text()
         assert overflow(page) <= 0
+        assert_every_table_sorts(page)
 
 
 def test_a_healthy_run_is_shown(opened: Open) -> None:
     page = opened(planted_run({"relu": [(NEVER, NEVER)] * 64}, 10))
     assert page.locator(".answer").inner_text() == "Yes. None of 64 units is dead."
     assert page.locator("#dead").count() == 0
+    assert_every_table_sorts(page)
+    assert colour_at(page, picture_of(page), row=63, step=85) == colour_named(page, "alive")
 
 
 def test_a_diverged_run_is_shown_as_such(opened: Open) -> None:
@@ -127,6 +75,15 @@ def test_a_diverged_run_is_shown_as_such(opened: Open) -> None:
     assert page.locator(".answer b").inner_text() == "No, it diverged."
     assert "not finite" in page.locator("#states").inner_text()
     assert page.locator("#firing-block").is_hidden()
+    assert page.locator("#sites .meter u").count() == 0  # a share of dead units would say too much
+    assert "of the dead units" not in page.locator("#why").inner_text()
+    assert_every_table_sorts(page)
+    picture = picture_of(page)
+    for row in (0, 31):
+        assert colour_at(page, picture, row, step=7.5) == colour_named(page, "nonfinite")
+
+
+PLACES = [(0, 10), (0, 100), (5, 30), (9, 190)]
 
 
 @pytest.mark.slow
@@ -135,6 +92,17 @@ def test_a_million_units_are_shown_by_site(opened: Open) -> None:
     page = opened(run)
     assert page.evaluate("document.getElementById('life').data[0].z.length") == 10
     assert "A row is a site" in page.locator("#life-note").inner_text()
+    assert_every_table_sorts(page)
+    dead = {(row, step): run.lives.states[f"layers.{row}.relu"][step // 10] for row, step in PLACES}
+    picture = picture_of(page)
+    for (row, step), states in dead.items():
+        share = (states == Life.DEAD).mean()
+        heat = sum(share >= limit for limit in (1e-9, 0.05, 0.2, 0.5, 1))
+        assert colour_at(page, picture, row, step - 2) == colour_named(page, f"h{heat}"), (
+            row,
+            step,
+            share,
+        )
     page.locator(".tile").first.click()
     assert "too many units" in page.locator("#life-note").inner_text()
 
@@ -151,6 +119,7 @@ def test_hostile_names_do_nothing(opened: Open) -> None:
         page.locator(".tile").nth(at).click()
         page.locator("#life").hover()
         assert page.locator("#life .gtitle, #tip a").count() == 0
+    assert_every_table_sorts(page)
     page.wait_for_timeout(100)  # for what would still come
 
 
@@ -175,20 +144,30 @@ def place_of(page: Any, row: int, step: float) -> tuple[float, float]:
     return x, y
 
 
-def colour_at(page: Any, row: int, step: float) -> tuple[int, ...]:
-    """The colour on the screen in the middle of a row of the raster, at a step."""
+def picture_of(page: Any) -> Any:
+    """All of the page, as it is on the screen."""
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    return Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+
+
+def colour_at(page: Any, picture: Any, row: int, step: float) -> tuple[int, ...]:
+    """The colour on the screen in the middle of a row of the raster, at a step."""
     return picture.getpixel(tuple(map(round, place_of(page, row, step))))
 
 
-def test_the_raster_shows_planted_deaths_at_their_place(opened: Open) -> None:
-    page = opened(planted_run(PLANTED, STEPS))
-    colours = {
-        name: tuple(map(int, page.evaluate(f"colour({name!r})")[4:-1].split(",")))
-        for name in ("alive", "dead", "born-dead", "revived")
-    }
+def colour_named(page: Any, name: str) -> tuple[int, ...]:
+    """What the style sheet has under this name, in the theme that is shown."""
+    return tuple(map(int, page.evaluate(f"colour({name!r})")[4:-1].split(",")))
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_raster_shows_planted_deaths_at_their_place(
+    opened: Open, width: int, scheme: str
+) -> None:
+    page = opened(planted_run(PLANTED, STEPS), width, scheme)
+    names = ("alive", "dead", "born-dead", "revived")
+    colours = {name: colour_named(page, name) for name in names}
     # In each site the first to die are at the top: units 0, 1, 2, 3 and then 0, 3, 1, 2. A column
     # is the window that ends at its step, so snapshot 3 is what lies between steps 20 and 30.
     expected = [
@@ -201,9 +180,10 @@ def test_the_raster_shows_planted_deaths_at_their_place(opened: Open) -> None:
         ["alive"] * 9,
         ["alive"] * 9,
     ]
+    picture = picture_of(page)
     for row, states in enumerate(expected):
         for snapshot in (0, 2, 3, 5, 8):
-            seen = colour_at(page, row, 10 * snapshot - 2)
+            seen = colour_at(page, picture, row, 10 * snapshot - 2)
             assert seen == colours[states[snapshot]], (row, snapshot)
     bars = page.evaluate("document.getElementById('life').data[1]")
     assert bars["y"] == [0, 0, 1, 2, 0, 0, 0, 1, 0]
@@ -267,6 +247,29 @@ def test_tables_sort_and_search_with_the_keyboard(opened: Open) -> None:
     assert set(page.locator("#dead tbody td:first-child").all_inner_texts()) == {"s11"}
 
 
+def test_the_keyboard_gets_everywhere_from_the_top_down(opened: Open) -> None:
+    page = opened(planted_run(PLANTED, STEPS))
+    places = ("skip", "top", "map", "sites", "firing-block", "since", "dead")
+    seen = []
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        seen += page.evaluate(
+            """(places) => places.filter((name) => document.activeElement
+                .closest(`#${name}, .${name}`))""",
+            list(places),
+        )
+    assert list(dict.fromkeys(seen)) == list(places)
+
+    page.locator("#theme").focus()
+    for _ in range(2 + 2 + 1):  # two tiles, the search, the table, and its first heading
+        page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.locator("#sites th").nth(1).get_attribute("aria-sort") == "ascending"
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert page.evaluate(outline) == "solid"  # where one is can be seen
+
+
 def test_the_download_is_the_csv_of_the_dead(opened: Open, tmp_path: Path) -> None:
     run = hostile_run()
     page = opened(run)
@@ -294,7 +297,21 @@ def test_the_theme_is_the_systems_until_it_is_chosen(opened: Open) -> None:
 
 def test_it_prints_whole_and_light(opened: Open) -> None:
     page = opened(planted_run(PLANTED, STEPS), scheme="dark")
+    shut = page.locator("details:not([open])").count()
+    assert shut > 0
+    page.evaluate(
+        "addEventListener('beforeprint', () => "
+        "{ window.left = document.querySelectorAll('details:not([open])').length; })"
+    )
     assert len(page.pdf()) > 10_000
+    assert page.evaluate("window.left") == 0
+    width = "document.querySelector('#life .main-svg').clientWidth"
+    before = page.evaluate(width)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(width) <= 700  # 186 mm, what A4 has between its margins
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(width) == before > 1000
+    assert page.locator("details:not([open])").count() == shut
     page.emulate_media(media="print", color_scheme="dark")
     assert page.locator(".top").is_hidden()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"

@@ -128,6 +128,34 @@ def test_the_command_prints_the_answer_and_its_runs(
     assert list(pd.read_csv(csv)["arm"]) == ["factual", "lr", "init", "both"]
 
 
+NORMALIZED = """
+import torch
+from torch import nn
+
+
+def train(trial):
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+    trial.init(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=trial.lr(0.1))
+    with trial.monitor(model, optimizer, probe=x):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+"""
+
+
+def test_a_batch_norm_that_was_judged_in_eval_mode_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "normed.py").write_text(NORMALIZED)
+    spec = f"{tmp_path / 'normed.py'}:train"
+    told = "BatchNorm uses its running statistics"
+    found = reludiag.replay(spec, lr_scale=0.5, seeds=1, workers=1)
+    assert sum(note.startswith(told) for note in found.notes) == 1
+    trials = reludiag.sweep(spec, lr=[0.1], seeds=2, path=tmp_path / "sweep", workers=1)
+    assert [note for note in reludiag.effects(trials).notes if note.startswith(told)]
+
+
 NONE: dict[str, int] = {}
 BORN = {"factual": 28, "lr": 28}
 

@@ -68,7 +68,7 @@ def _options(
 def main() -> None:
     """Run the command line; every error becomes one panel on stderr and an exit code."""
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False) or 0
+        code = app(sys.argv[1:] or ["--help"], prog_name="reludiag", standalone_mode=False) or 0
     except ReludiagError as error:
         _panel(error.title, str(error))
         if isinstance(error, UserCodeError):

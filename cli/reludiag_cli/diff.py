@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from reludiag_cli import options
+from reludiag_cli import options, results
 
 
 def diff(
@@ -17,7 +17,10 @@ def diff(
         str | None,
         typer.Option("--csv", metavar="FILE", help="Units that changed; - is stdout."),
     ] = None,
-    all_units: options.AllUnits = False,
+    all_units: Annotated[
+        bool,
+        typer.Option("--all", help="Every unit in the CSV and the JSON, not only the changed."),
+    ] = False,
     as_json: options.AsJson = False,
     output: options.Output = "-",
     fail_on_new_deaths: Annotated[
@@ -27,13 +30,14 @@ def diff(
 ) -> None:
     """Tell which units died and which came back from A to B.
 
+    \b
     reludiag diff last_week.json today.json --fail-on-new-deaths
     """
     from reludiag.difference import diff as compare_two
 
-    options.check_outputs(output, as_json, csv)
+    results.check_outputs(output, as_json, csv)
     difference = compare_two(before, after)
-    options.write_difference(
+    results.write_difference(
         difference, output=output, as_json=as_json, csv=csv, all_units=all_units
     )
     if fail_on_new_deaths and difference.new_deaths:

@@ -13,14 +13,14 @@ def init(
     data_arg: options.DataArg = None,
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 64,
-    limit: Annotated[int, typer.Option(min=1, help="Use at most N batches.")] = 32,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of each other scheme.")] = 3,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Use at most N batches.")] = 32,
+    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Draws of each other scheme.")] = 3,
     model_arg: options.ModelArg = None,
     device: options.Device = None,
     dtype: options.DType = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say how an untrained model was initialized, and what is wrong with it.
+    """Say how an untrained model was initialized, and if that is wrong.
 
     With data also how many units are born dead, and how many would be under other schemes.
     """

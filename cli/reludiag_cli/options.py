@@ -1,6 +1,5 @@
-"""Options that several commands share, and what is done with them."""
+"""Options that several commands share, and what is made of them."""
 
-import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +9,6 @@ if TYPE_CHECKING:  # importing these loads torch; --help must not
     import torch
     from torch import nn
 
-    from reludiag.diagnosis import Diagnosis
-    from reludiag.difference import Difference
-    from reludiag.experiments.effects import Effects
-    from reludiag.experiments.replay import Replay
-    from reludiag.gate import Gate
-
 Train = Annotated[
     str,
     typer.Argument(
@@ -24,7 +17,10 @@ Train = Annotated[
         "This is code, and it is run.",
     ),
 ]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Processes; without it, as many as there are cores."),
+]
 Model = Annotated[
     str,
     typer.Argument(
@@ -35,7 +31,9 @@ Model = Annotated[
 ]
 ModelArg = Annotated[
     list[str] | None,
-    typer.Option("--model-arg", metavar="KEY=VALUE", help="Argument of MODEL; a JSON value."),
+    typer.Option(
+        "--model-arg", metavar="KEY=VALUE", help="Argument of MODEL, a JSON value. Repeatable."
+    ),
 ]
 
 
@@ -56,23 +54,41 @@ Data = Annotated[
 ]
 DataArg = Annotated[
     list[str] | None,
-    typer.Option("--data-arg", metavar="KEY=VALUE", help="Argument of the data; a JSON value."),
+    typer.Option(
+        "--data-arg", metavar="KEY=VALUE", help="Argument of the data, a JSON value. Repeatable."
+    ),
 ]
 InputShape = Annotated[
     str | None,
-    typer.Option(metavar="3,224,224", help="Seeded noise of this shape instead of data."),
+    typer.Option(
+        metavar="3,224,224", help="Seeded noise of this shape, of one sample, instead of data."
+    ),
 ]
 UnitAxis = Annotated[
     list[str] | None,
     typer.Option(
-        "--unit-axis", metavar="SITE=AXIS", help="Axis of a site's units, if not the one found."
+        "--unit-axis",
+        metavar="SITE=AXIS",
+        help="Axis of a site's units, where the one found is wrong. Repeatable.",
     ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="For a file of inputs, and for noise.")]
-Device = Annotated[str | None, typer.Option(help="Where the model runs, such as cuda.")]
-DType = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16, float64.")]
+BatchSize = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Of batches from a file of inputs, and of noise.")
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="DEVICE", help="Where the model runs, such as cuda.")
+]
+DType = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Of weights and inputs: float32, bfloat16, float16 or float64.",
+    ),
+]
 Csv = Annotated[
-    str | None, typer.Option("--csv", metavar="FILE", help="Units that are not alive; - is stdout.")
+    str | None,
+    typer.Option("--csv", metavar="FILE", help="The units that are not alive; - is stdout."),
 ]
 Parquet = Annotated[
     str | None,
@@ -106,34 +122,58 @@ Junit = Annotated[
     typer.Option("--junit", metavar="FILE", help="JUnit XML: a test case per site; - is stdout."),
 ]
 Markdown = Annotated[
-    str | None, typer.Option("--markdown", metavar="FILE", help="A summary; - is stdout.")
+    str | None,
+    typer.Option("--markdown", metavar="FILE", help="A summary as Markdown; - is stdout."),
 ]
 GithubSummary = Annotated[
     bool,
     typer.Option("--github-summary", help="Add the summary to the file $GITHUB_STEP_SUMMARY."),
 ]
 Rare = Annotated[
-    float, typer.Option("--rare", min=0, max=1, help="Rare: fired in a smaller share of samples.")
+    float,
+    typer.Option(
+        "--rare",
+        metavar="SHARE",
+        min=0,
+        max=1,
+        help="Rare is a unit that fired in less than this share of samples.",
+    ),
 ]
 Dormant = Annotated[
-    float, typer.Option("--dormant", min=0, help="Dormant: a tau-score of at most this.")
+    float,
+    typer.Option(
+        "--dormant",
+        metavar="SCORE",
+        min=0,
+        help="Dormant is a unit whose mean activation is at most this much of its site's.",
+    ),
 ]
 Trials = Annotated[
     str | None, typer.Option("--csv", metavar="FILE", help="The table of runs; - is stdout.")
 ]
+SweepHtml = Annotated[
+    str | None,
+    typer.Option("--html", metavar="FILE", help="The report as one page, with its heat maps."),
+]
 SafeNew = Annotated[
     float,
-    typer.Option("--safe", min=0, max=1, help="Safe: at most this share of new deaths in a run."),
+    typer.Option(
+        "--safe",
+        metavar="SHARE",
+        min=0,
+        max=1,
+        help="A learning rate is safe if no run has more new deaths than this share.",
+    ),
 ]
 
 INIT_HELP = (
-    "default (as built), pytorch, kaiming, xavier, lecun, orthogonal, normal, ... (see init)."
+    "default (as built), pytorch, kaiming, xavier, lecun, orthogonal, normal, or a full name "
+    "such as kaiming_uniform."
 )
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 RARE, DORMANT = 0.001, 0.025
 SAFE_NEW = 0.05
-TOLD = 5  # limits that a gate tells of one by one
 
 
 def build_model(
@@ -197,134 +237,6 @@ def unit_axes(given: list[str] | None) -> dict[str, int]:
             raise UsageError(f"--unit-axis {item!r} was given; expected SITE=AXIS, such as relu=1")
         axes[site] = int(axis)
     return axes
-
-
-def check_outputs(
-    output: str, as_json: bool, *files: str | None, parquet: str | None = None
-) -> None:
-    """Raise now rather than after a long pass."""
-    from reludiag.errors import UsageError
-    from reludiag.reports import check_parquet, check_writable
-
-    if parquet is not None:
-        check_parquet(parquet)
-    for target in (output, *files):
-        if target is not None:
-            check_writable(target)
-    if files.count("-") > 1 or (as_json and output == "-" and "-" in files):
-        raise UsageError("only one of --json and the files can go to the standard output")
-
-
-def write_reports(
-    diagnosis: "Diagnosis",
-    gate: "Gate",
-    *,
-    output: str,
-    as_json: bool,
-    csv: str | None,
-    svg: str | None,
-    parquet: str | None,
-    html: str | None,
-    junit: str | None,
-    markdown: str | None,
-    github_summary: bool,
-    all_units: bool,
-    all_sites: bool,
-) -> None:
-    """Write all that was asked for; exit 1 if more is dead than the gate allows."""
-    from rich.console import Console
-
-    from reludiag import reports
-    from reludiag.gate import exceeded
-    from reludiag.printable import printable
-
-    checks = gate.judge(diagnosis)
-    if csv is not None:
-        reports.write_csv(diagnosis, csv, all_units)
-    if parquet is not None:
-        reports.write_parquet(diagnosis, parquet, all_units)
-    if svg is not None:
-        reports.write_svg(diagnosis, svg, all_sites)
-    if html is not None:
-        reports.write_html(diagnosis, html)
-    if junit is not None:
-        reports.write_junit(diagnosis, junit, checks)
-    if markdown is not None:
-        reports.write_markdown(diagnosis, markdown, checks)
-    if github_summary and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
-        reports.append_markdown(diagnosis, summary, checks)
-    if "-" in (csv, svg, html, junit, markdown) and output == "-":
-        pass  # the standard output is taken: nothing else may stand in it
-    elif as_json:
-        reports.write_json(diagnosis, output, all_units)
-    elif output == "-" and (console := Console()).is_terminal:
-        reports.print_report(diagnosis, console, all_sites)
-    else:
-        reports.write_text(diagnosis, output, all_sites)
-    gate.require_matches(diagnosis)
-    failed = exceeded(checks)
-    for check in failed[:TOLD]:
-        typer.echo(printable(f"--fail-over: {check.sentence}"), err=True)
-    if len(failed) > TOLD:
-        typer.echo(f"--fail-over: {len(failed) - TOLD:,} sites more", err=True)
-    if failed:
-        raise typer.Exit(1)
-
-
-def write_effects(effects: "Effects", *, output: str, as_json: bool, csv: str | None) -> None:
-    """Write what several runs say together, and their table, where each was asked for."""
-    from rich.console import Console
-
-    from reludiag import reports
-
-    if csv is not None:
-        reports.write_trials(effects.trials, csv)
-    if csv == "-" and output == "-":
-        pass  # the standard output is taken: nothing else may stand in it
-    elif as_json:
-        reports.write_effects_json(effects, output)
-    elif output == "-" and (console := Console()).is_terminal:
-        reports.print_effects(effects, console)
-    else:
-        reports.write_effects_text(effects, output)
-
-
-def write_replay(replay: "Replay", *, output: str, as_json: bool, csv: str | None) -> None:
-    """Write the answer of a replay, and the table of its runs, where each was asked for."""
-    from rich.console import Console
-
-    from reludiag import reports
-
-    if csv is not None:
-        reports.write_trials(replay.trials, csv)
-    if csv == "-" and output == "-":
-        pass  # the standard output is taken: nothing else may stand in it
-    elif as_json:
-        reports.write_replay_json(replay, output)
-    elif output == "-" and (console := Console()).is_terminal:
-        reports.print_replay(replay, console)
-    else:
-        reports.write_replay_text(replay, output)
-
-
-def write_difference(
-    difference: "Difference", *, output: str, as_json: bool, csv: str | None, all_units: bool
-) -> None:
-    """Write what changed between two looks, and the units that did, where each was asked for."""
-    from rich.console import Console
-
-    from reludiag import reports
-
-    if csv is not None:
-        reports.write_difference_csv(difference, csv, all_units)
-    if csv == "-" and output == "-":
-        pass  # the standard output is taken: nothing else may stand in it
-    elif as_json:
-        reports.write_difference_json(difference, output, all_units)
-    elif output == "-" and (console := Console()).is_terminal:
-        reports.print_difference(difference, console)
-    else:
-        reports.write_difference_text(difference, output)
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:

@@ -19,7 +19,7 @@ def plot(
     recordings: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECORDING...", help="The file that a Monitor wrote; for a sweep, one a run."
+            metavar="RECORDING", help="The file that a Monitor wrote; for a sweep, one a run."
         ),
     ],
     output: Annotated[
@@ -28,18 +28,21 @@ def plot(
     kind: Annotated[
         Kind,
         typer.Option(
+            metavar="KIND",
             help="lifelines: each unit over the steps; sites: their units by verdict; rates: how "
-            "often units fire; sweep: deaths by learning rate and initialization."
+            "often units fire; sweep: deaths by learning rate and initialization.",
         ),
     ] = Kind.LIFELINES,
 ) -> None:
     """Draw a figure of a recording, or of the runs of a sweep.
 
+    \b
     reludiag plot run.reludiag --kind lifelines -o lifelines.svg
     """
     from reludiag.errors import UsageError
     from reludiag.reports import check_writable, write_figure
     from reludiag.reports.figures import check_figure_path
+    from reludiag_cli.results import say_written
 
     check_figure_path(output)
     check_writable(output)
@@ -48,6 +51,7 @@ def plot(
         from reludiag.experiments.effects import effects
 
         write_figure(effects(compare(recordings)), kind, output)
+        say_written(output)
         return
     if len(recordings) > 1:
         raise UsageError(
@@ -56,3 +60,4 @@ def plot(
     from reludiag.history import load
 
     write_figure(load(recordings[0]), kind, output)
+    say_written(output)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from reludiag_cli import options
+from reludiag_cli import options, results
 
 
 def replay(
@@ -12,17 +12,21 @@ def replay(
     lr_scale: Annotated[
         float | None,
         typer.Option(
-            help="The other learning rate is this times TRAIN's. Without --init too: 0.1."
+            metavar="FACTOR",
+            help="The other learning rate is this times TRAIN's. If --init is not given either: "
+            "0.1.",
         ),
     ] = None,
     init: Annotated[
         str | None,
         typer.Option(
             metavar="SCHEME",
-            help=f"The other one: {options.INIT_HELP} Without --lr-scale too: kaiming.",
+            help=f"The other one: {options.INIT_HELP} If --lr-scale is not given either: kaiming.",
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each kind, with seeds from 0.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Runs of each kind, with seeds from 0.")
+    ] = 3,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Keep trials and recordings there.")
     ] = None,
@@ -31,16 +35,18 @@ def replay(
     as_json: options.AsJson = False,
     output: options.Output = "-",
 ) -> None:
-    """Find out why units died, by running TRAIN with one thing changed at a time.
+    """Find out why units died, by running TRAIN otherwise.
 
+    One thing at a time is changed, then both, with the same seeds.
     Only what is given is changed; without --lr-scale and --init, both are.
 
+    \b
     reludiag replay sample_models/digits.py:train --lr-scale 0.1 --init kaiming
     """
     from reludiag.experiments.replay import replay as run_replay
     from reludiag_cli.progress import trial_progress
 
-    options.check_outputs(output, as_json, csv)
+    results.check_outputs(output, as_json, csv)
     with trial_progress() as progress:
         found = run_replay(
             train,
@@ -51,4 +57,4 @@ def replay(
             workers=workers,
             progress=progress,
         )
-    options.write_replay(found, output=output, as_json=as_json, csv=csv)
+    results.write_replay(found, output=output, as_json=as_json, csv=csv)

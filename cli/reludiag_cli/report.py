@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from reludiag_cli import options
+from reludiag_cli import options, results
 
 
 def report(
@@ -26,14 +26,17 @@ def report(
     all_sites: options.AllSites = False,
     fail_over: options.FailOver = None,
 ) -> None:
-    """Report on a training run from its recording, also while it is being written."""
+    """Report on a training run from its recording.
+
+    Also while it is being written.
+    """
     from reludiag.gate import Gate
     from reludiag.history import load
     from reludiag.verdicts import Thresholds
 
     gate = Gate.parse(fail_over or [])
-    options.check_outputs(output, as_json, csv, svg, html, junit, markdown, parquet=parquet)
-    options.write_reports(
+    results.check_outputs(output, as_json, csv, svg, html, junit, markdown, parquet=parquet)
+    results.write_reports(
         load(recording, Thresholds(rare, dormant)),
         gate,
         output=output,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from reludiag_cli import options
+from reludiag_cli import options, results
 
 
 def scan(
@@ -12,7 +12,7 @@ def scan(
     checkpoints: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="CHECKPOINT...",
+            metavar="CHECKPOINT",
             help="Weights, read as data: nothing in them is run. Several are a timeline; none: "
             "the model as it is built.",
         ),
@@ -21,15 +21,21 @@ def scan(
     data_arg: options.DataArg = None,
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 64,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use at most N batches.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Use at most N batches.")
+    ] = None,
     unit_axis: options.UnitAxis = None,
     model_arg: options.ModelArg = None,
-    ema: Annotated[bool, typer.Option("--ema", help="The averaged weights.")] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="Use the averaged (EMA) weights.")] = False,
     strict: Annotated[
-        bool, typer.Option("--strict/--no-strict", help="Whether all weights must match.")
+        bool,
+        typer.Option(
+            "--strict/--no-strict", help="Whether the weights must be all of the model's."
+        ),
     ] = True,
     train_mode: Annotated[
-        bool, typer.Option("--train-mode", help="Batch statistics and dropout on.")
+        bool,
+        typer.Option("--train-mode", help="Run in training mode: batch statistics and dropout."),
     ] = False,
     device: options.Device = None,
     dtype: options.DType = None,
@@ -50,7 +56,9 @@ def scan(
 ) -> None:
     """Find the dead units of a checkpoint.
 
-    reludiag scan sample_models/digits.py:build digits.pt --data sample_models/digits.py:batches
+    \b
+    reludiag scan sample_models/digits.py:build digits.pt \\
+        --data sample_models/digits.py:batches
     """
     from reludiag.errors import UsageError
     from reludiag.gate import Gate
@@ -61,7 +69,7 @@ def scan(
     from reludiag_cli.progress import batch_progress
 
     gate = Gate.parse(fail_over or [])
-    options.check_outputs(output, as_json, csv, svg, html, junit, markdown, parquet=parquet)
+    results.check_outputs(output, as_json, csv, svg, html, junit, markdown, parquet=parquet)
     axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)
     batches, notes = options.build_batches(data, data_arg, input_shape, batch_size)
@@ -99,7 +107,7 @@ def scan(
                 unit_axes=axes,
                 progress=progress,
             )
-    options.write_reports(
+    results.write_reports(
         diagnosis,
         gate,
         output=output,

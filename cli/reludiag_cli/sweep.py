@@ -4,20 +4,26 @@ from typing import Annotated
 
 import typer
 
-from reludiag_cli import options
+from reludiag_cli import options, results
 
 
 def sweep(
     train: options.Train,
     lr: Annotated[
-        str | None, typer.Option(metavar="1e-4,1e-3", help="Learning rates; TRAIN's own without.")
+        str | None,
+        typer.Option(metavar="1e-4,1e-3", help="Learning rates; without it, TRAIN's own."),
     ] = None,
     init: Annotated[
         str | None, typer.Option(metavar="A,B", help=f"Initializations: {options.INIT_HELP}")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each, with seeds from 0.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Runs of each, with seeds from 0.")
+    ] = 3,
     out: Annotated[
-        str, typer.Option(metavar="DIR", help="Folder of the trials; a sweep there goes on.")
+        str,
+        typer.Option(
+            metavar="DIR", help="Folder for the trials; a sweep that was begun there goes on."
+        ),
     ] = "sweep",
     workers: options.Workers = None,
     shard: Annotated[
@@ -31,17 +37,22 @@ def sweep(
     ] = None,
     safe: options.SafeNew = options.SAFE_NEW,
     csv: options.Trials = None,
+    html: options.SweepHtml = None,
     as_json: options.AsJson = False,
     output: options.Output = "-",
 ) -> None:
-    """Run TRAIN over a grid, and say what learning rate and initialization did.
+    """Run TRAIN over a grid of learning rates and initializations.
 
-    reludiag sweep sample_models/digits.py:train --lr 1e-3,1e-2,1e-1 --init default,kaiming
+    It says what each of the two did, and which learning rates are safe.
+
+    \b
+    reludiag sweep sample_models/digits.py:train \\
+        --lr 1e-3,1e-2,1e-1 --init default,kaiming
     """
     from reludiag.experiments.sweep import sweep as run_sweep
     from reludiag_cli.progress import trial_progress
 
-    options.check_outputs(output, as_json, csv)
+    results.check_outputs(output, as_json, csv, html)
     rates = options.numbers("--lr", lr)
     with trial_progress() as progress:
         trials = run_sweep(
@@ -58,4 +69,4 @@ def sweep(
     from reludiag.experiments.effects import effects  # not before the runs: it is slow to import
 
     found = effects(trials, safe_new=safe)
-    options.write_effects(found, output=output, as_json=as_json, csv=csv)
+    results.write_effects(found, output=output, as_json=as_json, csv=csv, html=html)

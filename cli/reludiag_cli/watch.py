@@ -20,7 +20,7 @@ def watch(
     ] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,
 ) -> None:
-    """Follow a training run while it writes its recording; q or Ctrl-C leaves.
+    """Follow a training run live, by its recording; q or Ctrl-C leaves.
 
     It goes on where the run has ended, or another one takes its place.
     """

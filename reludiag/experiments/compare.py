@@ -64,6 +64,8 @@ def trial_row(run: RecordedRun) -> dict[str, Any]:
         "nonfinite": nonfinite,
         "dead_fraction": dead / units if units and not nonfinite else math.nan,
         "error": error,
+        "probe": run.facts.get("probe_samples"),
+        "notes": "\n".join(run.facts.get("notes", [])),
     }
 
 

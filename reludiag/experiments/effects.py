@@ -17,6 +17,7 @@ from reludiag.errors import UsageError
 from reludiag.experiments.odds import DeathOdds, death_odds
 from reludiag.experiments.safety import SAFE_NEW, SafeRate, safe_rate
 from reludiag.experiments.trend import Runs, Trend, rank_trends
+from reludiag.experiments.trials import METRIC, recording_notes
 from reludiag.experiments.variance import VarianceShare, variance_shares
 
 RESPONSES = ("born", "new", "dead")
@@ -56,7 +57,8 @@ class Effects:
     """Runs left out because one of the same learning rate, initialization and seed is counted:
     they would tell the same again, and count as if they were other runs."""
     cells: pd.DataFrame
-    """A row per initialization and learning rate, in the order they come: `CELL_COLUMNS`."""
+    """A row per initialization and learning rate, in the order they come: `CELL_COLUMNS`, and for
+    each number that train returned its median over the counted runs."""
     trends: tuple[Trend, ...]
     """Of new deaths with the learning rate, within each initialization."""
     trend: Trend
@@ -71,11 +73,18 @@ class Effects:
     """What the reader must know before believing the figures."""
 
     def heat_map(self, response: str) -> pd.DataFrame:
-        """Mean share over the counted runs: a row per initialization, a column per rate."""
+        """`born`, `new`, `dead` or one of `metrics`, as `cells` has it: a row per initialization, a
+        column per learning rate.
+        """
         inits = list(dict.fromkeys(self.cells["init"]))
         rates = sorted(set(self.cells["lr"]))
         table = self.cells.pivot(index="init", columns="lr", values=response)
         return table.reindex(index=inits, columns=rates)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what train returned, as `cells` has them: `metric.loss`."""
+        return tuple(_metrics(self.cells))
 
     def variance_share(self, response: str, source: str) -> VarianceShare:
         """The one of `variance` that is of this response and source."""
@@ -83,15 +92,27 @@ class Effects:
 
     def to_json(self, path: str | Path | IO[str]) -> None:
         """Write one JSON document with a `schema_version`; `-` is the standard output."""
-        from reludiag.reports import write_effects_json
+        from reludiag.reports import effects_document, write
 
-        write_effects_json(self, path)
+        write(path, effects_document(self))
 
     def to_csv(self, path: str | Path | IO[str]) -> None:
         """Write the table of trials; `-` is the standard output."""
-        from reludiag.reports import write_trials
+        from reludiag.reports import write_csv
 
-        write_trials(self.trials, path)
+        write_csv(self.trials, path)
+
+    def to_html(self, path: str | Path | IO[str]) -> None:
+        """Write the report as one page that needs nothing else; `-` is the standard output."""
+        from reludiag.reports import effects_page, write
+
+        write(path, effects_page(self))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from reludiag.reports import effects_fragment
+
+        return effects_fragment(self)
 
     def figure(self) -> Any:
         """A matplotlib figure of the heat maps, to be saved or changed."""
@@ -186,7 +207,14 @@ def _runs(trials: pd.DataFrame, safe_new: float) -> pd.DataFrame:
     runs["new"] = (runs["new"] / exposed.where(exposed > 0)).where(runs["counted"])
     runs["born"] = (runs["born"] / runs["units"].where(runs["units"] > 0)).where(runs["counted"])
     runs["dead"] = (runs["dead"] / runs["units"].where(runs["units"] > 0)).where(runs["counted"])
+    for name in _metrics(trials):
+        values = pd.to_numeric(trials[name]).astype("float64").to_numpy()
+        runs[name] = pd.Series(values, index=runs.index).where(runs["counted"])
     return runs
+
+
+def _metrics(table: pd.DataFrame) -> list[str]:
+    return [str(name) for name in table.columns if str(name).startswith(METRIC)]
 
 
 def _repeated(trials: pd.DataFrame, runs: pd.DataFrame) -> "pd.Series[bool]":
@@ -209,6 +237,7 @@ def _pair(group: pd.DataFrame) -> Runs:
 
 def _cells(runs: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
+    metrics = _metrics(runs)
     for init, of_init in _in_order(runs, "init"):
         for lr, cell in of_init.groupby("lr"):
             rows.append(
@@ -218,9 +247,13 @@ def _cells(runs: pd.DataFrame) -> pd.DataFrame:
                     "runs": len(cell),
                     **{name: cell[name].sum() for name in ("counted", "diverged", "crashed")},
                     **{response: cell[response].mean() for response in RESPONSES},
+                    **{name: cell[name].median() for name in metrics},
                 }
             )
-    return table_of(CELL_COLUMNS, [pd.DataFrame(rows)] if rows else [])
+    columns = CELL_COLUMNS + tuple(
+        Column(name, "float64", "what train returned, median over runs") for name in metrics
+    )
+    return table_of(columns, [pd.DataFrame(rows)] if rows else [])
 
 
 def _notes(counted: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
@@ -229,6 +262,7 @@ def _notes(counted: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     for name, what, why in (
         ("steps", "steps", "a longer run has more time to kill units"),
         ("units", "units", "they are not of one network"),
+        ("probe", "samples of the probe", "on fewer of them more units look dead"),
     ):
         values = counted[name].dropna() if name in counted else counted["units"].iloc[:0]
         if values.nunique() > 1:
@@ -236,15 +270,29 @@ def _notes(counted: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
                 f"The runs differ in {what}, {values.min():,} to {values.max():,}: {why}, and "
                 "what follows takes no account of it."
             )
+    notes += _probe_notes(counted)
     unborn = int((runs["counted"] & runs["born"].isna()).sum())
     if unborn:
         notes.append(
             f"{unborn:,} of the runs were not seen at step 0: their deaths are neither born nor "
             "new, and count among the dead only."
         )
+    notes += recording_notes(counted)
     if (runs["init"] == "unknown").any():
         notes.append(
             "Where a recording does not name its initialization, it is unknown: what goes with "
             "it is then hidden in the rest."
         )
     return notes
+
+
+def _probe_notes(counted: pd.DataFrame) -> list[str]:
+    """What keeps deaths on a probe and deaths in training from being of one kind."""
+    probed = int(counted["probe"].notna().sum()) if "probe" in counted else 0
+    if not 0 < probed < len(counted):
+        return []
+    return [
+        f"{probed:,} of {len(counted):,} runs judged their units on a probe, the others on what "
+        "they trained on. Dead is silent on the probe in the one, in each batch of a window in "
+        "the other: their shares are not to be compared."
+    ]

@@ -13,6 +13,7 @@ from reludiag.experiments.counterfactual import (
     Answer,
     Arm,
 )
+from reludiag.experiments.trials import recording_notes
 
 
 class Explanation:
@@ -139,6 +140,7 @@ class Explanation:
         born = self._arms[FACTUAL].born
         if found.kind in ("learning_rate", "initialization", "neither") and born is not None:
             notes.append(f"Dead at step 0, before any learning: {_share(born)} of the units.")
+        notes += recording_notes(trials[trials["status"] == "complete"])
         errors = trials["error"][trials["error"] != ""]
         if len(errors):
             notes.append(f"First error: {errors.iloc[0]}")

@@ -56,9 +56,9 @@ class Replay:
 
     def to_json(self, path: str | Path | IO[str]) -> None:
         """Write one JSON document with a `schema_version`; `-` is the standard output."""
-        from reludiag.reports import write_replay_json
+        from reludiag.reports import replay_document, write
 
-        write_replay_json(self, path)
+        write(path, replay_document(self))
 
     def __str__(self) -> str:
         """The terminal report as plain text, 80 columns wide."""

@@ -21,9 +21,10 @@ from reludiag.owner import LEASE, Owner, is_gone
 
 APPLICATION_ID = 0x52654C53  # "ReLS"
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # What each version changed:
 #   1  the first
+#   2  a result has the samples of the probe, and what the recording warns of
 
 SCHEMA = """
 CREATE TABLE setting (              -- what was asked for; going on with another is refused
@@ -58,7 +59,9 @@ CREATE TABLE result (               -- one for each cell that is done
     seconds REAL,
     error TEXT NOT NULL,            -- in one line; empty if there was none
     traceback TEXT NOT NULL,        -- of the user's code
-    recording TEXT NOT NULL         -- file name of the recording, beside this file
+    recording TEXT NOT NULL,        -- file name of the recording, beside this file
+    probe INTEGER,                  -- samples that the units were judged on; null without a probe
+    notes TEXT NOT NULL             -- what the recording warns of, a line each
 );
 CREATE TABLE metric (               -- numbers that train returned
     trial INTEGER NOT NULL REFERENCES cell(trial),

@@ -33,6 +33,8 @@ TRIAL_COLUMNS = (
     Column("seconds", "float64", "how long the run took"),
     Column("error", "str", "why it crashed; empty if it did not"),
     Column("recording", "str", "path of the run's recording"),
+    Column("probe", "Int64", "samples that its units were judged on; empty without a probe"),
+    Column("notes", "str", "what its recording warns of, a line each"),
 )
 METRIC = "metric."
 """After these, a column `metric.NAME` for each number that train returned."""
@@ -74,6 +76,8 @@ class Result:
     traceback: str = ""
     recording: str = ""
     """File name, in the folder of the sweep's recordings."""
+    probe: int | None = None
+    notes: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -109,6 +113,18 @@ class Queue(Protocol):
 
     def close(self) -> None:
         """Let go of what is open."""
+
+
+def recording_notes(trials: pd.DataFrame) -> list[str]:
+    """What the recordings of these runs warn of: each warning once, with the runs that have it."""
+    if "notes" not in trials:
+        return []
+    each = trials["notes"].dropna().str.split("\n").explode()
+    counts = each[each != ""].value_counts(sort=False)
+    return [
+        str(note) if count == len(trials) else f"{count:,} of {len(trials):,} runs: {note}"
+        for note, count in counts.to_dict().items()
+    ]
 
 
 def crash_of(cell: Cell, how: str) -> Result:

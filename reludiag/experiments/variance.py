@@ -22,6 +22,10 @@ import numpy as np
 from reludiag.experiments.trend import ONE_RATE
 
 CONFIDENCE = 0.95
+SPREAD_FROM = 5
+"""Runs beyond the first of each cell, from which how much runs of a cell differ is known to about a
+third (the standard error of a standard deviation is 1 / sqrt(2 n) of it): from fewer, an interval
+would look surer than it is."""
 RESAMPLES = 1_999
 
 ALWAYS_SAME = "the same in every run"
@@ -47,7 +51,8 @@ class VarianceShare:
     share: float | None
     """Eta squared."""
     low: float | None
-    """Of the 95 % bootstrap interval, as `high`; both None where no cell has two runs."""
+    """Of the 95 % bootstrap interval, as `high`; both None where fewer than `SPREAD_FROM` runs show
+    how much runs of one cell differ, or none does."""
     high: float | None
     reason: str
     """Why the share is None; empty where it is not."""
@@ -70,7 +75,8 @@ def variance_shares(
     told = np.array([not reasons[source] for source in SOURCES])
     shares = _shares(design.sums_of_squares(y[:, None]), told)[:, 0]
     low = high = np.full(len(SOURCES), np.nan)
-    if design.replicated:
+    sure = design.shows_spread(y)
+    if sure:
         drawn = design.resampled(y, resamples, np.random.default_rng(seed))
         tail = (1 - CONFIDENCE) / 2
         low, high = np.quantile(_shares(design.true_sums(drawn), told), [tail, 1 - tail], axis=1)
@@ -79,8 +85,8 @@ def variance_shares(
             response,
             source,
             share=float(shares[k]) if told[k] else None,
-            low=float(min(low[k], shares[k])) if told[k] and design.replicated else None,
-            high=float(max(high[k], shares[k])) if told[k] and design.replicated else None,
+            low=float(min(low[k], shares[k])) if told[k] and sure else None,
+            high=float(max(high[k], shares[k])) if told[k] and sure else None,
             reason=reasons[source],
         )
         for k, source in enumerate(SOURCES)
@@ -145,9 +151,11 @@ class _Design:
             _basis(by_cell) if separable else additive,
         )
 
-    @property
-    def replicated(self) -> bool:
-        return bool(self.size.max() > 1)
+    def shows_spread(self, y: Floats) -> bool:
+        """Whether resampling the runs within their cells says how sure the shares are."""
+        deviations = y - (np.bincount(self.cell, y) / self.size)[self.cell]
+        differ = np.sum(deviations**2) > _ROUNDING * np.sum((y - y.mean()) ** 2)
+        return bool(differ and int(self.size.sum()) - len(self.size) >= SPREAD_FROM)
 
     def sums_of_squares(self, y: Floats) -> Floats:
         """`[source, data set]` of `y`, `[run, data set]`."""

@@ -94,20 +94,51 @@ def caveats(effects: Effects) -> list[str]:
     return [*lines, *effects.notes]
 
 
+def size(effects: Effects) -> str:
+    """Of how many runs it is, over what."""
+    rates, inits = effects.cells["lr"].nunique(), effects.cells["init"].nunique()
+    return (
+        f"{many(effects.runs, 'run')}: {many(rates, 'learning rate')}, "
+        f"{many(inits, 'initialization')}"
+    )
+
+
+def marks(effects: Effects) -> str:
+    """What stands in the cells of a heat map beside shares."""
+    cells, told = effects.cells, []
+    if cells["diverged"].any():
+        told.append("NaN: all its runs diverged   !: some did, the share is of the others")
+    if (cells["crashed"] == cells["runs"]).any():
+        told.append("crash: all its runs did")
+    return "   ".join(told)
+
+
 def interval(item: VarianceShare) -> str:
     """`70-78 %`, with a decimal where that would hide a difference; empty where there is none."""
     if item.low is None or item.high is None:
         return ""
     for digits in (0, 1):
-        ends = [f"{100 * end:.{digits}f}" for end in (item.low, item.high)]
-        if ends[0] != ends[1] and ends[0] != "0" and ends[1] != "100":
+        ends = [_end(end, digits) for end in (item.low, item.high)]
+        if ends[0] != ends[1]:
             break
     return f"{'-'.join(dict.fromkeys(ends))} %"
+
+
+def _end(part: float, digits: int) -> str:
+    """An end of an interval; only what is 0 or all is written so."""
+    text = f"{100 * part:.{digits}f}"
+    rounded_away = (part > 0 and float(text) == 0) or (part < 1 and float(text) == 100)
+    return share(part, 1).removesuffix(" %") if rounded_away or part in (0, 1) else text
 
 
 def rate(value: float) -> str:
     """A learning rate as people write it."""
     return f"{value:.6g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def number(value: float) -> str:
+    """What train returned, in at most nine characters."""
+    return f"{value:.3g}"
 
 
 def p_text(value: float | None) -> str:
@@ -230,7 +261,10 @@ def _untold_sentences(effects: Effects) -> list[str]:
     lines += [f"{_listed(inits)}: {why}." for why, inits in by_reason.items()]
     shares = [s for s in effects.variance if s.share is not None]
     if shares and all(item.low is None for item in shares):
-        lines.append("One run a cell: how sure the shares are is not known. --seeds 3 would tell.")
+        lines.append(
+            "How sure the shares are is not known: too few runs of one learning rate and "
+            "initialization, or none of them differ. Three seeds of each would tell."
+        )
     return lines
 
 

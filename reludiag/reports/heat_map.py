@@ -1,7 +1,7 @@
 """The terminal report of a sweep: heat maps of deaths, what explains them, and what is safe."""
 
 import io
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reludiag.experiments.effects import RESPONSES, Effects
+from reludiag.experiments.trials import METRIC
 from reludiag.experiments.variance import ALWAYS_SAME
 from reludiag.reports.effects_summary import (
     SOURCES,
@@ -22,14 +23,19 @@ from reludiag.reports.effects_summary import (
     findings,
     headline,
     interval,
+    marks,
+    number,
     p_text,
     rate,
+    size,
 )
 from reludiag.reports.harmless import Harmless
-from reludiag.reports.summary import many, share
+from reludiag.reports.summary import share
 from reludiag.reports.terminal import WIDTH
 
 _RATES_A_TABLE = 7  # as many columns of learning rates as fit beside the names
+_MOST_METRICS = 3  # of what train returned; the JSON and the table of runs have them all
+_NAME = 20  # characters of an initialization in a line
 _SAME = 0.005  # shares of dead units that differ by less are shown as one
 _TITLES = {
     "born": "Born dead: share of units dead at step 0",
@@ -47,6 +53,7 @@ def print_effects(effects: Effects, console: Console) -> None:
         # Mostly a matter of the initialization alone: then it is one column among the next.
         if _born_varies(effects):
             parts.append(_map(effects, "born"))
+        parts += [_metric_map(effects, name) for name in effects.metrics[:_MOST_METRICS]]
         parts += [_initializations(effects), _explanations(effects)]
     lines = findings(effects)
     if lines:
@@ -64,30 +71,48 @@ def effects_text(effects: Effects, encoding: str = "utf-8") -> str:
 
 
 def _head(effects: Effects) -> RenderableType:
-    cells = effects.cells
-    rates, inits = cells["lr"].nunique(), cells["init"].nunique()
-    size = f"{many(effects.runs, 'run')}: {many(rates, 'learning rate')}, "
-    lines = [Text(size + many(inits, "initialization"), style="bold"), Text(headline(effects))]
+    lines = [Text(size(effects), style="bold"), Text(headline(effects))]
     lines += [Text(note, style="yellow") for note in caveats(effects)]
     return Panel(Group(*lines), title="reludiag", title_align="left", border_style="dim")
 
 
 def _map(effects: Effects, response: str) -> RenderableType:
+    return _grid(effects, response, _TITLES[response], _share, _RATES_A_TABLE)
+
+
+def _metric_map(effects: Effects, name: str) -> RenderableType:
+    title = f"What train returned as {name.removeprefix(METRIC)}: median over runs"
+    values = effects.heat_map(name)
+    longest = max((len(number(value)) for value in values.to_numpy(float).ravel()), default=0)
+    names = max(len("Initialization"), *(min(_NAME, len(str(init))) for init in values.index))
+    return _grid(effects, name, title, _metric, (WIDTH - names - 1) // (longest + 4))
+
+
+def _metric(value: float, mark: str = "") -> Text:
+    return Text(number(value) + mark)
+
+
+def _grid(
+    effects: Effects, name: str, title: str, shown: Callable[[float, str], Text], most: int
+) -> RenderableType:
+    """A column of `cells` over rates and initializations, at most so many rates a table."""
     by_place = effects.cells.set_index(["init", "lr"]).to_dict("index")
-    heat = effects.heat_map(response)
-    parts: list[RenderableType] = [Text(_TITLES[response], style="bold")]
-    for start in range(0, len(heat.columns), _RATES_A_TABLE):
+    heat = effects.heat_map(name)
+    parts: list[RenderableType] = [Text(title, style="bold")]
+    # Tables of about equal width, where there are several.
+    most = -(-len(heat.columns) // -(-len(heat.columns) // most))
+    for start in range(0, len(heat.columns), most):
         table = _table()
-        table.add_column("Initialization", overflow="fold", max_width=20)
-        rates = list(heat.columns[start : start + _RATES_A_TABLE])
+        table.add_column("Initialization", overflow="fold", max_width=_NAME)
+        rates = list(heat.columns[start : start + most])
         for value in rates:
             table.add_column(rate(float(value)), justify="right", no_wrap=True)
         for init, row in heat.iterrows():
-            shown = [
-                _cell(row[value], by_place[init, value]) if (init, value) in by_place else ""
+            cells = [
+                _cell(row[value], by_place[init, value], shown) if (init, value) in by_place else ""
                 for value in rates
             ]
-            table.add_row(Text(str(init)), *shown)
+            table.add_row(Text(str(init)), *cells)
         parts.append(Padding(table, (1, 0, 0, 0)))
     return Padding(Group(*parts), (1, 0, 0, 1))
 
@@ -97,9 +122,9 @@ def _born_varies(effects: Effects) -> bool:
     return bool((heat.max(axis=1) - heat.min(axis=1) > _SAME).any())
 
 
-def _cell(part: float, cell: Mapping[Hashable, Any]) -> Text:
-    if not pd.isna(part):
-        return _share(part, "!" if cell["diverged"] else "")
+def _cell(value: float, cell: Mapping[Hashable, Any], shown: Callable[[float, str], Text]) -> Text:
+    if not pd.isna(value):
+        return shown(value, "!" if cell["diverged"] else "")
     if cell["diverged"]:
         return Text("NaN", style="bold magenta")
     return Text("crash" if cell["crashed"] else "?", style="dim")
@@ -113,13 +138,8 @@ def _share(part: float, mark: str = "") -> Text:
 
 
 def _legend(effects: Effects) -> RenderableType:
-    """What stands in cells beside shares."""
-    cells, parts = effects.cells, []
-    if cells["diverged"].any():
-        parts.append("NaN: all its runs diverged   !: some did, the share is of the others")
-    if (cells["crashed"] == cells["runs"]).any():
-        parts.append("crash: all its runs did")
-    return Padding(Text("   ".join(parts), style="dim"), (0, 0, 0, 1)) if parts else Group()
+    told = marks(effects)
+    return Padding(Text(told, style="dim"), (0, 0, 0, 1)) if told else Group()
 
 
 def _explanations(effects: Effects) -> RenderableType:
@@ -145,7 +165,7 @@ def _explanations(effects: Effects) -> RenderableType:
 
 def _initializations(effects: Effects) -> RenderableType:
     table = _table()
-    table.add_column("Initialization", overflow="fold", max_width=20)
+    table.add_column("Initialization", overflow="fold", max_width=_NAME)
     born = None if _born_varies(effects) else effects.heat_map("born").mean(axis=1)
     if born is not None:
         table.add_column("Born dead", justify="right", no_wrap=True)

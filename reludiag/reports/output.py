@@ -5,17 +5,18 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from reludiag.errors import UsageError
 
 STDOUT = "-"
+Target = str | Path | IO[str]
 
 
 @contextlib.contextmanager
-def opened(target: str | Path | IO[str]) -> Iterator[IO[str]]:
+def opened(target: Target) -> Iterator[IO[str]]:
     """A text stream to `target`; `-` is the standard output, an open stream is used as it is.
 
     A file is written under a temporary name beside it and renamed when it is whole: a killed
@@ -32,6 +33,13 @@ def opened(target: str | Path | IO[str]) -> Iterator[IO[str]]:
         yield stream
         stream.flush()
         _settle(file)
+
+
+def write(target: Target, text: str | Callable[[str], str]) -> None:
+    """Write a text, or the one that a function makes of characters that an encoding has."""
+    with opened(target) as stream:
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        stream.write(text if isinstance(text, str) else text(encoding))
 
 
 def write_bytes(content: bytes, path: str | Path) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from reludiag.causes.cause import NONE, Cause
 from reludiag.diagnosis import Diagnosis
+from reludiag.scanning import RANDOM_INPUT
 from reludiag.verdicts import upper_bound
 
 WINDOWS = 10
@@ -123,7 +124,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
                 f"The worst site is '{worst['site']}'{fed}: {worst['dead']:,} of "
                 f"{many(worst['units'], 'unit')} dead."
             )
-        if head.frozen:
+        if head.frozen and RANDOM_INPUT not in head.notes:  # noise is no sample of any data
             bound = float(upper_bound(0, head.samples))
             lines.append(
                 f"Dead here means 0 of {head.samples:,} samples: a firing rate below "

@@ -5,14 +5,16 @@ from typing import IO
 import pandas as pd
 
 from reludiag.diagnosis import Diagnosis
+from reludiag.reports.output import Target, opened
 
 # A spreadsheet runs a cell that begins with one of these.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def write_table(diagnosis: Diagnosis, stream: IO[str], all_units: bool) -> None:
-    """Write the unit table: those that are not alive, or all."""
-    write_frame(chosen_units(diagnosis, all_units), stream)
+def write_csv(table: pd.DataFrame, target: Target) -> None:
+    """Write any table to a file, a stream, or `-`."""
+    with opened(target) as stream:
+        write_frame(table, stream)
 
 
 def write_frame(table: pd.DataFrame, stream: IO[str]) -> None:

@@ -1,8 +1,9 @@
 """HTML: the whole report as one page that needs nothing else, and a short form for notebooks.
 
-`content` and `charts` compute what is shown, the templates lay it out, `report.js` draws it.
+`content`, `charts`, `heat_maps` and `sweep` compute what is shown, the templates lay it out, and
+`report.js` draws it.
 """
 
-from reludiag.reports.html.page import fragment, page
+from reludiag.reports.html.page import effects_fragment, effects_page, fragment, page
 
-__all__ = ["fragment", "page"]
+__all__ = ["effects_fragment", "effects_page", "fragment", "page"]

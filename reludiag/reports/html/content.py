@@ -1,16 +1,16 @@
 """What the page says, as plain values: the template only lays it out."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from reludiag.causes.cause import DIVERGENCE, NONE, UNDETERMINED, Cause
 from reludiag.diagnosis import Diagnosis
-from reludiag.experiments.effects import Effects
-from reludiag.reports.effects_summary import caveats, findings, headline, rate
 from reludiag.reports.summary import (
     LifeWindow,
+    instruction,
     life_windows,
     many,
     next_steps,
@@ -23,10 +23,6 @@ MOST_TILES_NAMED = 24
 """Sites beyond which the map has squares without names."""
 _MOSTLY = 0.05  # up to this share of dead units a network is mostly healthy
 _HEAT = (0.05, 0.2, 0.5, 1.0)  # shares below which a site has one colour, as in the heat maps
-_RESPONSES = {
-    "new": "New deaths: share of units alive at step 0 that are dead at the end",
-    "born": "Born dead: share of units dead at step 0",
-}
 
 
 @dataclass(frozen=True)
@@ -100,30 +96,11 @@ class Why:
     site: str
     name: str
     sentence: str
-    share: str
-    identifiable: bool
+    certainty: str
+    """Whether this run alone can tell, and how many of the dead units it explains."""
     evidence: tuple[Proof, ...]
-    advice: str
+    instruction: str
     confirm: str
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """Shares of dead units over learning rates and initializations."""
-
-    title: str
-    rates: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
-    """Initialization, then text and heat of each cell."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What a sweep says."""
-
-    headline: str
-    maps: tuple[HeatMap, ...]
-    findings: tuple[str, ...]
 
 
 def answer(diagnosis: Diagnosis) -> Answer:
@@ -168,6 +145,7 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
     rows = []
     for index, row in enumerate(diagnosis.sites.to_dict("records")):
         units = None if pd.isna(row["units"]) else int(row["units"])
+        lost = bool(units) and row["nonfinite"] == units
         others = [
             f"{int(row[v]):,} {v.replace('_', ' ')}"
             for v in VERDICTS
@@ -179,17 +157,17 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
                 name=names[index],
                 label=labels[index],
                 heat=_site_heat(row, units),
-                text="not finite"
-                if row["nonfinite"] == units and units
-                else _share_text(row, units),
+                text="not finite" if lost else _share_text(row, units),
                 activation=str(row["activation"]),
                 producer=_text(row["producer"]),
                 units=units,
                 dead=int(row["dead"]),
                 share=int(row["dead"]) / units if units else -1.0,
                 others=", ".join(others),
-                firing=_share_of_one(row["mean_firing_rate"]),
-                firing_rate=-1.0 if pd.isna(row["mean_firing_rate"]) else row["mean_firing_rate"],
+                firing="" if lost else _share_of_one(row["mean_firing_rate"]),
+                firing_rate=-1.0
+                if lost or pd.isna(row["mean_firing_rate"])
+                else row["mean_firing_rate"],
                 born=_number(row["born_dead"]) if ledger else None,
                 died=_number(row["died"]) if ledger else None,
                 revived=_number(row["revived"]) if ledger else None,
@@ -227,36 +205,36 @@ def whys(diagnosis: Diagnosis) -> list[Why]:
     return [
         Why(
             site=cause.site or "",
-            name=cause.kind.replace("_", " "),
+            name="nothing unusual" if cause.kind == NONE else cause.kind.replace("_", " "),
             sentence=cause.sentence,
-            share=share(cause.share, 1),
-            identifiable=cause.identifiable,
+            certainty=_certainty(cause),
             evidence=tuple(
                 Proof(item.what, _value(item.value), item.meaning) for item in cause.evidence
             ),
-            advice=cause.advice,
+            instruction=instruction(cause),
             confirm=cause.confirm,
         )
         for cause in diagnosis.causes
     ]
 
 
+def _certainty(cause: Cause) -> str:
+    if cause.identifiable:
+        told = "This run alone can tell."
+    elif cause.kind == UNDETERMINED:
+        return "This run alone cannot tell."
+    else:
+        told = "This run alone cannot tell for sure: it is the likeliest."
+    if cause.kind in (NONE, DIVERGENCE):  # explain no deaths
+        return told
+    return f"{told} It explains {share(cause.share, 1)} of the dead units."
+
+
 def advice(diagnosis: Diagnosis, causes: Sequence[Why]) -> list[str]:
     """What to do and what to look at next, the gravest first."""
-    cures = [cause.advice for cause in causes if cause.advice and not cause.site]
+    cures = [cause.instruction for cause in causes if cause.instruction and not cause.site]
     looks = [line for line in next_steps(diagnosis) if not line.startswith("--csv FILE")]
     return list(dict.fromkeys([*cures, *looks]))
-
-
-def grid(effects: Effects | None) -> Grid | None:
-    """The heat maps of a sweep and what they say."""
-    if effects is None:
-        return None
-    return Grid(
-        headline(effects),
-        tuple(_heat_map(effects, response) for response in _RESPONSES if len(effects.cells)),
-        (*caveats(effects), *findings(effects)),
-    )
 
 
 def heat(part: float) -> str:
@@ -264,32 +242,6 @@ def heat(part: float) -> str:
     if part <= 0:
         return "0"
     return str(1 + sum(part >= limit for limit in _HEAT))
-
-
-def _heat_map(effects: Effects, response: str) -> HeatMap:
-    table = effects.heat_map(response)
-    places = effects.cells.set_index(["init", "lr"]).to_dict("index")
-
-    def cell(part: float, place: dict[Hashable, Any] | None) -> tuple[str, str]:
-        if place is None:
-            return "", "none"
-        if not pd.isna(part):
-            return share(part, 1) + ("!" if place["diverged"] else ""), heat(part)
-        return (
-            ("NaN", "nan") if place["diverged"] else ("crash" if place["crashed"] else "?", "none")
-        )
-
-    return HeatMap(
-        _RESPONSES[response],
-        tuple(rate(float(value)) for value in table.columns),
-        tuple(
-            (
-                str(init),
-                tuple(cell(row[lr], places.get((init, lr))) for lr in table.columns),
-            )
-            for init, row in table.iterrows()
-        ),
-    )
 
 
 def _site_heat(row: dict[Any, Any], units: int | None) -> str:
@@ -307,8 +259,8 @@ def _share_of_one(value: Any) -> str:
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """The last part of each name, or as many as tell it from the rest."""
-    labels = [_end(name, 1) for name in names]
+    """The last part of each name, or as many as tell it from the rest; never a number alone."""
+    labels = [_end(name, 2 if _end(name, 1)[:1].isdigit() else 1) for name in names]
     for parts in (2, 3):
         labels = [
             _end(name, parts) if labels.count(label) > 1 else label

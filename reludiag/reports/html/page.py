@@ -7,6 +7,7 @@ request at all; so a name that slipped through every escape would still do nothi
 import base64
 import hashlib
 import json
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -16,8 +17,9 @@ from markupsafe import Markup
 
 from reludiag.diagnosis import Diagnosis
 from reludiag.experiments.effects import Effects
-from reludiag.reports.html import content
+from reludiag.reports.html import content, sweep
 from reludiag.reports.html.charts import MOST_LISTED, charts
+from reludiag.reports.html.heat_maps import grid
 from reludiag.reports.lifelines import MOST_UNITS, Lifelines, lifelines
 from reludiag.reports.summary import many
 
@@ -33,18 +35,23 @@ def page(diagnosis: Diagnosis, effects: Effects | None = None) -> str:
     from plotly.offline import get_plotlyjs
 
     lives = lifelines(diagnosis)
-    scripts = [_THEME, get_plotlyjs(), _asset("report.js")]
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            **_said(diagnosis, effects),
-            policy=_policy(scripts),
-            scripts=[Markup(script) for script in scripts],
-            data=_data(charts(diagnosis, lives)),
-            abridged=_abridged(diagnosis, lives),
-            listed=MOST_LISTED,
-        )
+    return _page(
+        "report.html.j2",
+        [get_plotlyjs(), _asset("page.js") + _asset("report.js")],
+        charts(diagnosis, lives),
+        **_said(diagnosis, effects),
+        abridged=_abridged(diagnosis, lives),
+        listed=MOST_LISTED,
+    )
+
+
+def effects_page(effects: Effects) -> str:
+    """The report of a sweep as an HTML document: its heat maps are tables, so it has no charts."""
+    return _page(
+        "sweep.html.j2",
+        [_asset("page.js") + _asset("sweep.js")],
+        {"csv": sweep.trials_csv(effects)},
+        **sweep.said(effects),
     )
 
 
@@ -56,6 +63,26 @@ def fragment(diagnosis: Diagnosis) -> str:
         _environment()
         .get_template("notebook.html.j2")
         .render(**said, worst=worst[:_MOST_SITES_IN_NOTEBOOK])
+    )
+
+
+def effects_fragment(effects: Effects) -> str:
+    """What a notebook shows of a sweep: the sentence, the heat maps, what they say; no script."""
+    template = _environment().get_template("sweep_notebook.html.j2")
+    return template.render(style=Markup(_asset("style.css")), **sweep.said(effects))
+
+
+def _page(template: str, scripts: list[str], data: dict[str, Any], **said: Any) -> str:
+    scripts = [_THEME, *scripts]
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            {"style": Markup(_asset("style.css")), **said},
+            policy=_policy(scripts),
+            scripts=[Markup(script) for script in scripts],
+            data=_data(data),
+        )
     )
 
 
@@ -72,7 +99,7 @@ def _said(diagnosis: Diagnosis, effects: Effects | None) -> dict[str, Any]:
         "since": content.since(diagnosis),
         "windows": content.windows(diagnosis),
         "causes": causes,
-        "grid": content.grid(effects),
+        "grid": grid(effects),
         "advice": content.advice(diagnosis, causes),
         "dead": diagnosis.dead,
         "diverged": diagnosis.diverged,
@@ -110,7 +137,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["count"] = lambda number: f"{number:,}"
+    environment.filters["unbroken"] = _unbroken
     return environment
+
+
+def _unbroken(sentence: str) -> str:
+    """No line ends between a number and its per cent, nor within a range."""
+    return re.sub(r"(?<=\d)-(?=\d)", "\u2011", sentence.replace(" %", "\u00a0%"))
 
 
 @cache

@@ -1,12 +1,7 @@
-"use strict";
-// Draws the charts and makes the tables sortable. Names come from a file that anybody may have
-// written: they reach the page as text only, and Plotly, which reads tags in text, by plain().
+// Draws the charts of a report and lists its dead units. What a page of any kind does is in page.js.
+// Plotly reads tags in text: names reach it by plain().
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const $ = (id) => document.getElementById(id);
-const make = (tag, text = "", properties = {}) =>
-  Object.assign(document.createElement(tag), { textContent: text }, properties);
-const many = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const short = (text, most) =>
   text.length <= most ? text : `${text.slice(0, most >> 2)}…${text.slice(text.length - most + (most >> 2) + 1)}`;
@@ -31,8 +26,8 @@ const windowName = (at) => (at === 0 ? `step ${edges[1]}` : `steps ${edges[at]}�
 
 // ---- Colours
 
-const themes = ["auto", "light", "dark"];
 let printing = false;
+const PAPER = 680; // pixels that A4 and US Letter have between their margins
 
 function colour(name) {
   const probe = document.body.appendChild(make("i", "", { hidden: true }));
@@ -43,19 +38,7 @@ function colour(name) {
   return found;
 }
 
-function showTheme() {
-  const theme = document.documentElement.dataset.theme;
-  $("theme").textContent = { auto: "◐ Auto", light: "☀ Light", dark: "☾ Dark" }[theme];
-  $("theme").setAttribute("aria-label", `Colours: ${theme === "auto" ? "as the system has them" : theme}`);
-}
-
-$("theme").addEventListener("click", () => {
-  const root = document.documentElement;
-  root.dataset.theme = themes[(themes.indexOf(root.dataset.theme) + 1) % themes.length];
-  try { localStorage.setItem("reludiag-theme", root.dataset.theme); } catch { /* not kept, then */ }
-  showTheme();
-  draw();
-});
+document.addEventListener("themed", () => draw());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 for (const [event, now] of [["beforeprint", true], ["afterprint", false]])
   addEventListener(event, () => { printing = now; draw(); });
@@ -110,6 +93,8 @@ function base(extra) {
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
     margin: { l: 64, r: 16, t: 26, b: 44 },
     showlegend: false,
+    autosize: !printing,
+    width: printing ? PAPER : undefined,
     hovermode: "closest",
     bargap: 0.06,
     ...extra,
@@ -203,7 +188,7 @@ function drawLife() {
   const shown = one ? [one] : lives.sites;
   const line = one || lives.whole;
   const narrow = chart.clientWidth < 600;
-  const room = narrow ? 500 : 720;
+  const room = printing ? 460 : narrow ? 500 : 720;
   const columns = edges.length - 1;
   const wanted = narrow ? 12 : 26;
   const labelOf = (site) => plain(short(site.name, wanted));
@@ -349,37 +334,7 @@ function draw() {
   if (lives) drawLife();
 }
 
-// ---- Tables
-
-function sortable(table, sort) {
-  for (const [column, head] of [...table.tHead.rows[0].cells].entries())
-    head.firstElementChild.addEventListener("click", () => {
-      // Numbers begin with the largest, which is mostly what is looked for; text with A.
-      const before = head.getAttribute("aria-sort");
-      const rising = before ? before === "descending" : !head.classList.contains("n");
-      for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-      sort(column, rising, head.classList.contains("n"));
-    });
-}
-const collator = new Intl.Collator("en", { numeric: true });
-const compared = (a, b, numbers) => (numbers ? Number(a) - Number(b) : collator.compare(a, b));
-
-function prepareSites() {
-  const table = $("sites"), body = table.tBodies[0];
-  const key = (row, column) => row.cells[column].dataset.key ?? row.cells[column].textContent.trim();
-  sortable(table, (column, rising, numbers) =>
-    body.append(...[...body.rows].sort((a, b) => compared(key(a, column), key(b, column), numbers) * (rising ? 1 : -1))));
-  $("site-search").addEventListener("input", ({ target }) => {
-    const wanted = target.value.trim().toLowerCase();
-    let left = 0;
-    for (const row of body.rows) {
-      row.hidden = !row.dataset.site.toLowerCase().includes(wanted);
-      left += !row.hidden;
-    }
-    $("sites-none").hidden = left > 0;
-  });
-}
+// ---- The dead units
 
 function parsedCsv(text) {
   const rows = [[]];
@@ -395,7 +350,7 @@ function prepareDead() {
   if (!$("dead")) return;
   const SHOWN = {
     site: "Site", unit: "Unit", born_dead: "Born dead", died_step: "Died by step", lr_at_death: "Learning rate then",
-    revived_step: "Revived before, at step", cause: "Cause", max_preactivation: "Largest pre-activation", firing_rate_upper: "Fires at most in" };
+    revived_step: "Last revived at step", cause: "Cause", max_preactivation: "Largest pre-activation", firing_rate_upper: "Fires at most in" };
   const TEXT = new Set(["site", "born_dead", "cause"]);
   const [names, ...all] = parsedCsv(data.csv);
   const columns = Object.keys(SHOWN).map((name) => names.indexOf(name))
@@ -437,16 +392,10 @@ function prepareDead() {
     show();
   });
   $("more").addEventListener("click", () => { most *= 4; show(); });
-  $("download").addEventListener("click", () => {
-    const url = URL.createObjectURL(new Blob([data.csv], { type: "text/csv" }));
-    make("a", "", { href: url, download: "dead-units.csv" }).click();
-    setTimeout(() => URL.revokeObjectURL(url), 1000);
-  });
+  $("download").addEventListener("click", () => download(data.csv, "dead-units.csv"));
   show();
 }
 
-showTheme();
 prepareChoice();
-prepareSites();
 prepareDead();
 choose(chosen);
