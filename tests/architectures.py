@@ -1,5 +1,6 @@
 """Real architectures with random weights, by name: torchvision's, timm's and transformers'."""
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +15,7 @@ Built = tuple[nn.Module, Any]
 """A model and a batch of two samples: positional arguments, or a dict of keywords."""
 
 
+@functools.cache
 def declare_missing_operators() -> None:
     """Make torchvision importable where its compiled part was built for another kind of torch.
 

@@ -18,6 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import reludiag
 from reludiag import Diagnosis
+from tests.architectures import declare_missing_operators
+
+declare_missing_operators()  # which the frameworks import torchvision for
 
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("ignore")]
 

@@ -7,6 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from docs.generate.blocks import ROOT, written_pages
 from docs.generate.constants import with_constants
 from docs.generate.pictures import draw
@@ -15,6 +17,7 @@ from docs.generate.stage import Stage
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # sums, and so trainings, are the same however many cores there are
     for page, text in reference_pages().items():
         page.write_text(text, encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
