@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reludiag.stats import Liveness, UnitStats
 
-ROUNDS = 60
+ROUNDS = 30
 # Name, shape of the activations, permutation to [sample, unit, position].
 SHAPES = {
     "rows [128, 1024]": ((128, 1024), (0, 1)),

@@ -121,6 +121,8 @@ def measure(
 ) -> list[tuple[str, float, float, float]]:
     """Rows of (what, milliseconds, inside, wall)."""
     names = ["bare", "bare (A/A)", "monitored", "all statistics"] + ([peer] if peer else [])
+    if half_dead:
+        names.remove("bare (A/A)")
     settings = {"monitored": 16, "all statistics": 1}
     trainings = {name: Training(workload, half_dead) for name in names}
     seldom = {1: ("bare (A/A)", "all statistics"), 3: ("bare (A/A)",)}

@@ -1,8 +1,9 @@
 """What a scan costs: against a bare forward over the same data, and of a million units.
 
-Method: one process, all threads. While `reludiag.scan` runs, its data gives each batch to a twin of
-the network as well, once for the A/A row and once more: bare `model(x)` under `no_grad` in eval
-mode. So each batch is timed three times in turn, in random order. `scan` is the median time of a
+Method: one process, all threads. While `reludiag.scan` runs, its data gives each batch to two twins
+of the network as well, one for the A/A row: bare `model(x)` under `no_grad` in eval mode. So each
+batch is timed three times in turn, in random order, and each time with weights of its own: those
+that were in use a moment ago are read faster. `scan` is the median time of a
 batch in it, reading the data's values included, over the bare median; `once` is all the rest: its
 first two batches, its set-up and its verdicts; the last column is the whole scan of 50,000 samples.
 The C library is told to keep the memory that it has: otherwise page faults come and go by chance,
@@ -29,7 +30,7 @@ from workloads import WORKLOADS, Workload
 
 import reludiag
 
-SECONDS, SAMPLES = 12.0, 50_000
+SECONDS, SAMPLES, WARM_UP = 8.0, 50_000, 2
 KEEP = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 
@@ -41,19 +42,20 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 class Interleaved:
-    """Batches for a scan, each also given to a bare network; the time of each is kept."""
+    """Batches for a scan, each also given to two bare networks; the time of each is kept."""
 
-    def __init__(self, workload: Workload, bare: nn.Module, fused: bool) -> None:
-        self._network, self._fused = bare, fused
+    def __init__(self, workload: Workload, network: nn.Module, fused: bool) -> None:
+        self._twins = {kind: copy.deepcopy(network) for kind in ("bare", "A/A")}
+        self._fused = fused
         self.batches = [torch.randn(workload.shape) for _ in range(16)]
         self.times: dict[str, list[float]] = {"bare": [], "A/A": [], "scan": []}
         self.elsewhere = 0.0
         """Seconds that were not the scan's."""
 
-    def bare(self, batch: Tensor) -> None:
-        """The bare network's forward."""
+    def run(self, kind: str, batch: Tensor) -> None:
+        """Time a bare network's forward."""
         torch.backends.mha.set_fastpath_enabled(self._fused)
-        self._network(batch)
+        self.times[kind].append(seconds(lambda: self._twins[kind](batch)))
         torch.backends.mha.set_fastpath_enabled(True)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -63,13 +65,13 @@ class Interleaved:
             kinds = random.sample(list(self.times), 3)
             start = time.perf_counter()
             for kind in kinds[: kinds.index("scan")]:
-                self.times[kind].append(seconds(lambda x=batch: self.bare(x)))
+                self.run(kind, batch)
             given = time.perf_counter()
             yield batch
             back = time.perf_counter()
             self.times["scan"].append(back - given)
             for kind in kinds[kinds.index("scan") + 1 :]:
-                self.times[kind].append(seconds(lambda x=batch: self.bare(x)))
+                self.run(kind, batch)
             self.elsewhere += time.perf_counter() - start - (back - given)
 
 
@@ -78,13 +80,10 @@ def measure(workload: Workload, fused: bool) -> dict[str, float]:
     torch.manual_seed(0)
     model = workload.build().eval()
     reludiag.scan(model, [torch.randn(workload.shape)])  # imports
-    data = Interleaved(workload, copy.deepcopy(model), fused)
-    for _ in range(3):
-        with torch.no_grad():
-            data.bare(data.batches[0])
+    data = Interleaved(workload, model, fused)
     whole = seconds(lambda: reludiag.scan(model, data)) - data.elsewhere
-    found = {kind: statistics.median(times[2:]) for kind, times in data.times.items()}
-    return {**found, "once": whole - sum(data.times["scan"][2:])}
+    found = {kind: statistics.median(times[WARM_UP:]) for kind, times in data.times.items()}
+    return {**found, "once": whole - sum(data.times["scan"][WARM_UP:])}
 
 
 def megabytes(highest: bool) -> float:

@@ -56,6 +56,10 @@ class UnitStats:
     asks: bool = True
     """Whether it makes use of pre-activations: not where they are those that were passed on."""
 
+    def __post_init__(self) -> None:
+        # To ask for it in each call would take as long as to read a small activation.
+        self._fired = self.sums[FIRED] if self.passes else None
+
     @classmethod
     def empty(
         cls,
@@ -105,9 +109,7 @@ class UnitStats:
 
     def note_before(self, before: Tensor, reading: Reading | None = None) -> None:
         """Add a pre-activation alone, before what is made of it overwrites it."""
-        note_highest(
-            before, reading, self.before_maximum, self.sums[FIRED] if self.passes else None
-        )
+        note_highest(before, reading, self.before_maximum, self._fired)
 
     def counts(self) -> "UnitCounts":
         """The same as plain arrays in the host's memory; every sample was watched."""

@@ -81,6 +81,22 @@ INLINE void write(const Sums &out, int64_t units, int64_t unit, bool is_signed, 
     if (lowest < bottom) bottom = lowest;
 }
 
+// What was counted of some samples, put into what was counted of others.
+template <class Scalar> INLINE void merge(const Sums &out, const Sums &part, int64_t units, bool is_signed) {
+    for (int64_t unit = 0; unit < units; unit++) {
+        const double *row = part.rows + unit;
+        write(out, units, unit, is_signed, row[0], row[units], row[2 * units], row[3 * units],
+              is_signed ? row[4 * units] : 0.0, ((Scalar *)part.highest)[unit], ((Scalar *)part.lowest)[unit]);
+    }
+}
+template <class Scalar> INLINE void clear(const Sums &sums, int64_t units, bool is_signed) {
+    std::memset(sums.rows, 0, sizeof(double) * (4 + is_signed) * units);
+    for (int64_t unit = 0; unit < units; unit++) {
+        ((Scalar *)sums.highest)[unit] = -std::numeric_limits<Scalar>::infinity();
+        ((Scalar *)sums.lowest)[unit] = std::numeric_limits<Scalar>::infinity();
+    }
+}
+
 template <class Type, bool is_signed>
 INLINE void count_rows(const Tensor3 &given, const Sums &out, int64_t first, int64_t last) {
     typedef typename Widened<Type>::Vector Vector;
