@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from tests.browser import chromium, opened  # noqa: F401  fixtures
 # are shared it waits for its turn at full power. So too in the processes that tests start, which
 # find this tree wherever they run.
 torch.set_num_threads(1)
+# Where the tests are a background job of a shell, SIGINT is ignored, and so it would be in what
+# they start: no Ctrl-C would end it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(__file__).parents[1] / f) for f in ("", "cli"))
 

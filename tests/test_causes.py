@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
 
 import reludiag
@@ -471,3 +472,25 @@ def test_deaths_of_a_spike_are_inside_it() -> None:
     died = timeline.groupby("step")["died"].sum()
     inside = sum(died[end] for start, end in pairwise(died.index) if 90 <= start < 110)
     assert inside >= 0.7 * died.sum()
+
+
+def test_what_was_wrong_with_the_input_is_to_be_seen_to_before_the_learning_rate() -> None:
+    data = load_breast_cancer()  # features of very different size, none of them centred
+    x, y = torch.tensor(data.data, dtype=torch.float32), torch.tensor(data.target)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Linear(30, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        with reludiag.Monitor(model, optimizer, every=10, probe=x, warn_over=None) as monitor:
+            for _ in range(100):
+                batch = torch.randint(0, len(x), (64,))
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+                optimizer.step()
+    run = monitor.diagnose().causes[0]
+    assert "the input explains" in run.sentence
+    centre, _, lower = run.advice.partition("; then ")
+    assert "mean of each feature" in centre
+    assert "learning rate" in lower

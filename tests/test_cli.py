@@ -502,3 +502,21 @@ def test_the_name_of_a_file_sends_no_command_to_the_terminal(place: Path, tmp_pa
     done = scan(place, "--csv", tmp_path / "\x1b[31mred")
     assert "wrote" in done.err
     assert "\x1b" not in done.err
+
+
+@pytest.mark.parametrize("command", ["sweep", "replay"])
+def test_a_training_that_always_crashes_exits_1_and_says_why(command: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def build():\n    return None\n")
+    done = reludiag_command(
+        command, "bad.py:build", "--seeds", 1, "--workers", 1, "--out", "here", cwd=tmp_path
+    )
+    assert done.code == 1
+    assert "TypeError: build() takes 0" in done.out
+
+
+def test_a_recording_given_as_a_checkpoint_is_told_from_one(place: Path) -> None:
+    done = reludiag_command(
+        "scan", "net.py:build", "run.reludiag", "--data", "net.py:batches", cwd=place
+    )
+    assert done.code == 3
+    assert "`reludiag report run.reludiag` shows that" in done.sentence

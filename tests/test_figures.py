@@ -119,3 +119,8 @@ def test_colours_are_those_of_the_page() -> None:
         for key, colour in colours.items():
             name = str(getattr(key, "name", key)).lower().replace("_", "-")
             assert key is Life.UNKNOWN or light[name] == colour
+
+
+def test_a_figure_that_there_is_not_is_refused_by_name() -> None:
+    with pytest.raises(reludiag.UsageError, match="'foo' was asked for; expected one of lifelines"):
+        RUN.figure("foo")

@@ -58,3 +58,4 @@ def replay(
             progress=progress,
         )
     results.write_replay(found, output=output, as_json=as_json, csv=csv)
+    results.fail_if_all_crashed(found.trials)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:  # importing these loads torch; --help must not
+    import pandas as pd
     from rich.console import Console
 
     from reludiag.diagnosis import Diagnosis
@@ -115,6 +116,12 @@ def write_replay(replay: "Replay", *, output: str, as_json: bool, csv: str | Non
         text=lambda encoding: reports.replay_text(replay, encoding),
         show=lambda console: reports.print_replay(replay, console),
     )
+
+
+def fail_if_all_crashed(trials: "pd.DataFrame") -> None:
+    """Exit 1: a training that never ran to its end has told nothing."""
+    if len(trials) and (trials["status"] == "crashed").all():
+        raise typer.Exit(1)
 
 
 def write_difference(

@@ -70,3 +70,4 @@ def sweep(
 
     found = effects(trials, safe_new=safe)
     results.write_effects(found, output=output, as_json=as_json, csv=csv, html=html)
+    results.fail_if_all_crashed(trials)

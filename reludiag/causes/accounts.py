@@ -257,7 +257,9 @@ def _undetermined(
         ),
         f"Units of '{site.lives.name}' died in training, and nothing recorded says why: neither "
         "the size of the updates, nor how the weights began, nor the input.",
-        "give the Monitor a probe and a smaller `every`, to see the deaths as they come",
+        "give the Monitor a smaller `every`, to see the deaths as they come"
+        if run.facts.get("probe_samples")
+        else "give the Monitor a probe and a smaller `every`, to see the deaths as they come",
         replay_command(scale=FALLBACK_SCALE, init="kaiming"),
     )
 

@@ -23,6 +23,13 @@ from reludiag.recording import RecordedRun
 
 SECOND = 0.2
 """A second cause of this share of the deaths is named beside the first."""
+_IN_WORDS = {
+    cause.LEARNING_RATE: "the learning rate",
+    cause.INITIALIZATION: "the initialization",
+    cause.INPUT_SHIFT: "the input",
+    cause.UPSTREAM_COLLAPSE: "a dead site above",
+    cause.UNDETERMINED: "something that is not known",
+}
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,20 @@ def _of_run(run: RecordedRun, found: RunAttribution) -> Cause:
     kind = max(named, key=lambda each: named[each])
     site = _foremost(found, kind)
     result = ACCOUNTS[kind](run, found, site, None)
+    others = {
+        other: count for other, count in named.items() if other != kind and count >= SECOND * dead
+    }
     seconds = [
-        f"{other.replace('_', ' ')} explains {count} of the {dead} more"
-        for other, count in named.items()
-        if other != kind and count >= SECOND * dead
+        f"{_IN_WORDS.get(other, other)} explains {count} of the {dead} dead units"
+        for other, count in others.items()
     ]
+    # What was wrong from the start first: with it the rate that is safe is another one.
+    advice = [
+        ACCOUNTS[other](run, found, _foremost(found, other), None).advice
+        for other in (cause.INPUT_SHIFT, cause.INITIALIZATION)
+        if other in others
+    ]
+    advice += [result.advice] if result.advice else []
     return Cause(
         kind=kind,
         site=None,
@@ -77,7 +93,7 @@ def _of_run(run: RecordedRun, found: RunAttribution) -> Cause:
         identifiable=result.identifiable,
         evidence=(*evidence, *result.evidence),
         sentence=f"{result.sentence[:-1]}; {'; '.join(seconds)}." if seconds else result.sentence,
-        advice=result.advice,
+        advice="; then ".join(advice),
         confirm=result.confirm,
     )
 

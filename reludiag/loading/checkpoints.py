@@ -173,7 +173,10 @@ def _reason(path: Path, error: Exception) -> str:
 
 def _not_a_checkpoint(path: Path) -> str:
     with path.open("rb") as file:
-        head = file.read(12)
+        head = file.read(16)
+    if head.startswith(b"SQLite format 3"):
+        return f"it is an SQLite file, as a recording is: `reludiag report {path}` shows that"
+    head = head[:12]
     return (
         f"it begins with {head!r}, which is neither a PyTorch file nor safetensors, "
         "or it was damaged on the way"

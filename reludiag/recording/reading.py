@@ -58,7 +58,8 @@ def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
     if not head.startswith(b"SQLite format 3"):
         raise RecordingError(
             f"{path} is no recording: it begins with {head[:12]!r}, not as an SQLite file does. "
-            "Expected the file that reludiag.Monitor(..., path=...) wrote"
+            "Expected the file that reludiag.Monitor(..., path=...) wrote; a checkpoint is for "
+            "`reludiag scan MODEL CHECKPOINT`"
         )
     try:
         db = _open(path)

@@ -27,7 +27,9 @@ def headline(effects: Effects) -> str:
     if not effects.runs:
         return "No run was given."
     if not effects.counted:
-        return f"None of {many(effects.runs, 'run')} can be counted: {_left_out(effects)}."
+        none = f"None of {many(effects.runs, 'run')} can be counted: {_left_out(effects)}."
+        errors = [error for error in effects.trials["error"].dropna() if error]
+        return f"{none} First error: {errors[0]}" if errors else none
     trend = effects.trend
     if trend.reason == NO_DEATHS:
         return f"No unit died after step 0 in any of {many(effects.counted, 'counted run')}."

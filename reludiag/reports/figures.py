@@ -99,7 +99,10 @@ def figure(subject: Diagnosis | Effects, kind: str) -> "Figure":
     with mpl.rc_context(_STYLE):
         if isinstance(subject, Effects):
             return _sweep(subject)
-        return {"lifelines": _lifelines, "sites": _sites, "rates": _rates}[kind](subject)
+        kinds = {"lifelines": _lifelines, "sites": _sites, "rates": _rates}
+        if kind not in kinds:
+            raise UsageError(f"figure {kind!r} was asked for; expected one of {', '.join(kinds)}")
+        return kinds[kind](subject)
 
 
 def write_figure(subject: Diagnosis | Effects, kind: str, path: str | Path) -> None:
