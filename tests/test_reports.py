@@ -52,8 +52,7 @@ SNAPSHOT = """\
  Cause   undetermined, 80 % of the deaths
          Units of '1' died in training, and nothing recorded says why: neither
          the size of the updates, nor how the weights began, nor the input.
- To do   Give the Monitor a probe and a smaller `every`, to see the deaths as
-         they come.
+ To do   Give the Monitor a smaller `every`, to see the deaths as they come.
  Confirm reludiag replay TRAIN --lr-scale 0.1 --init kaiming
 
  Evidence
