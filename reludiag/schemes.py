@@ -197,12 +197,14 @@ def _set(module: nn.Module, name: str, values: Tensor, path: str) -> None:
         if name in module._parameters:
             current.copy_(values)
             return
-        try:
-            if not parametrize.is_parametrized(module, name):
-                raise NotImplementedError
-            setattr(module, name, values)  # through the right inverse of its parametrization
-        except (NotImplementedError, RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"the {name} of {path} is computed from other parameters, and cannot be drawn "
-                "anew. Initialize the model before it is wrapped (weight norm, spectral norm, ...)"
-            ) from error
+        refused: Exception | None = None
+        if parametrize.is_parametrized(module, name):
+            try:
+                setattr(module, name, values)  # through the right inverse of its parametrization
+                return
+            except (NotImplementedError, RuntimeError, ValueError) as error:
+                refused = error
+        raise UsageError(
+            f"the {name} of {path} is computed from other parameters, and cannot be drawn "
+            "anew. Initialize the model before it is wrapped (weight norm, spectral norm, ...)"
+        ) from refused

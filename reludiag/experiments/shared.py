@@ -8,6 +8,7 @@ result: its cell is enqueued anew. A result is written before its trial is finis
 trial is never changed, so each cell ends with one.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -193,12 +194,11 @@ class SharedQueue:
         return self._exchange(trial, states.PRUNED)  # finished, without a value to compare
 
     def _fail(self, trial: "FrozenTrial", why: str, died: bool) -> None:
-        try:
+        # Another parent may have been first, or it is done by now.
+        with contextlib.suppress(self._optuna.exceptions.UpdateFinishedTrialError):
             self._set(trial, "why", why)
             self._set(trial, "died", died)
             self._exchange(trial, self._optuna.trial.TrialState.FAIL)
-        except self._optuna.exceptions.UpdateFinishedTrialError:
-            pass  # another parent was first, or it is done
 
     def _exchange(
         self, trial: "FrozenTrial", state: Any, values: Sequence[float] | None = None
