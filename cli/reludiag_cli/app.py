@@ -30,8 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find the units of a ReLU network that never fire: which, since when, at which "
     "learning rate.",
-    epilog="Exit codes: 0 fine, 1 more dead than allowed, 2 usage, 3 could not load, "
-    "4 a bug of reludiag, 130 interrupted.",
+    epilog="Exit codes: 0 fine, 1 more dead than allowed or every run of TRAIN crashed, 2 usage, "
+    "3 could not load, 4 a bug of reludiag, 130 interrupted.",
 )
 app.command()(scan)
 app.command()(sites)
