@@ -125,7 +125,7 @@ def grid(
             cell = {"trial": trial, "lr": lr, "init": scheme, "seed": seed}
             seconds = round(time.perf_counter() - start, 3)
             rows.append({**trial_row(read_recording(recording)), **cell, "seconds": seconds})
-    return table_of(TRIAL_COLUMNS, [pd.DataFrame(rows)])
+    return table_of(TRIAL_COLUMNS, rows)
 
 
 def main() -> None:

@@ -276,79 +276,104 @@ def _lives(timeline: pd.DataFrame, findings: Sequence[SiteFindings]) -> Lives:
     )
 
 
-def table_of(columns: Sequence[Column], rows: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The rows under the declared columns and dtypes, also where there are none."""
-    names = [column.name for column in columns]
-    table = (
-        pd.concat([frame.reindex(columns=names) for frame in rows], ignore_index=True)
-        if rows
-        else pd.DataFrame(columns=names)
+def table_of(
+    columns: Sequence[Column], parts: Sequence[Mapping[str, Any] | pd.DataFrame]
+) -> pd.DataFrame:
+    """The parts, one below the other, under the declared columns and dtypes, also if there is none.
+
+    A part gives by name of column an array or list `[row]`, or one value for all its rows; a part
+    with no array is one row. What it does not give, and None, is missing.
+    """
+    heights = [_height(part) for part in parts]
+    return pd.DataFrame(
+        {
+            column.name: _joined([part.get(column.name) for part in parts], heights, column.dtype)
+            for column in columns
+        },
+        copy=False,
     )
-    return table.astype({column.name: column.dtype for column in columns})
 
 
-def _unit_rows(head: Head, found: SiteFindings, thresholds: Thresholds) -> pd.DataFrame:
+def _height(part: Mapping[str, Any] | pd.DataFrame) -> int:
+    if isinstance(part, pd.DataFrame):
+        return len(part)
+    return next((len(values) for values in part.values() if pd.api.types.is_list_like(values)), 1)
+
+
+def _joined(pieces: Sequence[Any], heights: Sequence[int], dtype: Any) -> Any:
+    """One column. Column by column, and not frame by frame: a large model has hundreds of sites."""
+    is_number = dtype in {"Int64", "float64"}
+    arrays = []
+    for values, height in zip(pieces, heights, strict=True):
+        if isinstance(values, np.ndarray):
+            array = values
+        elif pd.api.types.is_list_like(values):
+            series = pd.Series(values)
+            array = series.astype(object).where(series.notna(), None).to_numpy()
+        elif values is None or values is pd.NA:
+            array = np.full(height, np.nan) if is_number else np.full(height, None)
+        else:
+            array = np.full(height, values, dtype=None if is_number else object)
+        arrays.append(array if is_number else array.astype(object))
+    joined = np.concatenate(arrays) if arrays else np.empty(0, dtype=object)
+    return joined.astype(dtype) if dtype == "float64" else pd.array(joined, dtype=dtype)
+
+
+def _unit_rows(head: Head, found: SiteFindings, thresholds: Thresholds) -> dict[str, Any]:
     site, counts, ledger = found.site, found.counts, found.ledger
     if site.units is None:
-        return pd.DataFrame(
-            {
-                "site": [site.name],
-                "unit": pd.array([pd.NA], dtype="Int64"),
-                "verdict": ["unobserved"],
-                "samples": [0],
-                "activation": [site.rectifier.activation],
-            }
-        )
+        return {
+            "site": site.name,
+            "verdict": "unobserved",
+            "samples": 0,
+            "activation": site.rectifier.activation,
+        }
     n, positions = counts.counted, counts.positions
     observed = n > 0
 
     def share(part: Any, whole: int) -> Any:
         return part / whole if observed else np.nan
 
-    table = pd.DataFrame(
-        {
-            "site": site.name,
-            "unit": np.arange(site.units),
-            "verdict": judge(counts, site.rectifier, thresholds),
-            "samples": counts.samples,
-            "counted": n,
-            "fired": counts.fired,
-            "firing_rate": share(counts.fired, n),
-            "firing_rate_upper": np.where(counts.nonfinite, np.nan, upper_bound(counts.fired, n))
-            if head.frozen
-            else np.nan,
-            "active_fraction": share(counts.active, positions),
-            "mean_activation": share(counts.total, positions),
-            "max_activation": counts.maximum if observed else np.nan,
-            "tau_score": tau_score(counts) if observed else np.nan,
-            "unit_axis": site.unit_axis,
-            "activation": site.rectifier.activation,
-            "producer": site.producer,
-            "norm": site.norm,
-            "rms_activation": np.sqrt(share(counts.total_square, positions)),
-            "max_preactivation": np.where(
-                np.isneginf(counts.before_maximum), np.nan, counts.before_maximum
-            ),
-        }
-    )
+    table = {
+        "site": site.name,
+        "unit": np.arange(site.units),
+        "verdict": judge(counts, site.rectifier, thresholds),
+        "samples": counts.samples,
+        "counted": n,
+        "fired": counts.fired,
+        "firing_rate": share(counts.fired, n),
+        "firing_rate_upper": np.where(counts.nonfinite, np.nan, upper_bound(counts.fired, n))
+        if head.frozen
+        else np.nan,
+        "active_fraction": share(counts.active, positions),
+        "mean_activation": share(counts.total, positions),
+        "max_activation": counts.maximum if observed else np.nan,
+        "tau_score": tau_score(counts) if observed else np.nan,
+        "unit_axis": site.unit_axis,
+        "activation": site.rectifier.activation,
+        "producer": site.producer,
+        "norm": site.norm,
+        "rms_activation": np.sqrt(share(counts.total_square, positions)),
+        "max_preactivation": np.where(
+            np.isneginf(counts.before_maximum), np.nan, counts.before_maximum
+        ),
+    }
     if ledger is not None:
-        table["born_dead"] = pd.array(
-            ledger.born_dead if ledger.born_known else [pd.NA] * site.units, dtype="boolean"
-        )
+        table["born_dead"] = ledger.born_dead if ledger.born_known else None
         table["died_step"] = _step_column(ledger.died_step)
         table["revived_step"] = _step_column(ledger.revived_step)
-        for name, values in found.at_death.items():
-            table[name] = values
+        table |= found.at_death
     return table
 
 
-def _step_column(steps: np.ndarray[Any, Any]) -> pd.Series:
-    return pd.Series(pd.array(steps, dtype="Int64")).mask(steps == NEVER)
+def _step_column(steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.where(steps == NEVER, np.nan, steps)
 
 
-def _site_row(found: SiteFindings, units: pd.DataFrame, ledger: bool) -> pd.DataFrame:
+def _site_row(found: SiteFindings, units: Mapping[str, Any], ledger: bool) -> dict[str, Any]:
     site = found.site
-    tally = units["verdict"].value_counts()
+    verdicts, counts = np.unique(units["verdict"], return_counts=True)
+    tally = dict(zip(verdicts.tolist(), counts.tolist(), strict=True))
     row: dict[str, Any] = {
         "site": site.name,
         "activation": site.rectifier.activation,
@@ -356,17 +381,17 @@ def _site_row(found: SiteFindings, units: pd.DataFrame, ledger: bool) -> pd.Data
         "producer": site.producer,
         "norm": site.norm,
         "samples": found.counts.samples,
-        "units": pd.NA if site.units is None else site.units,
-        **{verdict: int(tally.get(verdict, 0)) for verdict in VERDICTS},
+        "units": site.units,
+        **{verdict: tally.get(verdict, 0) for verdict in VERDICTS},
     }
     if site.units is None:
         row["unobserved"] = 0  # the site is, its units are not known
     row["dead_fraction"] = row["dead"] / site.units if site.units else np.nan
     if found.counts.counted:
-        row["mean_firing_rate"] = float(units["firing_rate"].mean())
+        row["mean_firing_rate"] = np.mean(units["firing_rate"])
     if ledger and found.ledger is not None:
         lives = found.ledger
-        row["born_dead"] = int(lives.born_dead.sum()) if lives.born_known else pd.NA
+        row["born_dead"] = int(lives.born_dead.sum()) if lives.born_known else None
         row["died"] = int(lives.died.any(axis=0).sum())
         row["revived"] = int(lives.revived.any(axis=0).sum())
-    return pd.DataFrame([row])
+    return row

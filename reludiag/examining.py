@@ -162,7 +162,7 @@ def examine_initialization(
         inputs=table_of(
             INPUT_COLUMNS,
             [
-                pd.DataFrame([{"layer": path, "samples": given.samples, "gamma": given.gamma}])
+                {"layer": path, "samples": given.samples, "gamma": given.gamma}
                 for path, given in first.items()
             ],
         ),
@@ -362,7 +362,7 @@ def _births(
             **vars(chance),
             "redrawn": float(np.mean(shares)) if shares else math.nan,
         }
-        rows.append(pd.DataFrame([row]))
+        rows.append(row)
     return table_of(BIRTH_COLUMNS, rows)
 
 
@@ -377,5 +377,5 @@ def _redraw_table(redrawn: Sequence[_Redraw]) -> pd.DataFrame:
             "born_dead": sum(int(is_dead(f.counts, f.site.rectifier).sum()) for f in mortal),
             "nonfinite": sum(int(found.counts.nonfinite.sum()) for found in mortal),
         }
-        rows.append(pd.DataFrame([row]))
+        rows.append(row)
     return table_of(REDRAW_COLUMNS, rows)

@@ -37,7 +37,7 @@ def compare(paths: Sequence[str | Path]) -> pd.DataFrame:
         {"trial": index, **trial_row(read_recording(file)), "recording": str(file)}
         for index, file in enumerate(files)
     ]
-    return table_of(TRIAL_COLUMNS, [pd.DataFrame([row]) for row in rows])
+    return table_of(TRIAL_COLUMNS, rows)
 
 
 def trial_row(run: RecordedRun) -> dict[str, Any]:

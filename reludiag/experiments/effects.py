@@ -253,7 +253,7 @@ def _cells(runs: pd.DataFrame) -> pd.DataFrame:
     columns = CELL_COLUMNS + tuple(
         Column(name, "float64", "what train returned, median over runs") for name in metrics
     )
-    return table_of(columns, [pd.DataFrame(rows)] if rows else [])
+    return table_of(columns, rows)
 
 
 def _notes(counted: pd.DataFrame, runs: pd.DataFrame) -> list[str]:

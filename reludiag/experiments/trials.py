@@ -146,7 +146,7 @@ def trials_table(results: Sequence[tuple[Cell, Result]], recordings: str = "") -
         if result.status == "diverged":  # units without a number prove no death, nor a life
             row["dead_fraction"] = math.nan
         rows.append({"trial": cell.trial, "init": cell.init, "seed": cell.seed, **row})
-    table = table_of(TRIAL_COLUMNS, [pd.DataFrame(rows)] if rows else [])
+    table = table_of(TRIAL_COLUMNS, rows)
     names = dict.fromkeys(name for _, result in results for name in result.metrics)
     for name in names:
         values = [result.metrics.get(name, math.nan) for _, result in results]
