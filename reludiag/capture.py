@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from reludiag.calls import Call, Reading, Rest, Turn
 from reludiag.functional import RectifierMode, functional_calls
+from reludiag.fused import Unfused, fusible
 from reludiag.hooks import (
     CALL,
     INNER,
@@ -91,8 +92,8 @@ class Capture:
     which is expected to be of that site (None: of one never met). Where that is overwritten by the
     call, it is handed to `note_before(site, before, reading)` ahead of it, or without that copied.
     `unit_axes` maps names or modules of sites to the axis of their units, where the one found is to
-    be overruled. `parts` says that a pass may begin at a part of the model, as where a training
-    loop calls `model.encoder(x)`.
+    be overruled. `in_loop` says that it stands in a training loop, which may call a part of the
+    model alone, as in `model.encoder(x)`, and may copy the model or save it meanwhile.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Capture:
         wants_before: Callable[[bool, int | None], bool] = lambda training, site: False,
         note_before: Callable[[int, Tensor, Reading], None] | None = None,
         unit_axes: Mapping[str, int] | None = None,
-        parts: bool = False,
+        in_loop: bool = False,
     ) -> None:
         self.model = model
         self.unobserved: Counter[tuple[str, str]] = Counter()
@@ -122,8 +123,9 @@ class Capture:
             if module not in self._rectifiers and any(True for _ in module.parameters(False))
         ]
         self._places = Places(model, self._paths, dict(unit_axes or {}))
-        self._hooks = self._make_hooks(entrances(model) if parts else [model])
-        self._handles: list[RemovableHandle] = []
+        self._hooks = self._make_hooks(entrances(model) if in_loop else [model])
+        self._fusible = [] if in_loop else list(fusible(model))
+        self._handles: list[RemovableHandle | Unfused] = []
         self._functions = functional_calls(model)
         self._functional = bool(self._functions)
         self._followed = False
@@ -173,6 +175,8 @@ class Capture:
     def attach(self) -> None:
         """Register the hooks."""
         self._handles = [register() for register in self._hooks]
+        for module in self._fusible:
+            self._handles.append(Unfused(module, self._sees_functions, self._called_as_function))
 
     def _make_hooks(self, begins: Iterable[nn.Module]) -> list[Callable[[], RemovableHandle]]:
         """What registers each hook; a pass begins at one of these modules."""
@@ -345,6 +349,11 @@ class Capture:
         now.producer = module
         if not now.depth and self._open:
             self._elsewhere = True
+
+    def _sees_functions(self) -> bool:
+        """Whether the mode is at work, and an operator need not be followed."""
+        now = self._thread.now
+        return now.mode is not None and now.following is None
 
     # Rectifier calls
 

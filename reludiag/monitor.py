@@ -123,7 +123,7 @@ class Monitor:
             self._wants_before,
             self._note_before,
             unit_axes,
-            parts=True,
+            in_loop=True,
         )
         self._scanner = Scanner(model, unit_axes)
         self._blind_spots: Sequence[str] = ()

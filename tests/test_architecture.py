@@ -20,6 +20,7 @@ LINE = [
     "provenance",
     "sites",
     "functional",
+    "fused",
     "hooks",
     "frozen",
     "calls",
