@@ -3,14 +3,12 @@
 Method: one process, all threads. While `reludiag.scan` runs, its data gives each batch to two twins
 of the network as well, one for the A/A row: bare `model(x)` under `no_grad` in eval mode. So each
 batch is timed three times in turn, in random order, and each time with weights of its own: those
-that were in use a moment ago are read faster. `scan` is the median time of a
-batch in it, reading the data's values included, over the bare median; `once` is all the rest: its
-first two batches, its set-up and its verdicts; the last column is the whole scan of 50,000 samples.
-The C library is told to keep the memory that it has: otherwise page faults come and go by chance,
-and are a fifth of a pass. In eval mode PyTorch runs an encoder layer as one fused operator, whose
-rectifier nothing can see: a scan runs its parts instead. So the transformer is measured twice, and
-in the row "of parts" the bare network runs them too. The large model is a chain of 500 pairs of
-Linear and ReLU of 2,000 units each; its reports are timed as well.
+that were in use a moment ago are read faster. `scan` is the median time of a batch in it, reading
+the data's values included, over the bare median. `once` is what the scan takes beside: set-up,
+verdicts, and what its first two batches take longer than others. The last column is the whole scan
+of 50,000 samples, over 50,000 samples bare. The C library is told to keep the memory that it has:
+otherwise page faults come and go by chance, and are a fifth of a pass. The large model is a chain
+of 500 pairs of Linear and ReLU of 2,000 units each; its reports are timed as well.
 """
 
 import copy
@@ -44,9 +42,8 @@ def seconds(function: Callable[[], object]) -> float:
 class Interleaved:
     """Batches for a scan, each also given to two bare networks; the time of each is kept."""
 
-    def __init__(self, workload: Workload, network: nn.Module, fused: bool) -> None:
+    def __init__(self, workload: Workload, network: nn.Module) -> None:
         self._twins = {kind: copy.deepcopy(network) for kind in ("bare", "A/A")}
-        self._fused = fused
         self.batches = [torch.randn(workload.shape) for _ in range(16)]
         self.times: dict[str, list[float]] = {"bare": [], "A/A": [], "scan": []}
         self.elsewhere = 0.0
@@ -54,16 +51,14 @@ class Interleaved:
 
     def run(self, kind: str, batch: Tensor) -> None:
         """Time a bare network's forward."""
-        torch.backends.mha.set_fastpath_enabled(self._fused)
         self.times[kind].append(seconds(lambda: self._twins[kind](batch)))
-        torch.backends.mha.set_fastpath_enabled(True)
 
     def __iter__(self) -> Iterator[Tensor]:
         begin = time.perf_counter()
         while time.perf_counter() - begin < SECONDS:
+            start = time.perf_counter()
             batch = random.choice(self.batches)
             kinds = random.sample(list(self.times), 3)
-            start = time.perf_counter()
             for kind in kinds[: kinds.index("scan")]:
                 self.run(kind, batch)
             given = time.perf_counter()
@@ -75,15 +70,16 @@ class Interleaved:
             self.elsewhere += time.perf_counter() - start - (back - given)
 
 
-def measure(workload: Workload, fused: bool) -> dict[str, float]:
+def measure(workload: Workload) -> dict[str, float]:
     """Median seconds of a bare batch, of the same again (A/A), and in a scan; seconds once."""
     torch.manual_seed(0)
     model = workload.build().eval()
     reludiag.scan(model, [torch.randn(workload.shape)])  # imports
-    data = Interleaved(workload, model, fused)
+    data = Interleaved(workload, model)
     whole = seconds(lambda: reludiag.scan(model, data)) - data.elsewhere
     found = {kind: statistics.median(times[WARM_UP:]) for kind, times in data.times.items()}
-    return {**found, "once": whole - sum(data.times["scan"][WARM_UP:])}
+    others = sum(data.times["scan"][WARM_UP:]) + WARM_UP * found["scan"]
+    return {**found, "once": whole - others}
 
 
 def megabytes(highest: bool) -> float:
@@ -129,13 +125,11 @@ def main() -> None:
     if not KEEP.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP})
     table = Table("network", "bare, ms a batch", "A/A", "scan", "once, ms", "50,000 samples")
-    rows = [(workload, True) for workload in WORKLOADS]
-    rows += [(each, False) for each, _ in rows if each.name == "transformer"]
-    for workload, fused in rows:
-        found = measure(workload, fused)
+    for workload in WORKLOADS:
+        found = measure(workload)
         bare, ratio = found["bare"], found["scan"] / found["bare"]
         table.add(
-            workload.name if fused else f"{workload.name}, of parts",
+            workload.name,
             f"{1000 * bare:.2f}",
             f"{found['A/A'] / bare:.3f}",
             f"{ratio:.3f}",
