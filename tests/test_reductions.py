@@ -152,3 +152,33 @@ def test_the_imaginary_part_of_a_conjugate_is_read_with_its_sign(reading: str) -
     units = reludiag.scan(Imaginary(), [x, x]).units
     assert (units["verdict"] == "dead").all()
     assert units["max_preactivation"].to_numpy() == pytest.approx((-x.imag).amax(0).numpy())
+
+
+@pytest.mark.parametrize("positions", [None, 3, 4, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_samples_are_shared_between_threads_without_losing_one(
+    reading: str, dtype: torch.dtype, positions: int | None
+) -> None:
+    shape = (700, 389) if positions is None else (-(-(2**17) // 77 // positions), 77, positions)
+    shape = (max(shape[0], 40), *shape[1:])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).clamp(min=0).to(dtype)
+    x[:, 5] = 0
+    x[3, 7], x[-2, 11], x[-1, 13] = float("nan"), float("nan"), float("inf")
+    sums, highest, lowest = expected(x, signed=False)
+    known = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            stats = UnitStats.empty(shape[1], dtype=dtype)
+            for _ in range(2):
+                stats.update(x)
+            torch.testing.assert_close(stats.sums, 2 * sums, rtol=1e-12, atol=0, equal_nan=True)
+            torch.testing.assert_close(
+                stats.maximum.double(), highest, rtol=0, atol=0, equal_nan=True
+            )
+            torch.testing.assert_close(
+                stats.minimum.double(), lowest, rtol=0, atol=0, equal_nan=True
+            )
+    finally:
+        torch.set_num_threads(known)

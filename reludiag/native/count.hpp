@@ -81,12 +81,39 @@ INLINE void write(const Sums &out, int64_t units, int64_t unit, bool is_signed, 
     if (lowest < bottom) bottom = lowest;
 }
 
+// The same of the units of a whole vector.
+template <class Vector>
+INLINE void write(const Sums &out, int64_t units, int64_t unit, bool is_signed, const Accumulator<Vector> &a,
+                  typename Lanes<Vector>::Bits fired) {
+    constexpr int last = Lanes<Vector>::halves - 1;
+    typedef typename Lanes<Vector>::Scalar Scalar;
+    const auto add_row = [&](int64_t row, Doubles first, Doubles second) {
+        double *at = out.rows + row * units + unit;
+        store(at, unaligned<Doubles>(at) + first);
+        if (last) store(at + 8, unaligned<Doubles>(at + 8) + second);
+    };
+    add_row(0, as_doubles<0>(a.active), as_doubles<last>(a.active));
+    add_row(1, as_doubles<0>(fired), as_doubles<last>(fired));
+    add_row(2, a.total[0], a.total[last]);
+    add_row(3, a.square[0], a.square[last]);
+    if (is_signed) add_row(4, a.absolute[0], a.absolute[last]);
+    Scalar *tops = (Scalar *)out.highest + unit, *bottoms = (Scalar *)out.lowest + unit;
+    const Vector top = unaligned<Vector>(tops), bottom = unaligned<Vector>(bottoms);
+    store(tops, a.highest > top ? a.highest : top); // false where either is NaN, which stays
+    store(bottoms, a.lowest < bottom ? a.lowest : bottom);
+    if (any_one((a.total[0] != a.total[0]) | (a.total[last] != a.total[last])))
+        for (int lane = 0; lane < Lanes<Vector>::count; lane++)
+            if (std::isnan(a.total[lane / 8][lane % 8])) tops[lane] = bottoms[lane] = std::numeric_limits<Scalar>::quiet_NaN();
+}
+
 // What was counted of some samples, put into what was counted of others.
 template <class Scalar> INLINE void merge(const Sums &out, const Sums &part, int64_t units, bool is_signed) {
-    for (int64_t unit = 0; unit < units; unit++) {
-        const double *row = part.rows + unit;
-        write(out, units, unit, is_signed, row[0], row[units], row[2 * units], row[3 * units],
-              is_signed ? row[4 * units] : 0.0, ((Scalar *)part.highest)[unit], ((Scalar *)part.lowest)[unit]);
+    for (int64_t i = 0; i < (4 + is_signed) * units; i++) out.rows[i] += part.rows[i];
+    Scalar *tops = (Scalar *)out.highest, *bottoms = (Scalar *)out.lowest;
+    const Scalar *highest = (const Scalar *)part.highest, *lowest = (const Scalar *)part.lowest;
+    for (int64_t unit = 0; unit < units; unit++) { // false where the first is NaN, which stays
+        tops[unit] = highest[unit] <= tops[unit] || tops[unit] != tops[unit] ? tops[unit] : highest[unit];
+        bottoms[unit] = lowest[unit] >= bottoms[unit] || bottoms[unit] != bottoms[unit] ? bottoms[unit] : lowest[unit];
     }
 }
 template <class Scalar> INLINE void clear(const Sums &sums, int64_t units, bool is_signed) {
@@ -130,7 +157,9 @@ INLINE void count_rows(const Tensor3 &given, const Sums &out, int64_t first, int
             if (!is_flat)
                 for (int64_t t = 0; t < whole + (rest > 0); t++) close_sample(tiles[t]);
         }
-        for (int64_t i = 0; i < width; i++) {
+        for (int64_t t = 0; t < whole; t++)
+            write(out, x.units, begin + t * Of::count, is_signed, tiles[t], is_flat ? tiles[t].active : tiles[t].fired);
+        for (int64_t i = whole * Of::count; i < width; i++) {
             const Accumulator<Vector> &a = tiles[i / Of::count];
             const int lane = i % Of::count, half = lane / 8, at = lane % 8;
             const double active = (double)a.active[lane];

@@ -70,11 +70,12 @@ template <class Scalar> void count_in_parallel(const Tensor3 &x, bool is_signed,
     const int64_t threads = omp_get_max_threads ? omp_get_max_threads() : 1;
     char *memory = nullptr;
     if (threads > 1 && x.samples * x.units * x.positions >= MUCH && x.samples >= 2 * threads)
-        memory = (char *)std::malloc((size_t)(size * threads));
+        memory = (char *)std::malloc((size_t)(size * (threads - 1)));
     if (memory == nullptr)
         return in_parallel(x, [&](int64_t first, int64_t last) { count(x, is_signed, out, first, last); });
     const auto part = [&](int64_t thread) {
-        char *mine = memory + thread * size, *extremes = mine + x.units * rows * sizeof(double);
+        if (thread == 0) return out;
+        char *mine = memory + (thread - 1) * size, *extremes = mine + x.units * rows * sizeof(double);
         return Sums{(double *)mine, extremes, extremes + x.units * sizeof(Scalar)};
     };
     int64_t parts = 0;
@@ -85,10 +86,10 @@ template <class Scalar> void count_in_parallel(const Tensor3 &x, bool is_signed,
         some.data = (const char *)x.data + first * x.by_sample * width;
         some.samples = last - first;
         if (mine == 0) parts = all;
-        clear<Scalar>(part(mine), x.units, is_signed);
+        else clear<Scalar>(part(mine), x.units, is_signed);
         count(some, is_signed, part(mine), 0, x.units);
     });
-    for (int64_t thread = 0; thread < parts; thread++) merge<Scalar>(out, part(thread), x.units, is_signed);
+    for (int64_t thread = 1; thread < parts; thread++) merge<Scalar>(out, part(thread), x.units, is_signed);
     std::free(memory);
 }
 

@@ -62,6 +62,10 @@ template <class Vector, class Memory> INLINE Vector unaligned(const Memory *from
     return vector;
 }
 
+template <class Vector, class Memory> INLINE void store(Memory *to, Vector vector) {
+    std::memcpy(to, &vector, sizeof vector);
+}
+
 INLINE Floats load(Float32, const float *from) { return unaligned<Floats>(from); }
 INLINE Doubles load(Float64, const double *from) { return unaligned<Doubles>(from); }
 INLINE Floats load(BFloat16, const uint16_t *from) {
@@ -109,6 +113,14 @@ template <int half> INLINE Doubles widen(Floats v) {
     return __builtin_convertvector(part, Doubles);
 }
 template <int half> INLINE Doubles widen(Doubles v) { return v; }
+
+typedef int32_t HalfInts __attribute__((vector_size(32)));
+template <int half> INLINE Doubles as_doubles(Ints v) {
+    HalfInts part = half ? __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)
+                         : __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+    return __builtin_convertvector(part, Doubles);
+}
+template <int half> INLINE Doubles as_doubles(Longs v) { return __builtin_convertvector(v, Doubles); }
 
 // The same of values in memory. Of floats GCC makes one instruction of it, when it is spelled so.
 template <int half, class Type> INLINE Doubles load_wide(Type, const typename Type::Memory *from) {
