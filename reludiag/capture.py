@@ -10,7 +10,7 @@ import contextlib
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -25,6 +25,7 @@ from reludiag.fused import Unfused, fusible
 from reludiag.hooks import (
     CALL,
     INNER,
+    FrozenHook,
     Hook,
     backward_task,
     entrances,
@@ -88,12 +89,15 @@ class _Thread(threading.local):
 class Capture:
     """Watches a model between `attach()` and `detach()`; sites are known as calls are first met.
 
+    A pass is what `run` calls; `in_loop` it stands in a training loop, and a pass is told by hooks:
+    the loop may call a part of the model alone, as in `model.encoder(x)`, and it may copy the model
+    meanwhile, save it or compile it.
+
     `wants_before(training, site)` says whether the receiver will read the pre-activation of a call,
     which is expected to be of that site (None: of one never met). Where that is overwritten by the
     call, it is handed to `note_before(site, before, reading)` ahead of it, or without that copied.
     `unit_axes` maps names or modules of sites to the axis of their units, where the one found is to
-    be overruled. `in_loop` says that it stands in a training loop, which may call a part of the
-    model alone, as in `model.encoder(x)`, and may copy the model or save it meanwhile.
+    be overruled.
     """
 
     def __init__(
@@ -123,7 +127,7 @@ class Capture:
             if module not in self._rectifiers and any(True for _ in module.parameters(False))
         ]
         self._places = Places(model, self._paths, dict(unit_axes or {}))
-        self._hooks = self._make_hooks(entrances(model) if in_loop else [model])
+        self._hooks = self._make_hooks(in_loop)
         self._fusible = [] if in_loop else list(fusible(model))
         self._handles: list[RemovableHandle | Unfused] = []
         self._functions = functional_calls(model)
@@ -176,16 +180,22 @@ class Capture:
         """Register the hooks."""
         self._handles = [register() for register in self._hooks]
         for module in self._fusible:
-            self._handles.append(Unfused(module, self._sees_functions, self._called_as_function))
+            unfused = Unfused(module, self._sees_functions, self._called_as_function)
+            unfused.attach()
+            self._handles.append(unfused)
 
-    def _make_hooks(self, begins: Iterable[nn.Module]) -> list[Callable[[], RemovableHandle]]:
-        """What registers each hook; a pass begins at one of these modules."""
+    def _make_hooks(self, in_loop: bool) -> list[Callable[[], RemovableHandle]]:
+        """What registers each hook."""
         made: list[Callable[[], RemovableHandle]] = []
 
-        def hook(module: nn.Module, target: Callable[..., None], reads: str | None = "") -> Hook:
-            return Hook(target, module, reads, self._note_traced)
+        def hook(
+            module: nn.Module, target: Callable[..., None], reads: str | None = ""
+        ) -> Hook | FrozenHook:
+            if in_loop:
+                return Hook(target, module, reads, self._note_traced)
+            return FrozenHook(target)
 
-        for module in begins:
+        for module in entrances(self.model) if in_loop else ():
             begin, end = hook(module, self._begin, "input"), hook(module, self._end)
             made += [
                 partial(module.register_forward_pre_hook, begin, prepend=True, with_kwargs=True),
@@ -278,6 +288,16 @@ class Capture:
 
     # The forward pass
 
+    def run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call the model, or what calls it, as one pass."""
+        self._open_pass(self.model, [*args, *kwargs.values()])
+        try:
+            call(*args, **kwargs)
+        except BaseException:
+            self._close(complete=False)
+            raise
+        self._close(complete=True)
+
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         now = self._thread.now
         if now.depth and module is self.model:
@@ -285,15 +305,19 @@ class Capture:
                 self._wanders = True
             else:
                 self.reset()
-        now.depth += 1
-        if now.depth > 1:
-            return
+        if now.depth:
+            now.depth += 1
+        else:
+            self._open_pass(module, [*args, *kwargs.values()])
+
+    def _open_pass(self, root: nn.Module, values: list[Any]) -> None:
+        now = self._thread.now
+        now.depth = 1
         self._open += 1
         now.turn, now.known = 0, len(now.turns)
-        now.root = module
+        now.root = root
         now.producer = now.before = None
         now.inside = 0
-        values = [*args, *kwargs.values()]
         now.samples = rows_of(values)
         # An empty batch has no coordinates to follow.
         follow = not (self._followed or self.traced) and now.samples != 0 and not is_transformed()

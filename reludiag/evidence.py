@@ -18,6 +18,7 @@ windows without a death, and at most `PASSES` frozen passes over the probe in on
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -250,13 +251,14 @@ class ProbePasses:
         self._fired, self._sums = {}, {}
         device = next((w.device for w in weights.values()), torch.device("cpu"))
         handles = [sums.layer.register_forward_pre_hook(sums.take) for sums in inputs.values()]
+        call = partial(_call_with, self._model, dict(weights))
         self._capture.attach()
         try:
             for batch in self._batches:
                 for sums in inputs.values():
                     sums.begin()
                 args, kwargs = model_arguments(self._model, batch, device, None)
-                functional_call(self._model, dict(weights), args, kwargs)
+                self._capture.run(call, args, kwargs)
         finally:
             self._capture.detach()
             for handle in handles:
@@ -286,6 +288,10 @@ class ProbePasses:
             earlier = self._sums[site.key]
             total, size, count = total + earlier[0], size + earlier[1], count + earlier[2]
         self._sums[site.key] = total, size, count, eps
+
+
+def _call_with(model: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> None:
+    functional_call(model, weights, args, kwargs)
 
 
 def _drifts(before: Folded | None, after: Folded | None) -> Callable[[int], Drift] | None:

@@ -22,7 +22,7 @@ _RELU = {torch.ops.aten.relu.default: False, torch.ops.aten.relu_.default: True}
 
 
 class Unfused:
-    """Replaces the `forward` of one module until `remove()`.
+    """Replaces the `forward` of one module, from `attach()` until `remove()`.
 
     `sees()` says whether a function mode is at work that would see the module's rectifier.
     """
@@ -31,11 +31,18 @@ class Unfused:
         self._module, self._sees = module, sees
         self._forward = module.forward
         self._mode = _LayerMode(on_call) if isinstance(module, nn.TransformerEncoderLayer) else None
-        module.forward = self._run
+
+    def attach(self) -> None:
+        """Take the module's calls over."""
+        self._module.forward = self._run
 
     def remove(self) -> None:
         """Let it be as it was."""
         del self._module.forward
+
+    def __reduce__(self) -> Any:
+        """A copy of the module, made meanwhile, runs as it is."""
+        return Unfused, (self._module, bool, None)  # bool() is False: nothing sees into it
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         values = (*args, *kwargs.values())
@@ -55,11 +62,11 @@ class Unfused:
 
 
 def fusible(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules below `model` that PyTorch may run fused, without a rectifier but the layer's."""
+    """The modules of `model` that PyTorch may run fused, without a rectifier but the layer's."""
     for module in model.modules():
         is_layer = type(module) is nn.TransformerEncoderLayer
-        if module is model or not (is_layer or type(module) is nn.MultiheadAttention):
-            continue  # the hooks of the model itself send it the long way
+        if not (is_layer or type(module) is nn.MultiheadAttention):
+            continue
         if is_layer and module.activation is not nn.functional.relu:
             continue
         # A weight that is made by other modules may well be rectified.

@@ -5,6 +5,7 @@ becomes a call of one operator that the compiler does not look into, and that ca
 """
 
 import contextlib
+import functools
 import itertools
 import sys
 import weakref
@@ -122,6 +123,20 @@ class Hook:
 
     def __reduce__(self) -> Any:
         return Hook, (None,)
+
+
+class FrozenHook(functools.partial[None]):
+    """The same of a pass in which nothing is traced. It costs no call of its own."""
+
+    def __deepcopy__(self, memo: Any) -> "FrozenHook":
+        return FrozenHook(_nothing)
+
+    def __reduce__(self) -> Any:
+        return FrozenHook, (_nothing,)
+
+
+def _nothing(*args: Any) -> None:
+    pass
 
 
 def watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

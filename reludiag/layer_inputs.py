@@ -204,7 +204,7 @@ def _rectified_outputs(
     capture.attach()
     try:
         with torch.no_grad():
-            model(*args, **kwargs)
+            capture.run(model, args, kwargs)
     finally:
         capture.detach()
         for handle in handles:

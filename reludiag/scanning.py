@@ -197,7 +197,7 @@ class Scanner:
                     args, kwargs = model_arguments(model, batch, device, dtype)
                     rows = _check_inputs([*args, *kwargs.values()], done)
                     if rows:
-                        _run(model, args, kwargs, done)
+                        _run(capture, args, kwargs, done)
                     samples += rows
                     done += 1
                     if progress is not None:
@@ -371,9 +371,9 @@ def _check_inputs(inputs: Any, index: int) -> int:
     return samples
 
 
-def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> None:
+def _run(capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> None:
     try:
-        model(*args, **kwargs)
+        capture.run(capture.model, args, kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         shapes = ", ".join(
             f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -506,6 +507,22 @@ def test_outputs_of_a_monitored_model_are_equal_to_the_last_bit() -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), reference.parameters(), strict=True)
     )
+
+
+def test_a_forward_that_copies_the_model_is_scanned() -> None:
+    """As meta-learning does, which adapts a copy of the network to each task.
+
+    A copy takes no hooks along; it is no part of the model, so its rectifiers are the caller's.
+    """
+
+    def adapt(model: Net, x: Tensor) -> Tensor:
+        for twin in (copy.deepcopy(model.inner), pickle.loads(pickle.dumps(model.inner))):
+            x = x + twin(x)
+        return model.inner(x)
+
+    model = Net(adapt, inner=nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)))
+    found = sites(model, torch.randn(8, 4), torch.randn(5, 4))
+    assert found == {"inner.1": 13, "Net:relu": 13, "Net:relu#1": 13}
 
 
 def test_a_copy_and_a_pickle_of_a_monitored_model_are_free_of_it() -> None:

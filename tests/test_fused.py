@@ -1,5 +1,7 @@
 """What PyTorch runs fused in eval mode runs so in a scan as well, and its rectifier is seen."""
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -217,6 +219,27 @@ def test_the_layers_are_as_they_were(train_mode: bool) -> None:
     with pytest.raises(reludiag.DataError):
         reludiag.scan(model, broken(), train_mode=train_mode)
     assert all(vars(module) == was for module, was in before)
+
+
+class Copying(nn.Module):
+    """Runs a copy of its encoder, as meta-learning does."""
+
+    def __init__(self, copied: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.encoder, self.copied = encoder(), copied
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x) + self.copied(self.encoder)(x)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_that_the_forward_makes_runs_by_itself(copied: Callable[..., nn.Module]) -> None:
+    model = Kept(Copying(copied))
+    expected = without_grad(model.network, BATCHES)
+    sites = reludiag.scan(model, BATCHES).sites
+    watched = [name for name in sites["site"] if name.startswith("network.encoder")]
+    assert watched == [f"network.encoder.layers.{i}:relu" for i in range(2)]
+    torch.testing.assert_close(model.outputs, expected, rtol=1e-5, atol=1e-5)
 
 
 class Seen(TorchDispatchMode):

@@ -2,7 +2,7 @@
 
 import inspect
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,26 +75,26 @@ def model_arguments(
     return (_moved(batch, device, dtype),), {}
 
 
-def input_tensors(values: Any) -> Iterator[Tensor]:
+def input_tensors(values: Any) -> list[Tensor]:
     """All tensors in nested arguments."""
     if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, list | tuple):
-        for value in values:
-            yield from input_tensors(value)
-    elif isinstance(values, Mapping):
-        for value in values.values():
-            yield from input_tensors(value)
+        return [values]
+    if isinstance(values, Mapping):
+        values = list(values.values())
+    if not isinstance(values, list | tuple):
+        return []
+    return [tensor for value in values for tensor in input_tensors(value)]
 
 
 def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if isinstance(value, np.ndarray):
         value = torch.as_tensor(value)
     if isinstance(value, Tensor):
-        dtype = dtype if value.is_floating_point() else None
-        if value.device != device or dtype not in (None, value.dtype):
-            return value.to(device, dtype)
-        return value
+        if dtype is not None and not value.is_floating_point():
+            dtype = None
+        if value.device == device and (dtype is None or value.dtype == dtype):
+            return value
+        return value.to(device, dtype)
     if isinstance(value, Mapping):
         return {key: _moved(item, device, dtype) for key, item in value.items()}
     if isinstance(value, list | tuple):
