@@ -1,17 +1,17 @@
 """What a scan costs: against a bare forward over the same data, and of a million units.
 
-Method: one process, all threads. While `reludiag.scan` runs, its data gives each batch to two twins
-of the network as well, one for the A/A row: bare `model(x)` under `no_grad` in eval mode. So each
-batch is timed three times in turn, in random order, and each time with weights of its own: those
-that were in use a moment ago are read faster. `scan` is the median time of a batch in it, reading
-the data's values included, over the bare median. `once` is what the scan takes beside: set-up,
-verdicts, and what its first two batches take longer than others. The last column is the whole scan
-of 50,000 samples, over 50,000 samples bare. The C library is told to keep the memory that it has:
-otherwise page faults come and go by chance, and are a fifth of a pass. The large model is a chain
-of 500 pairs of Linear and ReLU of 2,000 units each; its reports are timed as well.
+Method: one process, all threads. While `reludiag.scan` runs, its data gives the same batches to two
+twins of the network as well, one for the A/A row: bare `model(x)` under `no_grad` in eval mode.
+They take turns of a fifth of a second, in random order. `scan` is the median turn of the scan,
+reading the data's values included, over the median bare turn. `once` is what it takes beside:
+set-up, verdicts, and what its first two batches take longer than others. The last column is the
+whole scan of 50,000 samples, over 50,000 samples bare. The C library is told to keep the memory
+that it has: otherwise page faults come and go by chance, and are a fifth of a pass. The large model
+is a chain of 500 pairs of Linear and ReLU of 2,000 units each; its reports are timed as well.
 """
 
 import copy
+import math
 import os
 import random
 import statistics
@@ -28,7 +28,7 @@ from workloads import WORKLOADS, Workload
 
 import reludiag
 
-SECONDS, SAMPLES, WARM_UP = 8.0, 50_000, 2
+SECONDS, TURN, SAMPLES, WARM_UP = 12.0, 0.2, 50_000, 2
 KEEP = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 
@@ -46,28 +46,32 @@ class Interleaved:
         self._twins = {kind: copy.deepcopy(network) for kind in ("bare", "A/A")}
         self.batches = [torch.randn(workload.shape) for _ in range(16)]
         self.times: dict[str, list[float]] = {"bare": [], "A/A": [], "scan": []}
-        self.elsewhere = 0.0
-        """Seconds that were not the scan's."""
+        """Seconds a batch, of each turn."""
+        self.turns = 0.0
+        """Seconds that were the scan's turns, or not the scan's at all."""
 
-    def run(self, kind: str, batch: Tensor) -> None:
-        """Time a bare network's forward."""
-        self.times[kind].append(seconds(lambda: self._twins[kind](batch)))
+    def run(self, kind: str, turn: list[Tensor]) -> None:
+        """Time a bare network's turn."""
+        start = time.perf_counter()
+        for batch in turn:
+            self._twins[kind](batch)
+        self.times[kind].append((time.perf_counter() - start) / len(turn))
 
     def __iter__(self) -> Iterator[Tensor]:
+        yield from self.batches[:WARM_UP]
         begin = time.perf_counter()
+        self.run("bare", self.batches)
+        length = math.ceil(TURN / self.times["bare"].pop())
         while time.perf_counter() - begin < SECONDS:
-            start = time.perf_counter()
-            batch = random.choice(self.batches)
-            kinds = random.sample(list(self.times), 3)
-            for kind in kinds[: kinds.index("scan")]:
-                self.run(kind, batch)
-            given = time.perf_counter()
-            yield batch
-            back = time.perf_counter()
-            self.times["scan"].append(back - given)
-            for kind in kinds[kinds.index("scan") + 1 :]:
-                self.run(kind, batch)
-            self.elsewhere += time.perf_counter() - start - (back - given)
+            turn = random.choices(self.batches, k=length)
+            for kind in random.sample(list(self.times), 3):
+                if kind != "scan":
+                    self.run(kind, turn)
+                    continue
+                start = time.perf_counter()
+                yield from turn
+                self.times["scan"].append((time.perf_counter() - start) / length)
+        self.turns = time.perf_counter() - begin
 
 
 def measure(workload: Workload) -> dict[str, float]:
@@ -76,10 +80,9 @@ def measure(workload: Workload) -> dict[str, float]:
     model = workload.build().eval()
     reludiag.scan(model, [torch.randn(workload.shape)])  # imports
     data = Interleaved(workload, model)
-    whole = seconds(lambda: reludiag.scan(model, data)) - data.elsewhere
-    found = {kind: statistics.median(times[WARM_UP:]) for kind, times in data.times.items()}
-    others = sum(data.times["scan"][WARM_UP:]) + WARM_UP * found["scan"]
-    return {**found, "once": whole - others}
+    whole = seconds(lambda: reludiag.scan(model, data))
+    found = {kind: statistics.median(times) for kind, times in data.times.items()}
+    return {**found, "once": whole - data.turns - WARM_UP * found["scan"]}
 
 
 def megabytes(highest: bool) -> float:
