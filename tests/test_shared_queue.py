@@ -1,7 +1,6 @@
 """The shared queue: two machines, played by two processes with folders of their own."""
 
-import os
-import signal
+import contextlib
 import subprocess
 import sys
 import time
@@ -153,8 +152,10 @@ def test_two_machines_share_a_grid_and_each_cell_has_one_result(
         while machines[0].poll() is None and not list(recordings.glob("*.reludiag")):
             time.sleep(0.02)
         children = psutil.Process(machines[0].pid).children(recursive=True)
-        for part in (machines[0], *children):
-            os.kill(part.pid, signal.SIGKILL)
+        machines[0].kill()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends with its parent
+                child.kill()
         assert SharedQueue(storage, "reludiag grid").unfinished() > 1
     machines.append(machine("two"))
     for process in machines[killed:]:
