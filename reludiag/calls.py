@@ -159,20 +159,20 @@ class Rest:
             shape = rows_of([*args, *kwargs.values()])
         self._forwards.append((module.training, shape))
 
-    def end(self) -> list[tuple[int, bool, int, int]]:
-        """(site, in training, calls, samples) of what was called since."""
+    def end(self) -> tuple[list[tuple[int, bool, int, int]], int]:
+        """(site, in training, calls, samples) of what was called since; passes in evaluation."""
         self._handle.remove()
-        forwards: Counter[tuple[bool, int | None]] = Counter()
+        forwards: Counter[int | None] = Counter()
+        evaluations = 0
         for (training, shape), count in Counter(self._forwards).items():
-            forwards[training, shape[0] if isinstance(shape, tuple) else shape] += count
-        return [
-            (
-                turn.place.index,
-                training and in_training,
-                count,
-                count * turn.reading.rows_of(samples),
-            )
-            for (training, samples), count in forwards.items()
+            if training:
+                forwards[shape[0] if isinstance(shape, tuple) else shape] += count
+            else:
+                evaluations += count
+        calls = [
+            (turn.place.index, in_training, count, count * turn.reading.rows_of(samples))
+            for samples, count in forwards.items()
             for turn, in_training in self._turns
             if turn.place is not None and turn.reading is not None
         ]
+        return calls, evaluations

@@ -15,6 +15,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._C import DisableTorchFunction
 from torch.utils.hooks import RemovableHandle
@@ -49,11 +50,13 @@ Receiver = Callable[[Call], None]
 class _Pass:
     """The forward pass that a thread is in."""
 
-    __slots__ = ("before", "depth", "following", "inside", "known", "mode", "producer", "root",
-                 "samples", "turn", "turns")  # fmt: skip
+    __slots__ = ("before", "depth", "following", "idle", "inside", "known", "mode", "producer",
+                 "root", "samples", "turn", "turns")  # fmt: skip
 
     def __init__(self) -> None:
         self.depth = 0
+        self.idle = False
+        """Whether nothing of it is watched."""
         self.samples: int | None = None
         self.turns: list[Turn] = []
         """The calls of the last pass, which this one is expected to make as well."""
@@ -91,7 +94,8 @@ class Capture:
 
     A pass is what `run` calls; `in_loop` it stands in a training loop, and a pass is told by hooks:
     the loop may call a part of the model alone, as in `model.encoder(x)`, and it may copy the model
-    meanwhile, save it or compile it.
+    meanwhile, save it or compile it. Once the sites are known, passes in evaluation mode
+    that ask for no gradient are counted and not watched, so that they run as they would.
 
     `wants_before(training, site)` says whether the receiver will read the pre-activation of a call,
     which is expected to be of that site (None: of one never met). Where that is overwritten by the
@@ -112,6 +116,8 @@ class Capture:
         self.model = model
         self.unobserved: Counter[tuple[str, str]] = Counter()
         """(owner module, operator) -> rectifier calls in a followed forward that nothing read."""
+        self.evaluations = 0
+        """Passes in evaluation mode, but for those while it rested."""
         self.transformed = 0
         """Calls inside a `torch.func` transform, which cannot be read from outside."""
         self._receive = receive
@@ -252,11 +258,18 @@ class Capture:
         """Whether it watches nothing for now."""
         return self._resting is not None
 
+    @property
+    def evaluating(self) -> bool:
+        """Whether the pass that this thread is in is one in evaluation mode."""
+        root = self._thread.now.root
+        return root is not None and not root.training
+
     def wake(self) -> list[tuple[int, bool, int, int]]:
         """Watch again. Returns (site, in training, calls, samples) of what was called meanwhile."""
         if self._resting is None:
             return []
-        calls = self._resting.end()
+        calls, evaluations = self._resting.end()
+        self.evaluations += evaluations
         self._resting = None
         self.attach()
         if self.traced:
@@ -307,8 +320,13 @@ class Capture:
                 self.reset()
         if now.depth:
             now.depth += 1
-        else:
-            self._open_pass(module, [*args, *kwargs.values()])
+            return
+        if not module.training:
+            self.evaluations += 1
+            if self._followed and not torch.is_grad_enabled():
+                now.depth, now.idle = 1, True
+                return
+        self._open_pass(module, [*args, *kwargs.values()])
 
     def _open_pass(self, root: nn.Module, values: list[Any]) -> None:
         now = self._thread.now
@@ -341,6 +359,9 @@ class Capture:
     def _close(self, complete: bool) -> None:
         now = self._thread.now
         now.depth = 0
+        if now.idle:
+            now.idle = False
+            return
         self._open -= 1
         if complete:
             self._passes += 1
@@ -383,9 +404,10 @@ class Capture:
 
     def _about_to(self, module: nn.Module, args: Any) -> None:
         """Before a rectifier that works in place: its input is about to be overwritten."""
-        if args and isinstance(args[0], Tensor):
+        now = self._thread.now
+        if args and isinstance(args[0], Tensor) and not now.idle:
             kept = self._kept(module, "", args[0])
-            self._thread.now.before = None if kept is None else (module, kept)
+            now.before = None if kept is None else (module, kept)
 
     def _kept(self, owner: nn.Module, operator: str, before: Tensor) -> Tensor | None:
         """A copy of a pre-activation that is about to be overwritten, if it is yet to be read."""
@@ -417,8 +439,10 @@ class Capture:
             yield
 
     def _called(self, module: nn.Module, args: Any, output: Any) -> None:
-        before = args[0] if args else None
         now = self._thread.now
+        if now.idle:
+            return
+        before = args[0] if args else None
         kept = now.before
         if kept is not None:
             now.before = None

@@ -159,10 +159,14 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
         )
     if str(facts.get("status", "")).startswith("interrupted"):
         notes.append(f"The run was {facts['status']}.")
-    evaluated = facts.get("evaluation_calls", 0)
-    if evaluated:
-        calls = "1 rectifier call" if evaluated == 1 else f"{evaluated:,} rectifier calls"
-        notes.append(f"Left out: {calls} in evaluation mode.")
+    passes, calls = facts.get("evaluation_passes", 0), facts.get("evaluation_calls", 0)
+    if passes:
+        notes.append(f"Left out: {passes:,} pass{'es' * (passes != 1)} in evaluation mode.")
+    if calls:
+        notes.append(
+            f"Left out: {calls:,} rectifier call{'s' * (calls != 1)} of parts of the model that "
+            "were in evaluation mode."
+        )
     notes += facts.get("notes", [])
     return Head(
         source="recording",

@@ -130,7 +130,8 @@ class Monitor:
         self._window: dict[int, Window] = {}
         self._previous: dict[int, UnitCounts] = {}
         self._counting = True
-        self._evaluation_calls = 0
+        self._frozen_calls = 0
+        """Of parts of the model that were in evaluation mode in a training pass."""
         self._clock = Clock()
         self._after_step = AfterStep(self._clock, self._end_step)
         self._rates: list[list[float]] = [[] for _ in self._optimizers]
@@ -221,7 +222,7 @@ class Monitor:
 
     def _receive(self, call: Call) -> None:
         if not call.training:
-            self._evaluation_calls += 1
+            self._frozen_calls += not self._capture.evaluating
             return
         asks = self._counting and self._wants_before(True, call.site)
         window = self._window.get(call.site) or self._new_window(call.site, call.output)
@@ -316,7 +317,7 @@ class Monitor:
             if training:
                 self._window[site].samples += samples
             else:
-                self._evaluation_calls += calls
+                self._frozen_calls += calls
 
     def _snapshot(self, closing: bool = False) -> None:
         if self._writer is None or self._broken:
@@ -389,7 +390,8 @@ class Monitor:
         return {
             **self._settings,
             "probe_samples": self._probe_samples,
-            "evaluation_calls": self._evaluation_calls,
+            "evaluation_passes": self._capture.evaluations,
+            "evaluation_calls": self._frozen_calls,
             "notes": [*self._blind_spots, *self._settings["notes"]],
             "status": status,
         }

@@ -94,7 +94,7 @@ def test_training_of_every_kind_is_equal_to_the_last_bit(kind: str, precision: s
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
 
-def in_eval_mode(build: Callable[[], nn.Module]) -> list[Tensor]:
+def in_eval_mode(build: Callable[[], nn.Module], grad: bool = False) -> list[Tensor]:
     """Outputs of the bare and of the monitored model, in eval mode."""
     torch.manual_seed(0)
     bare = build()
@@ -107,25 +107,39 @@ def in_eval_mode(build: Callable[[], nn.Module]) -> list[Tensor]:
         model(x).sum().backward()
         clock.step()
         x = torch.randn(8, 5, 16)
-        with torch.no_grad():
+        with torch.set_grad_enabled(grad):
             return [network.eval()(x) for network in (bare, model)]
 
 
-WITH_FUSED_PATH = ("encoder layer", "encoder")
+ALL = {
+    **KINDS,
+    "attention beside functions": lambda: nn.Sequential(attention(), KINDS["function"]()),
+    "encoder beside functions": lambda: nn.Sequential(KINDS["encoder"](), KINDS["function"]()),
+}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in WITH_FUSED_PATH])
-def test_evaluation_meanwhile_is_equal_to_the_last_bit(kind: str) -> None:
-    assert torch.equal(*in_eval_mode(KINDS[kind]))
+@pytest.mark.parametrize("grad", [False, True], ids=["", "with gradients"])
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind != "encoder layer"])
+def test_evaluation_meanwhile_is_equal_to_the_last_bit(kind: str, grad: bool) -> None:
+    assert torch.equal(*in_eval_mode(ALL[kind], grad))
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        *(KINDS[kind] for kind in WITH_FUSED_PATH),
-        lambda: nn.Sequential(attention(), KINDS["function"]()),
-    ],
-    ids=[*WITH_FUSED_PATH, "attention beside functions"],
-)
-def test_off_the_fused_path_only_last_bits_differ(build: Callable[[], nn.Module]) -> None:
-    torch.testing.assert_close(*in_eval_mode(build), rtol=1e-5, atol=1e-5)
+def test_a_model_that_is_one_layer_differs_in_its_last_bits_only() -> None:
+    """Hooks on it send it off its fused path."""
+    torch.testing.assert_close(*in_eval_mode(KINDS["encoder layer"]), rtol=1e-5, atol=1e-5)
+
+
+def test_an_encoder_with_padding_is_evaluated_with_nested_tensors_as_it_was() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.TransformerEncoder(encoder(), 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+            padding[1, 3:] = True
+            return self.encoder(x, src_key_padding_mask=padding)
+
+    bare, monitored = in_eval_mode(Padded)
+    assert torch.equal(bare, monitored)
+    assert not monitored[1, 3:].any()

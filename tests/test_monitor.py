@@ -226,7 +226,7 @@ def test_evaluation_batches_are_kept_apart() -> None:
                 model.eval()(torch.rand(4, 1))
     diagnosis = monitor.diagnose()
     assert list(diagnosis.units["verdict"]) == ["dead"]
-    assert any("3 rectifier calls in evaluation mode" in note for note in diagnosis.head.notes)
+    assert "Left out: 3 passes in evaluation mode." in diagnosis.head.notes
 
 
 def test_gradient_accumulation_counts_every_forward_of_a_step() -> None:
@@ -451,7 +451,7 @@ def test_every_sample_is_counted_though_a_healthy_network_is_hardly_watched(
     model = Healthy()
     model.frozen.eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    seen = evaluated = 0
+    seen = evaluated = frozen = 0
     hooks = []
     with reludiag.Monitor(model, optimizer, every=50, stats_every=stats_every) as monitor:
         for step in range(150):
@@ -459,14 +459,15 @@ def test_every_sample_is_counted_though_a_healthy_network_is_hardly_watched(
             for _ in range(1 + step % 2):  # gradients are accumulated over two batches
                 model(torch.randn(rows, 8)).sum().backward()
                 seen += rows * (step >= 100)
-                evaluated += 1
+                frozen += 1
             optimizer.step()
             if step % 3 == 0:
                 model.eval()
-                model(torch.randn(3, 8))
+                with torch.set_grad_enabled(step % 2 == 0):
+                    model(torch.randn(3, 8))
                 model.train()
                 model.frozen.eval()
-                evaluated += 2
+                evaluated += 1
             hooks.append(len(model.relu._forward_hooks))
     assert (0 in hooks) == (stats_every > 1)
     assert not model.relu._forward_hooks and not model._forward_hooks
@@ -475,7 +476,10 @@ def test_every_sample_is_counted_though_a_healthy_network_is_hardly_watched(
         "relu": seen,
         "frozen.1": 0,
     }
-    assert any(f"{evaluated:,} rectifier calls in evaluation" in n for n in diagnosis.head.notes)
+    assert f"Left out: {evaluated} passes in evaluation mode." in diagnosis.head.notes
+    assert any(
+        note.startswith(f"Left out: {frozen} rectifier calls") for note in diagnosis.head.notes
+    )
     counted = {50: 50, 7: 7, 16: 3}.get(stats_every, 50)
     assert diagnosis.units["counted"].iloc[0] == pytest.approx(counted * 15, rel=0.2)
 
