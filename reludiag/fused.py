@@ -69,11 +69,12 @@ def fusible(model: nn.Module) -> Iterator[nn.Module]:
             continue
         if is_layer and module.activation is not nn.functional.relu:
             continue
-        # A weight that is made by other modules may well be rectified.
-        own = all(
+        # A weight that other modules make may well be rectified; a subclass has ways of its own.
+        parts_are_plain = all(
             type(part).__module__.startswith("torch.nn.modules.") for part in module.modules()
         )
-        if own and "forward" not in vars(module):
+        weights_are_plain = all(type(weight) is nn.Parameter for weight in module.parameters())
+        if parts_are_plain and weights_are_plain and "forward" not in vars(module):
             yield module
 
 
