@@ -94,8 +94,8 @@ class Capture:
 
     A pass is what `run` calls; `in_loop` it stands in a training loop, and a pass is told by hooks:
     the loop may call a part of the model alone, as in `model.encoder(x)`, and it may copy the model
-    meanwhile, save it or compile it. Once the sites are known, passes in evaluation mode
-    that ask for no gradient are counted and not watched, so that they run as they would.
+    meanwhile, save it or compile it. Passes in evaluation mode that
+    ask for no gradient are counted then and not watched, so that they run as they would.
 
     `wants_before(training, site)` says whether the receiver will read the pre-activation of a call,
     which is expected to be of that site (None: of one never met). Where that is overwritten by the
@@ -323,7 +323,7 @@ class Capture:
             return
         if not module.training:
             self.evaluations += 1
-            if self._followed and not torch.is_grad_enabled():
+            if not torch.is_grad_enabled():
                 now.depth, now.idle = 1, True
                 return
         self._open_pass(module, [*args, *kwargs.values()])

@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import DisableTorchFunction, _len_torch_function_stack
+from torch._C import (
+    DisableTorchFunction,
+    _is_any_autocast_enabled,
+    _len_torch_function_stack,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reludiag.functional import OnCall
@@ -54,11 +58,13 @@ class Unfused:
             or any(isinstance(value, Tensor) and type(value) is not Tensor for value in values)
         ):
             return self._forward(*args, **kwargs)
-        with DisableTorchFunction():
-            if self._mode is None:
+        if self._mode is None:
+            with DisableTorchFunction():
                 return self._forward(*args, **kwargs)
-            with self._mode:
-                return self._forward(*args, **kwargs)
+        if _is_any_autocast_enabled():  # the operator's parts would not be cast as in it
+            return self._forward(*args, **kwargs)
+        with DisableTorchFunction(), self._mode:
+            return self._forward(*args, **kwargs)
 
 
 def fusible(model: nn.Module) -> Iterator[nn.Module]:

@@ -84,11 +84,7 @@ class Places:
             shape = tuple(output.shape[1:])
             key = (*key, shape)
             place, layout = self._found.get(key, (None, None))
-        if (
-            place is None
-            or layout is None
-            or (following is not None and layout.sample_is_ambiguous)
-        ):
+        if place is None or layout is None or (following is not None and layout.of_one):
             path = self._paths[turn.owner]
             identity = Identity(
                 owner=path or type(self._model).__name__,

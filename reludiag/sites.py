@@ -50,11 +50,8 @@ class Layout:
     unit: Coordinate
     sample: Coordinate | None
     """None where rows of the batch cannot be told apart: the whole call is one sample."""
-
-    @property
-    def sample_is_ambiguous(self) -> bool:
-        """Found in a batch of one sample, where any axis of length one could be the samples'."""
-        return self.sample is not None and self.sample.size == 1
+    of_one: bool
+    """Found in a batch of one sample, where any axis of length one could be the samples'."""
 
     def rows(self, shape: tuple[int, ...], samples: int | None) -> int:
         """Number of samples in an output of this shape; 1 where they cannot be told apart."""
@@ -156,7 +153,7 @@ def find_layout(
     taken = unit.axis == 0 and unit.inner * unit.size == (shape or (1,))[0] and unit.size > 1
     if sample is None and samples is not None and shape[:1] == (samples,) and not taken:
         sample = Coordinate(0, samples)
-    return Layout(shape, unit, sample), label
+    return Layout(shape, unit, sample, of_one=samples == 1), label
 
 
 def arrange(output: Tensor, layout: Layout, samples: int | None) -> Tensor | None:
