@@ -139,6 +139,9 @@ class Capture:
         self._functions = functional_calls(model)
         self._functional = bool(self._functions)
         self._followed = False
+        self._may_run_again = False
+        self._only: set[Turn] = set()
+        """If there are any, no calls but these are handed over."""
         self._open = 0
         self._passes = 0
         self._wanders = False
@@ -310,6 +313,23 @@ class Capture:
             self._close(complete=False)
             raise
         self._close(complete=True)
+
+    def run_surely(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call the model; again, if it met a call of a path not taken before that cannot be read.
+
+        The second pass is followed, and hands over no call but these. The model must do the same
+        again, as it does in eval mode.
+        """
+        self._may_run_again = True
+        try:
+            self.run(self.model, args, kwargs)
+            self._may_run_again = False
+            if self._places.waiting:
+                self._only, self._followed = self._places.waiting, False
+                self.run(self.model, args, kwargs)
+        finally:
+            self._may_run_again = False
+            self._only = self._places.waiting = set()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         now = self._thread.now
@@ -506,7 +526,10 @@ class Capture:
                     return
                 if not now.depth:
                     samples = len(output) if output.ndim else None
-                reading = self._places.find(turn, rectifier, output, samples, following)
+                waits = self._may_run_again and following is None and bool(now.depth)
+                reading = self._places.find(turn, rectifier, output, samples, following, waits)
+            if self._only and turn not in self._only:
+                return
             if turn.place is not None and reading is not None:
                 self._receive(Call(turn.place.index, owner.training, output, before, reading))
 

@@ -14,7 +14,7 @@ from reludiag.calls import Place, Reading, Turn
 from reludiag.coordinates import Coordinate, Origin
 from reludiag.provenance import ProvenanceMode
 from reludiag.rectifiers import Rectifier
-from reludiag.sites import Identity, Layout, Site, find_layout, site_names
+from reludiag.sites import UNKNOWN_AXIS, Identity, Layout, Site, find_layout, site_names
 
 
 class Places:
@@ -28,6 +28,8 @@ class Places:
     ) -> None:
         self.overruled: set[str] = set()
         """Names of `unit_axes` that were met."""
+        self.waiting: set[Turn] = set()
+        """Calls that are not read until they are met in a pass that is followed."""
         self._model, self._paths, self._unit_axes = model, paths, unit_axes
         self._places: list[Place] = []
         self._found: dict[tuple[Any, ...], tuple[Place, Layout]] = {}
@@ -71,10 +73,12 @@ class Places:
         output: Tensor,
         samples: int | None,
         following: ProvenanceMode | None,
+        waits: bool = False,
     ) -> Reading | None:
         """How the output of a call is read, None if it does not fit its site.
 
-        Notes in `turn` what it found. `following` is what follows this forward, if anything does.
+        Notes in `turn` what it found. `following` is what follows this forward, if anything does;
+        `waits` says that a call whose axes only that can tell is better met then, and not yet.
         """
         key: tuple[Any, ...] = (turn.owner, turn.operator, turn.producer, turn.ordinal)
         place, layout = self._found.get(key, (None, None))
@@ -84,7 +88,8 @@ class Places:
             shape = tuple(output.shape[1:])
             key = (*key, shape)
             place, layout = self._found.get(key, (None, None))
-        if place is None or layout is None or (following is not None and layout.of_one):
+        anew = following is not None or (waits and samples != 1)
+        if place is None or layout is None or (anew and layout.of_one):
             path = self._paths[turn.owner]
             identity = Identity(
                 owner=path or type(self._model).__name__,
@@ -96,6 +101,10 @@ class Places:
             origin = None if following is None else following.origin_of(output.detach())
             axis = self._overruled(identity, turn.number, output)
             layout, label = find_layout(output, origin, turn.producer, samples, axis)
+            if waits and (layout.sample is None or label == UNKNOWN_AXIS):
+                self.waiting.add(turn)
+                turn.place = turn.reading = None
+                return None
             if place is None:
                 place = self._meet(path, identity, rectifier, layout, label, origin)
             self._found[key] = place, layout

@@ -373,7 +373,10 @@ def _check_inputs(inputs: Any, index: int) -> int:
 
 def _run(capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> None:
     try:
-        capture.run(capture.model, args, kwargs)
+        if capture.model.training:
+            capture.run(capture.model, args, kwargs)
+        else:
+            capture.run_surely(args, kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         shapes = ", ".join(
             f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

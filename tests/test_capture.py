@@ -509,6 +509,46 @@ def test_outputs_of_a_monitored_model_are_equal_to_the_last_bit() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [(8, False), (8, True), (8, True)],
+        [(8, False), (1, True), (8, True)],
+        [(1, True), (8, False), (8, True)],
+        [(1, False), (1, True), (8, False), (8, True)],
+        [(1, True), (8, True)],
+        [(8, True), (1, False), (8, True)],
+    ],
+)
+def test_samples_are_found_behind_others_on_a_path_that_is_taken_late(
+    batches: list[tuple[int, bool]],
+) -> None:
+    """Inside, samples are the second axis, of which a pass that is not followed tells nothing."""
+
+    def run(model: Net, x: Tensor) -> Tensor:
+        y = F.relu(model.fc(x.transpose(0, 1)))
+        return model.relu(model.late(y)) if x[0, 0, 0] > 100 else y
+
+    model = Net(run, late=nn.Linear(4, 6), relu=nn.ReLU())
+    with torch.no_grad():
+        model.late.bias[2] = -1e6
+    inputs = [torch.randn(rows, 5, 4) for rows, _ in batches]
+    for x, (_, late) in zip(inputs, batches, strict=True):
+        x[0, 0, 0] = 1000.0 if late else 0.0
+    diagnosis = reludiag.scan(model, inputs)
+    late = torch.cat([x for x, (_, late) in zip(inputs, batches, strict=True) if late])
+    assert dict(zip(diagnosis.sites["site"], diagnosis.sites["samples"], strict=True)) == {
+        "Net:relu": sum(rows for rows, _ in batches),
+        "relu": len(late),
+    }
+    assert set(diagnosis.sites["unit_axis"]) == {"2"}
+    with torch.no_grad():
+        fires = model.late(F.relu(model.fc(late))) > 0
+    found = diagnosis.units.query("site == 'relu'")
+    assert list(found["fired"]) == fires.any(dim=1).sum(dim=0).tolist()
+    assert list(found["active_fraction"]) == pytest.approx(fires.float().mean((0, 1)).tolist())
+
+
 def test_a_forward_that_copies_the_model_is_scanned() -> None:
     """As meta-learning does, which adapts a copy of the network to each task.
 

@@ -95,6 +95,14 @@ def test_an_encoder_is_scanned_as_it_runs_to_the_last_bit(
     assert list(diagnosis.sites["samples"]) == [24, 24]
 
 
+@pytest.mark.parametrize("norm_first", [False, True], ids=["norm last", "norm first"])
+def test_an_encoder_under_autocast_is_scanned(norm_first: bool) -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), encoder(norm_first=norm_first))
+    with torch.autocast("cpu", torch.bfloat16):
+        sites = reludiag.scan(model, BATCHES).sites
+    assert list(sites["samples"]) == [24, 24]
+
+
 def test_attention_beside_functions_stays_fused() -> None:
     model = Kept(Attending())
     expected = without_grad(model.network, BATCHES)
