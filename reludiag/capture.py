@@ -138,7 +138,7 @@ class Capture:
         self._handles: list[RemovableHandle | Unfused] = []
         self._functions = functional_calls(model)
         self._functional = bool(self._functions)
-        self._followed = False
+        self._followed = self._followed_one = False
         self._may_run_again = False
         self._only: set[Turn] = set()
         """If there are any, no calls but these are handed over."""
@@ -318,14 +318,15 @@ class Capture:
         """Call the model; again, if it met a call of a path not taken before that cannot be read.
 
         The second pass is followed, and hands over no call but these. The model must do the same
-        again, as it does in eval mode.
+        again, as it does in eval mode, and leave its input as it is.
         """
         self._may_run_again = True
         try:
             self.run(self.model, args, kwargs)
             self._may_run_again = False
             if self._places.waiting:
-                self._only, self._followed = self._places.waiting, False
+                self._only = self._places.waiting
+                self._followed = self._followed_one = False
                 self.run(self.model, args, kwargs)
         finally:
             self._may_run_again = False
@@ -357,8 +358,9 @@ class Capture:
         now.producer = now.before = None
         now.inside = 0
         now.samples = rows_of(values)
+        known = self._followed or (self._followed_one and now.samples == 1)
         # An empty batch has no coordinates to follow.
-        follow = not (self._followed or self.traced) and now.samples != 0 and not is_transformed()
+        follow = not (known or self.traced) and now.samples != 0 and not is_transformed()
         if follow:
             self.unobserved.clear()
             now.following = ProvenanceMode(self.model, self._operator)
@@ -392,8 +394,9 @@ class Capture:
         if now.following is not None:
             now.following.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             now.following = None
-            # In a batch of one, every axis of length one may be the samples': follow the next too.
-            self._followed = complete and now.samples != 1
+            # In a batch of one, every axis of length one may be the samples'.
+            self._followed_one |= complete and now.samples == 1
+            self._followed |= complete and now.samples != 1
             self._functional |= any(place.identity.operator for place in self._places)
 
     def _is_nested(self) -> bool:

@@ -88,8 +88,10 @@ class Places:
             shape = tuple(output.shape[1:])
             key = (*key, shape)
             place, layout = self._found.get(key, (None, None))
-        anew = following is not None or (waits and samples != 1)
-        if place is None or layout is None or (anew and layout.of_one):
+        if waits and layout is not None and layout.of_one and samples != 1:
+            self._let_wait(turn)
+            return None
+        if place is None or layout is None or (following is not None and layout.of_one):
             path = self._paths[turn.owner]
             identity = Identity(
                 owner=path or type(self._model).__name__,
@@ -102,8 +104,7 @@ class Places:
             axis = self._overruled(identity, turn.number, output)
             layout, label = find_layout(output, origin, turn.producer, samples, axis)
             if waits and (layout.sample is None or label == UNKNOWN_AXIS):
-                self.waiting.add(turn)
-                turn.place = turn.reading = None
+                self._let_wait(turn)
                 return None
             if place is None:
                 place = self._meet(path, identity, rectifier, layout, label, origin)
@@ -114,6 +115,10 @@ class Places:
         reading = Reading(layout, output, samples)
         turn.place, turn.reading = place, reading if reading.fits else None
         return turn.reading
+
+    def _let_wait(self, turn: Turn) -> None:
+        self.waiting.add(turn)
+        turn.place = turn.reading = None
 
     def _meet(
         self,
