@@ -327,10 +327,13 @@ class Capture:
             if self._places.waiting:
                 self._only = self._places.waiting
                 self._followed = self._followed_one = False
+                unobserved, transformed = Counter(self.unobserved), self.transformed
                 self.run(self.model, args, kwargs)
+                self.unobserved |= unobserved
+                self.transformed = transformed
         finally:
             self._may_run_again = False
-            self._only = self._places.waiting = set()
+            self._only, self._places.waiting = set(), set()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         now = self._thread.now

@@ -549,6 +549,40 @@ def test_samples_are_found_behind_others_on_a_path_that_is_taken_late(
     assert list(found["active_fraction"]) == pytest.approx(fires.float().mean((0, 1)).tolist())
 
 
+def test_each_of_many_paths_that_are_taken_late_costs_no_other_site_a_sample() -> None:
+    def run(model: Net, x: Tensor) -> Tensor:
+        y = F.relu(model.fc(x.transpose(0, 1)))
+        for late, at in ((model.late, 100), (model.later, 200)):
+            if x[0, 0, 0] > at:
+                y = F.relu(late(y))
+        return model.relu(model.last(y))
+
+    layers = {name: nn.Linear(4, 4) for name in ("late", "later", "last")}
+    model = Net(run, **layers, relu=nn.ReLU())
+    inputs = [torch.randn(8, 5, 4) for _ in range(6)]
+    for x, first in zip(inputs, (0.0, 150.0, 0.0, 250.0, 250.0, 0.0), strict=True):
+        x[0, 0, 0] = first
+    assert sites(model, *inputs) == {
+        "Net:relu": 48,
+        "relu": 48,
+        "Net:relu#1": 24,
+        "Net:relu#2": 16,
+    }
+
+
+def test_what_is_not_observed_on_one_path_is_not_forgotten_on_another() -> None:
+    def run(model: Net, x: Tensor) -> Tensor:
+        y = F.relu(model.fc(x.transpose(0, 1)))
+        return F.relu(model.late(y)) if x[0, 0, 0] > 100 else model.rnn(y)[0]
+
+    model = Net(run, late=nn.Linear(4, 4), rnn=nn.RNN(4, 4, nonlinearity="relu"))
+    inputs = [torch.randn(8, 5, 4) for _ in range(3)]
+    inputs[1][0, 0, 0] = 150.0
+    diagnosis = reludiag.scan(model, inputs)
+    assert list(diagnosis.sites["samples"]) == [24, 8]
+    assert any("NOT OBSERVED" in note and "rnn" in note for note in diagnosis.head.notes)
+
+
 def test_a_forward_that_copies_the_model_is_scanned() -> None:
     """As meta-learning does, which adapts a copy of the network to each task.
 
