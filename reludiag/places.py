@@ -103,7 +103,8 @@ class Places:
             origin = None if following is None else following.origin_of(output.detach())
             axis = self._overruled(identity, turn.number, output)
             layout, label = find_layout(output, origin, turn.producer, samples, axis)
-            if waits and (layout.sample is None or label == UNKNOWN_AXIS):
+            unsure = layout.sample is None or label == UNKNOWN_AXIS
+            if waits and (unsure or self.waiting):  # sites are in the order of their first calls
                 self._let_wait(turn)
                 return None
             if place is None:

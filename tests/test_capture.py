@@ -570,6 +570,19 @@ def test_each_of_many_paths_that_are_taken_late_costs_no_other_site_a_sample() -
     }
 
 
+def test_sites_of_a_late_path_are_in_the_order_of_their_calls() -> None:
+    def run(model: Net, x: Tensor) -> Tensor:
+        y = F.relu(model.fc(x.transpose(0, 1)))
+        if x[0, 0, 0] <= 100:
+            return y
+        return model.relu(model.last(F.relu(model.late(y)).transpose(0, 1)))
+
+    model = Net(run, late=nn.Linear(4, 4), last=nn.Linear(4, 4), relu=nn.ReLU())
+    inputs = [torch.randn(8, 5, 4) for _ in range(2)]
+    inputs[1][0, 0, 0] = 150.0
+    assert list(sites(model, *inputs).items()) == [("Net:relu", 16), ("Net:relu#1", 8), ("relu", 8)]
+
+
 def test_what_is_not_observed_on_one_path_is_not_forgotten_on_another() -> None:
     def run(model: Net, x: Tensor) -> Tensor:
         y = F.relu(model.fc(x.transpose(0, 1)))
