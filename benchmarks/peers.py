@@ -228,8 +228,7 @@ def by_monitorch(case: Case) -> str:
             visualizer="print",
             module=case.model,
         )
-        for _ in steps(case, optimizer):
-            pass
+        list(steps(case, optimizer))
         inspector.tick_epoch()
 
     text = printed(run)

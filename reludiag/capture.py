@@ -51,7 +51,7 @@ class _Pass:
     """The forward pass that a thread is in."""
 
     __slots__ = ("before", "depth", "following", "idle", "inside", "known", "mode", "producer",
-                 "root", "samples", "turn", "turns")  # fmt: skip
+                 "root", "samples", "turn", "turns", "unobserved")  # fmt: skip
 
     def __init__(self) -> None:
         self.depth = 0
@@ -67,6 +67,8 @@ class _Pass:
         self.producer: nn.Module | None = None
         self.mode: RectifierMode | None = None
         self.following: ProvenanceMode | None = None
+        self.unobserved: Counter[tuple[str, str]] = Counter()
+        """As in `Capture`, of this pass where it is followed."""
         self.inside = 0
         """Depth of rectifier calls: what they call themselves is theirs."""
         self.before: tuple[nn.Module, Tensor] | None = None
@@ -94,8 +96,8 @@ class Capture:
 
     A pass is what `run` calls; `in_loop` it stands in a training loop, and a pass is told by hooks:
     the loop may call a part of the model alone, as in `model.encoder(x)`, and it may copy the model
-    meanwhile, save it or compile it. Passes in evaluation mode that
-    ask for no gradient are counted then and not watched, so that they run as they would.
+    meanwhile, save it or compile it. Passes in evaluation mode that ask for no gradient are counted
+    then and not watched, so that they run as they would.
 
     `wants_before(training, site)` says whether the receiver will read the pre-activation of a call,
     which is expected to be of that site (None: of one never met). Where that is overwritten by the
@@ -120,6 +122,8 @@ class Capture:
         """Passes in evaluation mode, but for those while it rested."""
         self.transformed = 0
         """Calls inside a `torch.func` transform, which cannot be read from outside."""
+        self.unread = 0
+        """Calls that only a second run could read, of a batch that could not be run again."""
         self._receive = receive
         self._wants_before = wants_before
         self._note_before = note_before
@@ -133,8 +137,8 @@ class Capture:
             if module not in self._rectifiers and any(True for _ in module.parameters(False))
         ]
         self._places = Places(model, self._paths, dict(unit_axes or {}))
-        self._hooks = self._make_hooks(in_loop)
-        self._fusible = [] if in_loop else list(fusible(model))
+        self._in_loop = in_loop
+        self._hooks = self._make_hooks()
         self._handles: list[RemovableHandle | Unfused] = []
         self._functions = functional_calls(model)
         self._functional = bool(self._functions)
@@ -188,23 +192,23 @@ class Capture:
     def attach(self) -> None:
         """Register the hooks."""
         self._handles = [register() for register in self._hooks]
-        for module in self._fusible:
+        for module in () if self._in_loop else fusible(self.model):
             unfused = Unfused(module, self._sees_functions, self._called_as_function)
             unfused.attach()
             self._handles.append(unfused)
 
-    def _make_hooks(self, in_loop: bool) -> list[Callable[[], RemovableHandle]]:
+    def _make_hooks(self) -> list[Callable[[], RemovableHandle]]:
         """What registers each hook."""
         made: list[Callable[[], RemovableHandle]] = []
 
         def hook(
             module: nn.Module, target: Callable[..., None], reads: str | None = ""
         ) -> Hook | FrozenHook:
-            if in_loop:
+            if self._in_loop:
                 return Hook(target, module, reads, self._note_traced)
             return FrozenHook(target)
 
-        for module in entrances(self.model) if in_loop else ():
+        for module in entrances(self.model) if self._in_loop else ():
             begin, end = hook(module, self._begin, "input"), hook(module, self._end)
             made += [
                 partial(module.register_forward_pre_hook, begin, prepend=True, with_kwargs=True),
@@ -318,18 +322,23 @@ class Capture:
         """Call the model; again, if it met a call of a path not taken before that cannot be read.
 
         The second pass is followed, and hands over no call but these. The model must do the same
-        again, as it does in eval mode, and leave its input as it is.
+        again, as it does in eval mode. Where it changed its input, the next pass is followed.
         """
+        inputs = [t for t in tensors_in([*args, *kwargs.values()]) if not t.is_inference()]
+        versions = [tensor._version for tensor in inputs]
         self._may_run_again = True
         try:
             self.run(self.model, args, kwargs)
             self._may_run_again = False
-            if self._places.waiting:
+            if not self._places.waiting:
+                return
+            self._followed = self._followed_one = False
+            if versions != [tensor._version for tensor in inputs]:
+                self.unread += len(self._places.waiting)
+            else:
                 self._only = self._places.waiting
-                self._followed = self._followed_one = False
-                unobserved, transformed = Counter(self.unobserved), self.transformed
+                transformed = self.transformed
                 self.run(self.model, args, kwargs)
-                self.unobserved |= unobserved
                 self.transformed = transformed
         finally:
             self._may_run_again = False
@@ -365,7 +374,7 @@ class Capture:
         # An empty batch has no coordinates to follow.
         follow = not (known or self.traced) and now.samples != 0 and not is_transformed()
         if follow:
-            self.unobserved.clear()
+            now.unobserved = Counter()
             now.following = ProvenanceMode(self.model, self._operator)
             if now.samples is not None:
                 now.following.mark_inputs(tensors_in(values), now.samples)
@@ -397,6 +406,7 @@ class Capture:
         if now.following is not None:
             now.following.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             now.following = None
+            self.unobserved |= now.unobserved
             # In a batch of one, every axis of length one may be the samples'.
             self._followed_one |= complete and now.samples == 1
             self._followed |= complete and now.samples != 1
@@ -528,7 +538,7 @@ class Capture:
                 if output.is_quantized:  # integers, which are listed and not read
                     if following is not None:
                         name = operator or rectifier.activation
-                        self.unobserved[self._paths[owner], name] += 1
+                        now.unobserved[self._paths[owner], name] += 1
                     return
                 if not now.depth:
                     samples = len(output) if output.ndim else None
@@ -580,4 +590,4 @@ class Capture:
             return
         owner, hooked = self._owner()
         if not (hooked and owner in self._rectifiers):
-            self.unobserved[self._paths[owner], name.strip("_")] += 1
+            self._thread.now.unobserved[self._paths[owner], name.strip("_")] += 1

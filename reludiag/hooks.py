@@ -136,7 +136,7 @@ class FrozenHook(functools.partial[None]):
 
 
 def _nothing(*args: Any) -> None:
-    pass
+    """What the hook of a copy does."""
 
 
 def watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

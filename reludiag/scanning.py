@@ -279,6 +279,11 @@ def blind_spots(capture: Capture) -> list[str]:
             f"Left out: {capture.transformed:,} rectifier calls inside torch.func transforms "
             "(vmap, grad, jvp), which cannot be read from outside."
         )
+    if capture.unread:
+        spots.append(
+            f"Left out: {capture.unread:,} rectifier calls of a path that was first taken in a "
+            "batch that the model changed in place, and that could so not be run again."
+        )
     if capture.traced and capture.functional:
         spots.append(
             "NOT OBSERVED: rectifiers called as functions, since the model was compiled. "

@@ -583,6 +583,23 @@ def test_sites_of_a_late_path_are_in_the_order_of_their_calls() -> None:
     assert list(sites(model, *inputs).items()) == [("Net:relu", 16), ("Net:relu#1", 8), ("relu", 8)]
 
 
+def test_a_batch_that_the_model_changes_is_not_run_again_and_that_is_said() -> None:
+    def run(model: Net, x: Tensor) -> Tensor:
+        late = bool(x[0, 0, 0] > 100)
+        y = F.relu(model.fc(x.mul_(0.5).transpose(0, 1)))
+        return F.relu(model.late(y)) if late else y
+
+    model = Net(run, late=nn.Linear(4, 4))
+    inputs = [torch.randn(8, 5, 4) for _ in range(4)]
+    for x in inputs[1:3]:
+        x[0, 0, 0] = 1000.0
+    expected = [x * 0.5 for x in inputs]
+    diagnosis = reludiag.scan(model, inputs)
+    assert all(map(torch.equal, inputs, expected))
+    assert list(diagnosis.sites["samples"]) == [32, 8]
+    assert any(note.startswith("Left out: 1 rectifier calls") for note in diagnosis.head.notes)
+
+
 def test_what_is_not_observed_on_one_path_is_not_forgotten_on_another() -> None:
     def run(model: Net, x: Tensor) -> Tensor:
         y = F.relu(model.fc(x.transpose(0, 1)))
