@@ -36,6 +36,7 @@ from reludiag.hooks import (
     rows_of,
     watched,
 )
+from reludiag.passes import Pass, ThisThread
 from reludiag.places import Places
 from reludiag.provenance import ProvenanceMode, tensors_in
 from reludiag.rectifiers import Rectifier, is_fused_rectifier, rectifier_call
@@ -45,50 +46,6 @@ _SETTLED = 32
 """After so many passes that went the same way, the next is expected to."""
 
 Receiver = Callable[[Call], None]
-
-
-class _Pass:
-    """The forward pass that a thread is in."""
-
-    __slots__ = ("before", "depth", "following", "idle", "inside", "known", "mode", "producer",
-                 "root", "samples", "turn", "turns", "unobserved")  # fmt: skip
-
-    def __init__(self) -> None:
-        self.depth = 0
-        self.idle = False
-        """Whether nothing of it is watched."""
-        self.samples: int | None = None
-        self.turns: list[Turn] = []
-        """The calls of the last pass, which this one is expected to make as well."""
-        self.turn = 0
-        """Number of calls so far in this one."""
-        self.known = 0
-        """Length of `turns` when it began."""
-        self.producer: nn.Module | None = None
-        self.mode: RectifierMode | None = None
-        self.following: ProvenanceMode | None = None
-        self.unobserved: Counter[tuple[str, str]] = Counter()
-        """As in `Capture`, of this pass where it is followed."""
-        self.inside = 0
-        """Depth of rectifier calls: what they call themselves is theirs."""
-        self.before: tuple[nn.Module, Tensor] | None = None
-        """A rectifier that works in place, and a copy of what it is about to overwrite."""
-        self.root: nn.Module | None = None
-        """The module whose call it is."""
-
-    def expected(self, owner: nn.Module, operator: str) -> Turn | None:
-        """The next call of the last pass, if a call made now would be it again."""
-        if self.depth and self.turn < len(self.turns):
-            turn = self.turns[self.turn]
-            if turn.owner is owner and turn.producer is self.producer and turn.operator == operator:
-                return turn
-        return None
-
-
-class _Thread(threading.local):
-    # Asked for once in a hook: each attribute of a thread's own is slow to find.
-    def __init__(self) -> None:
-        self.now = _Pass()
 
 
 class Capture:
@@ -156,7 +113,7 @@ class Capture:
         self._complete = 0, False
         """Whether all rectifiers were called, as of so many places."""
         self._elsewhere = False
-        self._thread = _Thread()
+        self._thread = ThisThread()
         self._lock = threading.Lock()
 
     @property
@@ -468,7 +425,7 @@ class Capture:
             return None
 
     @contextlib.contextmanager
-    def _unseen(self, now: _Pass) -> Iterator[None]:
+    def _unseen(self, now: Pass) -> Iterator[None]:
         """One thread at a time; and our own operators are no business of the modes."""
         unfollowed = contextlib.nullcontext() if now.following is None else now.following.paused()
         with self._lock, DisableTorchFunction(), unfollowed:

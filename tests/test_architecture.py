@@ -24,6 +24,7 @@ LINE = [
     "hooks",
     "frozen",
     "calls",
+    "passes",
     "places",
     "capture",
     "reductions",
