@@ -83,6 +83,7 @@ def test_a_module_is_found_in_the_current_folder(
     ("spec", "sentence"),
     [
         ("{file}:Nett", r"no attribute 'Nett'. Did you mean Net\? It has: .*model.*Net.*broken"),
+        ("{file}:model.nothing", "no attribute 'nothing'"),
         ("{file}:Net.widee", "Did you mean wide"),
         ("{file}:WIDTH", "is int 3; expected a torch.nn.Module"),
         ("{file}:not_a_model", "returned list"),
@@ -96,6 +97,16 @@ def test_a_module_is_found_in_the_current_folder(
 def test_a_spec_that_leads_nowhere_says_why(model_file: Path, spec: str, sentence: str) -> None:
     with pytest.raises(reludiag.ModelError, match=sentence):
         load_model(spec.format(file=model_file, folder=model_file.parent))
+
+
+def test_what_a_file_has_to_offer_is_told_ahead_of_what_it_imports(tmp_path: Path) -> None:
+    file = tmp_path / "crowded.py"
+    file.write_text(
+        "from collections import Counter, OrderedDict\nfrom torch import nn\n"
+        "from torch.nn import Linear\n\ndef build():\n    return Linear(1, 1)\n\nmodel = build()\n"
+    )
+    with pytest.raises(reludiag.ModelError, match="It has: build, model, Counter"):
+        load_model(f"{file}:buld")
 
 
 def test_an_error_in_user_code_keeps_the_users_traceback(model_file: Path) -> None:

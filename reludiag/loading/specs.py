@@ -193,6 +193,14 @@ def _import_file(path: Path) -> ModuleType:
 def _missing(source: str, attribute: str, part: str, found: Any) -> str:
     names = [name for name in vars(found) if not name.startswith("_")] if found else []
     usable = [n for n in names if callable(getattr(found, n)) or _is_model(getattr(found, n))]
+
+    def is_imported(name: str) -> bool:
+        value = getattr(found, name)
+        return not _is_model(value) and getattr(value, "__module__", None) != getattr(
+            found, "__name__", None
+        )
+
+    usable.sort(key=is_imported)  # what is written there comes first
     near = difflib.get_close_matches(part, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     listed = ", ".join(usable[:_LISTED]) + (", ..." if len(usable) > _LISTED else "")
