@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import reludiag
-from reludiag.schemes import reinitialize
+from reludiag.initialization.schemes import reinitialize
 
 BATCH = 64
 PROBE = 2_000  # all there is

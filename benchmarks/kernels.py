@@ -17,7 +17,7 @@ import torch
 from report import Table, write_section
 from torch import Tensor
 
-from reludiag.stats import Liveness, UnitStats
+from reludiag.measure.unit_stats import Liveness, UnitStats
 
 ROUNDS = 30
 # Name, shape of the activations, permutation to [sample, unit, position].

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor, nn
 
-from reludiag.schemes import reinitialize
+from reludiag.initialization.schemes import reinitialize
 
 KINDS = ("learning_rate", "initialization", "input_shift", "divergence", "none", "undetermined")
 Schedule = Callable[[int], float]

@@ -25,9 +25,9 @@ from report import Table, write_section
 from workloads import WORKLOADS, Training, Workload
 
 import reludiag
-import reludiag.functional
-import reludiag.hooks
-import reludiag.steps
+import reludiag.capture.hooks
+import reludiag.monitoring.clock
+import reludiag.sites.functional
 
 WINDOW, TURN, WARM_UP = 100, 20, 40
 
@@ -84,10 +84,10 @@ class Inside:
     def measuring(self) -> Iterator[None]:
         """Measure our code inside; the clock is stopped outside."""
         places = [
-            (reludiag.hooks.Hook, "__call__", self.timed),
-            (reludiag.steps.BeforeStep, "__call__", self.timed),
-            (reludiag.steps.AfterStep, "__call__", self.timed),
-            (reludiag.functional.RectifierMode, "__torch_function__", self.timed_mode),
+            (reludiag.capture.hooks.Hook, "__call__", self.timed),
+            (reludiag.monitoring.clock.BeforeStep, "__call__", self.timed),
+            (reludiag.monitoring.clock.AfterStep, "__call__", self.timed),
+            (reludiag.sites.functional.RectifierMode, "__torch_function__", self.timed_mode),
         ]
         kept = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
         for owner, name, wrap in places:

@@ -26,9 +26,9 @@ from torch.nn import init
 from torch.nn.functional import cross_entropy
 
 import reludiag
-from reludiag.diagnosis import table_of
+from reludiag.diagnosis.diagnosis import table_of
 from reludiag.experiments.compare import trial_row
-from reludiag.experiments.trials import TRIAL_COLUMNS
+from reludiag.experiments.trial_table import TRIAL_COLUMNS
 from reludiag.recording import read_recording
 
 LEARNING_RATES = {

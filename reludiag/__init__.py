@@ -10,39 +10,39 @@ _HOMES = {
     "Cause": "reludiag.causes.cause",
     "CheckpointError": "reludiag.errors",
     "DataError": "reludiag.errors",
-    "Diagnosis": "reludiag.diagnosis",
-    "Difference": "reludiag.difference",
-    "Effects": "reludiag.experiments.effects",
+    "Diagnosis": "reludiag.diagnosis.diagnosis",
+    "Difference": "reludiag.diagnosis.difference",
+    "Effects": "reludiag.experiments.analysis.effects",
     "ModelError": "reludiag.errors",
-    "Monitor": "reludiag.monitor",
+    "Monitor": "reludiag.monitoring.monitor",
     "RANDOM_INPUT": "reludiag.scanning",
     "RecordingError": "reludiag.errors",
     "ReludiagError": "reludiag.errors",
     "ReportError": "reludiag.errors",
     "Replay": "reludiag.experiments.replay",
-    "Snapshot": "reludiag.alerts",
-    "Thresholds": "reludiag.verdicts",
+    "Snapshot": "reludiag.monitoring.alerts",
+    "Thresholds": "reludiag.measure.verdicts",
     "TooManyDeadError": "reludiag.errors",
     "Trial": "reludiag.experiments.trial",
     "UsageError": "reludiag.errors",
     "UserCodeError": "reludiag.errors",
     "compare": "reludiag.experiments.compare",
-    "diff": "reludiag.difference",
-    "effects": "reludiag.experiments.effects",
-    "InitExamination": "reludiag.examining",
-    "examine_initialization": "reludiag.examining",
-    "load": "reludiag.history",
-    "reinitialize": "reludiag.schemes",
+    "diff": "reludiag.diagnosis.difference",
+    "effects": "reludiag.experiments.analysis.effects",
+    "InitExamination": "reludiag.initialization.examination",
+    "examine_initialization": "reludiag.initialization.examination",
+    "load": "reludiag.diagnosis.from_recording",
+    "reinitialize": "reludiag.initialization.schemes",
     "replay": "reludiag.experiments.replay",
     "scan": "reludiag.scanning",
     "sweep": "reludiag.experiments.sweep",
 }
 
 if TYPE_CHECKING:
-    from reludiag.alerts import Snapshot
     from reludiag.causes.cause import Cause
-    from reludiag.diagnosis import Diagnosis
-    from reludiag.difference import Difference, diff
+    from reludiag.diagnosis.diagnosis import Diagnosis
+    from reludiag.diagnosis.difference import Difference, diff
+    from reludiag.diagnosis.from_recording import load
     from reludiag.errors import (
         CheckpointError,
         DataError,
@@ -54,17 +54,17 @@ if TYPE_CHECKING:
         UsageError,
         UserCodeError,
     )
-    from reludiag.examining import InitExamination, examine_initialization
+    from reludiag.experiments.analysis.effects import Effects, effects
     from reludiag.experiments.compare import compare
-    from reludiag.experiments.effects import Effects, effects
     from reludiag.experiments.replay import Replay, replay
     from reludiag.experiments.sweep import sweep
     from reludiag.experiments.trial import Trial
-    from reludiag.history import load
-    from reludiag.monitor import Monitor
+    from reludiag.initialization.examination import InitExamination, examine_initialization
+    from reludiag.initialization.schemes import reinitialize
+    from reludiag.measure.verdicts import Thresholds
+    from reludiag.monitoring.alerts import Snapshot
+    from reludiag.monitoring.monitor import Monitor
     from reludiag.scanning import RANDOM_INPUT, scan
-    from reludiag.schemes import reinitialize
-    from reludiag.verdicts import Thresholds
 
 __all__ = [
     "RANDOM_INPUT",

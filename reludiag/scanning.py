@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reludiag.calls import Call, Reading
-from reludiag.capture import Capture
-from reludiag.diagnosis import Diagnosis, Head, SiteFindings, diagnose
+from reludiag.capture.calls import Call, Reading
+from reludiag.capture.capture import Capture
+from reludiag.capture.hooks import uncompiled
+from reludiag.capture.model_state import as_it_was
+from reludiag.diagnosis.diagnosis import Diagnosis, Head, SiteFindings, diagnose
+from reludiag.diagnosis.from_recording import checkpoint_timeline
 from reludiag.errors import DataError, ModelError, UsageError
-from reludiag.frozen import as_it_was
-from reludiag.functional import functional_calls, may_rectify
-from reludiag.history import checkpoint_timeline
-from reludiag.hooks import uncompiled
 from reludiag.loading.checkpoints import Checkpoint, load_weights
 from reludiag.loading.data import batches_of, input_tensors, model_arguments
 from reludiag.loading.specs import user_code_error
-from reludiag.rectifiers import Rectifier
-from reludiag.reductions import all_finite
-from reludiag.sites import Site
-from reludiag.stats import UnitCounts, UnitStats
-from reludiag.verdicts import Thresholds
+from reludiag.measure.reductions import all_finite
+from reludiag.measure.unit_stats import UnitCounts, UnitStats
+from reludiag.measure.verdicts import Thresholds
+from reludiag.sites.functional import functional_calls, may_rectify
+from reludiag.sites.rectifiers import Rectifier
+from reludiag.sites.site import Site
 
 Progress = Callable[[int, int | None], None]
 """Called with the number of batches done, and of all of them if that is known."""

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from reludiag.diagnosis import Diagnosis, Limit
+from reludiag.diagnosis.diagnosis import Diagnosis, Limit
 from reludiag.printable import printable
-from reludiag.reports.summary import many, next_steps, share
+from reludiag.reports.run.summary import many, next_steps, share
 from reludiag.scanning import scan
 
 _SHOWN = 10  # sites in a failure

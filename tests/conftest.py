@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reludiag import reductions
+from reludiag.measure import reductions
 from tests.browser import chromium, opened  # noqa: F401  fixtures
 
 # The tensors of these tests are tiny: a second thread costs more than it brings, and where cores

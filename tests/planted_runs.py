@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from reludiag import Diagnosis
-from reludiag.history import diagnose_run
+from reludiag.diagnosis.from_recording import diagnose_run
+from reludiag.measure.unit_stats import UnitCounts
 from reludiag.recording import RecordedRun, RecordedSite
-from reludiag.rectifiers import Rectifier
-from reludiag.sites import Site
-from reludiag.stats import UnitCounts
+from reludiag.sites.rectifiers import Rectifier
+from reludiag.sites.site import Site
 
 EVERY = 10
 SAMPLES = 512

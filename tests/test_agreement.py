@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import reludiag
-from reludiag.verdicts import VERDICTS
+from reludiag.measure.verdicts import VERDICTS
 from tests.test_cli import reludiag_command
 
 STEPS = 30

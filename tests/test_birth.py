@@ -9,7 +9,7 @@ import torch
 from scipy import stats as scipy_stats
 from torch import nn
 
-from reludiag.causes import birth
+from reludiag.initialization import birth
 
 # N, H, exact for one direction, lower bound in one dimension, simulated on both half-lines.
 LU = [

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 import reludiag
 from reludiag.causes.cause import KINDS
+from reludiag.causes.explain import weigh
 from reludiag.causes.learning_rate import critical_rates, event_study
-from reludiag.causes.lives import trace_sites
-from reludiag.causes.weighing import weigh
-from reludiag.observations import Baseline, Observations
+from reludiag.causes.site_lives import trace_sites
+from reludiag.diagnosis.from_json import open_stored
+from reludiag.measure.unit_stats import UnitCounts
 from reludiag.recording import RecordedRun, RecordedSite
-from reludiag.rectifiers import Rectifier
-from reludiag.reports.markdown import markdown
-from reludiag.sites import Site
-from reludiag.stats import UnitCounts
-from reludiag.stored import open_stored
+from reludiag.recording.observations import Baseline, Observations
+from reludiag.reports.run.markdown import markdown
+from reludiag.sites.rectifiers import Rectifier
+from reludiag.sites.site import Site
 
 PROBE = torch.randn(128, 8, generator=torch.Generator().manual_seed(5))
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import reludiag
-from reludiag.experiments.trials import TRIAL_COLUMNS
+from reludiag.experiments.trial_table import TRIAL_COLUMNS
 from tests.test_cli import reludiag_command
 
 PROBE = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))

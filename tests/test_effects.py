@@ -20,12 +20,12 @@ from rich.console import Console
 from scipy import stats
 
 import reludiag
-from reludiag.experiments.odds import death_odds
-from reludiag.experiments.trend import rank_trends
-from reludiag.experiments.trials import TRIAL_COLUMNS
-from reludiag.experiments.variance import VarianceShare, variance_shares
+from reludiag.experiments.analysis.odds import death_odds
+from reludiag.experiments.analysis.trend import rank_trends
+from reludiag.experiments.analysis.variance import VarianceShare, variance_shares
+from reludiag.experiments.trial_table import TRIAL_COLUMNS
 from reludiag.reports import effects_document, effects_text, print_effects
-from reludiag.reports.effects_summary import interval
+from reludiag.reports.sweep.summary import interval
 
 ROOT = Path(__file__).parents[1]
 

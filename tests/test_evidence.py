@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import reludiag
-from reludiag.observations import Death, Observations
 from reludiag.recording import read_recording
+from reludiag.recording.observations import Death, Observations
 
 PROBE = torch.randn(64, 8, generator=torch.Generator().manual_seed(5))
 

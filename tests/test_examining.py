@@ -14,7 +14,13 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import reludiag
-from reludiag.examining import BIRTH_COLUMNS, INPUT_COLUMNS, REDRAW_COLUMNS, UNFILLED, _outweighing
+from reludiag.initialization.examination import (
+    BIRTH_COLUMNS,
+    INPUT_COLUMNS,
+    REDRAW_COLUMNS,
+    UNFILLED,
+    _outweighing,
+)
 from reludiag.reports import init_document, init_text
 
 WIDTH = 64

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import reludiag
-from reludiag.ledger import Life
+from reludiag.recording.ledger import Life
 from reludiag.reports import write_figure
-from reludiag.reports.figures import HEAT_COLOURS, STATE_COLOURS, VERDICT_COLOURS
-from reludiag.reports.lifelines import lifelines, raster
+from reludiag.reports.run.figures import HEAT_COLOURS, STATE_COLOURS, VERDICT_COLOURS
+from reludiag.reports.run.lifelines import lifelines, raster
 from tests.planted_runs import NEVER, dying, planted_run
 from tests.test_html import HOSTILE
 

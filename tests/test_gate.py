@@ -11,9 +11,9 @@ from markdown_it import MarkdownIt
 from torch import nn
 
 import reludiag
-from reludiag.gate import Gate, exceeded
-from reludiag.reports.junit import junit
-from reludiag.reports.markdown import markdown
+from reludiag.diagnosis.gate import Gate, exceeded
+from reludiag.reports.run.junit import junit
+from reludiag.reports.run.markdown import markdown
 from tests.test_cli import reludiag_command
 
 

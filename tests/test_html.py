@@ -16,10 +16,10 @@ from torch import nn
 
 import reludiag
 from reludiag.causes.cause import Cause, Evidence
-from reludiag.ledger import Life, life_states
+from reludiag.recording.ledger import Life, life_states
 from reludiag.reports.html.content import answer
-from reludiag.reports.lifelines import lifelines
-from reludiag.reports.summary import share
+from reludiag.reports.run.lifelines import lifelines
+from reludiag.reports.run.summary import share
 from tests.planted_runs import NEVER, dying, planted_run
 
 HOSTILE = (

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import reludiag
-from reludiag.ledger import Life
+from reludiag.recording.ledger import Life
 from tests.browser import Open, assert_every_table_sorts, overflow
 from tests.planted_runs import NEVER, dying, planted_run
 from tests.test_html import HOSTILE, hostile_run

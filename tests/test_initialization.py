@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import reludiag
-from reludiag.causes.initialization import LayerInit, describe_layer, narrowness
-from reludiag.schemes import SCHEMES, draw, fans_of
+from reludiag.initialization.layer_init import LayerInit, describe_layer, narrowness
+from reludiag.initialization.schemes import SCHEMES, draw, fans_of
 
 SHAPES = [
     (16, 16), (16, 20), (20, 16), (32, 16), (64, 64), (10, 128), (300, 200),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reludiag
+from reludiag.measure.unit_stats import Liveness
 from reludiag.recording import read_recording
-from reludiag.stats import Liveness
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("rows", "tokens", "nchw", "channels_last")

@@ -606,7 +606,8 @@ def test_a_full_disk_ends_the_recording_but_not_the_run(tmp_path: Path) -> None:
 # One interpreter, which forks a training process a trial, and kills it at a random moment.
 KILLER = """
 import os, random, signal, sys, time
-import torch, torch._dynamo, reludiag, reludiag.monitor  # before forking: once, not 20 times
+import torch, torch._dynamo, reludiag
+import reludiag.monitoring.monitor  # before forking: once, not 20 times
 from torch import nn
 
 def train(path, acknowledged, probe):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reludiag
-from reludiag import reductions
-from reludiag.stats import Liveness, UnitStats
+from reludiag.measure import reductions
+from reludiag.measure.unit_stats import Liveness, UnitStats
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FIXTURES = [HealthCheck.function_scoped_fixture]

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 import reludiag
-from reludiag.diagnosis import (
+from reludiag.diagnosis.diagnosis import (
     LEDGER_COLUMNS,
     SITE_COLUMNS,
     SITE_LEDGER_COLUMNS,
@@ -22,7 +22,7 @@ from reludiag.diagnosis import (
     UNIT_COLUMNS,
 )
 from reludiag.reports import print_report, terminal_svg, terminal_text
-from reludiag.reports.summary import life_windows, share, thick_of_deaths, upper_share
+from reludiag.reports.run.summary import life_windows, share, thick_of_deaths, upper_share
 
 SNAPSHOT = """\
 ╭─ reludiag ───────────────────────────────────────────────────────────────────╮

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import reludiag
-from reludiag.schemes import ALIASES, SCHEMES, draw, fans_of, reinitialize
+from reludiag.initialization.schemes import ALIASES, SCHEMES, draw, fans_of, reinitialize
 
 DRAWN = [scheme.name for scheme in SCHEMES]
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 import reludiag
-from reludiag.causes.batchnorm import estimated_firing_rate, estimated_mean_activation
-from reludiag.screening import SCREENING_COLUMNS, screening
+from reludiag.initialization.batchnorm import estimated_firing_rate, estimated_mean_activation
+from reludiag.initialization.screening import SCREENING_COLUMNS, screening
 
 
 def digits() -> Tensor:

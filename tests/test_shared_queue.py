@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 import reludiag
-from reludiag.experiments.trials import DEATHS_ALLOWED, Cell, Result
-from reludiag.owner import Owner, this_process
+from reludiag.experiments.trial_table import DEATHS_ALLOWED, Cell, Result
+from reludiag.process import Owner, this_process
 
 optuna = pytest.importorskip("optuna")
-from reludiag.experiments.shared import SharedQueue  # noqa: E402
+from reludiag.experiments.queue.optuna_queue import SharedQueue  # noqa: E402
 
 SETTINGS = {"train": "tiny.py:train", "lr": [0.1, 0.01]}
 CELLS = [Cell(n, seed=n // 2, lr=(0.1, 0.01)[n % 2]) for n in range(4)]

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 import reludiag
-from reludiag.experiments.store import TrialStore
-from reludiag.experiments.trials import DEATHS_ALLOWED, Cell, Queue, Result, trials_table
-from reludiag.owner import Owner, is_gone, this_host, this_process
+from reludiag.experiments.queue.sqlite_queue import TrialStore
+from reludiag.experiments.trial_table import DEATHS_ALLOWED, Cell, Queue, Result, trials_table
+from reludiag.process import Owner, is_gone, this_host, this_process
 
 SETTINGS = {"train": "digits.py:train", "lr": [0.1, 0.01], "init": ["default"], "seeds": [0, 1]}
 CELLS = [Cell(n, seed=n % 2, lr=(0.1, 0.01)[n // 2]) for n in range(4)]
@@ -150,9 +150,9 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_store_whole(tmp_pat
     code = f"""
 import os, signal
 from pathlib import Path
-from reludiag.owner import this_process
-from reludiag.experiments.store import TrialStore
-from reludiag.experiments.trials import Result
+from reludiag.process import this_process
+from reludiag.experiments.queue.sqlite_queue import TrialStore
+from reludiag.experiments.trial_table import Result
 store = TrialStore(Path({str(path)!r}))
 cell = store.claim(this_process())
 store._write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)

@@ -16,8 +16,8 @@ import pytest
 from reludiag_cli.app import main
 
 import reludiag
-from reludiag.experiments.store import TrialStore
-from reludiag.experiments.trials import TRIAL_COLUMNS
+from reludiag.experiments.queue.sqlite_queue import TrialStore
+from reludiag.experiments.trial_table import TRIAL_COLUMNS
 from reludiag.loading.specs import function_spec, load_attribute
 
 TRAIN = """
@@ -297,7 +297,7 @@ def test_what_is_no_function_is_refused(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_function_is_found_again_by_its_module_or_its_file(file: Path) -> None:
-    assert function_spec(reludiag.load) == "reludiag.history:load"
+    assert function_spec(reludiag.load) == "reludiag.diagnosis.from_recording:load"
     assert function_spec(load_attribute(f"{file}:train")) == f"{file}:train"
 
 

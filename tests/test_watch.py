@@ -17,8 +17,8 @@ from rich.console import Console
 from torch import nn
 
 import reludiag
+from reludiag.monitoring.follow import Follower, Sight
 from reludiag.reports.live import frame
-from reludiag.watching import Follower, Sight
 from tests.test_cli import ENVIRONMENT, reludiag_command
 
 PROBE = torch.linspace(-1, 1, 20).unsqueeze(1)

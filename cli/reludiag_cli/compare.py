@@ -22,8 +22,8 @@ def compare(
     \b
     reludiag compare runs/*.reludiag --html runs.html
     """
+    from reludiag.experiments.analysis.effects import effects
     from reludiag.experiments.compare import compare as put_together
-    from reludiag.experiments.effects import effects
 
     results.check_outputs(output, as_json, csv, html)
     found = effects(put_together(runs), safe_new=safe)

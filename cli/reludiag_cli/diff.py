@@ -33,7 +33,7 @@ def diff(
     \b
     reludiag diff last_week.json today.json --fail-on-new-deaths
     """
-    from reludiag.difference import diff as compare_two
+    from reludiag.diagnosis.difference import diff as compare_two
 
     results.check_outputs(output, as_json, csv)
     difference = compare_two(before, after)

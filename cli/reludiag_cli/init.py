@@ -26,7 +26,7 @@ def init(
     """
     from rich.console import Console
 
-    from reludiag.examining import examine_initialization
+    from reludiag.initialization.examination import examine_initialization
     from reludiag.reports import init_document, print_init
     from reludiag_cli.progress import batch_progress
 

@@ -41,14 +41,14 @@ def plot(
     """
     from reludiag.errors import UsageError
     from reludiag.reports import check_writable, write_figure
-    from reludiag.reports.figures import check_figure_path
+    from reludiag.reports.run.figures import check_figure_path
     from reludiag_cli.results import say_written
 
     check_figure_path(output)
     check_writable(output)
     if kind is Kind.SWEEP:
+        from reludiag.experiments.analysis.effects import effects
         from reludiag.experiments.compare import compare
-        from reludiag.experiments.effects import effects
 
         write_figure(effects(compare(recordings)), kind, output)
         say_written(output)
@@ -57,7 +57,7 @@ def plot(
         raise UsageError(
             f"{len(recordings)} recordings were given; expected one, or --kind sweep for several"
         )
-    from reludiag.history import load
+    from reludiag.diagnosis.from_recording import load
 
     write_figure(load(recordings[0]), kind, output)
     say_written(output)

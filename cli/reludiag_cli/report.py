@@ -30,9 +30,9 @@ def report(
 
     Also while it is being written.
     """
-    from reludiag.gate import Gate
-    from reludiag.history import load
-    from reludiag.verdicts import Thresholds
+    from reludiag.diagnosis.from_recording import load
+    from reludiag.diagnosis.gate import Gate
+    from reludiag.measure.verdicts import Thresholds
 
     gate = Gate.parse(fail_over or [])
     results.check_outputs(output, as_json, csv, svg, html, junit, markdown, parquet=parquet)

@@ -10,11 +10,11 @@ if TYPE_CHECKING:  # importing these loads torch; --help must not
     import pandas as pd
     from rich.console import Console
 
-    from reludiag.diagnosis import Diagnosis
-    from reludiag.difference import Difference
-    from reludiag.experiments.effects import Effects
+    from reludiag.diagnosis.diagnosis import Diagnosis
+    from reludiag.diagnosis.difference import Difference
+    from reludiag.diagnosis.gate import Gate
+    from reludiag.experiments.analysis.effects import Effects
     from reludiag.experiments.replay import Replay
-    from reludiag.gate import Gate
 
 STDOUT = "-"
 TOLD = 5  # limits that a gate tells of one by one
@@ -57,7 +57,7 @@ def write_reports(
 ) -> None:
     """Write all that was asked for; exit 1 if more is dead than the gate allows."""
     from reludiag import reports
-    from reludiag.gate import exceeded
+    from reludiag.diagnosis.gate import exceeded
     from reludiag.printable import printable
 
     checks = gate.judge(diagnosis)

@@ -60,12 +60,12 @@ def scan(
     reludiag scan sample_models/digits.py:build digits.pt \\
         --data sample_models/digits.py:batches
     """
+    from reludiag.diagnosis.gate import Gate
     from reludiag.errors import UsageError
-    from reludiag.gate import Gate
     from reludiag.loading import read_checkpoint
+    from reludiag.measure.verdicts import Thresholds
     from reludiag.scanning import scan as scan_model
     from reludiag.scanning import scan_checkpoints
-    from reludiag.verdicts import Thresholds
     from reludiag_cli.progress import batch_progress
 
     gate = Gate.parse(fail_over or [])

@@ -66,7 +66,9 @@ def sweep(
             storage=storage,
             progress=progress,
         )
-    from reludiag.experiments.effects import effects  # not before the runs: it is slow to import
+    from reludiag.experiments.analysis.effects import (
+        effects,  # not before the runs: it is slow to import
+    )
 
     found = effects(trials, safe_new=safe)
     results.write_effects(found, output=output, as_json=as_json, csv=csv, html=html)

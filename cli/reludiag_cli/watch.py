@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:  # importing these loads pandas; --help must not
     from rich.console import Console
 
-    from reludiag.watching import Follower
+    from reludiag.monitoring.follow import Follower
 
 
 def watch(
@@ -27,8 +27,8 @@ def watch(
     from rich.console import Console
 
     from reludiag.errors import RecordingError, UsageError
+    from reludiag.monitoring.follow import Follower
     from reludiag.reports.live import print_frame
-    from reludiag.watching import Follower
 
     console, follower = Console(), Follower(recording)
     if once:
@@ -47,7 +47,7 @@ def _follow(follower: "Follower", console: "Console", interval: float) -> None:
     from rich.live import Live
 
     from reludiag.reports.live import frame, print_frame
-    from reludiag.reports.terminal import speaks_unicode
+    from reludiag.reports.run.terminal import speaks_unicode
     from reludiag_cli.keys import key_presses
 
     plain = not speaks_unicode(console)

@@ -9,9 +9,10 @@ from reludiag_cli.app import app
 from reludiag_cli.settings import COMMAND_LINE_ONLY, PREFIX
 
 from docs.generate.blocks import ROOT
-from reludiag import diagnosis
-from reludiag.diagnosis import Column
-from reludiag.experiments import effects, trials
+from reludiag.diagnosis import diagnosis
+from reludiag.diagnosis.diagnosis import Column
+from reludiag.experiments import trial_table as trials
+from reludiag.experiments.analysis import effects
 from reludiag.recording import schema
 
 FOLDER = ROOT / "docs" / "reference"

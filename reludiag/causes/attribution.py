@@ -17,10 +17,10 @@ from reludiag.causes.learning_rate import (
     event_study,
     largest_update,
 )
-from reludiag.causes.lives import Mask, SiteLives, trace_sites
-from reludiag.ledger import NEVER
-from reludiag.observations import Given, Update
+from reludiag.causes.site_lives import Mask, SiteLives, trace_sites
 from reludiag.recording import RecordedRun
+from reludiag.recording.ledger import NEVER
+from reludiag.recording.observations import Given, Update
 
 Kinds = np.ndarray[Any, np.dtype[np.str_]]
 

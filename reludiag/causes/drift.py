@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from reludiag.observations import Death, Drift
+from reludiag.recording.observations import Death, Drift
 
 NEGLIGIBLE = 1e-6
 """A change this small beside its parts is none, and has no shares."""

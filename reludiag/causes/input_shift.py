@@ -7,9 +7,9 @@ et al. 2026, arXiv 2605.31518); subtracting the mean takes it away.
 
 from collections.abc import Sequence
 
-from reludiag.causes.birth import UNCENTRED, born_dead_by_depth
-from reludiag.causes.lives import SiteLives
-from reludiag.observations import Given
+from reludiag.causes.site_lives import SiteLives
+from reludiag.initialization.birth import UNCENTRED, born_dead_by_depth
+from reludiag.recording.observations import Given
 
 
 def uncentred(given: Sequence[Given]) -> Given | None:

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from reludiag.causes.lives import Floats, Integers, SiteLives
-from reludiag.observations import Update
+from reludiag.causes.site_lives import Floats, Integers, SiteLives
+from reludiag.recording.observations import Update
 
 CONTRAST = 3.0
 """Largest over smallest learning rate, from which on there is a high and a low to compare."""

@@ -9,7 +9,7 @@ from typing import IO
 import pandas as pd
 
 from reludiag.errors import UsageError
-from reludiag.experiments.counterfactual import (
+from reludiag.experiments.analysis.counterfactual import (
     BOTH,
     FACTUAL,
     INIT,
@@ -19,12 +19,12 @@ from reludiag.experiments.counterfactual import (
     answer,
     arms_of,
 )
-from reludiag.experiments.explanation import Explanation
-from reludiag.experiments.pool import Progress, check_not_a_worker
+from reludiag.experiments.analysis.explanation import Explanation
+from reludiag.experiments.queue.pool import Progress, check_not_a_worker
+from reludiag.experiments.queue.worker import Train
 from reludiag.experiments.sweep import run_cells, seed_list
-from reludiag.experiments.trials import Cell
-from reludiag.experiments.worker import Train
-from reludiag.schemes import DEFAULT, scheme_named
+from reludiag.experiments.trial_table import Cell
+from reludiag.initialization.schemes import DEFAULT, scheme_named
 
 LR_SCALE, INIT_SCHEME = 0.1, "kaiming"
 """What is changed where nothing is asked for."""

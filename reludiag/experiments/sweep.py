@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 
 from reludiag.errors import UsageError
-from reludiag.experiments.pool import Progress, check_not_a_worker, run_all
-from reludiag.experiments.shared import SharedQueue
-from reludiag.experiments.store import TrialStore
-from reludiag.experiments.trials import Cell, Queue, trials_table
-from reludiag.experiments.worker import OpenQueue, Train
+from reludiag.experiments.queue.optuna_queue import SharedQueue
+from reludiag.experiments.queue.pool import Progress, check_not_a_worker, run_all
+from reludiag.experiments.queue.sqlite_queue import TrialStore
+from reludiag.experiments.queue.worker import OpenQueue, Train
+from reludiag.experiments.trial_table import Cell, Queue, trials_table
+from reludiag.initialization.schemes import DEFAULT, scheme_named
 from reludiag.loading.specs import function_spec, load_attribute
-from reludiag.schemes import DEFAULT, scheme_named
 
 TRIALS_FILE = "trials.sqlite"
 RECORDINGS = "recordings"

@@ -19,8 +19,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from reludiag.errors import UsageError
-from reludiag.monitor import Monitor
-from reludiag.schemes import DEFAULT, reinitialize, scheme_named
+from reludiag.initialization.schemes import DEFAULT, reinitialize, scheme_named
+from reludiag.monitoring.monitor import Monitor
 
 Model = TypeVar("Model", bound=nn.Module)
 

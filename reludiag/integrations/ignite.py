@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from reludiag.errors import MissingLibraryError
 from reludiag.integrations.session import Session
-from reludiag.monitor import Monitor
+from reludiag.monitoring.monitor import Monitor
 
 try:
     from ignite.engine import Events

@@ -6,8 +6,8 @@ with mlflow.start_run():
 
 import re
 
-from reludiag.alerts import Snapshot
 from reludiag.errors import MissingLibraryError
+from reludiag.monitoring.alerts import Snapshot
 
 try:
     import mlflow

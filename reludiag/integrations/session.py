@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from reludiag.monitor import Monitor
+from reludiag.monitoring.monitor import Monitor
 
 
 class Session:

@@ -6,8 +6,8 @@ Monitor(model, optimizer, on_snapshot=TensorBoardSink("runs/first"))
 from pathlib import Path
 from typing import Any
 
-from reludiag.alerts import Snapshot
 from reludiag.errors import MissingLibraryError
+from reludiag.monitoring.alerts import Snapshot
 
 try:
     from torch.utils.tensorboard import SummaryWriter

@@ -7,7 +7,7 @@ from typing import Any
 
 from reludiag.errors import MissingLibraryError
 from reludiag.integrations.session import Session
-from reludiag.monitor import Monitor
+from reludiag.monitoring.monitor import Monitor
 
 try:
     from transformers import TrainerCallback

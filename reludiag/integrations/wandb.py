@@ -6,8 +6,8 @@ with wandb.init(project="digits") as run:
 
 from typing import Any
 
-from reludiag.alerts import Snapshot
 from reludiag.errors import MissingLibraryError, UsageError
+from reludiag.monitoring.alerts import Snapshot
 
 try:
     import wandb

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from reludiag.errors import ModelError
-from reludiag.rectifiers import rectifier_call
+from reludiag.sites.rectifiers import rectifier_call
 
 _PLAIN = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid)
 # Their operators have the arguments that they were made with, in the same order.

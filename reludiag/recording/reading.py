@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 
 from reludiag.errors import RecordingError
-from reludiag.observations import Baseline, Death, Drift, Given, Observations, Start, Update
+from reludiag.measure.unit_stats import UnitCounts
+from reludiag.recording.observations import (
+    Baseline,
+    Death,
+    Drift,
+    Given,
+    Observations,
+    Start,
+    Update,
+)
 from reludiag.recording.records import Pulse, RecordedRun, RecordedSite
 from reludiag.recording.schema import APPLICATION_ID, SCHEMA_VERSION, mask_of, unpacked
-from reludiag.rectifiers import Rectifier
-from reludiag.sites import Site
-from reludiag.stats import UnitCounts
+from reludiag.sites.rectifiers import Rectifier
+from reludiag.sites.site import Site
 
 
 def read_recording(path: str | Path) -> RecordedRun:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from reludiag.observations import Observations
+from reludiag.measure.unit_stats import UnitCounts
+from reludiag.recording.observations import Observations
 from reludiag.recording.schema import Mask
-from reludiag.sites import Site
-from reludiag.stats import UnitCounts
+from reludiag.sites.site import Site
 
 
 @dataclass(frozen=True)

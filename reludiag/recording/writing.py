@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from reludiag.errors import RecordingError
-from reludiag.observations import Observations
+from reludiag.recording.observations import Observations
 from reludiag.recording.reading import read_run
 from reludiag.recording.records import RecordedRun, SiteState
 from reludiag.recording.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, packed
-from reludiag.sites import Site
+from reludiag.sites.site import Site
 
 
 class RecordingWriter:

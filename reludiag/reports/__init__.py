@@ -3,24 +3,24 @@
 `output` alone owns files: `write` gives it a text, `write_csv` a table.
 """
 
+from reludiag.reports.csv_file import chosen_units, write_csv
 from reludiag.reports.difference_report import (
     changed_units,
     difference_document,
     difference_text,
     print_difference,
 )
-from reludiag.reports.document import document, effects_document
-from reludiag.reports.figures import figure, write_figure
-from reludiag.reports.heat_map import effects_text, print_effects
 from reludiag.reports.html import effects_fragment, effects_page, fragment, page
 from reludiag.reports.init_report import init_document, init_text, print_init
-from reludiag.reports.junit import junit
-from reludiag.reports.markdown import markdown
 from reludiag.reports.output import append, check_writable, write
-from reludiag.reports.parquet import check_parquet, write_parquet
 from reludiag.reports.replay_report import print_replay, replay_document, replay_text
-from reludiag.reports.table import chosen_units, write_csv
-from reludiag.reports.terminal import print_report, terminal_svg, terminal_text
+from reludiag.reports.run.document import document, effects_document
+from reludiag.reports.run.figures import figure, write_figure
+from reludiag.reports.run.junit import junit
+from reludiag.reports.run.markdown import markdown
+from reludiag.reports.run.parquet import check_parquet, write_parquet
+from reludiag.reports.run.terminal import print_report, terminal_svg, terminal_text
+from reludiag.reports.sweep.terminal import effects_text, print_effects
 
 __all__ = [
     "append",

@@ -12,12 +12,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.difference import CHANGES, Difference
-from reludiag.reports.document import records
-from reludiag.reports.harmless import Harmless
-from reludiag.reports.summary import many
-from reludiag.reports.terminal import WIDTH
-from reludiag.stored import SCHEMA_VERSION
+from reludiag.diagnosis.difference import CHANGES, Difference
+from reludiag.diagnosis.from_json import SCHEMA_VERSION
+from reludiag.reports.console import Harmless
+from reludiag.reports.run.document import records
+from reludiag.reports.run.summary import many
+from reludiag.reports.run.terminal import WIDTH
 
 _NAMED = 5  # units named per site
 _STYLES = {"died": "bold red", "diverged": "bold magenta", "revived": "green"}

@@ -15,13 +15,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.causes.initialization import InitProblem, LayerInit
-from reludiag.examining import InitExamination
-from reludiag.reports.document import finite, records
-from reludiag.reports.harmless import Harmless
-from reludiag.reports.summary import many, share
-from reludiag.reports.terminal import WIDTH
-from reludiag.stored import SCHEMA_VERSION
+from reludiag.diagnosis.from_json import SCHEMA_VERSION
+from reludiag.initialization.examination import InitExamination
+from reludiag.initialization.layer_init import InitProblem, LayerInit
+from reludiag.reports.console import Harmless
+from reludiag.reports.run.document import finite, records
+from reludiag.reports.run.summary import many, share
+from reludiag.reports.run.terminal import WIDTH
 
 _MOST_ROWS = 40  # rows of a table; more are cut, and the JSON has them all
 _ALIKE = 2  # schemes named that cannot be told apart

@@ -9,12 +9,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.diagnosis import Diagnosis
-from reludiag.reports.harmless import Harmless
-from reludiag.reports.summary import WINDOWS, many, share
-from reludiag.reports.terminal import BAR, bar, life_table, speaks_unicode
-from reludiag.verdicts import VERDICTS
-from reludiag.watching import Sight
+from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.measure.verdicts import VERDICTS
+from reludiag.monitoring.follow import Sight
+from reludiag.reports.console import Harmless
+from reludiag.reports.run.summary import WINDOWS, many, share
+from reludiag.reports.run.terminal import BAR, bar, life_table, speaks_unicode
 
 _STYLES = {
     "waiting": "yellow",

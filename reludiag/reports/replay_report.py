@@ -13,13 +13,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.experiments.counterfactual import BOTH, FACTUAL, INIT, RATE, Arm
+from reludiag.diagnosis.from_json import SCHEMA_VERSION
+from reludiag.experiments.analysis.counterfactual import BOTH, FACTUAL, INIT, RATE, Arm
 from reludiag.experiments.replay import Replay
-from reludiag.reports.document import records
-from reludiag.reports.harmless import Harmless
-from reludiag.reports.summary import many, share
-from reludiag.reports.terminal import WIDTH
-from reludiag.stored import SCHEMA_VERSION
+from reludiag.reports.console import Harmless
+from reludiag.reports.run.document import records
+from reludiag.reports.run.summary import many, share
+from reludiag.reports.run.terminal import WIDTH
 
 
 def print_replay(replay: Replay, console: Console) -> None:

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.reports.harmless import Harmless
+from reludiag.diagnosis.from_json import SCHEMA_VERSION
+from reludiag.reports.console import Harmless
 from reludiag.scanning import SiteList
-from reludiag.stored import SCHEMA_VERSION
 
 
 def print_sites(listed: SiteList, console: Console) -> None:

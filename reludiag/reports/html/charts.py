@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from reludiag.diagnosis import Diagnosis
-from reludiag.ledger import Life
-from reludiag.reports.lifelines import Lifelines, SiteLine
-from reludiag.reports.table import write_frame
+from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.recording.ledger import Life
+from reludiag.reports.csv_file import write_frame
+from reludiag.reports.run.lifelines import Lifelines, SiteLine
 
 MOST_LISTED = 10_000
 """Dead units that a page lists; more are left to the CSV."""

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from reludiag.causes.cause import DIVERGENCE, NONE, UNDETERMINED, Cause
-from reludiag.diagnosis import Diagnosis
-from reludiag.reports.summary import (
+from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.measure.verdicts import VERDICTS
+from reludiag.reports.run.summary import (
     LifeWindow,
     instruction,
     life_windows,
@@ -17,7 +18,6 @@ from reludiag.reports.summary import (
     share,
     thick_of_deaths,
 )
-from reludiag.verdicts import VERDICTS
 
 MOST_TILES_NAMED = 24
 """Sites beyond which the map has squares without names."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from reludiag.experiments.effects import Effects
-from reludiag.reports.effects_summary import caveats, findings, headline, rate
+from reludiag.experiments.analysis.effects import Effects
 from reludiag.reports.html.content import heat
-from reludiag.reports.summary import share
+from reludiag.reports.run.summary import share
+from reludiag.reports.sweep.summary import caveats, findings, headline, rate
 
 _RESPONSES = {
     "new": "New deaths: share of units alive at step 0 that are dead at the end",

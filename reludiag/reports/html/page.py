@@ -15,13 +15,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reludiag.diagnosis import Diagnosis
-from reludiag.experiments.effects import Effects
+from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.experiments.analysis.effects import Effects
 from reludiag.reports.html import content, sweep
 from reludiag.reports.html.charts import MOST_LISTED, charts
 from reludiag.reports.html.heat_maps import grid
-from reludiag.reports.lifelines import MOST_UNITS, Lifelines, lifelines
-from reludiag.reports.summary import many
+from reludiag.reports.run.lifelines import MOST_UNITS, Lifelines, lifelines
+from reludiag.reports.run.summary import many
 
 _THEME = """\
 try { document.documentElement.dataset.theme = localStorage.getItem("reludiag-theme") || "auto"; }

@@ -8,10 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from reludiag.experiments.effects import RESPONSES, Effects
-from reludiag.experiments.trials import METRIC
-from reludiag.experiments.variance import ALWAYS_SAME, VarianceShare
-from reludiag.reports.effects_summary import (
+from reludiag.experiments.analysis.effects import RESPONSES, Effects
+from reludiag.experiments.analysis.variance import ALWAYS_SAME, VarianceShare
+from reludiag.experiments.trial_table import METRIC
+from reludiag.reports.csv_file import write_frame
+from reludiag.reports.html.heat_maps import HeatMap, heat_map
+from reludiag.reports.run.summary import many, share
+from reludiag.reports.sweep.summary import (
     SOURCES,
     caveats,
     findings,
@@ -23,9 +26,6 @@ from reludiag.reports.effects_summary import (
     rate,
     size,
 )
-from reludiag.reports.html.heat_maps import HeatMap, heat_map
-from reludiag.reports.summary import many, share
-from reludiag.reports.table import write_frame
 
 MOST_LISTED = 2_000
 """Runs that a page lists; the download has them all."""

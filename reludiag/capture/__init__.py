@@ -1,0 +1,1 @@
+"""Capture: sees every rectifier call of a forward pass once."""

@@ -1,0 +1,155 @@
+"""Modules that PyTorch runs as one fused operator in eval mode, and how they stay so while watched.
+
+A function mode sends `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` the long way, for the
+mode could not see into the operator: it is slower, and the last bits differ. In a frozen pass their
+`forward` is replaced by one that hides the mode from them. There is no rectifier in an attention;
+the layer's operator is run as the operators that it is made of, with its rectifier in sight.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C import (
+    DisableTorchFunction,
+    _is_any_autocast_enabled,
+    _len_torch_function_stack,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reludiag.sites.functional import OnCall
+from reludiag.sites.rectifiers import rectifier_call
+
+_LAYER = torch.ops.aten._transformer_encoder_layer_fwd.default
+_RELU = {torch.ops.aten.relu.default: False, torch.ops.aten.relu_.default: True}
+
+
+class Unfused:
+    """Replaces the `forward` of one module, from `attach()` until `remove()`.
+
+    `sees()` says whether a function mode is at work that would see the module's rectifier.
+    """
+
+    def __init__(self, module: nn.Module, sees: Callable[[], bool], on_call: OnCall) -> None:
+        self._module, self._sees = module, sees
+        self._forward = module.forward
+        self._mode = _LayerMode(on_call) if isinstance(module, nn.TransformerEncoderLayer) else None
+
+    def attach(self) -> None:
+        """Take the module's calls over."""
+        self._module.forward = self._run
+
+    def remove(self) -> None:
+        """Let it be as it was."""
+        del self._module.forward
+
+    def __reduce__(self) -> Any:
+        """A copy of the module, made meanwhile, runs as it is."""
+        return Unfused, (self._module, bool, None)  # bool() is False: nothing sees into it
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        values = (*args, *kwargs.values())
+        if (
+            self._module.training
+            or torch.is_grad_enabled()
+            or not self._sees()
+            or _len_torch_function_stack() > 1  # a mode of the user's own sends it the long way
+            or any(isinstance(value, Tensor) and type(value) is not Tensor for value in values)
+        ):
+            return self._forward(*args, **kwargs)
+        if self._mode is None:
+            with DisableTorchFunction():
+                return self._forward(*args, **kwargs)
+        if _is_any_autocast_enabled():  # the operator's parts would not be cast as in it
+            return self._forward(*args, **kwargs)
+        with DisableTorchFunction(), self._mode:
+            return self._forward(*args, **kwargs)
+
+
+def fusible(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of `model` that PyTorch may run fused, without a rectifier but the layer's."""
+    for module in model.modules():
+        is_layer = type(module) is nn.TransformerEncoderLayer
+        if not (is_layer or type(module) is nn.MultiheadAttention):
+            continue
+        if is_layer and module.activation is not nn.functional.relu:
+            continue
+        # A weight that other modules make may well be rectified; a subclass has ways of its own.
+        parts_are_plain = all(
+            type(part).__module__.startswith("torch.nn.modules.") for part in module.modules()
+        )
+        weights_are_plain = all(type(weight) is nn.Parameter for weight in module.parameters())
+        if parts_are_plain and weights_are_plain and "forward" not in vars(module):
+            yield module
+
+
+class _LayerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Hands the rectifier of an encoder layer to `on_call`, whichever way the layer goes."""
+
+    def __init__(self, on_call: OnCall) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._on_call = on_call
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is _LAYER and args[0].numel() and not args[0].is_nested:
+            return self._layer(*args, **kwargs)
+        if func in _RELU:
+            return self._rectify(args[0], _RELU[func])
+        return func(*args, **kwargs)
+
+    def _rectify(self, x: Tensor, in_place: bool) -> Tensor:
+        rectifier = rectifier_call("relu", (x,), {})
+        call = x.relu_ if in_place else x.relu
+        return call() if rectifier is None else self._on_call(rectifier, x, in_place, call)
+
+    def _layer(
+        self,
+        src: Tensor,
+        width: int,
+        heads: int,
+        qkv_weight: Tensor,
+        qkv_bias: Tensor,
+        proj_weight: Tensor,
+        proj_bias: Tensor,
+        use_gelu: bool,
+        norm_first: bool,
+        eps: float,
+        norm_weight_1: Tensor,
+        norm_bias_1: Tensor,
+        norm_weight_2: Tensor,
+        norm_bias_2: Tensor,
+        weight_1: Tensor,
+        bias_1: Tensor,
+        weight_2: Tensor,
+        bias_2: Tensor,
+        mask: Tensor | None = None,
+        mask_type: int | None = None,
+    ) -> Tensor:
+        """What `transformer_encoder_layer_forward` of ATen does, operator by operator.
+
+        Source: aten/src/ATen/native/transformers/transformer.cpp.
+        """
+        norm_1 = (width,), norm_weight_1, norm_bias_1, eps
+        norm_2 = (width,), norm_weight_2, norm_bias_2, eps
+        x = torch.layer_norm(src, *norm_1) if norm_first else src
+        x = torch._native_multi_head_attention(
+            x, x, x, width, heads, qkv_weight, qkv_bias, proj_weight, proj_bias, mask, False, True,
+            mask_type,
+        )[0]  # fmt: skip
+        x.add_(src)
+        if not norm_first:
+            x = torch.layer_norm(x, *norm_1)
+        y = torch.layer_norm(x, *norm_2) if norm_first else x
+        hidden = torch.addmm(bias_1, y.view(-1, width), weight_1.t())
+        hidden = self._rectify(hidden.view(*y.shape[:2], -1), in_place=True)
+        y = torch.addmm(bias_2, hidden.view(-1, weight_2.shape[1]), weight_2.t()).view_as(x)
+        y.add_(x)
+        return y if norm_first else torch.layer_norm(y, *norm_2)

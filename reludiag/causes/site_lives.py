@@ -1,0 +1,139 @@
+"""Lives: what became of a run's units, as all kinds of evidence read it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reludiag.recording import RecordedRun, RecordedSite
+from reludiag.recording.learning_rates import LearningRates
+from reludiag.recording.ledger import NEVER, Ledger, trace_lives
+from reludiag.recording.observations import Baseline, Death, Given
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Integers = np.ndarray[Any, np.dtype[np.int64]]
+
+NEARLY = 0.95
+"""A site of which this share is dead is all but wholly dead: one unit that lives gives inputs of
+one direction, on which half of the units that it feeds are silent."""
+
+
+@dataclass(frozen=True)
+class SiteLives:
+    """One site that can die. Arrays are `[unit]`, or `[window]` between two snapshots."""
+
+    recorded: RecordedSite
+    order: int
+    """Its place among the sites, in forward order."""
+    ledger: Ledger
+    born: Mask
+    """Dead at step 0, whatever became of them."""
+    never_alive: Mask
+    """Of these, dead at every snapshot."""
+    new: Mask
+    """Dead in the end, and alive at some snapshot before; or found dead after step 0."""
+    nonfinite: int
+    """Units that are not finite in the end."""
+    window_rates: Floats
+    """Largest learning rate in each window; NaN where none is known."""
+    exposure: Floats
+    """Steps of each window times units alive at its beginning."""
+    died: Integers
+    """Units that died in each window."""
+    rate_at_death: Floats
+    """Learning rate of the window in which a unit died last; NaN where it did not."""
+    dead_from: int
+    """First snapshot from which on all units were dead to the end; NEVER if they are not."""
+    nearly_dead_from: int
+    """The same of a share of `NEARLY` of them."""
+    is_constant: bool
+    """Whether at the last snapshot no unit's output varied over the samples."""
+    deaths: tuple[Death, ...]
+    """As observed between snapshots on a probe."""
+    baseline: Baseline | None
+    layer: dict[str, Any] | None
+    """How the layer that feeds it began."""
+    given: Given | None
+
+    @property
+    def name(self) -> str:
+        """Of the site."""
+        return self.recorded.site.name
+
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return self.recorded.site.units or 0
+
+    @property
+    def dead(self) -> Mask:
+        """Dead in the end."""
+        return self.never_alive | self.new
+
+    @property
+    def collapsed_from(self) -> int:
+        """Snapshot from which on all units were dead; where some live, all but a few."""
+        return self.nearly_dead_from if self.dead_from == NEVER else self.dead_from
+
+
+def trace_sites(run: RecordedRun) -> list[SiteLives]:
+    """The lives of all sites whose units can die, in forward order."""
+    rates = LearningRates(run)
+    seen = run.observations
+    baselines = {baseline.site: baseline for baseline in seen.baselines}
+    layers = {start.module: dict(start.layer) for start in seen.starts}
+    given = {each.module: each for each in seen.given}
+    deaths: dict[str, list[Death]] = {}
+    for death in seen.deaths:
+        deaths.setdefault(death.site, []).append(death)
+    lives = []
+    for order, recorded in enumerate(run.sites):
+        site = recorded.site
+        if not site.rectifier.can_die or not site.units or not run.steps:
+            continue
+        ledger = trace_lives(run.steps, recorded.dead, recorded.known)
+        states = _states(recorded)
+        never_alive = ledger.born_dead & states.all(axis=0)
+        steps = np.asarray(run.steps, dtype=np.int64)
+        counts = recorded.counts
+        lives.append(
+            SiteLives(
+                recorded=recorded,
+                order=order,
+                ledger=ledger,
+                born=ledger.born_dead,
+                never_alive=never_alive,
+                new=states[-1] & ~never_alive,
+                nonfinite=int(recorded.nonfinite[-1].sum()),
+                window_rates=np.array(rates.by_window(recorded, run.steps)[1:], dtype=np.float64),
+                exposure=(np.diff(steps) * (~states[:-1]).sum(axis=1)).astype(np.float64),
+                died=ledger.died[1:].sum(axis=1),
+                rate_at_death=rates.at_death(recorded, ledger),
+                dead_from=_dead_from(run.steps, states, 1.0),
+                nearly_dead_from=_dead_from(run.steps, states, NEARLY),
+                is_constant=counts.counted > 0 and bool((counts.maximum == counts.minimum).all()),
+                deaths=tuple(deaths.get(site.name, ())),
+                baseline=baselines.get(site.name),
+                layer=layers.get(site.producer or ""),
+                given=given.get(site.producer or ""),
+            )
+        )
+    return lives
+
+
+def _states(recorded: RecordedSite) -> Mask:
+    """`[snapshot, unit]`: dead; where that is not known, as at the snapshot before."""
+    states = recorded.dead & recorded.known
+    for index in range(1, len(states)):
+        states[index] = np.where(recorded.known[index], states[index], states[index - 1])
+    if len(states):
+        states[-1] &= ~recorded.nonfinite[-1]
+    return states
+
+
+def _dead_from(steps: Sequence[int], states: Mask, share: float) -> int:
+    alive = np.flatnonzero(states.mean(axis=1) < share)
+    first = int(alive[-1]) + 1 if len(alive) else 0
+    return int(steps[first]) if first < len(steps) else NEVER

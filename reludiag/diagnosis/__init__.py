@@ -1,0 +1,1 @@
+"""Diagnosis: the tables that every report is made from."""

@@ -1,0 +1,113 @@
+"""Stored: the Diagnosis of what a run or a scan left behind, a recording or a JSON report."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reludiag.causes.cause import Cause, Evidence
+from reludiag.diagnosis.diagnosis import (
+    LEDGER_COLUMNS,
+    SITE_COLUMNS,
+    SITE_LEDGER_COLUMNS,
+    TIMELINE_COLUMNS,
+    UNIT_COLUMNS,
+    Diagnosis,
+    Head,
+    table_of,
+)
+from reludiag.diagnosis.from_recording import load
+from reludiag.errors import ReportError
+from reludiag.measure.verdicts import VERDICTS, Thresholds
+
+SCHEMA_VERSION = 1
+"""Of the JSON documents."""
+
+
+def open_stored(path: str | Path) -> Diagnosis:
+    """The Diagnosis of a recording, or of a JSON report that a scan or a recording was made into.
+
+    A report that does not list every unit says of the rest that they are alive, and no more.
+    Raises RecordingError or ReportError if the file is missing, damaged, or neither of them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ReportError(
+            f"{path} does not exist. Expected a recording, or a report that --json wrote"
+        )
+    with path.open("rb") as file:
+        start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    return _read_report(path) if start.startswith(b"{") else load(path)
+
+
+def _read_report(path: Path) -> Diagnosis:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ReportError(f"{path} is no JSON document: {error}. Was it cut short?") from None
+    version = content.get("schema_version")
+    if not isinstance(version, int) or not {"sites", "units", "thresholds"} <= content.keys():
+        raise ReportError(
+            f"{path} is JSON, but no report of units: expected what `reludiag scan --json` or "
+            "`reludiag report --json` wrote"
+        )
+    if version > SCHEMA_VERSION:
+        raise ReportError(
+            f"{path} has schema version {version}; this reludiag reads up to {SCHEMA_VERSION}. "
+            "Upgrade it: pip install -U reludiag"
+        )
+    try:
+        return _diagnosis(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ReportError(
+            f"{path} is not as reludiag writes a report: {error}. Was it edited?"
+        ) from error
+
+
+def _diagnosis(content: dict[str, Any]) -> Diagnosis:
+    recorded = content["timeline"] is not None
+    sites = table_of(
+        SITE_COLUMNS + (SITE_LEDGER_COLUMNS if recorded else ()), [pd.DataFrame(content["sites"])]
+    )
+    columns = UNIT_COLUMNS + (LEDGER_COLUMNS if recorded else ())
+    listed = table_of(columns, [pd.DataFrame(content["units"])])
+    by_site = dict(list(listed.groupby("site", sort=False)))
+    units = [_with_the_rest(by_site.get(row["site"]), row) for row in sites.to_dict("records")]
+    names = ("source", "model", "subject", "evidence", "frozen", "samples", "status")
+    return Diagnosis(
+        head=Head(**{name: content[name] for name in names}, notes=tuple(content["notes"])),
+        units=table_of(columns, units),
+        sites=sites,
+        timeline=table_of(TIMELINE_COLUMNS, [pd.DataFrame(content["timeline"])])
+        if recorded
+        else None,
+        thresholds=Thresholds(**content["thresholds"]),
+        causes=tuple(_cause(cause) for cause in content["causes"]),
+    )
+
+
+def _cause(content: dict[str, Any]) -> Cause:
+    evidence = tuple(Evidence(**item) for item in content["evidence"])
+    return Cause(**{**content, "evidence": evidence})
+
+
+def _with_the_rest(listed: pd.DataFrame | None, site: dict[Any, Any]) -> pd.DataFrame:
+    """All units of a site: those listed, and the others, which are alive."""
+    listed = pd.DataFrame({"unit": [], "verdict": []}) if listed is None else listed
+    count = 0 if pd.isna(site["units"]) else int(site["units"])
+    numbers = listed["unit"].dropna().to_numpy(dtype=np.int64)
+    rest = np.setdiff1d(np.arange(count), numbers)
+    tally = Counter(listed.loc[listed["unit"].notna(), "verdict"])
+    tally["alive"] += len(rest)
+    if tally != Counter({verdict: int(site[verdict]) for verdict in VERDICTS}):
+        raise ValueError(f"the units of site '{site['site']}' are not those that it counts")
+    alive = pd.DataFrame(
+        {"site": site["site"], "unit": rest, "verdict": "alive", "samples": site["samples"]}
+    )
+    if not len(rest):
+        return listed
+    whole = alive if listed.empty else pd.concat([listed, alive])
+    return whole.sort_values("unit", kind="stable")

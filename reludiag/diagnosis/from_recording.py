@@ -1,0 +1,180 @@
+"""History: the Diagnosis of what was seen at several times, of a recording or of checkpoints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reludiag.causes.drift import shares_of
+from reludiag.causes.explain import Explanation, explain
+from reludiag.diagnosis.diagnosis import (
+    TIMELINE_COLUMNS,
+    Diagnosis,
+    Head,
+    SiteFindings,
+    diagnose,
+    table_of,
+)
+from reludiag.measure.verdicts import Thresholds, is_dead
+from reludiag.recording import RecordedRun, RecordedSite, read_recording
+from reludiag.recording.learning_rates import LearningRates
+from reludiag.recording.ledger import Ledger, life_states, trace_lives
+
+
+def load(path: str | Path, thresholds: Thresholds | None = None) -> Diagnosis:
+    """The Diagnosis of a recording, also of one that is still being written.
+
+    Raises RecordingError if the file is missing, damaged, or no recording.
+    """
+    return diagnose_run(read_recording(path), str(path), thresholds)
+
+
+def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None = None) -> Diagnosis:
+    """The Diagnosis of a recording: the verdicts of its last snapshot, and the ledger."""
+    findings, timelines, rates = [], [], LearningRates(run)
+    explained = explain(run)
+    for recorded in run.sites:
+        ledger = trace_lives(run.steps, recorded.dead, recorded.known)
+        findings.append(
+            SiteFindings(
+                recorded.site,
+                recorded.counts,
+                ledger,
+                _at_death(run, recorded, ledger, rates.at_death(recorded, ledger), explained),
+                _states(recorded, ledger),
+            )
+        )
+        by_window = rates.by_window(recorded, run.steps)
+        timelines.append(_timeline_rows(run.steps, recorded, ledger, by_window))
+    head = _run_head(run, findings, subject)
+    return diagnose(
+        head, findings, thresholds or Thresholds(), _timeline_table(timelines), explained.causes
+    )
+
+
+def _at_death(
+    run: RecordedRun,
+    recorded: RecordedSite,
+    ledger: Ledger,
+    rates: np.ndarray[Any, Any],
+    explained: Explanation,
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The columns on how units died, `[unit]`; empty where it is not known."""
+    width = len(rates)
+    kinds = explained.kinds.get(recorded.site.name, np.full(width, ""))
+    fractions, drifts = np.full(width, np.nan), np.full((3, width), np.nan)
+    for death in run.observations.deaths:
+        if death.site == recorded.site.name and death.step == ledger.died_step[death.unit]:
+            fractions[death.unit] = death.critical_fraction
+            shares = None if death.drift is None else shares_of(death.drift)
+            drifts[:, death.unit] = np.nan if shares is None else shares
+    return {
+        "lr_at_death": rates,
+        "cause": np.array([str(kind) or None for kind in kinds], dtype=object),
+        "critical_lr": fractions * rates,
+        "drift_weights": drifts[0],
+        "drift_input": drifts[1],
+        "drift_bias": drifts[2],
+    }
+
+
+def checkpoint_timeline(
+    steps: Sequence[int], scans: Sequence[Sequence[SiteFindings]]
+) -> tuple[list[SiteFindings], pd.DataFrame]:
+    """The last scan's findings with the ledger of all, and the timeline of the scans."""
+    by_name = [{found.site.name: found for found in scan} for scan in scans]
+    findings, timelines = [], []
+    for found in scans[-1]:
+        width = found.site.units or 0
+        samples = np.zeros(len(steps), dtype=np.int64)
+        dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
+        for index, scan in enumerate(by_name):
+            then = scan.get(found.site.name)
+            if then is not None and then.site.units == width:
+                dead[index] = is_dead(then.counts, then.site.rectifier)
+                nonfinite[index] = then.counts.nonfinite
+                samples[index] = then.counts.samples
+                known[index] = then.counts.samples > 0
+        recorded = RecordedSite(
+            found.site, None, found.counts, samples, dead, known & ~nonfinite, nonfinite
+        )
+        ledger = trace_lives(steps, dead, recorded.known)
+        states = _states(recorded, ledger)
+        findings.append(SiteFindings(found.site, found.counts, ledger, states=states))
+        timelines.append(_timeline_rows(steps, recorded, ledger, [np.nan] * len(steps)))
+    return findings, _timeline_table(timelines)
+
+
+def _states(recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return life_states(ledger.born_known, recorded.dead, recorded.known, recorded.nonfinite)
+
+
+def _timeline_table(rows: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The sites' rows as one timeline, in order of steps."""
+    table = table_of(TIMELINE_COLUMNS, rows)
+    return table.sort_values("step", kind="stable", ignore_index=True)
+
+
+def _timeline_rows(
+    steps: Sequence[int], recorded: RecordedSite, ledger: Ledger, rates: Sequence[float]
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "step": list(steps),
+            "site": recorded.site.name,
+            "learning_rate": list(rates),
+            "samples": recorded.samples,
+            "units": recorded.site.units,
+            "dead": (recorded.dead & recorded.known).sum(axis=1),
+            "died": ledger.died.sum(axis=1),
+            "revived": ledger.revived.sum(axis=1),
+            "nonfinite": recorded.nonfinite.sum(axis=1),
+        }
+    )
+
+
+def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) -> Head:
+    facts = run.facts
+    samples = max((found.counts.samples for found in findings), default=0)
+    last = run.steps[-1] if run.steps else 0
+    snapshots = f"{len(run.steps):,} snapshot{'s' * (len(run.steps) != 1)}"
+    every = "every step" if facts["every"] == 1 else f"every {facts['every']:,} steps"
+    many = f"{snapshots}, {every}"
+    notes = []
+    frozen = facts.get("probe_samples") is not None
+    steps = f"steps 0-{last:,}" if last else "step 0"
+    if frozen:
+        evidence = f"{steps}, {many}, each on a fixed probe of {samples:,} samples in eval mode"
+    else:
+        evidence = f"{steps}, {many}, the last on {samples:,} training samples"
+        notes.append(
+            "Without a probe, dead means silent in all training batches of a window. The weights "
+            "moved meanwhile, so there is no bound on a firing rate."
+        )
+    if facts.get("status") == "running":
+        notes.append(
+            "The run has not ended, or was killed: this is its state at the last snapshot."
+        )
+    if str(facts.get("status", "")).startswith("interrupted"):
+        notes.append(f"The run was {facts['status']}.")
+    passes, calls = facts.get("evaluation_passes", 0), facts.get("evaluation_calls", 0)
+    if passes:
+        notes.append(f"Left out: {passes:,} pass{'es' * (passes != 1)} in evaluation mode.")
+    if calls:
+        notes.append(
+            f"Left out: {calls:,} rectifier call{'s' * (calls != 1)} of parts of the model that "
+            "were in evaluation mode."
+        )
+    notes += facts.get("notes", [])
+    return Head(
+        source="recording",
+        model=facts.get("model", "?"),
+        subject=subject,
+        evidence=evidence,
+        frozen=frozen,
+        samples=samples,
+        notes=tuple(notes),
+        status=str(facts.get("status", "running")),
+    )

@@ -1,0 +1,107 @@
+"""The gate: how much of which sites may be dead, and whether it is more."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pandas as pd
+
+from reludiag.diagnosis.diagnosis import Diagnosis, Limit
+from reludiag.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a gate says of one site, or of the whole model."""
+
+    site: str | None
+    """None for the whole model."""
+    limit: Limit | None
+    """None where none applies."""
+    lost: int
+    """Units that are dead or not finite."""
+    units: int | None
+    """None where the site was never called."""
+    exceeded: bool
+
+    @property
+    def sentence(self) -> str:
+        """What was found and what is allowed: `5 of 8 units of '1' are dead ...`."""
+        where = "" if self.site is None else f" of '{self.site}'"
+        limit = "" if self.limit is None else f" (the limit is {self.limit.text})"
+        return f"{self.lost:,} of {self.units or 0:,} units{where} are dead or not finite{limit}"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Limits for the whole model and for sites by pattern."""
+
+    whole: Limit | None = None
+    rules: tuple[tuple[str, Limit], ...] = ()
+    """(pattern of site names, limit for each site that it is the first to match)."""
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> "Gate":
+        """From `5%` or `12`, for the whole model, and `encoder.*=10%`, for each such site.
+
+        A pattern has `*`, `?` and `[...]` as a shell has. Raises UsageError for anything else.
+        """
+        whole: Limit | None = None
+        rules = []
+        for text in texts:
+            pattern, given, limit = text.rpartition("=")
+            if given and not pattern:
+                raise UsageError(
+                    f"--fail-over {text!r} was given; expected a pattern of sites before the =, "
+                    "such as encoder.*=10%"
+                )
+            if pattern:
+                rules.append((pattern, Limit.parse(limit)))
+            elif whole is not None:
+                raise UsageError(
+                    f"--fail-over {whole.text} and --fail-over {text} are both for the whole "
+                    "model; expected one. '*=5%' is a limit for each site"
+                )
+            else:
+                whole = Limit.parse(text)
+        return cls(whole, tuple(rules))
+
+    def judge(self, diagnosis: Diagnosis) -> list[Check]:
+        """A check of each site in forward order, after one of the whole model if it has a limit.
+
+        A site without a rule of its own answers to the limit for the whole model, but only where
+        the whole model is over it.
+        """
+        over = self.whole is not None and self.whole.exceeded_by(diagnosis)
+        checks = [self._site_check(row, over) for row in diagnosis.sites.to_dict("records")]
+        if self.whole is None:
+            return checks
+        lost = diagnosis.dead + int(diagnosis.sites["nonfinite"].sum())
+        units = int(diagnosis.sites["units"].sum())
+        return [Check(None, self.whole, lost, units, over), *checks]
+
+    def require_matches(self, diagnosis: Diagnosis) -> None:
+        """Raise UsageError for a pattern that matches no site: it would watch nothing, and pass."""
+        names = [str(name) for name in diagnosis.sites["site"]]
+        for pattern, limit in self.rules:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                raise UsageError(
+                    f"--fail-over {pattern}={limit.text} was given, but no site has such a name. "
+                    f"The sites are {listed}"
+                )
+
+    def _site_check(self, row: dict[Any, Any], whole_is_over: bool) -> Check:
+        name, never_called = str(row["site"]), pd.isna(row["units"])
+        own = next((limit for pattern, limit in self.rules if fnmatchcase(name, pattern)), None)
+        limit = own or self.whole
+        lost, units = int(row["dead"] + row["nonfinite"]), 0 if never_called else int(row["units"])
+        answers = own is not None or whole_is_over
+        over = answers and limit is not None and limit.less_than(lost, units)
+        return Check(name, limit, lost, None if never_called else units, over)
+
+
+def exceeded(checks: Sequence[Check]) -> list[Check]:
+    """The checks that failed; the gate is shut where there is one."""
+    return [check for check in checks if check.exceeded]

@@ -1,0 +1,1 @@
+"""Evidence: what is found out during a run about why units died."""

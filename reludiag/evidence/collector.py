@@ -1,0 +1,155 @@
+"""Witness: gathers, for the Monitor of a run, what the causes of deaths will be weighed by.
+
+What is measured in a step is measured in few: the first, and the last before each snapshot. In all
+others it does nothing.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from reludiag.capture.hooks import Hook, is_recomputed, is_transformed
+from reludiag.diagnosis.diagnosis import SiteFindings
+from reludiag.evidence.deaths import DeathWatch, UnitState
+from reludiag.evidence.initial_state import observe_beginning
+from reludiag.evidence.update_ratios import UpdateMeter
+from reludiag.measure.verdicts import is_dead
+from reludiag.recording.observations import Death, Observations, Update
+
+Result = TypeVar("Result")
+
+
+class Witness:
+    """Is told of snapshots and of steps; gives `Observations`.
+
+    Nothing that goes wrong in it ends the training: it warns, and observes nothing from then on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        every: int,
+        probe: Sequence[Any] | None,
+        unit_axes: Mapping[str, int] | None,
+    ) -> None:
+        self._model, self._optimizers, self._every = model, optimizers, every
+        self._unit_axes = unit_axes
+        self._batches = list(probe or [])
+        self._deaths = None if probe is None else DeathWatch(model, self._batches, unit_axes)
+        self._meter = UpdateMeter(model)
+        self._updates: list[Update] = []
+        self._producers: set[str] = set()
+        self._expecting = False
+        self._handles: list[RemovableHandle] = []
+        self._failed = False
+
+    def attach(self) -> None:
+        """The run begins."""
+        if self._deaths is None:
+            look = Hook(self._look_at_first_batch, self._model, None)
+            handle = self._model.register_forward_pre_hook(look, with_kwargs=True)
+            self._handles.append(handle)
+        self._expect()
+
+    def detach(self) -> None:
+        """The run has ended."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def next_wake(self, step: int) -> int:
+        """The first step after `step` of whose end it must be told."""
+        end = (step // self._every + 1) * self._every
+        return end if end - step == 1 else end - 1
+
+    def stepped(self, step: int) -> None:
+        """A step has ended."""
+        if self._expecting:
+            self.detach()
+            self._expecting = False
+            if self._deaths is None:
+                self._batches = []  # the first was looked at: nothing of it is kept
+            self._updates += self._guarded(lambda: self._meter.measure(step), [])
+        if (step + 1) % self._every == 0:
+            self._expect()
+
+    def at_snapshot(self, step: int, findings: Sequence[SiteFindings]) -> Observations:
+        """What is new since the last snapshot."""
+        states = [
+            UnitState(
+                found.site,
+                is_dead(found.counts, found.site.rectifier),
+                ~found.counts.nonfinite & (found.counts.samples > 0),
+            )
+            for found in findings
+        ]
+        self._producers = {
+            state.site.producer
+            for state in states
+            if state.site.rectifier.can_die and state.site.producer is not None
+        }
+        seen, deaths = Observations(), self._deaths
+        if step == 0:
+            seen = self._guarded(
+                lambda: observe_beginning(self._model, states, self._batches, self._unit_axes),
+                seen,
+            )
+        if deaths is not None:
+            died: list[Death] = self._guarded(lambda: deaths.observe(step, states), [])
+            seen = replace(seen, deaths=tuple(died))
+        updates, self._updates = tuple(self._updates), []
+        return replace(seen, updates=updates)
+
+    def _expect(self) -> None:
+        """The next step is to be measured."""
+        self._expecting = True
+        for optimizer in self._optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(_BeforeMeasuredStep(self)))
+        if not self._optimizers:
+            self.keep_weights()
+
+    def keep_weights(self) -> None:
+        """Copy the weights that the coming step will change; of several optimizers', once."""
+        if not self._meter.keeping:
+            self._guarded(lambda: self._meter.keep(sorted(self._producers)), None)
+
+    def _look_at_first_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._batches or is_recomputed() or is_transformed():
+            return
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            self._batches = [args[0].detach()]
+        elif not args and kwargs:
+            self._batches = [dict(kwargs)]
+
+    def _guarded(self, observe: Callable[[], Result], nothing: Result) -> Result:
+        if self._failed:
+            return nothing
+        try:
+            with torch.no_grad():
+                return observe()
+        except Exception as error:  # the model's own code runs in it, in ways it was not made for
+            self._failed = True
+            warnings.warn(
+                f"reludiag: no more evidence of causes is gathered ({type(error).__name__}: "
+                f"{error}). The rest of the recording, and the training, go on",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return nothing
+
+
+class _BeforeMeasuredStep:
+    """An optimizer's hook; a copy of the optimizer does not take it along."""
+
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._witness.keep_weights()

@@ -1,0 +1,311 @@
+"""Evidence: what is found out, at a snapshot on a probe, of each unit that died since the last.
+
+Two questions are asked of the update that was made in the window, from the weights theta0 at its
+beginning to theta1 at its end, parameters and floating-point buffers together:
+
+- Through what did the mean pre-activation change? By the identity of `folding`, from one frozen
+  pass with theta0 and one with theta1. What was folded must be what was measured, in both passes
+  and for every unit of the site, else there is no answer.
+- How much of the update would the unit have survived? The largest fraction f found, of a grid
+  refined by bisection, at which it still fires on the probe with theta0 + f (theta1 - theta0).
+  For a single step of plain SGD that is what a learning rate f times as large would have done,
+  exactly; for a window of steps, or another optimizer, it is an estimate.
+
+The model's own tensors are never written to: passes run with others in their place. What it costs:
+the memory of a copy of the weights for the whole run, and of another in the passes; no time in
+windows without a death, and at most `PASSES` frozen passes over the probe in one with deaths.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from reludiag.capture.calls import Call
+from reludiag.capture.capture import Capture
+from reludiag.capture.hooks import uncompiled
+from reludiag.capture.model_state import as_it_was
+from reludiag.evidence.decomposition import Folded, InputSums, Layer, Weights, drift
+from reludiag.loading.data import model_arguments
+from reludiag.recording.observations import Death, Drift
+from reludiag.sites.site import Site
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+GRID = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128)
+"""Fractions of an update that are tried for all deaths of a window: halves, as critical learning
+rates may lie orders of magnitude below the one that was used."""
+BISECTIONS = 9
+"""Passes that refine the grid, each where most deaths are still bracketed widest."""
+PASSES = 2 + len(GRID) + BISECTIONS
+"""Frozen passes over the probe in a window with deaths."""
+CLOSE = 0.02
+"""A bracket this narrow, relative to its upper end, is not refined."""
+TOLERANCE = 1e-4
+"""A folded mean this close to the measured one is the same, relative to the size of its terms: in
+single precision a sum of a thousand products is off by 1e-5 at most."""
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """Which units of one site were dead at a snapshot, and of which that is known."""
+
+    site: Site
+    dead: Mask
+    known: Mask
+
+
+class DeathWatch:
+    """Follows the units of a model from snapshot to snapshot, and examines those that died."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        unit_axes: Mapping[str, int] | None = None,
+    ) -> None:
+        self._model = model
+        self._passes = ProbePasses(model, batches, unit_axes)
+        self._states: dict[str, UnitState] = {}
+        self._step = 0
+        self._weights: dict[str, Tensor] = {}
+
+    def observe(self, step: int, states: Sequence[UnitState]) -> list[Death]:
+        """The units that died since the last snapshot, with what was found out of each.
+
+        Leaves the model as it was, to the last bit.
+        """
+        died = {
+            state.site.key: (state.site, units)
+            for state in states
+            if len(units := self._died(state))
+        }
+        deaths = self._examine(step, died) if died else []
+        self._states, self._step = {state.site.key: state for state in states}, step
+        self._keep()
+        return deaths
+
+    def _died(self, state: UnitState) -> np.ndarray[Any, Any]:
+        before = self._states.get(state.site.key)
+        if before is None or before.dead.shape != state.dead.shape:
+            return np.zeros(0, dtype=np.int64)
+        return np.flatnonzero(state.dead & state.known & ~before.dead & before.known)
+
+    def _keep(self) -> None:
+        """Copy the weights, into the same memory where it fits."""
+        now = _floating(self._model)
+        for name, tensor in now.items():
+            kept = self._weights.get(name)
+            if kept is None or kept.shape != tensor.shape or kept.device != tensor.device:
+                self._weights[name] = tensor.clone()
+            else:
+                kept.copy_(tensor)
+        for name in self._weights.keys() - now.keys():
+            del self._weights[name]
+
+    def _examine(
+        self, step: int, died: Mapping[str, tuple[Site, np.ndarray[Any, Any]]]
+    ) -> list[Death]:
+        model = self._model
+        with as_it_was(model), torch.no_grad(), uncompiled():
+            model.train(False)
+            after = _floating(model)
+            if after.keys() != self._weights.keys():  # the model was rebuilt meanwhile
+                before = after
+            else:
+                before = {
+                    n: w.to(after[n].device, after[n].dtype) for n, w in self._weights.items()
+                }
+            sites = {key: site for key, (site, _) in died.items()}
+            then, now = self._passes.full(before, sites), self._passes.full(after, sites)
+
+            def fires(fraction: float) -> Mapping[str, Mask]:
+                between = {n: torch.lerp(w, after[n], fraction) for n, w in before.items()}
+                return self._passes.fired(between, sites)
+
+            units = {
+                key: units[then.fired[key][units] & ~now.fired[key][units]]
+                for key, (_, units) in died.items()
+                if key in then.fired and key in now.fired
+            }
+            fractions = critical_fractions(fires, {k: u for k, u in units.items() if len(u)})
+        deaths = []
+        for key, (_, numbers) in died.items():
+            drifts = _drifts(then.of(key), now.of(key))
+            for unit in numbers.tolist():
+                fraction = fractions.get((key, unit), float("nan"))
+                found = None if drifts is None else drifts(unit)
+                deaths.append(Death(key, unit, step, self._step, fraction, found))
+        return deaths
+
+
+def critical_fractions(
+    fires: Callable[[float], Mapping[str, Mask]], units: Mapping[str, np.ndarray[Any, Any]]
+) -> dict[tuple[str, int], float]:
+    """For each unit of each site the largest fraction of the update, of those tried, it survives.
+
+    `fires(fraction)` says which units fire there; those given fire at 0 and not at 1.
+    """
+    deaths = [(key, int(unit)) for key, numbers in units.items() for unit in numbers]
+    if not deaths:
+        return {}
+    low, high = np.zeros(len(deaths)), np.ones(len(deaths))
+
+    def try_at(fraction: float) -> None:
+        inside = (low < fraction) & (fraction < high)
+        if not inside.any():
+            return
+        fired = fires(fraction)
+        survived = np.array([bool(fired[key][unit]) for key, unit in deaths])
+        low[inside & survived] = high[inside & ~survived] = fraction
+
+    for fraction in GRID:  # from above: a unit that dies and fires again survives up to the last
+        try_at(fraction)
+    for _ in range(BISECTIONS):
+        wide = high - low > CLOSE * high
+        if not wide.any():
+            break
+        brackets, units_in = np.unique(np.stack([low, high])[:, wide], axis=1, return_counts=True)
+        need = units_in * (brackets[1] - brackets[0]) / brackets[1]
+        try_at(float(brackets[:, int(np.argmax(need))].mean()))
+    return dict(zip(deaths, low.tolist(), strict=True))
+
+
+@dataclass
+class _Pass:
+    """What one full pass over the probe found, by key of the site."""
+
+    layers: Mapping[str, Layer]
+    weights: Weights
+    fired: dict[str, Mask] = field(default_factory=dict)
+    mean: dict[str, Tensor] = field(default_factory=dict)
+    """Mean pre-activation, `[unit]`."""
+    size: dict[str, Tensor] = field(default_factory=dict)
+    """Mean of its magnitude."""
+    eps: dict[str, float] = field(default_factory=dict)
+    """Of the precision it was computed in."""
+    inputs: dict[str, InputSums] = field(default_factory=dict)
+
+    def of(self, key: str) -> Folded | None:
+        """The site folded; None if that is not what was measured."""
+        layer, measured = self.layers.get(key), self.mean.get(key)
+        if layer is None or measured is None:
+            return None
+        folded = layer.fold(self.weights, self.inputs[key])
+        if folded is None or len(folded.bias) != len(measured):
+            return None
+        size = folded.magnitude() + self.size[key]
+        error = (folded.mean() - measured).abs()
+        # A NaN is not within any tolerance.
+        close = error <= max(TOLERANCE, 8 * self.eps[key]) * size
+        return folded if bool(close.all()) else None
+
+
+class ProbePasses:
+    """Runs the probe through a model with other weights in place of its own."""
+
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Any], unit_axes: Mapping[str, int] | None
+    ) -> None:
+        self._model, self._batches = model, batches
+        self._capture = Capture(model, self._receive, self._wants_before, unit_axes=unit_axes)
+        self._sites: Mapping[str, Site] = {}
+        self._is_full = False
+        self._fired: dict[str, Tensor] = {}
+        self._sums: dict[str, tuple[Tensor, Tensor, int, float]] = {}
+
+    def fired(self, weights: Weights, sites: Mapping[str, Site]) -> dict[str, Mask]:
+        """Which units of these sites fire."""
+        self._run(weights, sites, {}, full=False)
+        return {key: fired.cpu().numpy() for key, fired in self._fired.items()}
+
+    def full(self, weights: Weights, sites: Mapping[str, Site]) -> _Pass:
+        """That, and what is needed to fold their layers."""
+        found = {
+            key: Layer.of(self._model, site.producer, site.norm) for key, site in sites.items()
+        }
+        layers = {key: layer for key, layer in found.items() if layer is not None}
+        inputs = {key: InputSums(layer.module) for key, layer in layers.items()}
+        self._run(weights, sites, inputs, full=True)
+        result = _Pass(layers, weights, inputs=inputs)
+        for key, fired in self._fired.items():
+            result.fired[key] = fired.cpu().numpy()
+        for key, (total, size, count, eps) in self._sums.items():
+            result.mean[key], result.size[key] = total / count, size / count
+            result.eps[key] = eps
+        return result
+
+    def _run(
+        self,
+        weights: Weights,
+        sites: Mapping[str, Site],
+        inputs: Mapping[str, InputSums],
+        full: bool,
+    ) -> None:
+        self._sites, self._is_full = sites, full
+        self._fired, self._sums = {}, {}
+        device = next((w.device for w in weights.values()), torch.device("cpu"))
+        handles = [sums.layer.register_forward_pre_hook(sums.take) for sums in inputs.values()]
+        call = partial(_call_with, self._model, dict(weights))
+        self._capture.attach()
+        try:
+            for batch in self._batches:
+                for sums in inputs.values():
+                    sums.begin()
+                args, kwargs = model_arguments(self._model, batch, device, None)
+                self._capture.run(call, args, kwargs)
+        finally:
+            self._capture.detach()
+            for handle in handles:
+                handle.remove()
+
+    def _wants_before(self, training: bool, site: int | None) -> bool:
+        return self._is_full
+
+    def _receive(self, call: Call) -> None:
+        site = self._capture.sites[call.site]
+        if site.key not in self._sites:
+            return
+        x = call.reading.of(call.output)
+        places = [dim for dim in range(x.ndim) if dim != 1]
+        fired = (x != 0 if site.rectifier.signed else x > 0).any(dim=0)
+        fired = fired.flatten(1).any(dim=1) if fired.ndim > 1 else fired
+        before = self._fired.get(site.key)
+        self._fired[site.key] = fired if before is None else fired | before
+        z = call.before() if self._is_full else None
+        if z is None:
+            return
+        z = call.reading.of(z)
+        eps = torch.finfo(z.dtype).eps if z.is_floating_point() else 1.0
+        z = z.double()
+        total, size, count = z.sum(places), z.abs().sum(places), z.numel() // z.shape[1]
+        if site.key in self._sums:
+            earlier = self._sums[site.key]
+            total, size, count = total + earlier[0], size + earlier[1], count + earlier[2]
+        self._sums[site.key] = total, size, count, eps
+
+
+def _call_with(model: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> None:
+    functional_call(model, weights, args, kwargs)
+
+
+def _drifts(before: Folded | None, after: Folded | None) -> Callable[[int], Drift] | None:
+    """What says how a unit's mean pre-activation changed."""
+    if before is None or after is None:
+        return None
+    start, end = before.mean().cpu().numpy(), after.mean().cpu().numpy()
+    parts = drift(before, after)
+    return lambda unit: Drift(
+        float(start[unit]), float(end[unit]), *(float(part[unit]) for part in parts)
+    )
+
+
+def _floating(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and floating-point buffers by name, each once: the model's own memory."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach() for name, tensor in named if tensor.is_floating_point()}

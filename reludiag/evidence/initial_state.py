@@ -1,0 +1,103 @@
+"""What a run began with: how its layers were initialized, what they were given, what chance kills.
+
+All of it is found out on a copy of the model, before the first step.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from reludiag.diagnosis.diagnosis import SiteFindings
+from reludiag.errors import ReludiagError
+from reludiag.evidence.deaths import UnitState
+from reludiag.initialization.layer_init import describe_layer
+from reludiag.initialization.layer_inputs import measure_inputs
+from reludiag.initialization.schemes import TRANSPOSED, WEIGHTED, reinitialize
+from reludiag.measure.verdicts import is_dead
+from reludiag.recording.observations import Baseline, Given, Observations, Start
+from reludiag.scanning import Scanner
+
+BASELINE = "kaiming_normal"
+"""The scheme that the weights are drawn anew by, with biases of 0: what a ReLU asks for."""
+DRAWS = 3
+"""So many draws, each one frozen pass; made only where units are born dead."""
+_SEED = 1_903_067  # far from what users choose: a model may have been drawn by the same function
+
+
+def observe_beginning(
+    model: nn.Module,
+    states: Sequence[UnitState],
+    batches: Sequence[Any],
+    unit_axes: Mapping[str, int] | None = None,
+) -> Observations:
+    """Describe the layers that feed the sites in `states`, and run `batches` through a copy.
+
+    A model that cannot be copied, or a scheme that cannot be drawn, leaves that part out.
+    """
+    mortal = [state for state in states if state.site.rectifier.can_die]
+    fed = {state.site.producer for state in mortal}
+    layers = {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, WEIGHTED) and not is_lazy(module.weight)
+    }
+    starts = tuple(_start(path, layer) for path, layer in layers.items() if path in fed)
+    twin = _copied(model) if batches else None
+    if twin is None:
+        return Observations(starts)
+    copied = dict(twin.named_modules())
+    measured = measure_inputs(twin, batches, {path: copied[path] for path in layers})
+    given = tuple(
+        Given(path, found.samples, found.is_first, found.gamma, found.cosine)
+        for path, found in measured.items()
+    )
+    born = any(bool((state.dead & state.known).any()) for state in mortal)
+    baselines = _baselines(twin, batches, unit_axes) if born else ()
+    return Observations(starts, given, baselines)
+
+
+def _start(path: str, layer: Any) -> Start:
+    weight, bias = (
+        None if tensor is None else tensor.detach().cpu().double().numpy()
+        for tensor in (layer.weight, layer.bias)
+    )
+    assert weight is not None
+    return Start(path, asdict(describe_layer(path, weight, bias, isinstance(layer, TRANSPOSED))))
+
+
+def _copied(model: nn.Module) -> nn.Module | None:
+    """A copy whose passes call no hook of the user's: whatever that counts, they are none of it.
+
+    What comes before a forward stays: weight norms and pruning make the weights there.
+    """
+    try:
+        twin = copy.deepcopy(model)
+    except Exception:  # a module may hold anything: a lock, a file, a tensor of a graph
+        return None
+    for module in twin.modules():
+        module._forward_hooks.clear()
+    return twin
+
+
+def _baselines(
+    twin: nn.Module, batches: Sequence[Any], unit_axes: Mapping[str, int] | None
+) -> tuple[Baseline, ...]:
+    scanner = Scanner(twin, unit_axes)
+    shares: dict[str, list[float]] = {}
+    try:
+        for draw in range(DRAWS):
+            reinitialize(twin, BASELINE, _SEED + draw)
+            for found in scanner.run(batches).findings:
+                if found.site.units and found.site.rectifier.can_die:
+                    shares.setdefault(found.site.key, []).append(_dead_share(found))
+    except ReludiagError:
+        return ()
+    return tuple(Baseline(key, sum(each) / len(each), len(each)) for key, each in shares.items())
+
+
+def _dead_share(found: SiteFindings) -> float:
+    return float(is_dead(found.counts, found.site.rectifier).mean())

@@ -1,0 +1,61 @@
+"""How far a step moves the weights, beside their size.
+
+Measured on few steps; on the others it costs nothing.
+"""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from reludiag.recording.observations import Update
+
+SAMPLE = 2**14
+"""Of a larger layer about so many weights are measured, evenly spread: the ratio is then off by
+half a percent, and to measure all would be the largest cost of a Monitor."""
+
+
+class UpdateMeter:
+    """Copies the weights of chosen layers before a step, and compares them after it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = dict(model.named_modules())
+        self._before: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def keeping(self) -> bool:
+        """Whether weights are kept for a step that is yet to come."""
+        return bool(self._before)
+
+    def keep(self, paths: Iterable[str]) -> None:
+        """Copy the weights of these layers; a step is about to come."""
+        for path in paths:
+            weight = _weight(self._modules.get(path))
+            if weight is not None:
+                self._before[path] = weight, _sample(weight).clone()
+
+    def measure(self, step: int) -> list[Update]:
+        """What `step` did to what was copied; layers with weights of 0, or none, are left out."""
+        updates = []
+        for path, (weight, before) in self._before.items():
+            after = _sample(weight)
+            if after.shape != before.shape or after.device != before.device:
+                continue
+            size = float(before.norm())
+            change = float((after - before).norm())
+            if size > 0 and change == change and change < float("inf"):
+                updates.append(Update(step, path, change / size))
+        self._before = {}
+        return updates
+
+
+def _sample(weight: Tensor) -> Tensor:
+    # An odd distance, so that not all are of the same few inputs.
+    return weight.detach().reshape(-1)[:: max(1, weight.numel() // SAMPLE) | 1]
+
+
+def _weight(module: nn.Module | None) -> Tensor | None:
+    """The largest parameter of a module itself with two axes or more."""
+    if module is None:
+        return None
+    weights = [p for p in module.parameters(recurse=False) if p.ndim > 1 and p.is_floating_point()]
+    return max(weights, key=lambda weight: weight.numel(), default=None)

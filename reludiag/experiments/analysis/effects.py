@@ -1,0 +1,298 @@
+"""Effects: what a table of trials says of learning rate and initialization.
+
+The run is the unit of analysis, never the unit of the network: units of one run die together.
+A run with a unit that is not finite has diverged; it is counted apart, for its silent units prove
+nothing, and neither do those of a run that crashed before its end.
+"""
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+
+from reludiag.diagnosis.diagnosis import Column, table_of
+from reludiag.errors import UsageError
+from reludiag.experiments.analysis.odds import DeathOdds, death_odds
+from reludiag.experiments.analysis.safety import SAFE_NEW, SafeRate, safe_rate
+from reludiag.experiments.analysis.trend import Runs, Trend, rank_trends
+from reludiag.experiments.analysis.variance import VarianceShare, variance_shares
+from reludiag.experiments.trial_table import METRIC, recording_notes
+
+RESPONSES = ("born", "new", "dead")
+"""born: dead at step 0, of all units. new: dead at the end, of those alive at step 0. dead: dead
+at the end, of all units."""
+
+CELL_COLUMNS = (
+    Column("init", "str", "initialization scheme"),
+    Column("lr", "float64", "learning rate"),
+    Column("runs", "Int64", "runs of this cell"),
+    Column("counted", "Int64", "of these, the ones that the shares are of"),
+    Column("diverged", "Int64", "of these, with a unit that was not finite"),
+    Column("crashed", "Int64", "of these, that did not get to their end"),
+    Column("born", "float64", "share of units dead at step 0, mean over runs"),
+    Column("new", "float64", "share of units alive at step 0 that are dead at the end, mean"),
+    Column("dead", "float64", "share of units dead at the end, mean"),
+)
+
+_NEEDED = ("lr", "init", "status", "units", "born", "new", "dead", "nonfinite")
+_DIGITS = 12  # of a learning rate: 0.1 * 0.1 and 0.01 are one
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What the runs say together."""
+
+    trials: pd.DataFrame
+    """The table that was given."""
+    runs: int
+    counted: int
+    """Runs that the shares of dead units are of."""
+    diverged: int
+    crashed: int
+    unplaced: int
+    """Runs left out because their learning rate is not known, or no unit of theirs can die."""
+    repeated: int
+    """Runs left out because one of the same learning rate, initialization and seed is counted:
+    they would tell the same again, and count as if they were other runs."""
+    cells: pd.DataFrame
+    """A row per initialization and learning rate, in the order they come: `CELL_COLUMNS`, and for
+    each number that train returned its median over the counted runs."""
+    trends: tuple[Trend, ...]
+    """Of new deaths with the learning rate, within each initialization."""
+    trend: Trend
+    """Within all of them together: the test to report."""
+    variance: tuple[VarianceShare, ...]
+    """Of each response, with each source."""
+    odds: DeathOdds
+    safe: tuple[SafeRate, ...]
+    safe_new: float
+    """The share of new deaths up to which a run is safe."""
+    notes: tuple[str, ...]
+    """What the reader must know before believing the figures."""
+
+    def heat_map(self, response: str) -> pd.DataFrame:
+        """`born`, `new`, `dead` or one of `metrics`, as `cells` has it: a row per initialization, a
+        column per learning rate.
+        """
+        inits = list(dict.fromkeys(self.cells["init"]))
+        rates = sorted(set(self.cells["lr"]))
+        table = self.cells.pivot(index="init", columns="lr", values=response)
+        return table.reindex(index=inits, columns=rates)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what train returned, as `cells` has them: `metric.loss`."""
+        return tuple(_metrics(self.cells))
+
+    def variance_share(self, response: str, source: str) -> VarianceShare:
+        """The one of `variance` that is of this response and source."""
+        return next(v for v in self.variance if (v.response, v.source) == (response, source))
+
+    def to_json(self, path: str | Path | IO[str]) -> None:
+        """Write one JSON document with a `schema_version`; `-` is the standard output."""
+        from reludiag.reports import effects_document, write
+
+        write(path, effects_document(self))
+
+    def to_csv(self, path: str | Path | IO[str]) -> None:
+        """Write the table of trials; `-` is the standard output."""
+        from reludiag.reports import write_csv
+
+        write_csv(self.trials, path)
+
+    def to_html(self, path: str | Path | IO[str]) -> None:
+        """Write the report as one page that needs nothing else; `-` is the standard output."""
+        from reludiag.reports import effects_page, write
+
+        write(path, effects_page(self))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from reludiag.reports import effects_fragment
+
+        return effects_fragment(self)
+
+    def figure(self) -> Any:
+        """A matplotlib figure of the heat maps, to be saved or changed."""
+        from reludiag.reports import figure
+
+        return figure(self, "sweep")
+
+    def __str__(self) -> str:
+        """The terminal report as plain text, 80 columns wide."""
+        from reludiag.reports import effects_text
+
+        return effects_text(self)
+
+
+def effects(trials: pd.DataFrame, *, safe_new: float = SAFE_NEW, seed: int = 0) -> Effects:
+    """Say what a table of trials shows; `seed` is of the permutations and of the bootstrap.
+
+    `trials` has the columns of `TRIAL_COLUMNS`, at least lr, init, status, units, born, new, dead
+    and nonfinite. Raises UsageError where one of these is missing, or a share cannot be one.
+    """
+    runs = _runs(trials, safe_new)
+    counted = runs[runs["counted"]]
+    placed = runs[~runs["unplaced"] & ~runs["repeated"]]
+    known = {response: counted[counted[response].notna()] for response in RESPONSES}
+    new = known["new"]
+    trends, trend = rank_trends(
+        {str(init): _pair(group) for init, group in _in_order(new, "init")}, seed=seed
+    )
+    return Effects(
+        trials=trials,
+        runs=len(runs),
+        counted=len(counted),
+        diverged=int(runs["diverged"].sum()),
+        crashed=int(runs["crashed"].sum()),
+        unplaced=int(runs["unplaced"].sum()),
+        repeated=int(runs["repeated"].sum()),
+        cells=_cells(placed),
+        trends=trends,
+        trend=trend,
+        variance=tuple(
+            share
+            for response, of in known.items()
+            for share in variance_shares(
+                response, of["lr"].tolist(), of["init"].tolist(), of[response].tolist(), seed=seed
+            )
+        ),
+        odds=death_odds(
+            new["lr"].tolist(), new["init"].tolist(), new["died"].tolist(), new["exposed"].tolist()
+        ),
+        safe=tuple(
+            safe_rate(str(init), group[["lr", "diverged", "new"]], safe_new)
+            for init, group in _in_order(placed, "init")
+        ),
+        safe_new=safe_new,
+        notes=tuple(_notes(trials[runs["counted"].to_numpy()], runs)),
+    )
+
+
+def _runs(trials: pd.DataFrame, safe_new: float) -> pd.DataFrame:
+    """A row per run: its cell, what became of it, and the responses, NaN where not known."""
+    missing = [name for name in _NEEDED if name not in trials]
+    if missing:
+        raise UsageError(
+            f"a table without {', '.join(missing)} was given; expected the table of trials that "
+            f"sweep and compare make, with at least {', '.join(_NEEDED)}"
+        )
+    if not 0 <= safe_new < 1:
+        raise UsageError(f"safe_new={safe_new} was given; expected a share from 0 to below 1")
+    number = {
+        name: pd.to_numeric(trials[name]).astype("Float64").to_numpy(float, na_value=float("nan"))
+        for name in ("lr", "units", "born", "new", "dead", "nonfinite")
+    }
+    runs = pd.DataFrame({**number, "init": trials["init"].astype(str).to_numpy()})
+    runs["lr"] = [float(f"{rate:.{_DIGITS}g}") for rate in runs["lr"]]
+    over = runs[(runs[["born", "new", "dead"]].gt(runs["units"], axis=0)).any(axis=1)]
+    if len(over):
+        raise UsageError(
+            f"row {over.index[0]} of the trials has more dead units than units; expected born, "
+            "new and dead to be numbers of the units"
+        )
+    status = trials["status"].astype(str).to_numpy()
+    runs["crashed"] = status == "crashed"
+    runs["diverged"] = ~runs["crashed"] & ((status == "diverged") | (runs["nonfinite"] > 0))
+    runs["unplaced"] = runs["lr"].isna() | (
+        ~runs["crashed"] & ~runs["diverged"] & ~(runs["units"] > 0)
+    )
+    runs["repeated"] = _repeated(trials, runs)
+    runs["diverged"] &= ~runs["repeated"]
+    runs["counted"] = ~runs[["crashed", "diverged", "unplaced", "repeated"]].any(axis=1)
+    exposed = runs["units"] - runs["born"]
+    runs["exposed"], runs["died"] = exposed, runs["new"]
+    runs["new"] = (runs["new"] / exposed.where(exposed > 0)).where(runs["counted"])
+    runs["born"] = (runs["born"] / runs["units"].where(runs["units"] > 0)).where(runs["counted"])
+    runs["dead"] = (runs["dead"] / runs["units"].where(runs["units"] > 0)).where(runs["counted"])
+    for name in _metrics(trials):
+        values = pd.to_numeric(trials[name]).astype("float64").to_numpy()
+        runs[name] = pd.Series(values, index=runs.index).where(runs["counted"])
+    return runs
+
+
+def _metrics(table: pd.DataFrame) -> list[str]:
+    return [str(name) for name in table.columns if str(name).startswith(METRIC)]
+
+
+def _repeated(trials: pd.DataFrame, runs: pd.DataFrame) -> "pd.Series[bool]":
+    """Which runs have the learning rate, initialization and seed of one above them."""
+    if "seed" not in trials:
+        return pd.Series(False, index=runs.index)
+    seeds = runs.assign(seed=pd.to_numeric(trials["seed"]).to_numpy())
+    usable = seeds[~seeds["crashed"] & ~seeds["unplaced"] & seeds["seed"].notna()]
+    twice = usable.duplicated(["lr", "init", "seed"])
+    return twice.reindex(runs.index, fill_value=False)
+
+
+def _in_order(runs: pd.DataFrame, by: str) -> Iterable[tuple[Hashable, pd.DataFrame]]:
+    return runs.groupby(by, sort=False)
+
+
+def _pair(group: pd.DataFrame) -> Runs:
+    return group["lr"].tolist(), group["new"].tolist()
+
+
+def _cells(runs: pd.DataFrame) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    metrics = _metrics(runs)
+    for init, of_init in _in_order(runs, "init"):
+        for lr, cell in of_init.groupby("lr"):
+            rows.append(
+                {
+                    "init": init,
+                    "lr": lr,
+                    "runs": len(cell),
+                    **{name: cell[name].sum() for name in ("counted", "diverged", "crashed")},
+                    **{response: cell[response].mean() for response in RESPONSES},
+                    **{name: cell[name].median() for name in metrics},
+                }
+            )
+    columns = CELL_COLUMNS + tuple(
+        Column(name, "float64", "what train returned, median over runs") for name in metrics
+    )
+    return table_of(columns, rows)
+
+
+def _notes(counted: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
+    """What makes runs hard to compare."""
+    notes = []
+    for name, what, why in (
+        ("steps", "steps", "a longer run has more time to kill units"),
+        ("units", "units", "they are not of one network"),
+        ("probe", "samples of the probe", "on fewer of them more units look dead"),
+    ):
+        values = counted[name].dropna() if name in counted else counted["units"].iloc[:0]
+        if values.nunique() > 1:
+            notes.append(
+                f"The runs differ in {what}, {values.min():,} to {values.max():,}: {why}, and "
+                "what follows takes no account of it."
+            )
+    notes += _probe_notes(counted)
+    unborn = int((runs["counted"] & runs["born"].isna()).sum())
+    if unborn:
+        notes.append(
+            f"{unborn:,} of the runs were not seen at step 0: their deaths are neither born nor "
+            "new, and count among the dead only."
+        )
+    notes += recording_notes(counted)
+    if (runs["init"] == "unknown").any():
+        notes.append(
+            "Where a recording does not name its initialization, it is unknown: what goes with "
+            "it is then hidden in the rest."
+        )
+    return notes
+
+
+def _probe_notes(counted: pd.DataFrame) -> list[str]:
+    """What keeps deaths on a probe and deaths in training from being of one kind."""
+    probed = int(counted["probe"].notna().sum()) if "probe" in counted else 0
+    if not 0 < probed < len(counted):
+        return []
+    return [
+        f"{probed:,} of {len(counted):,} runs judged their units on a probe, the others on what "
+        "they trained on. Dead is silent on the probe in the one, in each batch of a window in "
+        "the other: their shares are not to be compared."
+    ]

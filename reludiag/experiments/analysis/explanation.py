@@ -1,0 +1,197 @@
+"""Explanation: the answer of a replay in words."""
+
+import pandas as pd
+
+from reludiag.experiments.analysis.counterfactual import (
+    BOTH,
+    FACTUAL,
+    HEALTHY,
+    INIT,
+    PARTLY,
+    PREVENTED,
+    RATE,
+    Answer,
+    Arm,
+)
+from reludiag.experiments.trial_table import recording_notes
+
+
+class Explanation:
+    """The sentence, the advice, and what weakens them."""
+
+    def __init__(
+        self,
+        arms: dict[str, Arm],
+        found: Answer,
+        rate: float | None,
+        lr_scale: float | None,
+        init: str | None,
+    ) -> None:
+        self._arms, self._found = arms, found
+        self._rate = "" if rate is None else f" {rate:.4g}"
+        self._lowered = f"{rate * lr_scale:.4g}" if rate and lr_scale else f"x {lr_scale}"
+        self._init = init
+        verb = "lowered" if lr_scale is None or lr_scale < 1 else "raised"
+        self._change_lr = f"the learning rate {verb} to {self._lowered}"
+        self._change_init = f"{init} initialization"
+
+    def sentence(self) -> str:
+        """What killed the units, with the shares that say so."""
+        arms, dead = self._arms, self._dead(FACTUAL)
+        rate, init, both = (self._dead(name) for name in (RATE, INIT, BOTH))
+        match self._found.kind:
+            case "none":
+                return f"Nothing to explain: {dead} of the units are dead."
+            case "divergence":
+                finite = [
+                    text
+                    for name, text in (
+                        (RATE, self._change_lr),
+                        (INIT, self._change_init),
+                        (BOTH, f"{self._change_lr} and {self._change_init}"),
+                    )
+                    if name in arms and arms[name].counted
+                ]
+                but = f"; with {' or with '.join(finite)} it does not" if finite else ""
+                return f"The run diverges{but}: units that are not finite are not dead."
+            case "undetermined":
+                return self._untold()
+            case "learning_rate":
+                return (
+                    f"The learning rate{self._rate} killed {self._killed()}: {dead} of the units "
+                    "are dead, "
+                    f"and {rate} with {self._change_lr}"
+                    + (", which is still too high" if self._too_high() else "")
+                    + (f"; with {self._change_init} it is still {init}." if init else ".")
+                )
+            case "initialization":
+                return (
+                    f"The initialization killed them: {dead} of the units are dead, and {init} "
+                    f"with {self._change_init}"
+                    + (f"; with {self._change_lr} it is still {rate}." if rate else ".")
+                )
+            case "either":
+                return (
+                    f"Learning rate and initialization killed them together, and either change is "
+                    f"enough: {dead} of the units are dead, {rate} with {self._change_lr}, {init} "
+                    f"with {self._change_init}."
+                )
+            case "both":
+                return (
+                    f"{self._masked()}: {dead} of the units are dead, {rate} with "
+                    f"{self._change_lr}, {init} with {self._change_init}, and {both} with both."
+                )
+        which = "Neither change explains" if len(arms) > 2 else "This change does not explain"
+        return f"{which} the deaths: {self._shares()}."
+
+    def advice(self) -> str:
+        """What to do next."""
+        lower = f"Use a learning rate of {self._lowered}"
+        draw = f"Initialize the model by {self._init}"
+        match self._found.kind:
+            case "none":
+                return "Leave both as they are."
+            case "learning_rate":
+                if self._too_high():
+                    return f"Use a learning rate below {self._lowered}."
+                if self._born_dead() and INIT not in self._arms:
+                    return (
+                        f"{lower}, and try --init kaiming: that may save some of those born dead."
+                    )
+                return f"{lower}."
+            case "initialization":
+                return f"{draw}."
+            case "either":
+                return f"{draw}, which leaves the learning rate as it is; or lower that."
+            case "both":
+                return f"Change both. {lower}. {draw}."
+            case "divergence":
+                return "Lower the learning rate, or clip the gradients, until the loss is finite."
+            case "undetermined":
+                return "See `status` and `error` in the table of trials."
+        look = "ook at the inputs: `reludiag report` on a recording says more."
+        prevented = self._arms[RATE].prevented if RATE in self._arms else None
+        if prevented is not None and prevented >= PARTLY:
+            return f"Try a larger change, such as --lr-scale 0.01, and l{look}"
+        if self._born_dead() and INIT not in self._arms:
+            return f"Try --init kaiming, for many are dead at step 0, and l{look}"
+        return f"L{look}"
+
+    def notes(self, trials: pd.DataFrame) -> list[str]:
+        """What weakens the answer."""
+        found, notes = self._found, []
+        if found.agreeing < found.seeds:
+            notes.append(
+                f"{found.agreeing} of {found.seeds} seeds say so by themselves: with more seeds "
+                "the answer would be surer."
+            )
+        elif found.seeds == 1:
+            notes.append("One seed only: with another the answer may be another.")
+        for arm in self._arms.values():
+            lost = [
+                f"{count} {what}"
+                for count, what in ((arm.diverged, "diverged"), (arm.crashed, "crashed"))
+                if count
+            ]
+            if lost:
+                runs = "run" if arm.runs == 1 else "runs"
+                told = "left out" if arm.counted else "what it prevents cannot be told"
+                notes.append(f"Of {arm.runs} {runs} of {arm.name}, {' and '.join(lost)}: {told}.")
+        born = self._arms[FACTUAL].born
+        if found.kind in ("learning_rate", "initialization", "neither") and born is not None:
+            notes.append(f"Dead at step 0, before any learning: {_share(born)} of the units.")
+        notes += recording_notes(trials[trials["status"] == "complete"])
+        errors = trials["error"][trials["error"] != ""]
+        if len(errors):
+            notes.append(f"First error: {errors.iloc[0]}")
+        return notes
+
+    def _masked(self) -> str:
+        if self._found.dominant == "learning_rate":
+            return "Both must be fixed: the learning rate kills most, and hides the initialization"
+        if self._found.dominant == "initialization":
+            return "Both must be fixed: the initialization kills most, and hides the learning rate"
+        return "Both must be fixed: each change alone leaves the deaths of the other"
+
+    def _untold(self) -> str:
+        """What the changes whose runs were lost leave open."""
+        if not self._dead(FACTUAL):
+            return "The runs did not get to their end, so nothing can be said."
+        texts = {RATE: self._change_lr, INIT: self._change_init, BOTH: "both changes"}
+        lost = [texts[name] for name, arm in self._arms.items() if arm.prevented is None]
+        return (
+            f"It cannot be told what {' or '.join(lost)} would prevent, for no such run got to its "
+            f"end: {self._shares()}."
+        )
+
+    def _shares(self) -> str:
+        parts = [text for text in (self._part(RATE), self._part(INIT), self._part(BOTH)) if text]
+        return ", ".join([f"{self._dead(FACTUAL)} of the units are dead", *parts])
+
+    def _killed(self) -> str:
+        return "those not born dead" if self._born_dead() else "them"
+
+    def _born_dead(self) -> bool:
+        born = self._arms[FACTUAL].born
+        return born is not None and born > HEALTHY
+
+    def _too_high(self) -> bool:
+        prevented = self._arms[RATE].prevented
+        return prevented is not None and prevented < PREVENTED
+
+    def _part(self, name: str) -> str:
+        texts = {RATE: self._change_lr, INIT: self._change_init, BOTH: "both"}
+        return f"{self._dead(name)} with {texts[name]}" if self._dead(name) else ""
+
+    def _dead(self, name: str) -> str:
+        arm = self._arms.get(name)
+        return "" if arm is None or arm.dead is None else _share(arm.dead)
+
+
+def _share(value: float) -> str:
+    """In percent; never rounded into none or all."""
+    if 0 < value < 0.001:
+        return "< 0.1 %"
+    if 0.999 < value < 1:
+        return "> 99.9 %"
+    return f"{100 * value:.1f} %"

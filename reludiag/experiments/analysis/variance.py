@@ -1,0 +1,233 @@
+"""Variance: how much of the difference between runs goes with learning rate and initialization.
+
+Eta squared of a two-way analysis of variance of type 2: each factor's sum of squares after the
+other's, over the sum of all. It describes these learning rates and initializations, no others.
+
+The interval is of the share in all runs that could be made of these cells. Runs are resampled
+within their cells (their deviations from the cell's mean, times sqrt(n / (n - 1)), for n runs
+deviate from their own mean by less). From each sum of squares is taken twice what chance alone
+puts in, once for the data and once for resampling them; the interval is then of percentiles, and
+widened to the estimate where that lies outside: eta squared itself is not corrected, and with few
+runs a factor without effect gets (levels - 1) / (runs - 1). Simulated coverage of such 95 %
+intervals, with 2, 3 and 5 runs a cell: 89 to 100 % where deviations are normal, down to 78 % (of
+the residual's share) where they are exponential; uncorrected ones, 0 to 93 %.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reludiag.experiments.analysis.trend import ONE_RATE
+
+CONFIDENCE = 0.95
+SPREAD_FROM = 5
+"""Runs beyond the first of each cell, from which how much runs of a cell differ is known to about a
+third (the standard error of a standard deviation is 1 / sqrt(2 n) of it): from fewer, an interval
+would look surer than it is."""
+RESAMPLES = 1_999
+
+ALWAYS_SAME = "the same in every run"
+"""The reason where there is nothing to explain."""
+
+SOURCES = ("lr", "init", "interaction", "residual")
+
+_ROUNDING = 1e-9  # of a sum of squares, or of a singular value: nothing but rounding
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Integers = np.ndarray[Any, np.dtype[np.intp]]
+
+
+@dataclass(frozen=True)
+class VarianceShare:
+    """The share of one response's variance that goes with one source."""
+
+    response: str
+    """`born`, `new` or `dead`."""
+    source: str
+    """`lr`, `init`, `interaction`, or `residual`: by how much runs of one cell differ, and, where
+    the interaction cannot be told from that, the interaction."""
+    share: float | None
+    """Eta squared."""
+    low: float | None
+    """Of the 95 % bootstrap interval, as `high`; both None where fewer than `SPREAD_FROM` runs show
+    how much runs of one cell differ, or none does."""
+    high: float | None
+    reason: str
+    """Why the share is None; empty where it is not."""
+
+
+def variance_shares(
+    response: str,
+    rates: Sequence[float],
+    inits: Sequence[str],
+    values: Sequence[float],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[VarianceShare, ...]:
+    """The shares of learning rate, initialization, their interaction, and the rest."""
+    y = np.asarray(values, dtype=np.float64)
+    reasons = _untold(rates, inits, y)
+    if all(reasons.values()):
+        return tuple(VarianceShare(response, s, None, None, None, reasons[s]) for s in SOURCES)
+    design = _Design.of(rates, inits, separable=not reasons["interaction"])
+    told = np.array([not reasons[source] for source in SOURCES])
+    shares = _shares(design.sums_of_squares(y[:, None]), told)[:, 0]
+    low = high = np.full(len(SOURCES), np.nan)
+    sure = design.shows_spread(y)
+    if sure:
+        drawn = design.resampled(y, resamples, np.random.default_rng(seed))
+        tail = (1 - CONFIDENCE) / 2
+        low, high = np.quantile(_shares(design.true_sums(drawn), told), [tail, 1 - tail], axis=1)
+    return tuple(
+        VarianceShare(
+            response,
+            source,
+            share=float(shares[k]) if told[k] else None,
+            low=float(min(low[k], shares[k])) if told[k] and sure else None,
+            high=float(max(high[k], shares[k])) if told[k] and sure else None,
+            reason=reasons[source],
+        )
+        for k, source in enumerate(SOURCES)
+    )
+
+
+def _untold(rates: Sequence[float], inits: Sequence[str], y: Floats) -> dict[str, str]:
+    """For each source, why nothing can be said of it; empty where something can."""
+    cells = set(zip(rates, inits, strict=True))
+    levels, schemes = len(set(rates)), len(set(inits))
+    if len(y) < 3:
+        return dict.fromkeys(SOURCES, "fewer than 3 runs")
+    if np.ptp(y) == 0:
+        return dict.fromkeys(SOURCES, ALWAYS_SAME)
+    if levels == 1 and schemes == 1:
+        return dict.fromkeys(SOURCES, "one learning rate and one initialization only")
+    additive = np.hstack([_dummies(rates)[0], _dummies(inits)[0]])
+    rank = int(np.linalg.matrix_rank(additive))
+    if rank < levels + schemes - 1:
+        return dict.fromkeys(
+            SOURCES, "learning rate and initialization were changed together, not crossed"
+        )
+    if rank == len(y):
+        return dict.fromkeys(SOURCES, "as many unknowns as runs, more seeds would tell")
+    reasons = dict.fromkeys(SOURCES, "")
+    if levels == 1:
+        reasons["lr"] = reasons["interaction"] = ONE_RATE
+    elif schemes == 1:
+        reasons["init"] = reasons["interaction"] = "one initialization only"
+    elif len(cells) == len(y):
+        reasons["interaction"] = "one run per cell: it cannot be told from chance"
+    elif len(cells) == rank:
+        reasons["interaction"] = "too few cells were run"
+    return reasons
+
+
+@dataclass(frozen=True)
+class _Design:
+    """Which run is in which cell, and orthonormal bases of the models to compare."""
+
+    cell: Integers
+    """`[run]`."""
+    size: Integers
+    """`[cell]`: its runs."""
+    rates: Floats
+    inits: Floats
+    additive: Floats
+    cells: Floats
+    """Of the full model; the additive one where an interaction cannot be told from the rest."""
+
+    @classmethod
+    def of(cls, rates: Sequence[float], inits: Sequence[str], separable: bool) -> "_Design":
+        by_rate, by_init = _dummies(rates)[0], _dummies(inits)[0]
+        by_cell, cell = _dummies([f"{r!r} {i}" for r, i in zip(rates, inits, strict=True)])
+        additive = _basis(np.hstack([by_rate, by_init]))
+        return cls(
+            cell,
+            np.bincount(cell),
+            _basis(by_rate),
+            _basis(by_init),
+            additive,
+            _basis(by_cell) if separable else additive,
+        )
+
+    def shows_spread(self, y: Floats) -> bool:
+        """Whether resampling the runs within their cells says how sure the shares are."""
+        deviations = y - (np.bincount(self.cell, y) / self.size)[self.cell]
+        differ = np.sum(deviations**2) > _ROUNDING * np.sum((y - y.mean()) ** 2)
+        return bool(differ and int(self.size.sum()) - len(self.size) >= SPREAD_FROM)
+
+    def sums_of_squares(self, y: Floats) -> Floats:
+        """`[source, data set]` of `y`, `[run, data set]`."""
+        y = y - y.mean(axis=0)
+        left = {
+            name: np.sum(y**2, axis=0) - np.sum((getattr(self, name).T @ y) ** 2, axis=0)
+            for name in ("rates", "inits", "additive", "cells")
+        }
+        sums = np.stack(
+            [
+                left["inits"] - left["additive"],
+                left["rates"] - left["additive"],
+                left["additive"] - left["cells"],
+                left["cells"],
+            ]
+        )
+        return np.where(sums > _ROUNDING * np.sum(y**2, axis=0), sums, 0.0)
+
+    def true_sums(self, y: Floats) -> Floats:
+        """`[source, data set]`: without what chance adds, of resampled data."""
+        within = self._variances(y)[self.cell]
+        leverage = {
+            name: np.sum(getattr(self, name) ** 2, axis=1)
+            for name in ("rates", "inits", "additive", "cells")
+        }
+        chance = [
+            (leverage["additive"] - leverage["inits"]) @ within,
+            (leverage["additive"] - leverage["rates"]) @ within,
+            (leverage["cells"] - leverage["additive"]) @ within,
+        ]
+        sums = self.sums_of_squares(y)
+        true = np.clip(sums[:3] - 2 * np.stack(chance), 0, None)
+        return np.concatenate([true, within.sum(axis=0, keepdims=True)])
+
+    def resampled(self, y: Floats, count: int, rng: np.random.Generator) -> Floats:
+        """`[run, data set]`: each run's cell mean, and the deviation of a run of the same cell.
+
+        A cell of one run takes the deviation of any run.
+        """
+        means = np.bincount(self.cell, y) / self.size
+        size = self.size[self.cell]
+        deviations = (y - means[self.cell]) * np.sqrt(size / np.maximum(size - 1, 1))
+        # The runs of each cell in a row, then those of all cells of several.
+        order = np.argsort(self.cell, kind="stable")
+        start = np.concatenate([[0], np.cumsum(self.size)[:-1]])[self.cell]
+        pool = np.concatenate([order, np.flatnonzero(size > 1)])
+        start = np.where(size > 1, start, len(y))
+        size = np.where(size > 1, size, len(pool) - len(y))
+        chosen = start[:, None] + (rng.random((len(y), count)) * size[:, None]).astype(np.intp)
+        return np.asarray(means[self.cell][:, None] + deviations[pool[chosen]])
+
+    def _variances(self, y: Floats) -> Floats:
+        """`[cell, data set]`; of a cell of one run, the mean of the others'."""
+        member = np.eye(len(self.size))[self.cell]
+        means = (member.T @ y) / self.size[:, None]
+        squares = member.T @ (y - means[self.cell]) ** 2
+        variances = squares / np.maximum(self.size - 1, 1)[:, None]
+        several = self.size > 1
+        return np.where(several[:, None], variances, variances[several].mean(axis=0))
+
+
+def _shares(sums: Floats, told: np.ndarray[Any, np.dtype[np.bool_]]) -> Floats:
+    sums = np.where(told[:, None], sums, 0.0)
+    total = sums.sum(axis=0)
+    return np.asarray(sums / np.where(total > 0, total, 1.0))
+
+
+def _dummies(labels: Sequence[object]) -> tuple[Floats, Integers]:
+    index = np.unique(np.asarray(labels), return_inverse=True)[1]
+    return np.eye(int(index.max()) + 1)[index], index
+
+
+def _basis(columns: Floats) -> Floats:
+    vectors, sizes, _ = np.linalg.svd(columns, full_matrices=False)
+    return np.asarray(vectors[:, sizes > _ROUNDING * sizes[0]])

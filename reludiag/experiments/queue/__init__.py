@@ -1,0 +1,1 @@
+"""Queue: who runs which trial."""

@@ -1,0 +1,1 @@
+"""Initialization: how the weights of a network began."""

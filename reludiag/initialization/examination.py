@@ -1,0 +1,381 @@
+"""examine_initialization(): how an untrained model was initialized, and what is dead at birth.
+
+All measuring is done on a copy; the model itself is only read.
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from reludiag.capture.model_state import as_it_was
+from reludiag.diagnosis.diagnosis import Column, table_of
+from reludiag.errors import ModelError, UsageError
+from reludiag.initialization.birth import UNCENTRED, silent_on_all, silent_with_bias
+from reludiag.initialization.layer_init import (
+    InitProblem,
+    LayerInit,
+    describe_layer,
+    narrowness,
+    percent,
+)
+from reludiag.initialization.layer_inputs import LayerInput, measure_inputs
+from reludiag.initialization.schemes import TRANSPOSED, WEIGHTED, reinitialize
+from reludiag.loading.data import batches_of
+from reludiag.measure.verdicts import is_dead
+from reludiag.scanning import Measurement, Progress, Scanner, limited
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+BIRTH_COLUMNS = (
+    Column("site", "str", "as in the unit table of a scan"),
+    Column("layer", "str", "module whose weights feed the site"),
+    Column("norm", "str", "BatchNorm between the two"),
+    Column("units", "Int64", "number of units"),
+    Column("born_dead", "Int64", "units that fired in no sample"),
+    Column("nonfinite", "Int64", "units with a NaN or an infinity; never counted as dead"),
+    Column("cosine", "float64", "mean cosine of two inputs of the layer"),
+    Column(
+        "expected", "float64", "share that chance alone leaves dead, at that cosine; by formula"
+    ),
+    Column("with_bias", "float64", "the same for biases as they are, at the scale of the inputs"),
+    Column("bias_ratio", "float64", "standard deviation of the biases over that of w.x"),
+    Column("redrawn", "float64", "mean share where the model is drawn anew by kaiming_normal"),
+)
+REDRAW_COLUMNS = (
+    Column("scheme", "str", "by which the copy's weights were drawn anew"),
+    Column("seed", "Int64", "of the draw"),
+    Column("units", "Int64", "units that can die"),
+    Column("born_dead", "Int64", "of these, units that fired in no sample"),
+    Column("nonfinite", "Int64", "of these, units with a NaN or an infinity"),
+)
+INPUT_COLUMNS = (
+    Column("layer", "str", "a layer that is fed by the model's input, and by no other layer"),
+    Column("samples", "Int64", "samples seen"),
+    Column("gamma", "float64", "norm of the input's mean over norm of its standard deviation"),
+)
+
+REDRAWN = ("pytorch", "kaiming_normal", "xavier_normal", "orthogonal")
+"""Schemes that the model is compared with."""
+BASELINE = "kaiming_normal"
+OUTWEIGHED = 0.5
+"""A bias_ratio above which biases have a large say in which units fire: a fifth of the variance."""
+EXCESS = 0.05
+"""They are worth a word where this much more is dead than if the model were drawn anew."""
+SEEDS = 3
+LIMIT = 32
+"""Batches used at most: they are kept in memory, and run once for each scheme and seed."""
+
+UNTRAINED = (
+    "This is only of weights before the first step: of a trained model it says nothing about how "
+    "it began."
+)
+WITHOUT_DATA = (
+    "Without data it is not known which layers feed a rectifier, nor what is dead: --data SPEC "
+    "(or batches) measures it."
+)
+UNFILLED = (
+    "BatchNorm uses its running statistics in eval mode, and before training they have seen no "
+    "data: a unit dead here may fire in training."
+)
+
+
+@dataclass(frozen=True)
+class InitExamination:
+    """How a model was initialized; the tables are None where no data was given."""
+
+    model: str
+    layers: tuple[LayerInit, ...]
+    """Linear layers and convolutions, in the order of the model's modules."""
+    problems: tuple[InitProblem, ...]
+    """Of the network as a whole, and of its input."""
+    samples: int
+    births: pd.DataFrame | None
+    """A row per site that can die: `BIRTH_COLUMNS`."""
+    redraws: pd.DataFrame | None
+    """A row per scheme and seed: `REDRAW_COLUMNS`."""
+    inputs: pd.DataFrame | None
+    """A row per first layer: `INPUT_COLUMNS`."""
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The terminal report as plain text, 80 columns wide."""
+        from reludiag.reports import init_text
+
+        return init_text(self)
+
+
+def examine_initialization(
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    *,
+    limit: int = LIMIT,
+    seeds: int = SEEDS,
+    dtype: torch.dtype | None = None,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> InitExamination:
+    """Say how an untrained model was initialized, and what is wrong with it.
+
+    With `batches` (as in `scan`; at most `limit` of them) also how many units are born dead, how
+    many chance alone would leave, and how many other schemes would, each drawn `seeds` times on a
+    copy of the model. Floating-point inputs are cast to `dtype` if it is given.
+
+    Raises ModelError for a model without rectifiers or one that cannot be copied, DataError as
+    `scan` does.
+    """
+    with as_it_was(model):
+        twin = _copied(model)
+        scanner = Scanner(twin)
+        layers = _layers(scanner.model)
+        described = {path: _described(path, layer) for path, layer in layers.items()}
+        # Kept: the copy will be drawn anew.
+        biases = {path: _array(layer.bias).ravel() for path, layer in layers.items()}
+        name = type(scanner.model).__name__
+        if batches is None:
+            found = tuple(described.values())
+            said = (*notes, UNTRAINED, WITHOUT_DATA)
+            return InitExamination(name, found, (), 0, None, None, None, said)
+        kept = list(limited(batches_of(batches), limit))
+        measured = scanner.run(kept, dtype=dtype)
+        inputs = measure_inputs(scanner.model, kept, layers, dtype)
+        norms = {found.site.norm for found in measured.findings if found.site.norm is not None}
+        normed = [m for path, m in scanner.model.named_modules() if path in norms]
+        redrawn, refused = _redraw(scanner, kept, seeds, dtype, progress)
+    first = {path: given for path, given in inputs.items() if given.is_first}
+    births = _births(measured, inputs, described, biases, redrawn)
+    return InitExamination(
+        model=name,
+        layers=tuple(_as_used(layer, measured, births) for layer in described.values()),
+        problems=(*_width_problems(measured), *_input_problems(first)),
+        samples=measured.samples,
+        births=births,
+        redraws=_redraw_table(redrawn),
+        inputs=table_of(
+            INPUT_COLUMNS,
+            [
+                {"layer": path, "samples": given.samples, "gamma": given.gamma}
+                for path, given in first.items()
+            ],
+        ),
+        notes=(*notes, UNTRAINED, *measured.blind_spots, *_unfilled(normed), *refused),
+    )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # a module may hold anything: a lock, a file, a tensor of a graph
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and it is "
+            "not to be touched. Give a freshly built model"
+        ) from error
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Linear layers and convolutions by path; one that has several paths by its first."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, WEIGHTED) and not is_lazy(module.weight)
+    }
+
+
+def _described(path: str, layer: nn.Module) -> LayerInit:
+    bias = None if layer.bias is None else _array(layer.bias)
+    return describe_layer(path, _array(layer.weight), bias, isinstance(layer, TRANSPOSED))
+
+
+def _array(parameter: Any) -> Floats:
+    if parameter is None:
+        return np.zeros(0)
+    return np.asarray(parameter.detach().cpu().double().numpy())
+
+
+def _as_used(layer: LayerInit, measured: Measurement, births: pd.DataFrame) -> LayerInit:
+    """Only what is wrong where the layer is: a BatchNorm takes out any bias, mean and scale."""
+    sites = [f.site for f in measured.findings if f.site.producer == layer.module]
+    if not any(site.rectifier.can_die for site in sites):
+        wrong = {"nonfinite"}
+    elif all(site.norm is not None for site in sites):
+        wrong = {"nonfinite", "constant"}
+    else:
+        return replace(layer, problems=(*layer.problems, *_outweighing(layer, births)))
+    kept = tuple(problem for problem in layer.problems if problem.kind in wrong)
+    return replace(layer, problems=kept)
+
+
+def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
+    """Biases drawn around 0 that are large beside what is left of the signal, if so."""
+    for row in births[births["layer"] == layer.module].to_dict("records"):
+        otherwise = row["expected"] if math.isnan(row["redrawn"]) else row["redrawn"]
+        measured = row["born_dead"] / row["units"]
+        excess = min(row["with_bias"], measured) - otherwise
+        if row["bias_ratio"] > OUTWEIGHED and excess > EXCESS:
+            return [
+                InitProblem(
+                    "bias_outweighs",
+                    row["bias_ratio"],
+                    f"the signal has shrunk where it reaches {layer.module}: the biases there are "
+                    f"{row['bias_ratio']:.2g} times as large as w.x, and say which units fire, "
+                    f"whatever the sample. Of its units {percent(measured)} are "
+                    "born dead; zero biases and weights that keep the scale would leave "
+                    f"{percent(otherwise)}",
+                    f"start the bias of {layer.module} at 0, and the layers before it with "
+                    "kaiming_normal",
+                    kills_at_birth=True,
+                )
+            ]
+    return []
+
+
+def _unfilled(norms: Sequence[nn.Module]) -> list[str]:
+    """The note on running statistics that have seen no batch, and that eval mode relies on."""
+    unfilled = [
+        norm
+        for norm in norms
+        if int(getattr(norm, "num_batches_tracked", None) or 0) == 0
+        and getattr(norm, "running_mean", None) is not None
+    ]
+    return [UNFILLED] if unfilled else []
+
+
+def _width_problems(measured: Measurement) -> list[InitProblem]:
+    widths = [
+        found.site.units
+        for found in measured.findings
+        if found.site.rectifier.can_die
+        and found.site.producer is not None
+        and found.site.norm is None
+        and found.site.units
+    ]
+    problem = narrowness(widths)
+    return [] if problem is None else [problem]
+
+
+def _input_problems(first: dict[str, LayerInput]) -> list[InitProblem]:
+    return [
+        InitProblem(
+            "input_shift",
+            given.gamma,
+            f"the input of {path or 'the model'} is not centred: its mean is {given.gamma:.3g} "
+            "times as long as its standard deviation, so that samples point the same way, and "
+            "units that point away from them are born dead under any scheme",
+            "subtract the mean of each feature from the data (and divide by its standard "
+            "deviation)",
+            kills_at_birth=True,
+        )
+        for path, given in first.items()
+        if given.gamma > UNCENTRED
+    ]
+
+
+@dataclass(frozen=True)
+class _Redraw:
+    scheme: str
+    seed: int
+    measured: Measurement
+
+
+def _redraw(
+    scanner: Scanner,
+    batches: Sequence[Any],
+    seeds: int,
+    dtype: torch.dtype | None,
+    progress: Progress | None,
+) -> tuple[list[_Redraw], list[str]]:
+    """The same pass with the weights drawn anew; and sentences on what could not be drawn."""
+    done: list[_Redraw] = []
+    draws = list(itertools.product(REDRAWN, range(seeds)))
+    for index, (scheme, seed) in enumerate(draws):
+        try:
+            reinitialize(scanner.model, scheme, seed)
+        except UsageError as error:
+            return [], [f"No other scheme was tried: {error}."]
+        done.append(_Redraw(scheme, seed, scanner.run(batches, dtype=dtype)))
+        if progress is not None:
+            progress(index + 1, len(draws))
+    return done, []
+
+
+@dataclass(frozen=True)
+class _Chance:
+    """What chance alone leaves dead of a layer's units; see `BIRTH_COLUMNS`."""
+
+    expected: float = math.nan
+    with_bias: float = math.nan
+    bias_ratio: float = math.nan
+
+    @classmethod
+    def of(cls, given: LayerInput, layer: LayerInit, bias: Floats, samples: int) -> "_Chance":
+        """By the integrals of `causes.birth`."""
+        if math.isnan(given.cosine) or layer.std is None or not np.isfinite(bias).all():
+            return cls()
+        expected = silent_on_all(given.cosine, samples)
+        spreads = layer.std * given.lengths
+        signal = math.sqrt(np.square(spreads).mean())
+        if not bias.any() or signal == 0 or not math.isfinite(signal):
+            return cls(expected, expected, 0.0)
+        with_bias = silent_with_bias(given.cosine, spreads, bias)
+        return cls(expected, with_bias, float(bias.std()) / signal)
+
+
+def _births(
+    measured: Measurement,
+    inputs: dict[str, LayerInput],
+    layers: dict[str, LayerInit],
+    biases: dict[str, Floats],
+    redrawn: Sequence[_Redraw],
+) -> pd.DataFrame:
+    again: dict[str, list[float]] = {}
+    for redraw in redrawn:
+        for found in redraw.measured.findings if redraw.scheme == BASELINE else ():
+            if found.site.units:
+                share = is_dead(found.counts, found.site.rectifier).sum() / found.site.units
+                again.setdefault(found.site.key, []).append(float(share))
+    rows = []
+    for found in measured.findings:
+        site = found.site
+        if not site.rectifier.can_die or not site.units:
+            continue
+        given, layer = inputs.get(site.producer or ""), layers.get(site.producer or "")
+        chance = _Chance()
+        if given is not None and layer is not None and site.key in given.rectified:
+            chance = _Chance.of(given, layer, biases[layer.module], found.counts.samples)
+        shares = again.get(site.key)
+        row = {
+            "site": site.name,
+            "layer": site.producer,
+            "norm": site.norm,
+            "units": site.units,
+            "born_dead": int(is_dead(found.counts, site.rectifier).sum()),
+            "nonfinite": int(found.counts.nonfinite.sum()),
+            "cosine": math.nan if given is None else given.cosine,
+            **vars(chance),
+            "redrawn": float(np.mean(shares)) if shares else math.nan,
+        }
+        rows.append(row)
+    return table_of(BIRTH_COLUMNS, rows)
+
+
+def _redraw_table(redrawn: Sequence[_Redraw]) -> pd.DataFrame:
+    rows = []
+    for redraw in redrawn:
+        mortal = [f for f in redraw.measured.findings if f.site.rectifier.can_die and f.site.units]
+        row = {
+            "scheme": redraw.scheme,
+            "seed": redraw.seed,
+            "units": sum(found.site.units or 0 for found in mortal),
+            "born_dead": sum(int(is_dead(f.counts, f.site.rectifier).sum()) for f in mortal),
+            "nonfinite": sum(int(found.counts.nonfinite.sum()) for found in mortal),
+        }
+        rows.append(row)
+    return table_of(REDRAW_COLUMNS, rows)

@@ -1,0 +1,212 @@
+"""What the layers of a model are given: how alike their inputs are, and how far from centred.
+
+Both decide how many units are born dead, whatever the scheme: inputs that point the same way are
+all on the same side of a unit's plane.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reludiag.capture.calls import Call
+from reludiag.capture.capture import Capture
+from reludiag.capture.hooks import uncompiled
+from reludiag.capture.model_state import as_it_was
+from reludiag.initialization.birth import mean_cosine_of_sum
+from reludiag.loading.data import model_arguments
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """The input of one layer, over all samples."""
+
+    samples: int
+    is_first: bool
+    """Made from the model's input alone: by no weight."""
+    gamma: float
+    """Norm of its mean over norm of its standard deviation, both vectors over the features (of a
+    convolution: over the channels); infinite where it is constant. NaN where it is not finite or
+    the layer is not a first one."""
+    cosine: float
+    """Mean cosine of two samples; NaN where a sample is not one vector."""
+    lengths: np.ndarray[Any, np.dtype[np.float64]]
+    """Of the samples; empty where a sample is not one vector."""
+    rectified: frozenset[str]
+    """Keys of the sites that rectify this layer's output just as it is."""
+
+
+def measure_inputs(
+    model: nn.Module,
+    batches: Sequence[Any],
+    layers: Mapping[str, nn.Module],
+    dtype: torch.dtype | None = None,
+) -> dict[str, LayerInput]:
+    """Run the batches through `model`, in eval mode, and measure what `layers` (by path) are given.
+
+    Layers that were never called are left out. The model's parameters are made to ask for
+    gradients in the first batch: give a copy that no one trains.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with as_it_was(model), uncompiled():
+        model.eval()
+        args, kwargs = model_arguments(model, batches[0], device, dtype)
+        first = _first_layers(model, args, kwargs, layers)
+        rectified = _rectified_outputs(model, args, kwargs, layers)
+        tallies = {path: _Tally(path in first) for path in layers}
+        handles = [
+            module.register_forward_pre_hook(tallies[path].take) for path, module in layers.items()
+        ]
+        try:
+            with torch.no_grad():
+                for batch in batches:
+                    args, kwargs = model_arguments(model, batch, device, dtype)
+                    model(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return {
+        path: LayerInput(
+            samples=tally.samples,
+            is_first=path in first,
+            gamma=tally.gamma(),
+            cosine=tally.cosine(),
+            lengths=np.concatenate([np.zeros(0), *tally.lengths]),
+            rectified=frozenset(key for key, producer in rectified.items() if producer == path),
+        )
+        for path, tally in tallies.items()
+        if tally.samples
+    }
+
+
+class _Tally:
+    """Sums over one layer's inputs."""
+
+    def __init__(self, is_first: bool) -> None:
+        self.is_first = is_first
+        self.samples = 0
+        self._rows = self._vectors = 0
+        self.lengths: list[np.ndarray[Any, np.dtype[np.float64]]] = []
+        self._total: Tensor | None = None
+        self._square: Tensor | None = None
+        self._directions: Tensor | None = None
+
+    def take(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Add one input, `[..., feature]` of a linear layer or `[..., channel, *position]`."""
+        x = args[0] if args else None
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
+            return
+        weight = module.weight
+        kernel = weight.ndim - 2 if isinstance(weight, Tensor) else 0  # 0 of a linear layer
+        self.samples += len(x) if x.ndim > 1 + kernel else 1
+        is_vector = kernel == 0 and x.ndim == 2
+        if not (self.is_first or is_vector):
+            return
+        rows = x.detach().movedim(x.ndim - 1 - kernel, -1).flatten(0, -2).double().cpu()
+        if self.is_first:
+            self._rows += len(rows)
+            self._total = _sum(self._total, rows)
+            self._square = _sum(self._square, rows.square())
+        if is_vector:
+            lengths = rows.norm(dim=1)
+            self.lengths.append(np.asarray(lengths.numpy()))
+            rows = rows[lengths > 0] / lengths[lengths > 0, None]
+            self._vectors += len(rows)
+            self._directions = _sum(self._directions, rows)
+
+    def gamma(self) -> float:
+        """Norm of the mean over norm of the standard deviation; NaN where it was not asked for."""
+        if self._total is None or self._square is None:
+            return math.nan
+        mean = self._total / self._rows
+        length = float(mean.norm())
+        variance = float((self._square / self._rows - mean.square()).clamp(min=0).sum())
+        if not math.isfinite(length + variance):
+            return math.nan
+        if variance == 0:
+            return math.inf if length else 0.0
+        return length / math.sqrt(variance)
+
+    def cosine(self) -> float:
+        """Mean cosine of two inputs; NaN where they are no vectors."""
+        if self._directions is None:
+            return math.nan
+        return mean_cosine_of_sum(np.asarray(self._directions.numpy()), self._vectors)
+
+
+def _sum(total: Tensor | None, rows: Tensor) -> Tensor:
+    return rows.sum(0) if total is None else total + rows.sum(0)
+
+
+def _first_layers(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    layers: Mapping[str, nn.Module],
+) -> set[str]:
+    """The layers whose input no parameter went into: it asks for no gradient."""
+    calls: dict[str, bool] = {}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, inputs, path=path: calls.update(
+                {path: calls.get(path, True) and not _needs_gradient(inputs)}
+            )
+        )
+        for path, module in layers.items()
+    ]
+    try:
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        with torch.enable_grad():
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path for path, first in calls.items() if first}
+
+
+def _needs_gradient(inputs: tuple[Any, ...]) -> bool:
+    return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+
+
+def _rectified_outputs(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    layers: Mapping[str, nn.Module],
+) -> dict[str, str]:
+    """Site key -> the layer whose output it rectifies, with nothing added or scaled between."""
+    outputs: dict[str, Tensor] = {}
+    found: dict[int, str] = {}
+
+    def keep(path: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs[path] = output.detach().clone()
+
+    def compare(call: Call) -> None:
+        producer = capture.sites[call.site].producer
+        made = outputs.get(producer or "")
+        if producer is None or made is None:
+            return
+        rectified = call.reading.of(call.output)
+        if made.shape == rectified.shape and torch.equal(made.clamp(min=0), rectified):
+            found[call.site] = producer
+
+    capture = Capture(model, compare)
+    handles = [
+        module.register_forward_hook(lambda _, __, output, path=path: keep(path, output))
+        for path, module in layers.items()
+    ]
+    capture.attach()
+    try:
+        with torch.no_grad():
+            capture.run(model, args, kwargs)
+    finally:
+        capture.detach()
+        for handle in handles:
+            handle.remove()
+    return {capture.sites[index].key: producer for index, producer in found.items()}

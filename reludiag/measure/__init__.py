@@ -1,0 +1,1 @@
+"""Measure: from a tensor to counts, and from counts to a verdict."""

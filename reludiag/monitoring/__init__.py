@@ -1,0 +1,1 @@
+"""Monitoring: watches a training run and records it."""

@@ -1,0 +1,205 @@
+"""Alerts: what a Monitor tells while the run goes on, after each snapshot.
+
+To whoever asked (`on_snapshot`, `on_death`), as a warning, and by stopping the run.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reludiag.diagnosis.diagnosis import Limit
+from reludiag.errors import TooManyDeadError
+from reludiag.recording import SiteState
+from reludiag.recording.ledger import Lifelines
+
+WARN_OVER = "10%"
+"""Of all units, in one window: so many together is an event, and not the odd unit now and then."""
+
+
+@dataclass(frozen=True)
+class SiteSnapshot:
+    """One site at a snapshot; the numbers are those of the recording's timeline."""
+
+    name: str
+    units: int
+    samples: int
+    dead: int
+    died_units: tuple[int, ...]
+    """Which units died since the snapshot before, as `revived` did."""
+    revived: int
+    nonfinite: int
+    born_dead: int | None
+    """Units dead at step 0; None if the site was not called before the first step."""
+
+    @property
+    def died(self) -> int:
+        """How many units died since the snapshot before."""
+        return len(self.died_units)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of the units at a step, as it stands in the recording by now."""
+
+    step: int
+    """Optimizer steps taken."""
+    previous: int | None
+    """Step of the snapshot before; None at the first."""
+    sites: tuple[SiteSnapshot, ...]
+    """In the order in which they were first called; those not called since `previous` are left
+    out."""
+    learning_rates: Mapping[str, float]
+    """By "optimizer/group", that which the last step used; empty before the first step."""
+    largest_rate: float | None
+    """The largest of any step since `previous`."""
+
+    @property
+    def units(self) -> int:
+        """Of all sites, as are `dead`, `died`, `revived` and `nonfinite`."""
+        return sum(site.units for site in self.sites)
+
+    @property
+    def dead(self) -> int:
+        """How many units are dead."""
+        return sum(site.dead for site in self.sites)
+
+    @property
+    def died(self) -> int:
+        """How many died since `previous`."""
+        return sum(site.died for site in self.sites)
+
+    @property
+    def revived(self) -> int:
+        """How many came back since `previous`."""
+        return sum(site.revived for site in self.sites)
+
+    @property
+    def nonfinite(self) -> int:
+        """How many had a NaN or an infinity: neither dead nor alive."""
+        return sum(site.nonfinite for site in self.sites)
+
+    def scalars(self) -> dict[str, float]:
+        """What a metric logger takes: name -> value, the names all beginning with `reludiag/`."""
+        born = [site.born_dead for site in self.sites if site.born_dead is not None]
+        return {
+            **{f"reludiag/dead_fraction/{s.name}": s.dead / s.units for s in self.sites if s.units},
+            "reludiag/dead": float(self.dead),
+            "reludiag/deaths": float(self.died),
+            "reludiag/revived": float(self.revived),
+            **({"reludiag/born_dead": float(sum(born))} if born else {}),
+            **{f"reludiag/learning_rate/{group}": r for group, r in self.learning_rates.items()},
+        }
+
+    def __str__(self) -> str:
+        """The deaths since the snapshot before, in a sentence without its full stop."""
+        steps = f"by step {self.step:,}"
+        if self.previous is not None:
+            steps = f"in steps {self.previous:,}-{self.step:,}"
+        rate = "" if self.largest_rate is None else f", at a learning rate of {self.largest_rate:g}"
+        worst = max(self.sites, key=lambda site: site.died, default=None)
+        most = ""
+        if worst is not None and worst.died:
+            most = f"; most in {worst.name!r}, {worst.died:,} of {worst.units:,}"
+        return f"{self.died:,} of {self.units:,} units died {steps}{rate}{most}"
+
+
+Listener = Callable[[Snapshot], object]
+
+
+class Alerts:
+    """Follows the units of a run, and tells of them."""
+
+    def __init__(
+        self,
+        on_snapshot: Listener | None,
+        on_death: Listener | None,
+        warn_over: str | None,
+        raise_over: str | None,
+    ) -> None:
+        self._on_snapshot, self._on_death = on_snapshot, on_death
+        self._warn_over = None if warn_over is None else Limit.parse(str(warn_over), "warn_over")
+        self._raise_over = (
+            None if raise_over is None else Limit.parse(str(raise_over), "raise_over")
+        )
+        self._lives: dict[str, Lifelines] = {}
+        self._born: dict[str, int] = {}
+        self._rates: dict[str, float] = {}
+        self._previous: int | None = None
+        self._news: Snapshot | None = None
+
+    def note(
+        self, step: int, states: Sequence[SiteState], new_rates: Sequence[tuple[int, str, float]]
+    ) -> None:
+        """Take in a snapshot; `new_rates` are those since the last, as they are recorded."""
+        sites = tuple(self._followed(step, s) for s in states if s.site.units and s.counts.samples)
+        first_step = 1 if self._previous is None else self._previous + 1
+        replaced = {group for since, group, _ in new_rates if since == first_step}
+        used = [rate for group, rate in self._rates.items() if group not in replaced]
+        used += [rate for _, _, rate in new_rates]
+        self._rates.update({group: rate for _, group, rate in new_rates})
+        self._news = Snapshot(
+            step=step,
+            previous=self._previous,
+            sites=sites,
+            # A closure shows the first step's rates before the initial state is taken.
+            learning_rates=dict(self._rates) if step else {},
+            largest_rate=max(used, default=None) if step else None,
+        )
+        self._previous = step
+
+    def tell(self, stopping: bool = True) -> None:
+        """Pass on what was noted last, once; raise TooManyDeadError if `stopping` and it is due.
+
+        What a listener raises goes through, and so stops the run as well.
+        """
+        news, self._news = self._news, None
+        if news is None:
+            return
+        if self._on_snapshot is not None:
+            self._on_snapshot(news)
+        if self._on_death is not None and news.died:
+            self._on_death(news)
+        if self._warn_over is not None and self._warn_over.less_than(news.died, news.units):
+            limit, self._warn_over = self._warn_over, None
+            warnings.warn(
+                f"reludiag: {news}. That is more than {limit.text} in one window (warn_over)",
+                RuntimeWarning,
+                stacklevel=6,  # the line that steps the optimizer
+            )
+        # What is dead at step 0 was not killed by this run, and may come to life in it.
+        if stopping and news.step:
+            self._stop_if_due(news)
+
+    def _stop_if_due(self, news: Snapshot) -> None:
+        lost = news.dead + news.nonfinite
+        if self._raise_over is None or not self._raise_over.less_than(lost, news.units):
+            return
+        finite = f", {news.nonfinite:,} of them not finite" if news.nonfinite else ""
+        raise TooManyDeadError(
+            f"{lost:,} of {news.units:,} units are dead at step {news.step:,}{finite}: more than "
+            f"raise_over={self._raise_over.text!r} allows. {news}. The recording has all that was "
+            "seen; a lower learning rate, or a warm-up, is the first thing to try"
+        )
+
+    def _followed(self, step: int, state: SiteState) -> SiteSnapshot:
+        site, counts = state.site, state.counts
+        known = ~counts.nonfinite
+        lives = self._lives.get(site.key)
+        if lives is None or len(lives.dead) != len(known):
+            lives = self._lives[site.key] = Lifelines(len(known))
+        died, revived = lives.advance(step, state.dead, known)
+        dead = int((state.dead & known).sum())
+        if step == 0:
+            self._born[site.key] = dead
+        return SiteSnapshot(
+            name=site.name,
+            units=len(known),
+            samples=counts.samples,
+            dead=dead,
+            died_units=tuple(np.flatnonzero(died).tolist()),
+            revived=int(revived.sum()),
+            nonfinite=int(counts.nonfinite.sum()),
+            born_dead=self._born.get(site.key),
+        )

@@ -1,0 +1,53 @@
+"""Which learning rate trained a site's units, and when."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from reludiag.recording import RecordedRun, RecordedSite
+from reludiag.recording.ledger import NEVER, Ledger
+
+
+class LearningRates:
+    """The learning rates of a run, by parameter group."""
+
+    def __init__(self, run: RecordedRun) -> None:
+        groups: dict[str, list[tuple[int, float]]] = {}
+        for first_step, group, rate in run.learning_rates:
+            groups.setdefault(group, []).append((first_step, rate))
+        self._groups = {
+            group: (np.array([step for step, _ in rows]), np.array([rate for _, rate in rows]))
+            for group, rows in groups.items()
+        }
+
+    def largest(self, recorded: RecordedSite, before: int, step: int) -> float:
+        """The largest used in steps `before + 1 .. step` for the weights that feed a site.
+
+        NaN if no optimizer trains them; of all groups where it is not known what feeds the site.
+        """
+        if recorded.param_group is not None:
+            names = [recorded.param_group]
+        else:
+            names = [] if recorded.site.producer is not None else list(self._groups)
+        largest = []
+        for steps, rates in (self._groups[name] for name in names if name in self._groups):
+            start = max(0, int(np.searchsorted(steps, before + 1, side="right")) - 1)
+            used = rates[start : int(np.searchsorted(steps, step, side="right"))]
+            largest += [float(used.max())] if len(used) else []
+        return max(largest, default=float("nan"))
+
+    def by_window(self, recorded: RecordedSite, steps: Sequence[int]) -> list[float]:
+        """The largest in the window that ends at each snapshot; none before the first."""
+        windows = [self.largest(recorded, *window) for window in itertools.pairwise(steps)]
+        return [float("nan"), *windows][: len(steps)]
+
+    def at_death(self, recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, Any]:
+        """For each unit, the largest in the window in which it died; NaN where it did not."""
+        rates = np.full(len(ledger.died_step), np.nan)
+        died = (ledger.died_step != NEVER) & (ledger.previous_step != NEVER)
+        for before, step in {*zip(ledger.previous_step[died], ledger.died_step[died], strict=True)}:
+            inside = died & (ledger.died_step == step) & (ledger.previous_step == before)
+            rates[inside] = self.largest(recorded, int(before), int(step))
+        return rates

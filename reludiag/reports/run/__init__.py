@@ -1,0 +1,1 @@
+"""Reports of a Diagnosis, one file a format."""

@@ -1,0 +1,58 @@
+"""JUnit XML, as CI services read it: a test case for each site, failing where it is over the limit.
+
+The numbers are properties of the test case.
+"""
+
+import re
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.diagnosis.gate import Check, exceeded
+from reludiag.measure.verdicts import VERDICTS
+
+WHOLE_MODEL = "(whole model)"
+
+# What XML 1.0 has no way to write, not even escaped (section 2.2).
+_UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def junit(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
+    """The XML text; `checks` are what a gate said of this diagnosis."""
+    head = diagnosis.head
+    unseen = [check for check in checks if check.units is None]
+    counts = {
+        "tests": str(len(checks)),
+        "failures": str(len(exceeded(checks))),
+        "errors": "0",
+        "skipped": str(len(unseen)),
+    }
+    suites = ElementTree.Element("testsuites", {"name": "reludiag", **counts})
+    suite = ElementTree.SubElement(suites, "testsuite", {"name": _text(head.subject), **counts})
+    about = ElementTree.SubElement(suite, "properties")
+    for name, value in (("model", head.model), ("evidence", head.evidence)):
+        ElementTree.SubElement(about, "property", {"name": name, "value": _text(value)})
+    rows = {str(row["site"]): row for row in diagnosis.sites.to_dict("records")}
+    for check in checks:
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            {"classname": _text(head.model), "name": _text(check.site or WHOLE_MODEL), "time": "0"},
+        )
+        numbers = {"units": check.units or 0, "lost": check.lost}
+        if check.site is not None:
+            numbers |= {verdict: int(rows[check.site][verdict]) for verdict in VERDICTS}
+        properties = ElementTree.SubElement(case, "properties")
+        for name, number in numbers.items():
+            ElementTree.SubElement(properties, "property", {"name": name, "value": str(number)})
+        if check.exceeded:
+            ElementTree.SubElement(case, "failure", {"message": _text(check.sentence)})
+        elif check.units is None:
+            ElementTree.SubElement(case, "skipped", {"message": "never called"})
+    ElementTree.indent(suites)
+    text = ElementTree.tostring(suites, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
+
+
+def _text(text: str) -> str:
+    return _UNWRITABLE.sub("\ufffd", text)

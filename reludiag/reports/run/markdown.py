@@ -1,0 +1,144 @@
+"""Markdown: the summary that a CI service shows beside a run."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.diagnosis.gate import Check, exceeded
+from reludiag.measure.verdicts import VERDICTS
+from reludiag.printable import printable
+from reludiag.reports.run.summary import (
+    instruction,
+    life_windows,
+    many,
+    next_steps,
+    own_cause,
+    share,
+)
+
+_MOST_SITES = 100  # GitHub cuts a summary off at 1 MiB, and nobody reads that far
+_MOST_UNITS = 50  # named per site
+
+_PLAIN = re.compile(r"[A-Za-z0-9_./:@#~-]+")
+_SPECIAL = re.compile(r"[\\`*_\[\]<>|~&!$#]")
+
+
+def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
+    """The summary as GitHub's Markdown; `checks` are what a gate said of this diagnosis."""
+    parts = [
+        _headline(diagnosis, checks),
+        _site_table(diagnosis, checks),
+        _life_table(diagnosis),
+        _why(diagnosis),
+        "\n".join(f"- {_text(line)}" for line in next_steps(diagnosis)),
+        _dead_units(diagnosis),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
+    head, sites = diagnosis.head, diagnosis.sites
+    units = int(sites["units"].sum())
+    found = f"**{diagnosis.dead:,} of {many(units, 'unit')} dead**"
+    found += f" ({share(diagnosis.dead, units)})" if diagnosis.dead else ""
+    others = [
+        f"{int(sites[verdict].sum()):,} {verdict.replace('_', ' ')}"
+        for verdict in VERDICTS
+        if verdict != "dead" and int(sites[verdict].sum())
+    ]
+    lines = [
+        f"### reludiag: {_text(head.model)}",
+        ", ".join([found, *others]),
+        f"{_name(head.subject)}: {_text(head.evidence)}.",
+    ]
+    failed = exceeded(checks)
+    if failed:
+        lines.append(f"**Over the limit:** {_text(failed[0].sentence)}{_more(failed)}.")
+    if diagnosis.diverged:
+        lines.append("**Diverged:** units became NaN or infinite; they are neither dead nor alive.")
+    return "\n\n".join([*lines, *(f"> {_text(note)}" for note in head.notes)])
+
+
+def _more(failed: Sequence[Check]) -> str:
+    return f", and {many(len(failed) - 1, 'limit')} more" if len(failed) > 1 else ""
+
+
+def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
+    sites = diagnosis.sites
+    lost = sites["dead"] + sites["nonfinite"]
+    worst = lost.sort_values(ascending=False, kind="stable").index[:_MOST_SITES]
+    judged = {check.site: check for check in checks}
+    gated = any(check.limit is not None for check in checks)
+    titles = ["Site", "Units", "Dead", "", "Nonfinite", *(["Limit", ""] if gated else [])]
+    lines = [_row(titles), "|:--|" + "--:|" * (len(titles) - 1)]
+    for row in sites.loc[sorted(worst)].to_dict("records"):
+        check = judged.get(str(row["site"]))
+        cells = [_name(str(row["site"]))]
+        if check is None or check.units is not None:
+            cells += [f"{row['units']:,}", f"{row['dead']:,}", share(row["dead"], row["units"])]
+            cells.append(f"{row['nonfinite']:,}")
+        else:
+            cells += ["never called", "", "", ""]
+        if gated and check is not None:
+            limit = "" if check.limit is None else check.limit.text
+            cells += [limit, "**over**" if check.exceeded else ""]
+        lines.append(_row(cells))
+    left_out = len(sites) - len(worst)
+    if left_out:
+        lines += ["", f"{many(left_out, 'site')} with fewer dead units left out."]
+    return "\n".join(lines)
+
+
+def _life_table(diagnosis: Diagnosis) -> str:
+    if diagnosis.timeline is None or not len(diagnosis.timeline):
+        return ""
+    windows = life_windows(diagnosis.timeline)
+    diverged = any(window.nonfinite for window in windows)
+    titles = ["Steps", "Max. learning rate", "Dead", "Died", "Revived"]
+    titles += ["Nonfinite"] if diverged else []
+    lines = [_row(titles), "|" + "--:|" * len(titles)]
+    for window in windows:
+        rate = "" if math.isnan(window.learning_rate) else f"{window.learning_rate:.4g}"
+        counts = [window.dead, window.died, window.revived]
+        counts += [window.nonfinite] if diverged else []
+        lines.append(_row([window.steps, rate, *(f"{count:,}" for count in counts)]))
+    return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _why(diagnosis: Diagnosis) -> str:
+    """The cause of the run as a whole, and what to do."""
+    cause = own_cause(diagnosis.causes)
+    return "" if cause is None else f"**Why:** {_text(f'{cause.sentence} {instruction(cause)}')}"
+
+
+def _dead_units(diagnosis: Diagnosis) -> str:
+    dead = diagnosis.units[diagnosis.units["verdict"] == "dead"]
+    lines = []
+    for site, rows in list(dead.groupby("site", sort=False))[:_MOST_SITES]:
+        more = len(rows) - _MOST_UNITS
+        listed = ", ".join(str(unit) for unit in rows["unit"].head(_MOST_UNITS))
+        lines.append(
+            f"- {_name(str(site))}: {listed}" + (f" and {more:,} more" if more > 0 else "")
+        )
+    if not lines:
+        return ""
+    return "\n".join(["<details><summary>Dead units</summary>", "", *lines, "", "</details>"])
+
+
+def _name(name: str) -> str:
+    """A name as code; what could end the code, or the table's cell, is written by its number."""
+    if _PLAIN.fullmatch(name):
+        return f"`{name}`"
+    return "<code>" + re.sub(r"[^A-Za-z0-9 .]", lambda m: f"&#{ord(m[0])};", name) + "</code>"
+
+
+def _text(text: str) -> str:
+    """A sentence in which names do nothing: no emphasis, link, mention, or line of its own."""
+    text = _SPECIAL.sub(r"\\\g<0>", printable(" ".join(text.split())))
+    # GitHub makes links of these after the escapes are gone; a comment in between stops it.
+    return re.sub(r"(?<=@)(?=\w)|(?<=:)(?=//)|(?<=www)(?=\.)", "<!-- -->", text)

@@ -1,0 +1,219 @@
+"""What the tables say in words, and the timeline of the whole model in a few windows."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from reludiag.causes.cause import NONE, Cause
+from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.measure.verdicts import upper_bound
+from reludiag.scanning import RANDOM_INPUT
+
+WINDOWS = 10
+
+
+@dataclass(frozen=True)
+class LifeWindow:
+    """Consecutive snapshots of the whole model, summed up."""
+
+    first: int
+    """The step of the snapshot before; in the first window, the first snapshot itself."""
+    last: int
+    learning_rate: float
+    """The largest of its steps; NaN where none is known."""
+    dead: int
+    """At its end, as `nonfinite` is."""
+    died: int
+    revived: int
+    nonfinite: int
+
+    @property
+    def steps(self) -> str:
+        """`0`, or `10-20`: after step 10, up to 20."""
+        return str(self.last) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+def life_windows(timeline: pd.DataFrame, most: int = WINDOWS) -> list[LifeWindow]:
+    """The timeline in a few windows: the first snapshot, then at most `most` of equal length."""
+    snapshots = _whole_model(timeline)
+    width = math.ceil(max(1, len(snapshots) - 1) / most)
+    starts = [0, *range(1, len(snapshots), width)]
+    return [
+        _joined(snapshots[start:end])
+        for start, end in zip(starts, [*starts[1:], len(snapshots)], strict=True)
+    ]
+
+
+def thick_of_deaths(timeline: pd.DataFrame) -> LifeWindow | None:
+    """The shortest stretch of steps in which half of the deaths came; None without deaths."""
+    snapshots = _whole_model(timeline)
+    half = sum(snapshot.died for snapshot in snapshots) / 2
+    if half == 0:
+        return None
+    stretches, start, died = list[LifeWindow](), 0, 0
+    for end, snapshot in enumerate(snapshots):
+        died += snapshot.died
+        while died - snapshots[start].died >= half:
+            died -= snapshots[start].died
+            start += 1
+        if died >= half:
+            stretches.append(_joined(snapshots[start : end + 1]))
+    return min(stretches, key=lambda stretch: (stretch.last - stretch.first, -stretch.died))
+
+
+def _whole_model(timeline: pd.DataFrame) -> list[LifeWindow]:
+    """A window for each snapshot, summed over the sites."""
+    by_step = timeline.groupby("step")
+    sums = by_step[["dead", "died", "revived", "nonfinite"]].sum().astype("int64").to_dict("list")
+    steps: list[int] = timeline["step"].drop_duplicates().astype("int64").to_list()
+    rates = by_step["learning_rate"].max().to_list()
+    return [
+        LifeWindow(
+            first=steps[max(index - 1, 0)],
+            last=step,
+            learning_rate=rates[index],
+            dead=sums["dead"][index],
+            died=sums["died"][index],
+            revived=sums["revived"][index],
+            nonfinite=sums["nonfinite"][index],
+        )
+        for index, step in enumerate(steps)
+    ]
+
+
+def _joined(windows: list[LifeWindow]) -> LifeWindow:
+    known = [w.learning_rate for w in windows if not math.isnan(w.learning_rate)]
+    return LifeWindow(
+        first=windows[0].first,
+        last=windows[-1].last,
+        learning_rate=max(known, default=math.nan),
+        dead=windows[-1].dead,
+        died=sum(window.died for window in windows),
+        revived=sum(window.revived for window in windows),
+        nonfinite=windows[-1].nonfinite,
+    )
+
+
+def next_steps(diagnosis: Diagnosis) -> list[str]:
+    """What the tables suggest to look at, the gravest first; a sentence each."""
+    sites, head = diagnosis.sites, diagnosis.head
+    lines = []
+    if diagnosis.diverged:
+        first = sites.loc[sites["nonfinite"] > 0, "site"].iloc[0]
+        lines.append(
+            f"'{first}' is the first site with NaN or infinite values. Lower the learning rate or "
+            "clip the gradients. Silence beside them proves nothing."
+        )
+        return lines
+    silent = sites[(sites["dead"] == sites["units"]) & (sites["dead"] > 0)]["site"]
+    if len(silent):
+        names = _named(silent)
+        lines.append(
+            f"{names}: every unit is dead, so later layers get only constants through it, earlier "
+            "ones no gradient."
+        )
+    if diagnosis.timeline is not None:
+        lines += _life_sentences(diagnosis)
+    if diagnosis.dead:
+        worst = sites.sort_values(["dead_fraction", "dead"], ascending=False, kind="stable").iloc[0]
+        if not len(silent):
+            fed = f" (its weights: '{worst['producer']}')" if pd.notna(worst["producer"]) else ""
+            lines.append(
+                f"The worst site is '{worst['site']}'{fed}: {worst['dead']:,} of "
+                f"{many(worst['units'], 'unit')} dead."
+            )
+        if head.frozen and RANDOM_INPUT not in head.notes:  # noise is no sample of any data
+            bound = float(upper_bound(0, head.samples))
+            lines.append(
+                f"Dead here means 0 of {head.samples:,} samples: a firing rate below "
+                f"{upper_share(bound)} on data like this, with 95 % confidence."
+            )
+    rare = int(sites["rare"].sum())
+    if rare:
+        lines.append(
+            f"{many(rare, 'unit')} fired in fewer than "
+            f"{share(diagnosis.thresholds.rare, 1)} of samples: rare, not dead. More data tells."
+        )
+    uncalled = sites.loc[sites["units"].isna(), "site"]
+    if len(uncalled):
+        lines.append(f"{_named(uncalled)}: never called, so nothing is known of it.")
+    if head.samples == 0:
+        lines.insert(0, "Nothing has been observed yet.")
+    elif diagnosis.dead == 0 and not diagnosis.diverged:
+        lines.insert(0, "No unit is dead.")
+    listed = int(((diagnosis.units["verdict"] != "alive") & diagnosis.units["unit"].notna()).sum())
+    if listed:
+        lines.append(f"--csv FILE: the {many(listed, 'unit')} with a verdict other than alive.")
+    return lines
+
+
+def _life_sentences(diagnosis: Diagnosis) -> list[str]:
+    assert diagnosis.timeline is not None
+    lines = []
+    most = thick_of_deaths(diagnosis.timeline)
+    if most is not None:
+        rate = most.learning_rate
+        at = "" if math.isnan(rate) else f", at a learning rate of {rate:.4g}"
+        total = int(diagnosis.timeline["died"].sum())
+        windows = life_windows(diagnosis.timeline)
+        # Where causes were weighed, they say what to do.
+        advise = windows[-1].dead > windows[0].dead and not diagnosis.causes
+        lines.append(
+            f"{most.died:,} of {many(total, 'death')} came in steps {most.steps}{at}."
+            + (" A lower one, or a warm-up, is the first thing to try." if at and advise else "")
+        )
+    born = int(diagnosis.sites["born_dead"].sum())
+    if born:
+        was = "was" if born == 1 else "were"
+        seen = int(diagnosis.timeline["samples"].iloc[0])
+        lines.append(
+            f"{many(born, 'unit')} {was} dead at step 0 (silent on {many(seen, 'sample')}), before "
+            "any training"
+            + ("." if diagnosis.causes else ": look at the initialization and at the input.")
+        )
+    return lines
+
+
+def own_cause(causes: Sequence[Cause]) -> Cause | None:
+    """The cause of a run as a whole; None where nothing died, or no causes were weighed."""
+    if not causes or (causes[0].kind == NONE and causes[0].share == 0):
+        return None
+    return causes[0]
+
+
+def instruction(cause: Cause) -> str:
+    """What to do, as a sentence; empty where there is nothing to do."""
+    return f"{cause.advice[:1].upper()}{cause.advice[1:]}." if cause.advice else ""
+
+
+def upper_share(bound: float) -> str:
+    """An upper bound as a percentage of two digits, rounded up: down, it would be untrue."""
+    digits = 1 - math.floor(math.log10(100 * bound))
+    scale = 10**digits
+    return f"{math.ceil(100 * bound * scale) / scale:.{max(digits, 0)}f} %"
+
+
+def _named(names: "pd.Series[str]", most: int = 3) -> str:
+    shown = list(names.head(most))
+    more = len(names) - len(shown)
+    return ", ".join(f"'{name}'" for name in shown) + (f" and {more} more" if more else "")
+
+
+def many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def share(part: float, whole: float) -> str:
+    """A percentage that never rounds something to 0 % nor less than all to 100 %."""
+    if not whole or math.isnan(part):
+        return ""
+    percent = 100 * part / whole
+    if 0 < percent < 0.1:
+        return "<0.1 %"
+    if 99.9 < percent < 100:
+        return ">99.9 %"
+    if 0 < percent < 10 or 99 < percent < 100:
+        return f"{percent:.1f} %"
+    return f"{percent:.0f} %"

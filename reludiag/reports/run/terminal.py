@@ -1,0 +1,268 @@
+"""The terminal report: what was scanned, how each site is, when units died, what to look at."""
+
+import io
+import itertools
+import math
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.measure.verdicts import VERDICTS
+from reludiag.reports.console import Harmless
+from reludiag.reports.run.cause_section import why
+from reludiag.reports.run.summary import WINDOWS, life_windows, many, next_steps, share
+
+WIDTH = 80
+_MOST_ROWS = 40  # sites shown one by one; more are grouped by their parent module
+BAR = 16  # cells
+_WORST = 4  # units named per site
+
+# verdict -> (glyph, glyph where only ASCII can be shown, style), in the order of a bar
+_LOOKS = {
+    "alive": ("█", "#", "green"),
+    "always_on": ("█", "#", "green"),
+    "constant": ("▓", "c", "cyan"),
+    "dormant": ("▒", "o", "yellow"),
+    "rare": ("▒", "o", "yellow"),
+    "dead": ("×", "x", "bold red"),
+    "unobserved": ("?", "?", "dim"),
+    "nonfinite": ("!", "!", "bold magenta"),
+}
+
+
+def print_report(diagnosis: Diagnosis, console: Console, all_sites: bool = False) -> None:
+    """Print the report on a Rich console."""
+    console.print(render(diagnosis, all_sites, ascii_only=not speaks_unicode(console)))
+
+
+def terminal_text(diagnosis: Diagnosis, all_sites: bool = False, encoding: str = "utf-8") -> str:
+    """The report as plain text, 80 columns wide, of characters that `encoding` has."""
+    page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
+    console = Console(file=page, width=WIDTH, color_system=None, legacy_windows=False)
+    print_report(diagnosis, console, all_sites)
+    page.seek(0)
+    return "".join(line.rstrip() + "\n" for line in page)
+
+
+def terminal_svg(diagnosis: Diagnosis, all_sites: bool = False) -> str:
+    """The report as an SVG picture of a terminal."""
+    console = Console(
+        file=io.StringIO(), width=WIDTH, record=True, force_terminal=True, color_system="truecolor"
+    )
+    print_report(diagnosis, console, all_sites)
+    return console.export_svg(title="reludiag", unique_id="reludiag")
+
+
+def render(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool = False) -> RenderableType:
+    """The whole report as one renderable."""
+    parts: list[RenderableType] = [_head(diagnosis)]
+    parts.append(_site_table(diagnosis, all_sites, ascii_only))
+    if diagnosis.timeline is not None and len(diagnosis.timeline):
+        parts.append(life_table(diagnosis, ascii_only))
+    parts += why(diagnosis.causes)
+    parts.append(_next_steps(diagnosis))
+    return Harmless(*parts)
+
+
+def speaks_unicode(console: Console) -> bool:
+    return console.encoding.lower().startswith("utf")
+
+
+def _head(diagnosis: Diagnosis) -> RenderableType:
+    head, sites = diagnosis.head, diagnosis.sites
+    units = int(sites["units"].sum())
+    counts = {verdict: int(sites[verdict].sum()) for verdict in VERDICTS}
+    title = Text(head.model, style="bold")
+    if head.subject != head.model:
+        title.append(f"  {head.subject}", style="not bold")
+    totals = Text()
+    dead_style = "bold red" if counts["dead"] else "bold green"
+    totals.append(f"{counts['dead']:,} of {many(units, 'unit')} dead", style=dead_style)
+    if counts["dead"]:
+        totals.append(f" ({share(counts['dead'], units)})", style=dead_style)
+    for verdict in VERDICTS:
+        if verdict != "dead" and counts[verdict]:
+            style = _LOOKS[verdict][2]
+            totals.append("  ")
+            totals.append(f"{counts[verdict]:,} {verdict.replace('_', ' ')}", style=style)
+    lines = [title, Text(head.evidence[:1].upper() + head.evidence[1:]), totals]
+    if diagnosis.diverged:
+        note = "DIVERGED: units became NaN or infinite; they are neither dead nor alive."
+        lines.append(Text(note, style="bold magenta"))
+    lines += [Text(note, style="yellow") for note in head.notes]
+    return Panel(Group(*lines), title="reludiag", title_align="left", border_style="dim")
+
+
+def _site_table(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool) -> RenderableType:
+    rows, grouped = _rows(diagnosis, all_sites)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
+    table.add_column("Modules" if grouped else "Site", overflow="fold", ratio=2, min_width=12)
+    if grouped:
+        table.add_column("Sites", justify="right", no_wrap=True)
+    table.add_column("Units", justify="right", no_wrap=True)
+    table.add_column("alive, rare, dead", no_wrap=True, width=BAR + 1)
+    table.add_column("Dead", justify="right", no_wrap=True)
+    table.add_column("", justify="right", no_wrap=True)
+    if not grouped:
+        table.add_column("Worst units", overflow="ellipsis", no_wrap=True, ratio=2)
+    worst = {} if grouped else _worst_units(diagnosis)
+    for row in rows.to_dict("records"):
+        counts = {verdict: int(row[verdict]) for verdict in VERDICTS}
+        units = sum(counts.values())
+        dead_style = "red" if counts["dead"] else "dim"
+        cells: list[RenderableType] = [Text(row["site"])]
+        if grouped:
+            cells.append(f"{row['sites']:,}")
+        if units:
+            cells += [
+                f"{units:,}",
+                bar(counts, units, ascii_only),
+                Text(f"{counts['dead']:,}", style=dead_style),
+                Text(share(counts["dead"], units), style=dead_style),
+            ]
+            if not grouped:
+                cells.append(Text(worst.get(row["site"], ""), style="dim"))
+        else:
+            cells += ["", Text("never called", style="dim")]
+        table.add_row(*cells)
+    parts: list[RenderableType] = [Padding(table, (1, 0, 0, 1))]
+    legend = _legend(diagnosis, ascii_only)
+    if legend:
+        parts.append(Padding(legend, (0, 0, 0, 1)))
+    if grouped:
+        count = len(diagnosis.sites)
+        parts.append(Text(f" {count:,} sites, by module: --all-sites lists each.", style="dim"))
+    return Group(*parts)
+
+
+def _rows(diagnosis: Diagnosis, all_sites: bool) -> tuple[pd.DataFrame, bool]:
+    """A row per site, or, where they are many, per module or range of modules that holds them."""
+    sites = diagnosis.sites
+    if all_sites or len(sites) <= _MOST_ROWS:
+        return sites, False
+    owners = [str(site).partition("#")[0].rpartition(".")[0] for site in sites["site"]]
+    labels = _ranges(owners)
+    while len(set(labels)) > _MOST_ROWS:
+        owners = [owner.rpartition(".")[0] for owner in owners]
+        labels = _ranges(owners)
+    tally = sites.assign(label=labels, sites=1).groupby("label", sort=False)
+    return tally[["sites", *VERDICTS]].sum().reset_index(names="site"), True
+
+
+def _ranges(owners: list[str]) -> list[str]:
+    """A label for each owner: its name, or `layers.0 ... 24` where there are too many."""
+    names = list(dict.fromkeys(owners))
+    if len(names) <= _MOST_ROWS:
+        return [name or "(model)" for name in owners]
+    size = math.ceil(2 * len(names) / _MOST_ROWS)
+    labels: dict[str, str] = {}
+    for holder, members in itertools.groupby(names, key=lambda name: name.rpartition(".")[0]):
+        listed = list(members)
+        for start in range(0, len(listed), size):
+            part = listed[start : start + size]
+            first = part[0] or holder or "(model)"
+            label = first if len(part) == 1 else f"{first} ... {part[-1].rpartition('.')[2]}"
+            labels.update(dict.fromkeys(part, label))
+    return [labels[name] for name in owners]
+
+
+def bar(counts: dict[str, int], units: int, ascii_only: bool) -> Text:
+    """A bar of the units by verdict, each that occurs at least one cell wide."""
+    cells = {verdict: BAR * counts[verdict] / units for verdict in _LOOKS if counts[verdict]}
+    widths = {verdict: max(1, round(width)) for verdict, width in cells.items()}
+    while sum(widths.values()) != BAR:
+        step = 1 if sum(widths.values()) < BAR else -1
+        # The widest takes up the rounding: it hides there best.
+        widths[max(widths, key=lambda verdict: widths[verdict])] += step
+    drawn = Text()
+    for verdict, width in widths.items():
+        glyph, plain, style = _LOOKS[verdict]
+        drawn.append((plain if ascii_only else glyph) * width, style=style)
+    return drawn
+
+
+def _legend(diagnosis: Diagnosis, ascii_only: bool) -> Text:
+    """The glyphs that occur, beyond full blocks."""
+    seen: dict[str, tuple[list[str], str]] = {}
+    for verdict, (glyph, plain, style) in _LOOKS.items():
+        if int(diagnosis.sites[verdict].sum()):
+            names, _ = seen.setdefault(plain if ascii_only else glyph, ([], style))
+            names.append(verdict.replace("_", " "))
+    legend = Text(style="dim")
+    for glyph, (names, style) in seen.items():
+        legend.append(glyph, style=style)
+        legend.append(f" {', '.join(names)}   ")
+    return legend
+
+
+def _worst_units(diagnosis: Diagnosis) -> dict[str, str]:
+    """For each site, the units of the worst verdict that occurs there; of the dead no word."""
+    units = diagnosis.units[diagnosis.units["unit"].notna()]
+    named: dict[str, str] = {}
+    for verdict in ("nonfinite", "dead", "rare", "dormant", "constant"):
+        found = units[units["verdict"] == verdict].sort_values("firing_rate", kind="stable")
+        for site, rows in found.groupby("site", sort=False):
+            shown = ", ".join(str(unit) for unit in rows["unit"].head(_WORST))
+            more = len(rows) - _WORST
+            label = "" if verdict == "dead" else f"{verdict} "
+            named.setdefault(str(site), label + shown + (f" +{more:,}" if more > 0 else ""))
+    return named
+
+
+def life_table(diagnosis: Diagnosis, ascii_only: bool, most: int = WINDOWS) -> RenderableType:
+    """What died and revived in each of at most `most` windows of the run, and the state before."""
+    assert diagnosis.timeline is not None
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
+    table.add_column("Steps", justify="right", no_wrap=True)
+    table.add_column("Max. learning rate", justify="right", no_wrap=True)
+    table.add_column("Dead", justify="right", no_wrap=True)
+    windows = life_windows(diagnosis.timeline, most)
+    diverged = any(window.nonfinite for window in windows)
+    width = BAR // 2 if diverged else BAR
+    table.add_column("", no_wrap=True, width=width + 1)
+    table.add_column("Died", justify="right", no_wrap=True)
+    table.add_column("Revived", justify="right", no_wrap=True)
+    if diverged:
+        table.add_column("Nonfinite", justify="right", no_wrap=True)
+    else:
+        table.add_column("", ratio=1)
+    glyph = _LOOKS["dead"][ascii_only]
+    units = max(1, int(diagnosis.sites["units"].sum()))
+    for window in windows:
+        cells: list[RenderableType] = [
+            window.steps,
+            "" if math.isnan(window.learning_rate) else f"{window.learning_rate:.4g}",
+            f"{window.dead:,}",
+            Text(glyph * _cells(window.dead, units, width), style="red"),
+            Text(f"{window.died:,}", style="red" if window.died else "dim"),
+            Text(f"{window.revived:,}", style="green" if window.revived else "dim"),
+        ]
+        if diverged:
+            cells.append(
+                Text(f"{window.nonfinite:,}", style="magenta" if window.nonfinite else "dim")
+            )
+        table.add_row(*cells)
+    return Group(
+        Padding(Text("Deaths over time", style="bold"), (1, 0, 1, 1)), Padding(table, (0, 0, 0, 1))
+    )
+
+
+def _cells(part: int, whole: int, width: int) -> int:
+    return max(1, round(width * part / whole)) if part else 0
+
+
+def _next_steps(diagnosis: Diagnosis) -> RenderableType:
+    lines = next_steps(diagnosis)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=1, style="bold")
+    table.add_column()
+    for line in lines:
+        table.add_row("-", escape(line))
+    return Padding(Group(Text("What to look at next", style="bold"), table), (1, 0, 0, 1))

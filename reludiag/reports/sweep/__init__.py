@@ -1,0 +1,1 @@
+"""Reports of Effects, one file a format."""

@@ -1,0 +1,278 @@
+"""What the effects of a sweep say in words, with what they cannot say."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from reludiag.experiments.analysis.effects import Effects
+from reludiag.experiments.analysis.safety import SafeRate
+from reludiag.experiments.analysis.trend import NO_DEATHS, Trend
+from reludiag.experiments.analysis.variance import ALWAYS_SAME, VarianceShare
+from reludiag.reports.run.summary import many, share
+
+SIGNIFICANT = 0.05
+SOURCES = {
+    "lr": "learning rate",
+    "init": "initialization",
+    "interaction": "the two together",
+    "residual": "the rest",
+}
+_MUCH_BORN = 0.05  # of an initialization's units: worth a word
+_MOST_NAMED = 6
+
+
+def headline(effects: Effects) -> str:
+    """The one sentence, or what keeps it from being said."""
+    if not effects.runs:
+        return "No run was given."
+    if not effects.counted:
+        none = f"None of {many(effects.runs, 'run')} can be counted: {_left_out(effects)}."
+        errors = [error for error in effects.trials["error"].dropna() if error]
+        return f"{none} First error: {errors[0]}" if errors else none
+    trend = effects.trend
+    if trend.reason == NO_DEATHS:
+        return f"No unit died after step 0 in any of {many(effects.counted, 'counted run')}."
+    if trend.p_value is None:
+        return f"Whether the learning rate kills units is not known: {trend.reason}."
+    if trend.smallest_p is not None and trend.smallest_p > SIGNIFICANT:
+        return (
+            f"{many(trend.runs, 'run')} cannot tell whether the learning rate kills units: even a "
+            f"perfect order of them would have p = {_p(trend.smallest_p)}. More learning rates or "
+            "seeds would."
+        )
+    if trend.p_value > SIGNIFICANT:
+        return (
+            f"No effect of the learning rate on new deaths shows in {many(trend.runs, 'run')} "
+            f"(p = {_p(trend.p_value)})."
+        )
+    shares = [effects.variance_share("new", source) for source in SOURCES]
+    told = [item for item in shares[:3] if item.share is not None]
+    if not told or told[0].source != "lr":
+        return f"{_direction(trend)} ({_test(trend)})."
+    return (
+        f"Learning rate explains {_explained(told[0])} of new deaths"
+        + "".join(f", {SOURCES[item.source]} {_explained(item)}" for item in told[1:])
+        + f" ({_test(trend)})."
+    )
+
+
+def findings(effects: Effects) -> list[str]:
+    """A sentence each, the most important first; what could not be told among them."""
+    if not effects.counted:
+        return [*_safe_sentences(effects)]
+    lines = []
+    trend = effects.trend
+    if trend.p_value is not None and trend.p_value <= SIGNIFICANT:
+        rising = [t for t in effects.trends if t.correlation is not None]
+        same = [t for t in rising if (t.correlation or 0) * (trend.correlation or 0) > 0]
+        which = (
+            f" in {len(same)} of {many(len(rising), 'initialization')}" if len(rising) > 1 else ""
+        )
+        lines.append(
+            f"{_direction(trend)}{which}: rank correlation {trend.correlation:.2f} within an "
+            "initialization. Runs were permuted, for the units of one run die together."
+        )
+    odds = effects.odds
+    if odds.odds_ratio is not None and odds.low is not None and odds.high is not None:
+        lines.append(
+            f"Ten times the learning rate multiplies a unit's odds to die by "
+            f"{odds.odds_ratio:.3g} (95 %: {odds.low:.3g} to {odds.high:.3g}, errors by run)."
+        )
+    lines += _safe_sentences(effects)
+    lines += _born_sentences(effects)
+    lines += _untold_sentences(effects)
+    return lines
+
+
+def caveats(effects: Effects) -> list[str]:
+    """What was left out, and what makes the runs hard to compare."""
+    lines = []
+    if effects.counted and effects.counted < effects.runs:
+        lines.append(
+            f"Left out of the deaths: {_left_out(effects)}."
+            + (" What is not finite is neither dead nor alive." if effects.diverged else "")
+        )
+    return [*lines, *effects.notes]
+
+
+def size(effects: Effects) -> str:
+    """Of how many runs it is, over what."""
+    rates, inits = effects.cells["lr"].nunique(), effects.cells["init"].nunique()
+    return (
+        f"{many(effects.runs, 'run')}: {many(rates, 'learning rate')}, "
+        f"{many(inits, 'initialization')}"
+    )
+
+
+def marks(effects: Effects) -> str:
+    """What stands in the cells of a heat map beside shares."""
+    cells, told = effects.cells, []
+    if cells["diverged"].any():
+        told.append("NaN: all its runs diverged   !: some did, the share is of the others")
+    if (cells["crashed"] == cells["runs"]).any():
+        told.append("crash: all its runs did")
+    return "   ".join(told)
+
+
+def interval(item: VarianceShare) -> str:
+    """`70-78 %`, with a decimal where that would hide a difference; empty where there is none."""
+    if item.low is None or item.high is None:
+        return ""
+    for digits in (0, 1):
+        ends = [_end(end, digits) for end in (item.low, item.high)]
+        if ends[0] != ends[1]:
+            break
+    return f"{'-'.join(dict.fromkeys(ends))} %"
+
+
+def _end(part: float, digits: int) -> str:
+    """An end of an interval; only what is 0 or all is written so."""
+    text = f"{100 * part:.{digits}f}"
+    rounded_away = (part > 0 and float(text) == 0) or (part < 1 and float(text) == 100)
+    return share(part, 1).removesuffix(" %") if rounded_away or part in (0, 1) else text
+
+
+def rate(value: float) -> str:
+    """A learning rate as people write it."""
+    return f"{value:.6g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def number(value: float) -> str:
+    """What train returned, in at most nine characters."""
+    return f"{value:.3g}"
+
+
+def p_text(value: float | None) -> str:
+    """A p-value; empty where there is none."""
+    return "" if value is None else _p(value)
+
+
+def _left_out(effects: Effects) -> str:
+    parts = [
+        (effects.diverged, "diverged"),
+        (effects.crashed, "did not end"),
+        (effects.repeated, "with the learning rate, initialization and seed of another"),
+        (effects.unplaced, "of unknown learning rate or without units that can die"),
+    ]
+    return ", ".join(f"{many(count, 'run')} {what}" for count, what in parts if count) or "no runs"
+
+
+def _explained(item: VarianceShare) -> str:
+    around = f" ({interval(item)})" if interval(item) and item.source != "interaction" else ""
+    return f"{share(item.share or 0.0, 1)}{around}"
+
+
+def _test(trend: Trend) -> str:
+    return f"p = {_p(trend.p_value or 0.0)}, {many(trend.runs, 'run')}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
+
+
+def _direction(trend: Trend) -> str:
+    more = "More" if (trend.correlation or 0) > 0 else "Fewer"
+    return f"{more} units die at higher learning rates"
+
+
+def _safe_sentences(effects: Effects) -> list[str]:
+    """Up to which learning rate each initialization is safe; equal ones in one clause."""
+    born = effects.heat_map("born").mean(axis=1)
+    by_rate: dict[float, list[SafeRate]] = {}
+    lines, never, clauses = [], [], []
+    for item in effects.safe:
+        if item.highest_safe is not None:
+            by_rate.setdefault(item.highest_safe, []).append(item)
+        elif item.lowest_unsafe is not None:
+            never.append(item)
+    for highest in sorted(by_rate, reverse=True):
+        items = by_rate[highest]
+        ends = (
+            "" if any(item.lowest_unsafe is not None for item in items) else ", the highest tried"
+        )
+        clauses.append(f"{_listed(_named(i, born) for i in items)} up to {rate(highest)}{ends}")
+    limit = f"{100 * effects.safe_new:g} %"
+    if clauses:
+        fewest = min(item.fewest_runs for item in effects.safe if item.highest_safe is not None)
+        lines.append(
+            f"Safe, with at most {limit} of new deaths in each run: {'; '.join(clauses)}."
+            + (" That rests on one run each." if fewest == 1 else "")
+        )
+    if never:
+        why = _listed(f"{i.init} ({_why_unsafe(i)} at {rate(i.lowest_unsafe or 0)})" for i in never)
+        lines.append(f"Not safe at any learning rate tried: {why}.")
+    untold: dict[str, list[str]] = {}
+    for item in effects.safe:
+        if item.safe_above and item.lowest_unsafe is not None:
+            again = _listed(rate(value) for value in item.safe_above)
+            lines.append(
+                f"{item.init} is not safe at {rate(item.lowest_unsafe)} ({_why_unsafe(item)}), but "
+                f"again at {again}: not to be relied on."
+            )
+        if item.untold:
+            untold.setdefault(_listed(rate(lr) for lr in item.untold), []).append(item.init)
+    lines += [f"No run could tell of {_listed(of)} at {at}." for at, of in untold.items()]
+    return lines
+
+
+def _named(item: SafeRate, born: "pd.Series[float]") -> str:
+    dead = born.get(item.init, math.nan)
+    return f"{item.init} (but {share(dead, 1)} born dead)" if dead >= _MUCH_BORN else item.init
+
+
+def _why_unsafe(item: SafeRate) -> str:
+    why = [] if item.unsafe_new is None else [f"up to {share(item.unsafe_new, 1)} new deaths"]
+    if item.unsafe_diverged:
+        why.append(f"{many(item.unsafe_diverged, 'run')} diverged")
+    return ", ".join(why)
+
+
+def _born_sentences(effects: Effects) -> list[str]:
+    born = effects.heat_map("born").mean(axis=1)
+    found = effects.variance_share("born", "init")
+    much = born[born >= _MUCH_BORN].sort_values(ascending=False)
+    listed = _listed(f"{init} {share(part, 1)}" for init, part in much.items())
+    if found.share is None:
+        return [f"Dead at step 0: {listed}."] if len(much) else []
+    if not len(much):
+        return []
+    return [
+        f"Dead at step 0, before any training: {listed}. Initialization explains "
+        f"{_explained(found)} of it."
+    ]
+
+
+def _untold_sentences(effects: Effects) -> list[str]:
+    """What is None, and why, beyond what the headline says already."""
+    lines = []
+    for response, of in (("new", "new deaths"), ("born", "units dead at step 0")):
+        reasons: dict[str, list[str]] = {}
+        for source in ("lr", "init"):
+            item = effects.variance_share(response, source)
+            if item.share is None and item.reason not in (effects.trend.reason, ALWAYS_SAME):
+                reasons.setdefault(item.reason, []).append(SOURCES[source])
+        lines += [
+            f"Not known: how much of {of} goes with {_listed(names)} ({why})."
+            for why, names in reasons.items()
+        ]
+    silent = [trend for trend in effects.trends if trend.correlation is None]
+    by_reason: dict[str, list[str]] = {}
+    for trend in silent if effects.trend.correlation is not None else []:
+        by_reason.setdefault(trend.reason, []).append(str(trend.init))
+    lines += [f"{_listed(inits)}: {why}." for why, inits in by_reason.items()]
+    shares = [s for s in effects.variance if s.share is not None]
+    if shares and all(item.low is None for item in shares):
+        lines.append(
+            "How sure the shares are is not known: too few runs of one learning rate and "
+            "initialization, or none of them differ. Three seeds of each would tell."
+        )
+    return lines
+
+
+def _listed(names: Iterable[str]) -> str:
+    given: Sequence[str] = list(names)
+    shown, more = given[:_MOST_NAMED], len(given) - _MOST_NAMED
+    if more > 0:
+        return ", ".join(shown) + f" and {more} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)

@@ -1,0 +1,1 @@
+"""Sites: where rectifiers run in a model, and where their units are."""

@@ -1,0 +1,247 @@
+"""Rectifiers called as functions: `F.relu(x)`, `x.clamp(min=0)`, `torch.maximum(x, zeros)`, ...
+
+`RectifierMode` sees them when they are called. `functional_calls` searches a model's source for
+them, which decides whether a mode is needed, and lists them where the model has not been run.
+"""
+
+import ast
+import functools
+import inspect
+import textwrap
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from reludiag.sites.rectifiers import (
+    Rectifier,
+    is_zero,
+    operator_names,
+    rectifier_call,
+    rectifier_of,
+)
+
+
+class OnCall(Protocol):
+    """Makes a functional rectifier's call and returns what it returns."""
+
+    def __call__(
+        self, rectifier: Rectifier, before: Any, in_place: bool, call: Callable[[], Any]
+    ) -> Any: ...
+
+
+class RectifierMode(TorchFunctionMode):
+    """Hands each functional rectifier call made while it is active to `on_call`.
+
+    Besides the operators of the table it knows the spellings by parts: `maximum(x, 0)`,
+    `where(x > 0, x, 0)`, `x * (x > 0)`, `x.masked_fill(x < 0, 0)`, `x[x < 0] = 0` and
+    `clamp(x, min=zeros)`, wherever it saw the zeros or the mask being made and they are unchanged
+    since.
+    """
+
+    def __init__(self, on_call: OnCall) -> None:
+        super().__init__()
+        self._on_call = on_call
+        self._parts = _Parts()
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "").partition(".")[0]  # relu.default: an overload
+        operator = name.strip("_")
+        if operator in _OPERATORS:
+            rectifier = rectifier_call(operator, args, kwargs)
+            lower = args[1] if len(args) > 1 else kwargs.get("min")
+            if isinstance(lower, Tensor) and self._parts.is_zero(lower):
+                rectifier = rectifier_call(operator, args[:1], {**kwargs, "min": 0})
+            if rectifier is not None:
+                before = args[0] if args else kwargs.get("input")
+                in_place = name.endswith("_") or bool(kwargs.get("inplace"))
+                return self._on_call(rectifier, before, in_place, lambda: func(*args, **kwargs))
+        elif operator in _PARTS:
+            parts = _in_order(operator, args, kwargs)
+            before = self._parts.rectified(operator, parts)
+            if before is not None and before.is_floating_point():
+
+                def call() -> Any:
+                    result = func(*args, **kwargs)
+                    return before if operator == "setitem" else result  # that returns nothing
+
+                rectifier = Rectifier(operator, can_die=True, passes=True)
+                return self._on_call(rectifier, before, name.endswith("_"), call)
+            result = func(*args, **kwargs)
+            self._parts.note(operator, parts, result)
+            return result
+        return func(*args, **kwargs)
+
+
+_OPERATORS = operator_names()
+_ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
+_FILLED = frozenset({"full", "full_like", "new_full"})
+_MASKS = {"gt": True, "ge": True, "lt": False, "le": False}
+_CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type_as", "type"})
+_MAXIMA = frozenset({"maximum", "max", "fmax"})
+_PARTS = (
+    _ZEROS | _FILLED | _MASKS.keys() | _CASTS | _MAXIMA | {"where", "mul", "masked_fill", "setitem"}
+)
+_NAMES = frozenset({"input", "condition", "self", "other", "mask", "value", "fill_value"})
+
+
+def _in_order(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments by position, as the function has them."""
+    parts = args
+    if kwargs:  # in the order of the signature, or it is a call that is not known
+        parts = (*args, *(value for name, value in kwargs.items() if name in _NAMES))
+    if operator == "where" and len(parts) == 3 and getattr(parts[1], "dtype", None) == torch.bool:
+        return parts[1], parts[0], parts[2]  # x.where(mask, other)
+    return parts
+
+
+class _Parts:
+    """Zeros, and the masks `x > 0` and `x < 0`, of which a rectifier may be put together."""
+
+    def __init__(self) -> None:
+        # id -> (the tensor, its version, and of a mask: whose, that one's version, its sense)
+        self._known: dict[int, tuple[Any, ...]] = {}
+
+    def note(self, operator: str, args: tuple[Any, ...], result: Any) -> None:
+        """Remember a result of which a rectifier may be made."""
+        if not isinstance(result, Tensor) or not args:
+            return
+        what: tuple[Any, ...] | None = None
+        if operator in _ZEROS or (operator in _FILLED and is_zero(args[-1])):
+            what = ()
+        elif operator in _MASKS and len(args) > 1 and self.is_zero(args[1]):
+            what = (weakref.ref(args[0]), args[0]._version, _MASKS[operator])
+        elif operator in _CASTS and (of := self._mask(args[0])) is not None:
+            what = of
+        if what is not None:
+            key = id(result)
+            reference = weakref.ref(result, lambda _: self._known.pop(key, None))
+            self._known[key] = (reference, result._version, *what)
+
+    def rectified(self, operator: str, args: tuple[Any, ...]) -> Tensor | None:
+        """The tensor that this call rectifies, None if it is no rectifier or cannot be told."""
+        if operator in _MAXIMA and len(args) == 2:
+            for x, other in (args, args[::-1]):
+                if isinstance(x, Tensor) and isinstance(other, Tensor) and self.is_zero(other):
+                    return x
+        elif operator == "where" and len(args) == 3:
+            mask, a, b = args
+            for x, other, sense in ((a, b, True), (b, a, False)):
+                if self._is_mask(mask, x, sense) and self.is_zero(other):
+                    return x  # type: ignore[no-any-return]
+        elif operator == "mul" and len(args) == 2:
+            for x, mask in (args, args[::-1]):
+                if self._is_mask(mask, x, True):
+                    return x  # type: ignore[no-any-return]
+        elif operator in {"masked_fill", "setitem"} and len(args) == 3:
+            x, mask, value = args
+            if self._is_mask(mask, x, False) and self.is_zero(value):
+                return x  # type: ignore[no-any-return]
+        return None
+
+    def _found(self, value: Any) -> tuple[Any, ...] | None:
+        known = self._known.get(id(value)) if isinstance(value, Tensor) else None
+        if known is None or known[0]() is not value or value._version != known[1]:
+            return None
+        return known[2:]
+
+    def is_zero(self, value: Any) -> bool:
+        """Whether this is 0, or a tensor of zeros that was seen being made."""
+        return self._found(value) == () or is_zero(value)
+
+    def _mask(self, value: Any) -> tuple[Any, ...] | None:
+        return self._found(value) or None
+
+    def _is_mask(self, mask: Any, x: Any, sense: bool) -> bool:
+        """Whether `mask` says where `x` is positive (or, with a false `sense`, negative)."""
+        found = self._mask(mask)
+        return (
+            found is not None
+            and isinstance(x, Tensor)
+            and found[0]() is x
+            and x._version == found[1]
+            and found[2] is sense
+        )
+
+
+_FROM_ZERO = frozenset({"clamp", "clamp_min", "clip", "hardtanh"})
+_CERTAIN = frozenset({"relu", "relu6", "hardswish", "hardsigmoid"})
+_FUNCTIONS = (functional.relu, functional.relu6, functional.hardswish, torch.relu)
+
+
+def functional_calls(model: nn.Module) -> Counter[tuple[str, str]]:
+    """(owner module, operator) -> calls written in its class, or functions that it was given."""
+    found: Counter[tuple[str, str]] = Counter()
+    for path, module in model.named_modules():
+        for value in vars(module).values():
+            # nn.TransformerEncoderLayer(activation="relu") keeps F.relu as an attribute.
+            if any(value is function for function in _FUNCTIONS):
+                found[path, "relu"] += 1
+        if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
+            found[path, "relu"] += 1
+        for cls in type(module).__mro__:
+            if cls.__module__.startswith("torch.nn."):
+                break
+            found.update(
+                (path, name)
+                for name, attribute in _written_in(cls)
+                # `self.relu(...)` is a submodule, which hooks do see.
+                if not isinstance(getattr(module, attribute, None), nn.Module)
+            )
+    return found
+
+
+def may_rectify(model: nn.Module) -> bool:
+    """Whether there can be a rectifier in it: it has one, or code of which nobody can tell."""
+    return bool(functional_calls(model)) or any(
+        rectifier_of(module) is not None or not type(module).__module__.startswith("torch.nn.")
+        for module in model.modules()
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _written_in(cls: type) -> tuple[tuple[str, str], ...]:
+    """(operator, attribute) of the calls in the source of `cls`; an attribute is of `self`."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):
+        return ()  # no source: made by exec, or not written in Python
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function, attribute = node.func, ""
+        if isinstance(function, ast.Name):
+            name = function.id
+        elif isinstance(function, ast.Attribute):
+            name = function.attr
+            if isinstance(function.value, ast.Name) and function.value.id == "self":
+                attribute = name
+        else:
+            continue
+        name = name.strip("_")
+        if name in _CERTAIN or (name in _FROM_ZERO and _starts_at_zero(node, function)):
+            found.append((name, attribute))
+    return tuple(found)
+
+
+def _starts_at_zero(call: ast.Call, function: ast.expr) -> bool:
+    """Whether a clamp's lower bound is written as 0, by position or by name."""
+    bounds: list[ast.expr] = [k.value for k in call.keywords if k.arg in {"min", "min_val"}]
+    is_method = isinstance(function, ast.Attribute) and not (
+        isinstance(function.value, ast.Name) and function.value.id in {"torch", "F", "functional"}
+    )
+    bounds += call.args[0 if is_method else 1 :][:1]
+    return any(isinstance(bound, ast.Constant) and bound.value == 0 for bound in bounds)

@@ -1,0 +1,358 @@
+"""Where each tensor's unit axis, sample axis and producer come from, followed through one forward.
+
+A dispatch mode watches every operator of one forward pass. A parameter's product (convolution,
+matrix product, embedding, normalisation) has a unit axis by definition; views, permutations,
+pooling and element-wise operators carry it on by the rules below. What no rule covers loses it:
+an axis is found, never guessed.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reludiag.sites.axes import (
+    UNKNOWN,
+    Coordinate,
+    Origin,
+    broadcast,
+    concatenated,
+    moved,
+    reduced,
+    reshaped,
+    resized,
+    without,
+)
+
+OperatorObserver = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
+"""Called with the dispatcher's name of each operator (`relu_`) and its arguments."""
+
+# Operators that keep every axis in its place, though sizes may change along positions.
+_KEEP_AXES = (
+    "max_pool",
+    "avg_pool",
+    "adaptive_",
+    "_adaptive_",
+    "fractional_max_pool",
+    "upsample",
+    "_upsample",
+    "constant_pad_nd",
+    "reflection_pad",
+    "replication_pad",
+    "_scaled_dot_product",
+    "_softmax",
+    "_log_softmax",
+)
+_RESHAPES = frozenset(
+    {
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "squeeze",
+        "squeeze_",
+        "unsqueeze",
+        "unsqueeze_",
+        "alias",
+        "detach",
+        "clone",
+        "_to_copy",
+        "contiguous",
+        "lift_fresh",
+    }
+)
+_BATCH_NORMS = (
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+    "batch_norm_elemt",
+)
+_BIASED = frozenset({"addmm", "baddbmm", "_addmm_activation"})
+_PRODUCTS = frozenset({"mm", "bmm", "linear"}) | _BIASED
+_REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp"})
+
+
+class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows origins through the operators run while it is active; changes none of them.
+
+    `origin_of(tensor)` answers for any tensor made since. Origins are kept by storage, not by
+    tensor object: autograd hands out new objects for the same memory.
+    """
+
+    def __init__(self, model: nn.Module, on_operator: OperatorObserver) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._on_operator = on_operator
+        self._parameters = {
+            _storage(parameter): name.rpartition(".")[0]
+            for name, parameter in model.named_parameters()
+        }
+        self._made_of_parameters: dict[int, str] = {}
+        self._origins: dict[int, dict[tuple[Any, ...], Origin]] = {}
+        self._products = 0
+        self._paused = False
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Follow nothing inside: what an onlooker does with a tensor says nothing of the model."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def mark_inputs(self, tensors: Iterator[Tensor], samples: int) -> None:
+        """Declare model inputs of shape `[samples, ...]`."""
+        for tensor in tensors:
+            if tensor.ndim and tensor.shape[0] == samples:
+                self._set(tensor, Origin(sample=Coordinate(0, samples)))
+
+    def origin_of(self, tensor: Tensor) -> Origin:
+        """What is known of `tensor`; `UNKNOWN` if nothing is."""
+        return self._origins.get(_storage(tensor), {}).get(_layout(tensor), UNKNOWN)
+
+    def _set(self, tensor: Tensor, origin: Origin) -> None:
+        self._origins.setdefault(_storage(tensor), {})[_layout(tensor)] = origin
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
+        # Under inference_mode composite operators arrive whole; their parts have the rules.
+        with self:
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        # Before it runs: an in-place operator may change a shape (squeeze_).
+        inputs = [
+            _Input(tensor, tuple(tensor.shape), self._weight_or_origin(tensor))
+            for tensor in tensors_in(args)
+        ]
+        call = _Call(func._schema.name.rpartition("::")[2], func.tags, args, kwargs, inputs)
+        self._on_operator(call.name, args, kwargs)
+        # Handing it on is no call: a function mode would take what TorchScript calls for one,
+        # and see it in this forward only.
+        with torch._C.DisableTorchFunction():
+            result = func(*args, **kwargs)
+        outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
+        reused = {_storage(given.tensor) for given in inputs}
+        for output in outputs:
+            if _storage(output) not in reused:
+                # Fresh memory: what was known of an earlier tensor at this address is void.
+                self._origins.pop(_storage(output), None)
+                self._made_of_parameters.pop(_storage(output), None)
+        try:
+            self._follow(call, outputs)
+        except (IndexError, KeyError, TypeError, ValueError, AttributeError):
+            # An operator with arguments that no rule foresaw: unknown, and the forward goes on.
+            for output in outputs:
+                self._set(output, UNKNOWN)
+        return result
+
+    def _weight_or_origin(self, tensor: Tensor) -> Origin | str:
+        """The path of the module whose parameter this is (or a view or copy of it)."""
+        storage = _storage(tensor)
+        name = self._parameters.get(storage, self._made_of_parameters.get(storage))
+        return self.origin_of(tensor) if name is None else name
+
+    def _follow(self, call: "_Call", outputs: list[Tensor]) -> None:
+        if "fake_quant" in call.name or call.name.endswith("_fq_helper"):
+            # Rounds its first input; the others are the scales of a quantization.
+            call = replace(call, inputs=call.inputs[:1])
+        weights = [given.origin for given in call.inputs if isinstance(given.origin, str)]
+        if weights and len(weights) == len(call.inputs):
+            # Made from parameters alone (a transpose, a cast, weight norm): still a parameter,
+            # and yet it may be an activation as well, as learned queries are.
+            for output in outputs:
+                self._made_of_parameters[_storage(output)] = weights[0]
+            call = replace(
+                call,
+                inputs=[
+                    replace(given, origin=self.origin_of(given.tensor))
+                    if call.name not in _PRODUCTS or given.tensor is call.factor
+                    else given
+                    for given in call.inputs
+                ],
+            )
+        for index, output in enumerate(outputs):
+            self._set(output, self._derive(call, output, index))
+
+    def _product(
+        self, unit: int, sample: Coordinate | None, producer: str | None, out: Tensor
+    ) -> Origin:
+        self._products += 1
+        return Origin(Coordinate(unit, out.shape[unit]), sample, producer, order=self._products)
+
+    def _derive(self, call: "_Call", out: Tensor, index: int) -> Origin:
+        """The origin of one output of one operator."""
+        name, args = call.name, call.args
+        if "convolution" in name or name.startswith("mkldnn_conv"):
+            sample = call.origin(args[0]).sample
+            kept = sample if sample and sample.axis == 0 else None
+            return self._product(1, kept, call.weight(args[1]), out)
+        if name in _PRODUCTS:
+            return self._matmul(call, out)
+        if name == "embedding":
+            return self._product(
+                out.ndim - 1, call.origin(args[1]).sample, call.weight(args[0]), out
+            )
+        if name.startswith(_BATCH_NORMS):
+            return self._batch_norm(call, out) if index == 0 else UNKNOWN
+
+        activations = [
+            (given.origin, given.shape) for given in call.inputs if isinstance(given.origin, Origin)
+        ]
+        if not activations:
+            return UNKNOWN
+        first, shape = activations[0]
+        if name == "native_layer_norm" and first.unit is None and index == 0:
+            return self._product(out.ndim - 1, first.sample, call.weight(args[2]), out)
+        if name in _RESHAPES:
+            return moved(first, lambda c: reshaped(c, shape, out.shape))
+        if name in {"permute", "transpose", "t", "movedim"}:
+            order = _permutation(name, args, len(shape))
+            return moved(first, lambda c: replace(c, axis=order.index(c.axis)))
+        if name == "expand":
+            shift = out.ndim - len(shape)
+            return moved(first, lambda c: replace(c, axis=c.axis + shift))
+        if name in {"select", "unbind"}:
+            dim = _dim(call, len(shape))
+            return moved(first, lambda c: without(c, dim))
+        if name in {"slice", "split", "split_with_sizes", "chunk", "narrow"}:
+            return moved(first, lambda c: resized(c, shape, out.shape))
+        if name == "cat":
+            return concatenated(activations, _dim(call, out.ndim), out.shape)
+        if name == "stack":
+            dim = _dim(call, out.ndim)
+            latest = max((o for o, _ in activations), key=lambda o: o.order)
+            return moved(latest, lambda c: replace(c, axis=c.axis + (c.axis >= dim)))
+        if name in _REDUCTIONS and len(args) > 1:
+            return reduced(first, args[1], len(shape), out)
+        if name.startswith(_KEEP_AXES):
+            return moved(first, lambda c: c if out.shape[c.axis] == shape[c.axis] else None)
+        if torch.Tag.pointwise in call.tags or name == "copy_":
+            return broadcast(activations, out.shape)
+        if name == "index_put_":
+            return first  # x[mask] = 0: whatever is written, its axes are where they were
+        if len(activations) == 1 and shape == tuple(out.shape):
+            return first  # one tensor in, the same shape out: every axis is where it was
+        return UNKNOWN
+
+    def _matmul(self, call: "_Call", out: Tensor) -> Origin:
+        left, right = call.factor, call.args[2 if call.name in _BIASED else 1]
+        rows, columns = out.ndim - 2, out.ndim - 1
+        before, after = call.origin(left).sample, call.origin(right).sample
+        kept = before if before and before.axis != left.ndim - 1 else None
+        if (weight := call.weight(right)) is not None:
+            return self._product(columns, kept, weight, out)
+        if (weight := call.weight(left)) is not None:
+            kept = after if after and after.axis != right.ndim - 2 else None
+            return self._product(rows, kept, weight, out)
+        # Of two activations (attention): what is summed over is lost, the other axes stay.
+        factors = [
+            moved(call.origin(left), lambda c: None if c.axis == left.ndim - 1 else c),
+            moved(call.origin(right), lambda c: None if c.axis == right.ndim - 2 else c),
+        ]
+        units = [factor for factor in factors if factor.unit is not None]
+        samples = {factor.sample for factor in factors if factor.sample is not None}
+        latest = max(units or factors, key=lambda origin: origin.order)
+        return replace(
+            latest,
+            unit=latest.unit if len(units) == 1 else None,
+            sample=samples.pop() if len(samples) == 1 else None,
+        )
+
+    def _batch_norm(self, call: "_Call", out: Tensor) -> Origin:
+        # It scales and shifts axis 1, which makes that the unit axis whatever came before.
+        before, norm = call.origin(call.args[0]), call.weight(call.args[1])
+        if before.unit == Coordinate(1, out.shape[1]):
+            return replace(before, norm=norm)
+        return self._product(1, before.sample, norm, out)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A tensor given to an operator, as it was before."""
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    origin: Origin | str
+    """Of a parameter, or of what was made of one: the path of the module that has it."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of an operator."""
+
+    name: str
+    tags: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    inputs: list[_Input]
+
+    @property
+    def factor(self) -> Tensor:
+        """The left one of a matrix product."""
+        factor: Tensor = self.args[1 if self.name in _BIASED else 0]
+        return factor
+
+    def origin(self, tensor: Tensor) -> Origin:
+        """What is known of an activation among the inputs."""
+        found = self._found(tensor)
+        return found if isinstance(found, Origin) else UNKNOWN
+
+    def weight(self, tensor: Tensor | None) -> str | None:
+        """The module whose parameter this input is, if it is one."""
+        found = self._found(tensor)
+        return found if isinstance(found, str) else None
+
+    def _found(self, tensor: Tensor | None) -> Origin | str | None:
+        return next((given.origin for given in self.inputs if given.tensor is tensor), None)
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # a sparse tensor has none
+        return id(tensor)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+
+
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples and lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
+def _dim(call: _Call, ndim: int) -> int:
+    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
+    return int(dim) % ndim
+
+
+def _permutation(name: str, args: tuple[Any, ...], ndim: int) -> list[int]:
+    """For each new axis, the old one."""
+    if name == "permute":
+        return [dim % ndim for dim in args[1]]
+    order = list(range(ndim))
+    if ndim >= 2:
+        a, b = (args[1], args[2]) if name == "transpose" else (0, 1)
+        order[a], order[b] = order[b], order[a]
+    return order
