@@ -17,7 +17,8 @@ import torch
 from report import Table, write_section
 from torch import Tensor
 
-from reludiag.measure.unit_stats import Liveness, UnitStats
+from reludiag.measure.liveness import Liveness
+from reludiag.measure.unit_stats import UnitStats
 
 ROUNDS = 30
 # Name, shape of the activations, permutation to [sample, unit, position].

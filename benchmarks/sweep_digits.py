@@ -26,10 +26,10 @@ from torch.nn import init
 from torch.nn.functional import cross_entropy
 
 import reludiag
-from reludiag.diagnosis.diagnosis import table_of
 from reludiag.experiments.compare import trial_row
 from reludiag.experiments.trial_table import TRIAL_COLUMNS
 from reludiag.recording import read_recording
+from reludiag.tables import table_of
 
 LEARNING_RATES = {
     "adam": (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0),

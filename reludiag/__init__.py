@@ -15,7 +15,7 @@ _HOMES = {
     "Effects": "reludiag.experiments.analysis.effects",
     "ModelError": "reludiag.errors",
     "Monitor": "reludiag.monitoring.monitor",
-    "RANDOM_INPUT": "reludiag.scanning",
+    "RANDOM_INPUT": "reludiag.diagnosis.diagnosis",
     "RecordingError": "reludiag.errors",
     "ReludiagError": "reludiag.errors",
     "ReportError": "reludiag.errors",
@@ -40,7 +40,7 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from reludiag.causes.cause import Cause
-    from reludiag.diagnosis.diagnosis import Diagnosis
+    from reludiag.diagnosis.diagnosis import RANDOM_INPUT, Diagnosis
     from reludiag.diagnosis.difference import Difference, diff
     from reludiag.diagnosis.from_recording import load
     from reludiag.errors import (
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from reludiag.measure.verdicts import Thresholds
     from reludiag.monitoring.alerts import Snapshot
     from reludiag.monitoring.monitor import Monitor
-    from reludiag.scanning import RANDOM_INPUT, scan
+    from reludiag.scanning import scan
 
 __all__ = [
     "RANDOM_INPUT",

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from reludiag.diagnosis.diagnosis import Diagnosis, Limit
+from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.limits import Limit
 from reludiag.printable import printable
 from reludiag.reports.run.summary import many, next_steps, share
 from reludiag.scanning import scan
@@ -29,14 +30,14 @@ def assert_alive(
     __tracebackhide__ = True  # pytest shows the test, and not this function
     limit = Limit.parse(str(max_dead), "max_dead")
     diagnosis = scan(model, batches, **settings)
-    if limit.exceeded_by(diagnosis):
+    if limit.less_than(diagnosis.lost, diagnosis.unit_count):
         raise AssertionError(_failure(diagnosis, limit))
     return diagnosis
 
 
 def _failure(diagnosis: Diagnosis, limit: Limit) -> str:
     sites = diagnosis.sites.assign(lost=diagnosis.sites["dead"] + diagnosis.sites["nonfinite"])
-    lost, units = int(sites["lost"].sum()), int(sites["units"].sum())
+    lost, units = diagnosis.lost, diagnosis.unit_count
     what = "dead or not finite" if diagnosis.diverged else "dead"
     lines = [
         f"{lost:,} of {many(units, 'unit')} ({share(lost, units)}) are {what}, more than "

@@ -7,7 +7,7 @@ import numpy as np
 
 from reludiag import Diagnosis
 from reludiag.diagnosis.from_recording import diagnose_run
-from reludiag.measure.unit_stats import UnitCounts
+from reludiag.measure.unit_counts import UnitCounts
 from reludiag.recording import RecordedRun, RecordedSite
 from reludiag.sites.rectifiers import Rectifier
 from reludiag.sites.site import Site

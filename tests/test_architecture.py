@@ -13,6 +13,8 @@ LINE = [
     "errors",
     "printable",
     "process",
+    "tables",
+    "limits",
     "sites",
     "loading",
     "capture",
@@ -34,11 +36,6 @@ ALLOWED = {
     ("diagnosis", "reports"),
     ("initialization", "reports"),
     ("experiments", "reports"),
-    # Until the definitions in question stand on their own floor:
-    ("initialization", "scanning"),
-    ("initialization", "diagnosis"),
-    ("evidence", "diagnosis"),
-    ("evidence", "scanning"),
 }
 
 

@@ -25,7 +25,7 @@ from reludiag.causes.explain import weigh
 from reludiag.causes.learning_rate import critical_rates, event_study
 from reludiag.causes.site_lives import trace_sites
 from reludiag.diagnosis.from_json import open_stored
-from reludiag.measure.unit_stats import UnitCounts
+from reludiag.measure.unit_counts import UnitCounts
 from reludiag.recording import RecordedRun, RecordedSite
 from reludiag.recording.observations import Baseline, Observations
 from reludiag.reports.run.markdown import markdown

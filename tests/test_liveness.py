@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reludiag
-from reludiag.measure.unit_stats import Liveness
+from reludiag.measure.liveness import Liveness
 from reludiag.recording import read_recording
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import reludiag
 from reludiag.measure import reductions
-from reludiag.measure.unit_stats import Liveness, UnitStats
+from reludiag.measure.liveness import Liveness
+from reludiag.measure.unit_stats import UnitStats
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FIXTURES = [HealthCheck.function_scoped_fixture]

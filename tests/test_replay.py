@@ -10,8 +10,9 @@ from reludiag_cli.app import main
 
 import reludiag
 from reludiag.experiments.analysis.counterfactual import answer, arms_of
+from reludiag.experiments.queue.queue import Cell, Result
 from reludiag.experiments.replay import judged
-from reludiag.experiments.trial_table import Cell, Result, trials_table
+from reludiag.experiments.trial_table import trials_table
 from reludiag.recording import read_recording
 
 # Digits, each pixel standardised; an MLP of three hidden layers; Adam, 8 epochs of batches of 64.

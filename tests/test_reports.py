@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 import reludiag
-from reludiag.diagnosis.diagnosis import (
+from reludiag.diagnosis.columns import (
     LEDGER_COLUMNS,
     SITE_COLUMNS,
     SITE_LEDGER_COLUMNS,

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import reludiag
-from reludiag.experiments.trial_table import DEATHS_ALLOWED, Cell, Result
+from reludiag.experiments.queue.queue import DEATHS_ALLOWED, Cell, Result
 from reludiag.process import Owner, this_process
 
 optuna = pytest.importorskip("optuna")

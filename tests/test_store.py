@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 import reludiag
+from reludiag.experiments.queue.queue import DEATHS_ALLOWED, Cell, Queue, Result
 from reludiag.experiments.queue.sqlite_queue import TrialStore
-from reludiag.experiments.trial_table import DEATHS_ALLOWED, Cell, Queue, Result, trials_table
+from reludiag.experiments.trial_table import trials_table
 from reludiag.process import Owner, is_gone, this_host, this_process
 
 SETTINGS = {"train": "digits.py:train", "lr": [0.1, 0.01], "init": ["default"], "seeds": [0, 1]}
@@ -152,7 +153,7 @@ import os, signal
 from pathlib import Path
 from reludiag.process import this_process
 from reludiag.experiments.queue.sqlite_queue import TrialStore
-from reludiag.experiments.trial_table import Result
+from reludiag.experiments.queue.queue import Result
 store = TrialStore(Path({str(path)!r}))
 cell = store.claim(this_process())
 store._write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)

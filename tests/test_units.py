@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import reludiag
-from reludiag.measure.unit_stats import UnitCounts, UnitStats
+from reludiag.measure.unit_counts import UnitCounts
+from reludiag.measure.unit_stats import UnitStats
 from reludiag.measure.verdicts import upper_bound
 
 TEN_THOUSAND = 10_000

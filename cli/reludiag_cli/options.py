@@ -204,9 +204,9 @@ def build_batches(
     data: str | None, arguments: list[str] | None, input_shape: str | None, batch_size: int
 ) -> tuple[Callable[[], Iterable[Any]] | None, list[str]]:
     """What gives the batches, None if neither data nor a shape was given; and notes on them."""
+    from reludiag.diagnosis.diagnosis import RANDOM_INPUT
     from reludiag.errors import UsageError
     from reludiag.loading import load_batches, noise_batches, parse_arguments
-    from reludiag.scanning import RANDOM_INPUT
 
     if data is not None and input_shape is not None:
         raise UsageError("--data and --input-shape were both given; expected one of them")

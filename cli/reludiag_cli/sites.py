@@ -18,8 +18,8 @@ def sites(
     """List where a model's rectifiers run, with their unit counts."""
     from rich.console import Console
 
+    from reludiag.measure.site_list import list_sites
     from reludiag.reports.site_list import print_sites, sites_document
-    from reludiag.scanning import list_sites
 
     axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)

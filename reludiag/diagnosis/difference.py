@@ -7,9 +7,10 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 
-from reludiag.diagnosis.diagnosis import Column, Diagnosis, Head, table_of
+from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.from_json import open_stored
 from reludiag.errors import UsageError
+from reludiag.tables import Column, table_of
 
 CHANGES = ("died", "diverged", "revived", "unchanged", "unknown", "new", "missing")
 

@@ -9,22 +9,19 @@ import numpy as np
 import pandas as pd
 
 from reludiag.causes.cause import Cause, Evidence
-from reludiag.diagnosis.diagnosis import (
+from reludiag.diagnosis.columns import (
     LEDGER_COLUMNS,
+    SCHEMA_VERSION,
     SITE_COLUMNS,
     SITE_LEDGER_COLUMNS,
     TIMELINE_COLUMNS,
     UNIT_COLUMNS,
-    Diagnosis,
-    Head,
-    table_of,
 )
+from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.from_recording import load
 from reludiag.errors import ReportError
 from reludiag.measure.verdicts import VERDICTS, Thresholds
-
-SCHEMA_VERSION = 1
-"""Of the JSON documents."""
+from reludiag.tables import table_of
 
 
 def open_stored(path: str | Path) -> Diagnosis:

@@ -5,22 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from reludiag.causes.drift import shares_of
 from reludiag.causes.explain import Explanation, explain
-from reludiag.diagnosis.diagnosis import (
-    TIMELINE_COLUMNS,
-    Diagnosis,
-    Head,
-    SiteFindings,
-    diagnose,
-    table_of,
-)
-from reludiag.measure.verdicts import Thresholds, is_dead
+from reludiag.diagnosis.build import SiteFindings, diagnose
+from reludiag.diagnosis.diagnosis import Diagnosis, Head
+from reludiag.diagnosis.timeline import states_of, timeline_rows, timeline_table
+from reludiag.measure.verdicts import Thresholds
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.recording.learning_rates import LearningRates
-from reludiag.recording.ledger import Ledger, life_states, trace_lives
+from reludiag.recording.ledger import Ledger, trace_lives
 
 
 def load(path: str | Path, thresholds: Thresholds | None = None) -> Diagnosis:
@@ -43,14 +37,14 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
                 recorded.counts,
                 ledger,
                 _at_death(run, recorded, ledger, rates.at_death(recorded, ledger), explained),
-                _states(recorded, ledger),
+                states_of(recorded, ledger),
             )
         )
         by_window = rates.by_window(recorded, run.steps)
-        timelines.append(_timeline_rows(run.steps, recorded, ledger, by_window))
+        timelines.append(timeline_rows(run.steps, recorded, ledger, by_window))
     head = _run_head(run, findings, subject)
     return diagnose(
-        head, findings, thresholds or Thresholds(), _timeline_table(timelines), explained.causes
+        head, findings, thresholds or Thresholds(), timeline_table(timelines), explained.causes
     )
 
 
@@ -78,61 +72,6 @@ def _at_death(
         "drift_input": drifts[1],
         "drift_bias": drifts[2],
     }
-
-
-def checkpoint_timeline(
-    steps: Sequence[int], scans: Sequence[Sequence[SiteFindings]]
-) -> tuple[list[SiteFindings], pd.DataFrame]:
-    """The last scan's findings with the ledger of all, and the timeline of the scans."""
-    by_name = [{found.site.name: found for found in scan} for scan in scans]
-    findings, timelines = [], []
-    for found in scans[-1]:
-        width = found.site.units or 0
-        samples = np.zeros(len(steps), dtype=np.int64)
-        dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
-        for index, scan in enumerate(by_name):
-            then = scan.get(found.site.name)
-            if then is not None and then.site.units == width:
-                dead[index] = is_dead(then.counts, then.site.rectifier)
-                nonfinite[index] = then.counts.nonfinite
-                samples[index] = then.counts.samples
-                known[index] = then.counts.samples > 0
-        recorded = RecordedSite(
-            found.site, None, found.counts, samples, dead, known & ~nonfinite, nonfinite
-        )
-        ledger = trace_lives(steps, dead, recorded.known)
-        states = _states(recorded, ledger)
-        findings.append(SiteFindings(found.site, found.counts, ledger, states=states))
-        timelines.append(_timeline_rows(steps, recorded, ledger, [np.nan] * len(steps)))
-    return findings, _timeline_table(timelines)
-
-
-def _states(recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return life_states(ledger.born_known, recorded.dead, recorded.known, recorded.nonfinite)
-
-
-def _timeline_table(rows: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The sites' rows as one timeline, in order of steps."""
-    table = table_of(TIMELINE_COLUMNS, rows)
-    return table.sort_values("step", kind="stable", ignore_index=True)
-
-
-def _timeline_rows(
-    steps: Sequence[int], recorded: RecordedSite, ledger: Ledger, rates: Sequence[float]
-) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "step": list(steps),
-            "site": recorded.site.name,
-            "learning_rate": list(rates),
-            "samples": recorded.samples,
-            "units": recorded.site.units,
-            "dead": (recorded.dead & recorded.known).sum(axis=1),
-            "died": ledger.died.sum(axis=1),
-            "revived": ledger.revived.sum(axis=1),
-            "nonfinite": recorded.nonfinite.sum(axis=1),
-        }
-    )
 
 
 def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) -> Head:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from reludiag.diagnosis.diagnosis import Diagnosis, Limit
+from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.errors import UsageError
+from reludiag.limits import Limit
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,11 @@ class Gate:
         A site without a rule of its own answers to the limit for the whole model, but only where
         the whole model is over it.
         """
-        over = self.whole is not None and self.whole.exceeded_by(diagnosis)
+        lost, units = diagnosis.lost, diagnosis.unit_count
+        over = self.whole is not None and self.whole.less_than(lost, units)
         checks = [self._site_check(row, over) for row in diagnosis.sites.to_dict("records")]
         if self.whole is None:
             return checks
-        lost = diagnosis.dead + int(diagnosis.sites["nonfinite"].sum())
-        units = int(diagnosis.sites["units"].sum())
         return [Check(None, self.whole, lost, units, over), *checks]
 
     def require_matches(self, diagnosis: Diagnosis) -> None:

@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture.hooks import Hook, is_recomputed, is_transformed
-from reludiag.diagnosis.diagnosis import SiteFindings
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_beginning
 from reludiag.evidence.update_ratios import UpdateMeter
+from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import Death, Observations, Update
 
@@ -80,7 +80,7 @@ class Witness:
         if (step + 1) % self._every == 0:
             self._expect()
 
-    def at_snapshot(self, step: int, findings: Sequence[SiteFindings]) -> Observations:
+    def at_snapshot(self, step: int, findings: Sequence[SiteCounts]) -> Observations:
         """What is new since the last snapshot."""
         states = [
             UnitState(

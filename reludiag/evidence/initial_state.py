@@ -11,15 +11,15 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from reludiag.diagnosis.diagnosis import SiteFindings
 from reludiag.errors import ReludiagError
 from reludiag.evidence.deaths import UnitState
 from reludiag.initialization.layer_init import describe_layer
 from reludiag.initialization.layer_inputs import measure_inputs
 from reludiag.initialization.schemes import TRANSPOSED, WEIGHTED, reinitialize
+from reludiag.measure.frozen_pass import Scanner
+from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import Baseline, Given, Observations, Start
-from reludiag.scanning import Scanner
 
 BASELINE = "kaiming_normal"
 """The scheme that the weights are drawn anew by, with biases of 0: what a ReLU asks for."""
@@ -91,7 +91,7 @@ def _baselines(
     try:
         for draw in range(DRAWS):
             reinitialize(twin, BASELINE, _SEED + draw)
-            for found in scanner.run(batches).findings:
+            for found in scanner.run(batches).sites:
                 if found.site.units and found.site.rectifier.can_die:
                     shares.setdefault(found.site.key, []).append(_dead_share(found))
     except ReludiagError:
@@ -99,5 +99,5 @@ def _baselines(
     return tuple(Baseline(key, sum(each) / len(each), len(each)) for key, each in shares.items())
 
 
-def _dead_share(found: SiteFindings) -> float:
+def _dead_share(found: SiteCounts) -> float:
     return float(is_dead(found.counts, found.site.rectifier).mean())

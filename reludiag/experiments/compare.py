@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reludiag.diagnosis.diagnosis import table_of
 from reludiag.errors import UsageError
 from reludiag.experiments.trial_table import TRIAL_COLUMNS
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.recording.ledger import trace_lives
+from reludiag.tables import table_of
 
 UNKNOWN = "unknown"
 """The initialization of a run whose recording does not name it."""

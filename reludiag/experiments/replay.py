@@ -21,9 +21,9 @@ from reludiag.experiments.analysis.counterfactual import (
 )
 from reludiag.experiments.analysis.explanation import Explanation
 from reludiag.experiments.queue.pool import Progress, check_not_a_worker
+from reludiag.experiments.queue.queue import Cell
 from reludiag.experiments.queue.worker import Train
 from reludiag.experiments.sweep import run_cells, seed_list
-from reludiag.experiments.trial_table import Cell
 from reludiag.initialization.schemes import DEFAULT, scheme_named
 
 LR_SCALE, INIT_SCHEME = 0.1, "kaiming"

@@ -12,9 +12,10 @@ import pandas as pd
 from reludiag.errors import UsageError
 from reludiag.experiments.queue.optuna_queue import SharedQueue
 from reludiag.experiments.queue.pool import Progress, check_not_a_worker, run_all
+from reludiag.experiments.queue.queue import Cell, Queue
 from reludiag.experiments.queue.sqlite_queue import TrialStore
 from reludiag.experiments.queue.worker import OpenQueue, Train
-from reludiag.experiments.trial_table import Cell, Queue, trials_table
+from reludiag.experiments.trial_table import trials_table
 from reludiag.initialization.schemes import DEFAULT, scheme_named
 from reludiag.loading.specs import function_spec, load_attribute
 

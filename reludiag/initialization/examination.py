@@ -17,7 +17,6 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from reludiag.capture.model_state import as_it_was
-from reludiag.diagnosis.diagnosis import Column, table_of
 from reludiag.errors import ModelError, UsageError
 from reludiag.initialization.birth import UNCENTRED, silent_on_all, silent_with_bias
 from reludiag.initialization.layer_init import (
@@ -30,8 +29,9 @@ from reludiag.initialization.layer_init import (
 from reludiag.initialization.layer_inputs import LayerInput, measure_inputs
 from reludiag.initialization.schemes import TRANSPOSED, WEIGHTED, reinitialize
 from reludiag.loading.data import batches_of
+from reludiag.measure.frozen_pass import Measurement, Progress, Scanner, limited
 from reludiag.measure.verdicts import is_dead
-from reludiag.scanning import Measurement, Progress, Scanner, limited
+from reludiag.tables import Column, table_of
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -147,7 +147,7 @@ def examine_initialization(
         kept = list(limited(batches_of(batches), limit))
         measured = scanner.run(kept, dtype=dtype)
         inputs = measure_inputs(scanner.model, kept, layers, dtype)
-        norms = {found.site.norm for found in measured.findings if found.site.norm is not None}
+        norms = {found.site.norm for found in measured.sites if found.site.norm is not None}
         normed = [m for path, m in scanner.model.named_modules() if path in norms]
         redrawn, refused = _redraw(scanner, kept, seeds, dtype, progress)
     first = {path: given for path, given in inputs.items() if given.is_first}
@@ -202,7 +202,7 @@ def _array(parameter: Any) -> Floats:
 
 def _as_used(layer: LayerInit, measured: Measurement, births: pd.DataFrame) -> LayerInit:
     """Only what is wrong where the layer is: a BatchNorm takes out any bias, mean and scale."""
-    sites = [f.site for f in measured.findings if f.site.producer == layer.module]
+    sites = [f.site for f in measured.sites if f.site.producer == layer.module]
     if not any(site.rectifier.can_die for site in sites):
         wrong = {"nonfinite"}
     elif all(site.norm is not None for site in sites):
@@ -251,7 +251,7 @@ def _unfilled(norms: Sequence[nn.Module]) -> list[str]:
 def _width_problems(measured: Measurement) -> list[InitProblem]:
     widths = [
         found.site.units
-        for found in measured.findings
+        for found in measured.sites
         if found.site.rectifier.can_die
         and found.site.producer is not None
         and found.site.norm is None
@@ -337,12 +337,12 @@ def _births(
 ) -> pd.DataFrame:
     again: dict[str, list[float]] = {}
     for redraw in redrawn:
-        for found in redraw.measured.findings if redraw.scheme == BASELINE else ():
+        for found in redraw.measured.sites if redraw.scheme == BASELINE else ():
             if found.site.units:
                 share = is_dead(found.counts, found.site.rectifier).sum() / found.site.units
                 again.setdefault(found.site.key, []).append(float(share))
     rows = []
-    for found in measured.findings:
+    for found in measured.sites:
         site = found.site
         if not site.rectifier.can_die or not site.units:
             continue
@@ -369,7 +369,7 @@ def _births(
 def _redraw_table(redrawn: Sequence[_Redraw]) -> pd.DataFrame:
     rows = []
     for redraw in redrawn:
-        mortal = [f for f in redraw.measured.findings if f.site.rectifier.can_die and f.site.units]
+        mortal = [f for f in redraw.measured.sites if f.site.rectifier.can_die and f.site.units]
         row = {
             "scheme": redraw.scheme,
             "seed": redraw.seed,

@@ -11,11 +11,11 @@ import torch
 from torch import fx, nn
 
 from reludiag.capture.model_state import as_it_was
-from reludiag.diagnosis.diagnosis import Column, table_of
 from reludiag.errors import ModelError
 from reludiag.initialization.batchnorm import estimated_firing_rate, estimated_mean_activation
-from reludiag.scanning import list_sites
+from reludiag.measure.site_list import list_sites
 from reludiag.sites.rectifiers import Rectifier, rectifier_call, rectifier_of
+from reludiag.tables import Column, table_of
 
 SCREENING_COLUMNS = (
     Column("site", "str", "a rectifier right behind a BatchNorm, as in the unit table of a scan"),

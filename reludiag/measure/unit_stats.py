@@ -1,13 +1,11 @@
-"""What is accumulated per unit, on the model's device, and how two windows of it merge.
+"""What is accumulated per unit, on the model's device.
 
 Counts and sums are float64, exact up to 2**53: float32 counters stop at 2**24. Nothing here waits
 for a GPU, and no activation is kept. A unit takes 44 bytes (52 if it can be negative; 8 more in
 double precision), and 5 more (1 in double precision) while its liveness is watched.
 """
 
-import operator
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,18 +16,12 @@ from reludiag.measure.reductions import (
     ABSOLUTE,
     ACTIVE,
     FIRED,
-    SEEN_FIRING,
-    SEEN_NONFINITE,
     SQUARE,
     TOTAL,
     add_sums,
-    note_firing,
     note_highest,
 )
-
-Counts = np.ndarray[Any, np.dtype[np.int64]]
-Reals = np.ndarray[Any, np.dtype[np.float64]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
+from reludiag.measure.unit_counts import UnitCounts
 
 
 @dataclass
@@ -137,85 +129,6 @@ class UnitStats:
             maximum=maximum,
             minimum=minimum,
             before_maximum=before_maximum,
-        )
-
-
-class Liveness:
-    """Which units have not fired since the window began: exact, and of every batch.
-
-    A unit that fired once is discharged: nothing that it does later in the window can make it
-    dead, and it is not read again.
-    """
-
-    def __init__(
-        self, units: int, device: torch.device | str, dtype: torch.dtype, signed: bool
-    ) -> None:
-        self.signed = signed
-        self.done = False
-        """Whether it is known that every unit has fired."""
-        with torch.inference_mode(False):
-            self._states = torch.zeros(units, dtype=torch.uint8, device=device)
-            # In double precision it would be 8 bytes a unit: that is then noted in the states.
-            kept = 0 if dtype == torch.float64 else units
-            self._highest = torch.zeros(kept, dtype=torch.float32, device=device)
-
-    def observe(self, x: Tensor, reading: Reading | None = None) -> None:
-        """Add one call's output, as `UnitStats.update` takes it."""
-        if not self.done:
-            self.done = note_firing(x, reading, self.signed, self._states, self._highest)
-
-    def mask(self) -> tuple[Mask, Mask]:
-        """(silent, not finite) of each unit; the latter as far as one that fired was read."""
-        states, highest = self._states.cpu().numpy(), self._highest.cpu().numpy()
-        fired, nonfinite = states & SEEN_FIRING > 0, states & SEEN_NONFINITE > 0
-        if len(highest):
-            fired, nonfinite = fired | (highest > 0), nonfinite | ~np.isfinite(highest)
-        return ~fired, nonfinite
-
-
-def _either(a: Mask, b: Mask) -> Mask:
-    return a | b
-
-
-def _both(a: Mask, b: Mask) -> Mask:
-    return a & b
-
-
-@dataclass(frozen=True)
-class UnitCounts:
-    """One site's statistics as arrays of shape `[unit]`, each with how two windows merge."""
-
-    samples: int = field(metadata={"merge": operator.add})
-    """Samples of which it is known whether a unit fired in one of them."""
-    counted: int = field(metadata={"merge": operator.add})
-    """Of these, the samples that all that follows but `silent` and `nonfinite` is of."""
-    positions: int = field(metadata={"merge": operator.add})
-    calls: int = field(metadata={"merge": operator.add})
-    silent: Mask = field(metadata={"merge": _both})
-    """It fired in none of all samples."""
-    nonfinite: Mask = field(metadata={"merge": _either})
-    """A NaN or an infinity was seen."""
-    fired: Counts = field(metadata={"merge": operator.add})
-    active: Counts = field(metadata={"merge": operator.add})
-    total: Reals = field(metadata={"merge": operator.add})
-    total_absolute: Reals = field(metadata={"merge": operator.add})
-    total_square: Reals = field(metadata={"merge": operator.add})
-    maximum: Reals = field(metadata={"merge": np.maximum})
-    minimum: Reals = field(metadata={"merge": np.minimum})
-    before_maximum: Reals = field(metadata={"merge": np.maximum})
-
-    @classmethod
-    def nothing(cls, units: int) -> "UnitCounts":
-        """Of a site that was not called."""
-        return UnitStats.empty(units).counts()
-
-    def merged(self, other: "UnitCounts") -> "UnitCounts":
-        """The counts of both windows together."""
-        return UnitCounts(
-            **{
-                f.name: f.metadata["merge"](getattr(self, f.name), getattr(other, f.name))
-                for f in fields(self)
-            }
         )
 
 

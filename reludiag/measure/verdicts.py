@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy import special  # not stats, whose import takes longer than a small scan
 
-from reludiag.measure.unit_stats import UnitCounts
+from reludiag.measure.unit_counts import UnitCounts
 from reludiag.sites.rectifiers import Rectifier
 
 VERDICTS = (

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reludiag.diagnosis.diagnosis import Limit
 from reludiag.errors import TooManyDeadError
+from reludiag.limits import Limit
 from reludiag.recording import SiteState
 from reludiag.recording.ledger import Lifelines
 

@@ -23,18 +23,19 @@ from torch.utils.hooks import RemovableHandle
 from reludiag.capture.calls import Call, Reading
 from reludiag.capture.capture import Capture
 from reludiag.capture.hooks import forget_compiled, guarded, is_compiled, uncompiled
-from reludiag.diagnosis.diagnosis import Diagnosis, SiteFindings
+from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.from_recording import diagnose_run, load
 from reludiag.errors import ModelError, UsageError
 from reludiag.evidence.collector import Witness
-from reludiag.measure.unit_stats import UnitCounts
+from reludiag.measure.blind_spots import blind_spots, no_rectifier
+from reludiag.measure.frozen_pass import Scanner
+from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.verdicts import Thresholds, is_dead
 from reludiag.monitoring.alerts import WARN_OVER, Alerts, Listener
 from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock, innermost
 from reludiag.monitoring.window import Window
 from reludiag.process import this_process
 from reludiag.recording import RecordingWriter, SiteState
-from reludiag.scanning import Scanner, blind_spots, no_rectifier
 from reludiag.sites.functional import may_rectify
 
 
@@ -325,11 +326,11 @@ class Monitor:
         with self._keeping_the_run_alive():
             first_step = self._clock.step
             if self._probe is not None:
-                findings = self._measure_probe()
+                sites = self._measure_probe()
             else:
-                findings, first_step = self._close_window(closing)
+                sites, first_step = self._close_window(closing)
             states = [
-                SiteState(f.site, f.counts, is_dead(f.counts, f.site.rectifier)) for f in findings
+                SiteState(f.site, f.counts, is_dead(f.counts, f.site.rectifier)) for f in sites
             ]
             self._writer.write_snapshot(
                 self._clock.step,
@@ -338,7 +339,7 @@ class Monitor:
                 self._param_groups,
                 self._new_rates,
                 self._facts("running"),
-                self._witness.at_snapshot(self._clock.step, findings),
+                self._witness.at_snapshot(self._clock.step, sites),
             )
             self._alerts.note(self._clock.step, states, self._new_rates)
             self._new_rates = []
@@ -346,13 +347,13 @@ class Monitor:
         if not closing:
             self._alerts.tell()
 
-    def _measure_probe(self) -> list[SiteFindings]:
+    def _measure_probe(self) -> list[SiteCounts]:
         measured = self._scanner.run(self._probe or [])
         self._probe_samples = measured.samples
         self._blind_spots = measured.blind_spots
-        return measured.findings
+        return measured.sites
 
-    def _close_window(self, closing: bool) -> tuple[list[SiteFindings], int]:
+    def _close_window(self, closing: bool) -> tuple[list[SiteCounts], int]:
         """What the training batches since the last snapshot showed, and where that begins."""
         self._wake()
         first_step = self.snapshots[-1] if self.snapshots else 0
@@ -365,12 +366,12 @@ class Monitor:
         if self._clock.step > 0:  # the initial batches are of the first window as well
             self._previous, self._window = counts, {}
         self._blind_spots = blind_spots(self._capture)
-        findings = [
-            SiteFindings(site, counts.get(index) or UnitCounts.nothing(site.units or 0))
+        sites = [
+            SiteCounts(site, counts.get(index) or UnitCounts.nothing(site.units or 0))
             for index, site in enumerate(self._capture.sites)
         ]
         uncalled = self._capture.uncalled()
-        return [*findings, *(SiteFindings(s, UnitCounts.nothing(0)) for s in uncalled)], first_step
+        return [*sites, *(SiteCounts(s, UnitCounts.nothing(0)) for s in uncalled)], first_step
 
     def _facts(self, status: str) -> dict[str, Any]:
         if not self._settings:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from reludiag.capture.calls import Call, Reading
-from reludiag.measure.unit_stats import Liveness, UnitCounts, UnitStats
+from reludiag.measure.liveness import Liveness
+from reludiag.measure.unit_counts import UnitCounts
+from reludiag.measure.unit_stats import UnitStats
 from reludiag.sites.site import Site
 
 

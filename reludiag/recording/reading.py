@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from reludiag.errors import RecordingError
-from reludiag.measure.unit_stats import UnitCounts
+from reludiag.measure.unit_counts import UnitCounts
 from reludiag.recording.observations import (
     Baseline,
     Death,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from reludiag.measure.unit_stats import UnitCounts
+from reludiag.measure.unit_counts import UnitCounts
 from reludiag.recording.observations import Observations
 from reludiag.recording.schema import Mask
 from reludiag.sites.site import Site

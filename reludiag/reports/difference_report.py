@@ -12,8 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.diagnosis.difference import CHANGES, Difference
-from reludiag.diagnosis.from_json import SCHEMA_VERSION
 from reludiag.reports.console import Harmless
 from reludiag.reports.run.document import records
 from reludiag.reports.run.summary import many

@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.diagnosis.from_json import SCHEMA_VERSION
+from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.initialization.examination import InitExamination
 from reludiag.initialization.layer_init import InitProblem, LayerInit
 from reludiag.reports.console import Harmless

@@ -13,7 +13,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.diagnosis.from_json import SCHEMA_VERSION
+from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.experiments.analysis.counterfactual import BOTH, FACTUAL, INIT, RATE, Arm
 from reludiag.experiments.replay import Replay
 from reludiag.reports.console import Harmless

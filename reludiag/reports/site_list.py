@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.diagnosis.from_json import SCHEMA_VERSION
+from reludiag.diagnosis.columns import SCHEMA_VERSION
+from reludiag.measure.site_list import SiteList
 from reludiag.reports.console import Harmless
-from reludiag.scanning import SiteList
 
 
 def print_sites(listed: SiteList, console: Console) -> None:

@@ -12,13 +12,13 @@ from typing import IO, Any
 
 import pandas as pd
 
-from reludiag.diagnosis.diagnosis import Column, table_of
 from reludiag.errors import UsageError
 from reludiag.experiments.analysis.odds import DeathOdds, death_odds
 from reludiag.experiments.analysis.safety import SAFE_NEW, SafeRate, safe_rate
 from reludiag.experiments.analysis.trend import Runs, Trend, rank_trends
 from reludiag.experiments.analysis.variance import VarianceShare, variance_shares
 from reludiag.experiments.trial_table import METRIC, recording_notes
+from reludiag.tables import Column, table_of
 
 RESPONSES = ("born", "new", "dead")
 """born: dead at step 0, of all units. new: dead at the end, of those alive at step 0. dead: dead

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from reludiag.errors import UsageError
+from reludiag.experiments.queue.queue import DEATHS_ALLOWED, Cell, Result, crash_of
 from reludiag.experiments.queue.sqlite_queue import check_settings
-from reludiag.experiments.trial_table import DEATHS_ALLOWED, Cell, Result, crash_of
 from reludiag.process import LEASE, Owner, is_gone
 
 if TYPE_CHECKING:  # an extra, imported when a storage is given

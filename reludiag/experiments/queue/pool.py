@@ -11,8 +11,8 @@ from pathlib import Path
 
 from reludiag import errors
 from reludiag.errors import ReludiagError, UsageError, UserCodeError
+from reludiag.experiments.queue.queue import Queue
 from reludiag.experiments.queue.worker import FAILED, OpenQueue, work
-from reludiag.experiments.trial_table import Queue
 from reludiag.process import Owner
 
 Progress = Callable[[int, int], None]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from reludiag.errors import UsageError
-from reludiag.experiments.trial_table import DEATHS_ALLOWED, RESULT_FIELDS, Cell, Result, crash_of
+from reludiag.experiments.queue.queue import DEATHS_ALLOWED, RESULT_FIELDS, Cell, Result, crash_of
 from reludiag.process import LEASE, Owner, is_gone
 
 APPLICATION_ID = 0x52654C53  # "ReLS"

@@ -17,8 +17,8 @@ import torch
 
 from reludiag.errors import ReludiagError, UsageError, UserCodeError
 from reludiag.experiments.compare import trial_row
+from reludiag.experiments.queue.queue import Cell, Queue, Result
 from reludiag.experiments.trial import Trial
-from reludiag.experiments.trial_table import Cell, Queue, Result
 from reludiag.loading.specs import load_attribute, user_code_error
 from reludiag.process import LEASE, RENEWALS, Owner, this_process
 from reludiag.recording import read_recording

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.diagnosis.diagnosis import Diagnosis
-from reludiag.diagnosis.from_json import SCHEMA_VERSION
 from reludiag.experiments.analysis.effects import Effects
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.reports.csv_file import chosen_units

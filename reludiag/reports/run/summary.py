@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import pandas as pd
 
 from reludiag.causes.cause import NONE, Cause
-from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.diagnosis.diagnosis import RANDOM_INPUT, Diagnosis
 from reludiag.measure.verdicts import upper_bound
-from reludiag.scanning import RANDOM_INPUT
 
 WINDOWS = 10
 

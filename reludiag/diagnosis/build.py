@@ -1,0 +1,143 @@
+"""diagnose(): makes the tables of a Diagnosis from what was counted at each site."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reludiag.causes.cause import Cause
+from reludiag.diagnosis.columns import (
+    LEDGER_COLUMNS,
+    SITE_COLUMNS,
+    SITE_LEDGER_COLUMNS,
+    UNIT_COLUMNS,
+)
+from reludiag.diagnosis.diagnosis import Diagnosis, Head
+from reludiag.measure.unit_counts import UnitCounts
+from reludiag.measure.verdicts import VERDICTS, Thresholds, judge, tau_score, upper_bound
+from reludiag.recording.ledger import NEVER, Ledger, Lives
+from reludiag.sites.site import Site
+from reludiag.tables import table_of
+
+
+@dataclass(frozen=True)
+class SiteFindings:
+    """One site with what was counted there."""
+
+    site: Site
+    counts: UnitCounts
+    ledger: Ledger | None = None
+    at_death: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    """Columns of `LEDGER_COLUMNS` that a recording adds to the ledger, `[unit]`."""
+    states: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+    """`[snapshot, unit]`, as in `Lives`."""
+
+
+def diagnose(
+    head: Head,
+    findings: Sequence[SiteFindings],
+    thresholds: Thresholds,
+    timeline: pd.DataFrame | None = None,
+    causes: Sequence[Cause] = (),
+) -> Diagnosis:
+    """Make the tables from what was counted."""
+    units = [_unit_rows(head, found, thresholds) for found in findings]
+    ledger = timeline is not None
+    unit_columns = UNIT_COLUMNS + (LEDGER_COLUMNS if ledger else ())
+    sites = [_site_row(found, table, ledger) for found, table in zip(findings, units, strict=True)]
+    return Diagnosis(
+        head=head,
+        units=table_of(unit_columns, units),
+        sites=table_of(SITE_COLUMNS + (SITE_LEDGER_COLUMNS if ledger else ()), sites),
+        timeline=timeline,
+        thresholds=thresholds,
+        causes=tuple(causes),
+        lives=None if timeline is None else _lives(timeline, findings),
+    )
+
+
+def _lives(timeline: pd.DataFrame, findings: Sequence[SiteFindings]) -> Lives:
+    return Lives(
+        tuple(int(step) for step in timeline["step"].unique()),
+        {found.site.name: found.states for found in findings if found.states is not None},
+    )
+
+
+def _unit_rows(head: Head, found: SiteFindings, thresholds: Thresholds) -> dict[str, Any]:
+    site, counts, ledger = found.site, found.counts, found.ledger
+    if site.units is None:
+        return {
+            "site": site.name,
+            "verdict": "unobserved",
+            "samples": 0,
+            "activation": site.rectifier.activation,
+        }
+    n, positions = counts.counted, counts.positions
+    observed = n > 0
+
+    def share(part: Any, whole: int) -> Any:
+        return part / whole if observed else np.nan
+
+    table = {
+        "site": site.name,
+        "unit": np.arange(site.units),
+        "verdict": judge(counts, site.rectifier, thresholds),
+        "samples": counts.samples,
+        "counted": n,
+        "fired": counts.fired,
+        "firing_rate": share(counts.fired, n),
+        "firing_rate_upper": np.where(counts.nonfinite, np.nan, upper_bound(counts.fired, n))
+        if head.frozen
+        else np.nan,
+        "active_fraction": share(counts.active, positions),
+        "mean_activation": share(counts.total, positions),
+        "max_activation": counts.maximum if observed else np.nan,
+        "tau_score": tau_score(counts) if observed else np.nan,
+        "unit_axis": site.unit_axis,
+        "activation": site.rectifier.activation,
+        "producer": site.producer,
+        "norm": site.norm,
+        "rms_activation": np.sqrt(share(counts.total_square, positions)),
+        "max_preactivation": np.where(
+            np.isneginf(counts.before_maximum), np.nan, counts.before_maximum
+        ),
+    }
+    if ledger is not None:
+        table["born_dead"] = ledger.born_dead if ledger.born_known else None
+        table["died_step"] = _step_column(ledger.died_step)
+        table["revived_step"] = _step_column(ledger.revived_step)
+        table |= found.at_death
+    return table
+
+
+def _step_column(steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.where(steps == NEVER, np.nan, steps)
+
+
+def _site_row(found: SiteFindings, units: Mapping[str, Any], ledger: bool) -> dict[str, Any]:
+    site = found.site
+    verdicts, counts = np.unique(units["verdict"], return_counts=True)
+    tally = dict(zip(verdicts.tolist(), counts.tolist(), strict=True))
+    row: dict[str, Any] = {
+        "site": site.name,
+        "activation": site.rectifier.activation,
+        "unit_axis": site.unit_axis or None,
+        "producer": site.producer,
+        "norm": site.norm,
+        "samples": found.counts.samples,
+        "units": site.units,
+        **{verdict: tally.get(verdict, 0) for verdict in VERDICTS},
+    }
+    if site.units is None:
+        row["unobserved"] = 0  # the site is, its units are not known
+    row["dead_fraction"] = row["dead"] / site.units if site.units else np.nan
+    if found.counts.counted:
+        row["mean_firing_rate"] = np.mean(units["firing_rate"])
+    if ledger and found.ledger is not None:
+        lives = found.ledger
+        row["born_dead"] = int(lives.born_dead.sum()) if lives.born_known else None
+        row["died"] = int(lives.died.any(axis=0).sum())
+        row["revived"] = int(lives.revived.any(axis=0).sum())
+    return row

@@ -1,0 +1,79 @@
+"""The columns of each table of a Diagnosis, and the version of its JSON document."""
+
+from reludiag.measure.verdicts import VERDICTS
+from reludiag.tables import Column
+
+SCHEMA_VERSION = 1
+"""Of the JSON documents."""
+
+UNIT_COLUMNS = (
+    Column(
+        "site", "str", "path of the rectifier, #k for its k-th repeat; of a function, path:name"
+    ),
+    Column("unit", "Int64", "index along the unit axis; empty if the site was never called"),
+    Column("verdict", "str", "the first that holds of: " + ", ".join(VERDICTS)),
+    Column("samples", "Int64", "samples of which it is known whether it fired in one of them"),
+    Column("counted", "Int64", "of these, the samples that all columns that follow are of"),
+    Column("fired", "Int64", "samples in which it was > 0 at one position or more"),
+    Column("firing_rate", "float64", "fired / counted"),
+    Column("firing_rate_upper", "float64", "one-sided 95 % upper bound, frozen weights only"),
+    Column("active_fraction", "float64", "share of positions at which it was > 0"),
+    Column("mean_activation", "float64", "mean over samples and positions"),
+    Column("max_activation", "float64", "maximum over samples and positions"),
+    Column("tau_score", "float64", "mean absolute activation over the site's mean"),
+    Column("unit_axis", "str", "axis of the units; 1//49: blocks of 49 of it; unknown: last axis"),
+    Column("activation", "str", "class of the rectifier, or name of the function"),
+    Column("producer", "str", "module whose weights feed the site"),
+    Column("norm", "str", "BatchNorm between the two"),
+    Column("rms_activation", "float64", "root of the mean square over samples and positions"),
+    Column("max_preactivation", "float64", "how far from firing, where it was read"),
+)
+
+LEDGER_COLUMNS = (
+    Column("born_dead", "boolean", "dead at step 0; empty if step 0 was not seen"),
+    Column("died_step", "Int64", "snapshot at which it was last found newly dead"),
+    Column("revived_step", "Int64", "snapshot at which it was last found alive again"),
+    Column("lr_at_death", "float64", "largest learning rate of its group in the window it died in"),
+    Column("cause", "str", "kind of cause that explains best why it is dead"),
+    Column(
+        "critical_lr", "float64", "learning rate it would have survived its window at, estimated"
+    ),
+    Column(
+        "drift_weights",
+        "float64",
+        "share of the change of its mean pre-activation, as it died, through its weights",
+    ),
+    Column("drift_input", "float64", "the same through its input"),
+    Column("drift_bias", "float64", "the same through its bias"),
+)
+
+SITE_COLUMNS = (
+    Column("site", "str", "as in the unit table; sites in forward order"),
+    Column("activation", "str", "class of the rectifier, or name of the function"),
+    Column("unit_axis", "str", "as in the unit table; empty if never called"),
+    Column("producer", "str", "module whose weights feed the site"),
+    Column("norm", "str", "BatchNorm between the two"),
+    Column("samples", "Int64", "samples seen"),
+    Column("units", "Int64", "number of units; empty if never called"),
+    *(Column(verdict, "Int64", f"units whose verdict is {verdict}") for verdict in VERDICTS),
+    Column("dead_fraction", "float64", "dead / units"),
+    Column("mean_firing_rate", "float64", "mean of the units' firing rates"),
+)
+
+SITE_LEDGER_COLUMNS = (
+    Column("born_dead", "Int64", "units dead at step 0; empty if step 0 was not seen"),
+    Column("died", "Int64", "units that died at some step (and may have revived)"),
+    Column("revived", "Int64", "units that came back at some step"),
+)
+
+TIMELINE_COLUMNS = (
+    Column("step", "Int64", "optimizer steps taken, or the step that a checkpoint names"),
+    Column("site", "str", "as in the unit table"),
+    Column("learning_rate", "float64", "largest of the site's group in the window that ends here"),
+    Column("samples", "Int64", "samples seen in that window, or on the probe"),
+    Column("units", "Int64", "units of the site"),
+    Column("dead", "Int64", "dead at this snapshot"),
+    Column("died", "Int64", "died in the window that ends here"),
+    Column("revived", "Int64", "revived in the window that ends here"),
+    Column("nonfinite", "Int64", "with a NaN or an infinity"),
+)

@@ -1,0 +1,70 @@
+"""The timeline: what the sites were at each snapshot, or in each of several checkpoints."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reludiag.diagnosis.build import SiteFindings
+from reludiag.diagnosis.columns import TIMELINE_COLUMNS
+from reludiag.measure.unit_counts import SiteCounts
+from reludiag.measure.verdicts import is_dead
+from reludiag.recording import RecordedSite
+from reludiag.recording.ledger import Ledger, life_states, trace_lives
+from reludiag.tables import table_of
+
+
+def checkpoint_timeline(
+    steps: Sequence[int], scans: Sequence[Sequence[SiteCounts]]
+) -> tuple[list[SiteFindings], pd.DataFrame]:
+    """The last scan's findings with the ledger of all, and the timeline of the scans."""
+    by_name = [{found.site.name: found for found in scan} for scan in scans]
+    findings, timelines = [], []
+    for found in scans[-1]:
+        width = found.site.units or 0
+        samples = np.zeros(len(steps), dtype=np.int64)
+        dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
+        for index, scan in enumerate(by_name):
+            then = scan.get(found.site.name)
+            if then is not None and then.site.units == width:
+                dead[index] = is_dead(then.counts, then.site.rectifier)
+                nonfinite[index] = then.counts.nonfinite
+                samples[index] = then.counts.samples
+                known[index] = then.counts.samples > 0
+        recorded = RecordedSite(
+            found.site, None, found.counts, samples, dead, known & ~nonfinite, nonfinite
+        )
+        ledger = trace_lives(steps, dead, recorded.known)
+        states = states_of(recorded, ledger)
+        findings.append(SiteFindings(found.site, found.counts, ledger, states=states))
+        timelines.append(timeline_rows(steps, recorded, ledger, [np.nan] * len(steps)))
+    return findings, timeline_table(timelines)
+
+
+def states_of(recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return life_states(ledger.born_known, recorded.dead, recorded.known, recorded.nonfinite)
+
+
+def timeline_table(rows: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The sites' rows as one timeline, in order of steps."""
+    table = table_of(TIMELINE_COLUMNS, rows)
+    return table.sort_values("step", kind="stable", ignore_index=True)
+
+
+def timeline_rows(
+    steps: Sequence[int], recorded: RecordedSite, ledger: Ledger, rates: Sequence[float]
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "step": list(steps),
+            "site": recorded.site.name,
+            "learning_rate": list(rates),
+            "samples": recorded.samples,
+            "units": recorded.site.units,
+            "dead": (recorded.dead & recorded.known).sum(axis=1),
+            "died": ledger.died.sum(axis=1),
+            "revived": ledger.revived.sum(axis=1),
+            "nonfinite": recorded.nonfinite.sum(axis=1),
+        }
+    )

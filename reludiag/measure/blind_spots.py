@@ -1,0 +1,48 @@
+"""Blind spots: what a capture could not see of a model, in sentences."""
+
+from torch import nn
+
+from reludiag.capture.capture import Capture
+
+
+def no_rectifier(model: nn.Module) -> str:
+    """The sentence on a model in which nothing can be watched."""
+    return (
+        f"{type(model).__name__} has no rectifier (ReLU, ReLU6, clamp(min=0), Hardtanh(0, x), "
+        "Threshold(0, 0), Hardswish, ...), as a module or as a function, so nothing in it can die."
+    )
+
+
+def blind_spots(capture: Capture) -> list[str]:
+    """Sentences on what the capture could not see of the model."""
+    spots = []
+    if capture.unobserved:
+        owners = list(dict.fromkeys(owner or "the model itself" for owner, _ in capture.unobserved))
+        calls = capture.unobserved.total()
+        listed = ", ".join(owners[:3]) + (f" and {len(owners) - 3} more" * (len(owners) > 3))
+        operators = ", ".join(sorted({operator for _, operator in capture.unobserved}))
+        spots.append(
+            f"NOT OBSERVED: {calls} rectifier call{'s' * (calls != 1)} ({operators}) in {listed}. "
+            "They are made where they cannot be read: no verdict speaks of them."
+        )
+    if capture.transformed:
+        spots.append(
+            f"Left out: {capture.transformed:,} rectifier calls inside torch.func transforms "
+            "(vmap, grad, jvp), which cannot be read from outside."
+        )
+    if capture.unread:
+        spots.append(
+            f"Left out: {capture.unread:,} rectifier calls of a path that was first taken in a "
+            "batch that the model changed in place, and that could so not be run again."
+        )
+    if capture.traced and capture.functional:
+        spots.append(
+            "NOT OBSERVED: rectifiers called as functions, since the model was compiled. "
+            "Compile it before it is monitored."
+        )
+    if capture.elsewhere:
+        spots.append(
+            "Part of a forward ran in another thread. Rectifiers called there as functions were "
+            "not seen; modules were."
+        )
+    return spots

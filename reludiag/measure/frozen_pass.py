@@ -1,0 +1,221 @@
+"""A frozen pass: runs batches through a model whose weights stand still, and counts.
+
+The pass leaves the model as it was: mode, buffers, hooks and random number streams.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reludiag.capture.calls import Call, Reading
+from reludiag.capture.capture import Capture
+from reludiag.capture.hooks import uncompiled
+from reludiag.capture.model_state import as_it_was
+from reludiag.errors import DataError, ModelError, UsageError
+from reludiag.loading.data import batches_of, input_tensors, model_arguments
+from reludiag.loading.specs import user_code_error
+from reludiag.measure.blind_spots import blind_spots, no_rectifier
+from reludiag.measure.reductions import all_finite
+from reludiag.measure.unit_counts import SiteCounts, UnitCounts
+from reludiag.measure.unit_stats import UnitStats
+from reludiag.sites.functional import may_rectify
+
+Progress = Callable[[int, int | None], None]
+"""Called with the number of batches done, and of all of them if that is known."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one frozen pass counted."""
+
+    sites: list[SiteCounts]
+    samples: int
+    batches: int
+    blind_spots: tuple[str, ...]
+    """Sentences on what could not be seen."""
+
+
+class Scanner:
+    """Runs batches through a frozen model and counts; knows its sites from one run to the next.
+
+    Raises ModelError for a model that cannot hold a rectifier.
+    """
+
+    def __init__(self, model: nn.Module, unit_axes: Mapping[str, int] | None = None) -> None:
+        self.model = eager_model(model)
+        if not may_rectify(self.model):
+            raise ModelError(no_rectifier(self.model))
+        self._unit_axes = dict(unit_axes or {})
+        self._stats: dict[int, UnitStats] = {}
+        self._capture = Capture(
+            self.model, self._receive, self._wants_before, self._note_before, unit_axes
+        )
+
+    def run(
+        self,
+        batches: Iterable[Any],
+        *,
+        limit: int | None = None,
+        train_mode: bool = False,
+        dtype: torch.dtype | None = None,
+        progress: Progress | None = None,
+    ) -> Measurement:
+        """One pass; see `scan`."""
+        model, capture = self.model, self._capture
+        batches = batches_of(batches)
+        self._stats = {}
+        device = _device(model)
+        total = len(batches) if isinstance(batches, Sized) else limit
+        if total is not None and limit is not None:
+            total = min(total, limit)
+        done = samples = 0
+        with as_it_was(model), torch.no_grad(), uncompiled():
+            _set_mode(model, train_mode)
+            capture.attach()
+            try:
+                for batch in limited(batches, limit):
+                    args, kwargs = model_arguments(model, batch, device, dtype)
+                    rows = _check_inputs([*args, *kwargs.values()], done)
+                    if rows:
+                        _run(capture, args, kwargs, done)
+                    samples += rows
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
+            finally:
+                capture.detach()
+        if done == 0 or samples == 0:
+            raise DataError(
+                "the data gave no batch: expected at least one. A generator that was used up "
+                "before gives none; pass a list, a DataLoader or a function"
+            )
+        sites = self._site_counts()
+        if not sites:
+            raise ModelError(" ".join(blind_spots(capture)) or no_rectifier(model))
+        return Measurement(sites, samples, done, tuple(blind_spots(capture)))
+
+    def _receive(self, call: Call) -> None:
+        stats = self._stats.get(call.site) or self._new_stats(call.site, call.output)
+        stats.update(call.output, call.before() if stats.asks else None, call.reading)
+
+    def _note_before(self, site: int, before: Tensor, reading: Reading) -> None:
+        stats = self._stats.get(site) or self._new_stats(site, before)
+        stats.note_before(before, reading)
+
+    def _new_stats(self, index: int, x: Tensor) -> UnitStats:
+        site = self._capture.sites[index]
+        kind = site.rectifier
+        stats = UnitStats.empty(site.units or 0, x.device, x.dtype, kind.signed, kind.passes)
+        self._stats[index] = stats
+        return stats
+
+    def _wants_before(self, training: bool, site: int | None) -> bool:
+        return site is None or site not in self._stats or self._stats[site].asks
+
+    def _site_counts(self) -> list[SiteCounts]:
+        sites = self._capture.sites
+        unknown = self._unit_axes.keys() - self._capture.overruled
+        if unknown:
+            names = ", ".join(site.name for site in sites)
+            raise UsageError(
+                f"a unit axis was given for {', '.join(sorted(unknown))}, which is no site, or has "
+                f"no such axis. The sites are {names}"
+            )
+        counts = [
+            SiteCounts(
+                site,
+                self._stats[index].counts()
+                if index in self._stats
+                else UnitCounts.nothing(site.units or 0),
+            )
+            for index, site in enumerate(sites)
+        ]
+        nothing = UnitCounts.nothing(0)
+        return counts + [SiteCounts(site, nothing) for site in self._capture.uncalled()]
+
+
+def eager_model(model: Any) -> nn.Module:
+    """The model itself, without torch.compile's wrapper; an exported program as a module."""
+    if type(model).__name__ == "ExportedProgram":
+        from reludiag.loading.programs import program_module
+
+        model = program_module(model)
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"{type(model).__name__} was given; expected a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "a TorchScript model takes no hooks: give the Python model it was made from, with "
+            "its state dict"
+        )
+    return model
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _set_mode(model: nn.Module, training: bool) -> None:
+    try:
+        model.train(training)
+    except NotImplementedError as error:  # ExportedProgram.module()
+        raise ModelError(
+            "the module of an exported program stays in the mode that it was exported in: give "
+            "the program itself, not its module()"
+        ) from error
+
+
+def limited(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:
+    """At most `limit` batches; what the user's loader raises becomes a UserCodeError."""
+    try:
+        # islice stops before it would draw one batch too many.
+        yield from itertools.islice(batches, limit)
+    except Exception as error:  # the user's loader may raise anything
+        raise user_code_error("drawing a batch of the data", error) from error
+
+
+def _check_inputs(inputs: Any, index: int) -> int:
+    """Number of samples; raises DataError on non-finite inputs."""
+    samples = None
+    for tensor in input_tensors(inputs):
+        if samples is None:
+            samples = tensor.shape[0] if tensor.shape else 1
+        if tensor.is_floating_point() and not all_finite(tensor):
+            count = int((~torch.isfinite(tensor)).sum())
+            raise DataError(
+                f"batch {index} of the data has {count:,} values that are NaN or infinite: "
+                "verdicts would speak of the data, not of the network. Clean it first"
+            )
+    if samples is None:
+        raise DataError(f"batch {index} of the data has no tensor among its inputs")
+    return samples
+
+
+def _run(capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> None:
+    try:
+        if capture.model.training:
+            capture.run(capture.model, args, kwargs)
+        else:
+            capture.run_surely(args, kwargs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        shapes = ", ".join(
+            f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+            for tensor in input_tensors((args, kwargs))
+        )
+        advice = "Is the shape what its forward expects?"
+        if "Guard failed" in str(error):
+            advice = (
+                "A program takes the sizes that it was exported with: export it with "
+                "dynamic_shapes, or give only such batches (drop_last=True)."
+            )
+        raise DataError(
+            f"the model refused batch {index} of the data, of shape {shapes}:\n"
+            f"{type(error).__name__}: {error}\n{advice}"
+        ) from error
+    except Exception as error:  # the user's forward may raise anything
+        raise user_code_error("the model's forward", error) from error

@@ -1,0 +1,42 @@
+"""Liveness: which units have fired, of every batch, at the least cost."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reludiag.capture.calls import Reading
+from reludiag.measure.reductions import SEEN_FIRING, SEEN_NONFINITE, note_firing
+from reludiag.measure.unit_counts import Mask
+
+
+class Liveness:
+    """Which units have not fired since the window began: exact, and of every batch.
+
+    A unit that fired once is discharged: nothing that it does later in the window can make it
+    dead, and it is not read again.
+    """
+
+    def __init__(
+        self, units: int, device: torch.device | str, dtype: torch.dtype, signed: bool
+    ) -> None:
+        self.signed = signed
+        self.done = False
+        """Whether it is known that every unit has fired."""
+        with torch.inference_mode(False):
+            self._states = torch.zeros(units, dtype=torch.uint8, device=device)
+            # In double precision it would be 8 bytes a unit: that is then noted in the states.
+            kept = 0 if dtype == torch.float64 else units
+            self._highest = torch.zeros(kept, dtype=torch.float32, device=device)
+
+    def observe(self, x: Tensor, reading: Reading | None = None) -> None:
+        """Add one call's output, as `UnitStats.update` takes it."""
+        if not self.done:
+            self.done = note_firing(x, reading, self.signed, self._states, self._highest)
+
+    def mask(self) -> tuple[Mask, Mask]:
+        """(silent, not finite) of each unit; the latter as far as one that fired was read."""
+        states, highest = self._states.cpu().numpy(), self._highest.cpu().numpy()
+        fired, nonfinite = states & SEEN_FIRING > 0, states & SEEN_NONFINITE > 0
+        if len(highest):
+            fired, nonfinite = fired | (highest > 0), nonfinite | ~np.isfinite(highest)
+        return ~fired, nonfinite

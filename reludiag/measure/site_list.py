@@ -1,0 +1,48 @@
+"""list_sites(): where a model's rectifiers run."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from reludiag.capture.capture import Capture
+from reludiag.measure.frozen_pass import Scanner, eager_model
+from reludiag.sites.functional import functional_calls
+from reludiag.sites.rectifiers import Rectifier
+from reludiag.sites.site import Site
+
+
+@dataclass(frozen=True)
+class SiteList:
+    """Where a model's rectifiers run."""
+
+    sites: list[Site]
+    blind_spots: tuple[str, ...]
+    """Sentences on what could not be seen."""
+    ran: bool
+    """Whether a forward pass was made; without one, each module and function is listed once."""
+
+
+def list_sites(
+    model: nn.Module,
+    batches: Iterable[Any] | None = None,
+    dtype: torch.dtype | None = None,
+    unit_axes: Mapping[str, int] | None = None,
+) -> SiteList:
+    """The sites of a model, from one batch if there are any, else from its source alone.
+
+    Raises DataError if the model refuses the batch.
+    """
+    if batches is not None:
+        measured = Scanner(model, unit_axes).run(batches, limit=1, dtype=dtype)
+        return SiteList([each.site for each in measured.sites], measured.blind_spots, ran=True)
+    model = eager_model(model)
+    sites = Capture(model, lambda call: None).uncalled()
+    for path, operator in functional_calls(model):
+        name = f"{path or type(model).__name__}:{operator}"
+        rectifier = Rectifier(operator, can_die=True)
+        sites.append(Site(name, name, path, operator, rectifier, "", None, None, None))
+    order = {path: index for index, (path, _) in enumerate(model.named_modules())}
+    return SiteList(sorted(sites, key=lambda site: order[site.module]), (), ran=False)

@@ -1,0 +1,86 @@
+"""What was counted of each unit, as plain arrays, and how the counts of two windows merge."""
+
+import operator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from reludiag.sites.site import Site
+
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+
+Reals = np.ndarray[Any, np.dtype[np.float64]]
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def _either(a: Mask, b: Mask) -> Mask:
+    return a | b
+
+
+def _both(a: Mask, b: Mask) -> Mask:
+    return a & b
+
+
+@dataclass(frozen=True)
+class UnitCounts:
+    """One site's statistics as arrays of shape `[unit]`, each with how two windows merge."""
+
+    samples: int = field(metadata={"merge": operator.add})
+    """Samples of which it is known whether a unit fired in one of them."""
+    counted: int = field(metadata={"merge": operator.add})
+    """Of these, the samples that all that follows but `silent` and `nonfinite` is of."""
+    positions: int = field(metadata={"merge": operator.add})
+    calls: int = field(metadata={"merge": operator.add})
+    silent: Mask = field(metadata={"merge": _both})
+    """It fired in none of all samples."""
+    nonfinite: Mask = field(metadata={"merge": _either})
+    """A NaN or an infinity was seen."""
+    fired: Counts = field(metadata={"merge": operator.add})
+    active: Counts = field(metadata={"merge": operator.add})
+    total: Reals = field(metadata={"merge": operator.add})
+    total_absolute: Reals = field(metadata={"merge": operator.add})
+    total_square: Reals = field(metadata={"merge": operator.add})
+    maximum: Reals = field(metadata={"merge": np.maximum})
+    minimum: Reals = field(metadata={"merge": np.minimum})
+    before_maximum: Reals = field(metadata={"merge": np.maximum})
+
+    @classmethod
+    def nothing(cls, units: int) -> "UnitCounts":
+        """Of a site that was not called."""
+        zeros, minus_inf = np.zeros(units), np.full(units, -np.inf)
+        counts = np.zeros(units, dtype=np.int64)
+        return cls(
+            samples=0,
+            counted=0,
+            positions=0,
+            calls=0,
+            silent=np.ones(units, dtype=bool),
+            nonfinite=np.zeros(units, dtype=bool),
+            fired=counts,
+            active=counts.copy(),
+            total=zeros,
+            total_absolute=zeros.copy(),
+            total_square=zeros.copy(),
+            maximum=minus_inf,
+            minimum=np.full(units, np.inf),
+            before_maximum=minus_inf.copy(),
+        )
+
+    def merged(self, other: "UnitCounts") -> "UnitCounts":
+        """The counts of both windows together."""
+        return UnitCounts(
+            **{
+                f.name: f.metadata["merge"](getattr(self, f.name), getattr(other, f.name))
+                for f in fields(self)
+            }
+        )
+
+
+@dataclass(frozen=True)
+class SiteCounts:
+    """One site with what was counted there."""
+
+    site: Site
+    counts: UnitCounts

@@ -1,0 +1,60 @@
+"""Tables: what a column is, and how a table is made from parts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its name, its pandas dtype, and what it means."""
+
+    name: str
+    dtype: str
+    meaning: str
+
+
+def table_of(
+    columns: Sequence[Column], parts: Sequence[Mapping[str, Any] | pd.DataFrame]
+) -> pd.DataFrame:
+    """The parts, one below the other, under the declared columns and dtypes, also if there is none.
+
+    A part gives by name of column an array or list `[row]`, or one value for all its rows; a part
+    with no array is one row. What it does not give, and None, is missing.
+    """
+    heights = [_height(part) for part in parts]
+    return pd.DataFrame(
+        {
+            column.name: _joined([part.get(column.name) for part in parts], heights, column.dtype)
+            for column in columns
+        },
+        copy=False,
+    )
+
+
+def _height(part: Mapping[str, Any] | pd.DataFrame) -> int:
+    if isinstance(part, pd.DataFrame):
+        return len(part)
+    return next((len(values) for values in part.values() if pd.api.types.is_list_like(values)), 1)
+
+
+def _joined(pieces: Sequence[Any], heights: Sequence[int], dtype: Any) -> Any:
+    """One column. Column by column, and not frame by frame: a large model has hundreds of sites."""
+    is_number = dtype in {"Int64", "float64"}
+    arrays = []
+    for values, height in zip(pieces, heights, strict=True):
+        if isinstance(values, np.ndarray):
+            array = values
+        elif pd.api.types.is_list_like(values):
+            series = pd.Series(values)
+            array = series.astype(object).where(series.notna(), None).to_numpy()
+        elif values is None or values is pd.NA:
+            array = np.full(height, np.nan) if is_number else np.full(height, None)
+        else:
+            array = np.full(height, values, dtype=None if is_number else object)
+        arrays.append(array if is_number else array.astype(object))
+    joined = np.concatenate(arrays) if arrays else np.empty(0, dtype=object)
+    return joined.astype(dtype) if dtype == "float64" else pd.array(joined, dtype=dtype)
