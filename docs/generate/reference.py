@@ -9,7 +9,7 @@ from reludiag_cli.app import app
 from reludiag_cli.settings import COMMAND_LINE_ONLY, PREFIX
 
 from docs.generate.blocks import ROOT
-from reludiag.diagnosis import columns
+from reludiag.diagnosis import columns as diagnosis
 from reludiag.experiments import trial_table as trials
 from reludiag.experiments.analysis import effects
 from reludiag.recording import schema
@@ -60,19 +60,19 @@ def tables() -> str:
             "Units",
             "`diagnosis.units`, `--csv` and `--parquet`: a row per unit, sites in forward order. "
             "The files have the units that are not alive, or with `--all` every one.",
-            columns.UNIT_COLUMNS,
+            diagnosis.UNIT_COLUMNS,
         ),
         (
             "Units of a recording",
             "After these, in what comes of a recording or of several checkpoints:",
-            columns.LEDGER_COLUMNS,
+            diagnosis.LEDGER_COLUMNS,
         ),
-        ("Sites", "`diagnosis.sites`: a row per site.", columns.SITE_COLUMNS),
-        ("Sites of a recording", "After these, of a recording:", columns.SITE_LEDGER_COLUMNS),
+        ("Sites", "`diagnosis.sites`: a row per site.", diagnosis.SITE_COLUMNS),
+        ("Sites of a recording", "After these, of a recording:", diagnosis.SITE_LEDGER_COLUMNS),
         (
             "Timeline",
             "`diagnosis.timeline`: a row per snapshot and site. None after a single scan.",
-            columns.TIMELINE_COLUMNS,
+            diagnosis.TIMELINE_COLUMNS,
         ),
         (
             "Trials",

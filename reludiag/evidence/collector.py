@@ -1,7 +1,6 @@
-"""Witness: gathers, for the Monitor of a run, what the causes of deaths will be weighed by.
+"""The evidence collector: gathers, during a run, what the causes of deaths are weighed by.
 
-What is measured in a step is measured in few: the first, and the last before each snapshot. In all
-others it does nothing.
+It measures few steps: the first, and the last before each snapshot. In all others it does nothing.
 """
 
 import warnings
@@ -16,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture.hooks import Hook, is_recomputed, is_transformed
 from reludiag.evidence.deaths import DeathWatch, UnitState
-from reludiag.evidence.initial_state import observe_beginning
+from reludiag.evidence.initial_state import observe_initial_state
 from reludiag.evidence.update_ratios import UpdateMeter
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
@@ -25,7 +24,7 @@ from reludiag.recording.observations import Death, Observations, Update
 Result = TypeVar("Result")
 
 
-class Witness:
+class EvidenceCollector:
     """Is told of snapshots and of steps; gives `Observations`.
 
     Nothing that goes wrong in it ends the training: it warns, and observes nothing from then on.
@@ -98,7 +97,7 @@ class Witness:
         seen, deaths = Observations(), self._deaths
         if step == 0:
             seen = self._guarded(
-                lambda: observe_beginning(self._model, states, self._batches, self._unit_axes),
+                lambda: observe_initial_state(self._model, states, self._batches, self._unit_axes),
                 seen,
             )
         if deaths is not None:
@@ -148,8 +147,8 @@ class Witness:
 class _BeforeMeasuredStep:
     """An optimizer's hook; a copy of the optimizer does not take it along."""
 
-    def __init__(self, witness: Witness) -> None:
-        self._witness = witness
+    def __init__(self, collector: EvidenceCollector) -> None:
+        self._collector = collector
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._witness.keep_weights()
+        self._collector.keep_weights()

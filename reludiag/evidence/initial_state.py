@@ -28,7 +28,7 @@ DRAWS = 3
 _SEED = 1_903_067  # far from what users choose: a model may have been drawn by the same function
 
 
-def observe_beginning(
+def observe_initial_state(
     model: nn.Module,
     states: Sequence[UnitState],
     batches: Sequence[Any],

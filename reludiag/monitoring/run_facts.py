@@ -1,0 +1,38 @@
+"""Facts of a run that are known when it begins, and that its recording keeps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from reludiag.process import this_process
+
+
+def run_facts(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """What was run, by what, and where; as JSON."""
+    return {
+        "reludiag": version("reludiag"),
+        "torch": torch.__version__,
+        "process": asdict(this_process()),
+        "model": type(model).__name__,
+        "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
+    }
+
+
+def untrained_weights(
+    model: nn.Module, optimizers: Sequence[Optimizer], param_groups: Mapping[str, str]
+) -> list[str]:
+    """The note on weights of the model that none of these optimizers trains."""
+    owners = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    left_out = sorted(owners - param_groups.keys())
+    if not optimizers or not left_out:
+        return []
+    listed = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+    return [
+        f"The optimizer given does not train {listed}: their learning rate is not known. "
+        "Monitor(model, [first, second]) takes several optimizers."
+    ]

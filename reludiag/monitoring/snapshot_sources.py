@@ -1,0 +1,256 @@
+"""Snapshot sources: where a Monitor's snapshots come from, a probe or the training batches.
+
+A probe is run through the model at each snapshot, with the weights frozen: exact, and without cost
+in between. Without one, a snapshot is what the training batches of the window showed.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from reludiag.capture.calls import Call, Reading
+from reludiag.capture.capture import Capture
+from reludiag.capture.hooks import forget_compiled, guarded, uncompiled
+from reludiag.measure.blind_spots import blind_spots
+from reludiag.measure.frozen_pass import Scanner
+from reludiag.measure.unit_counts import SiteCounts, UnitCounts
+from reludiag.monitoring.window import Window
+
+
+class SnapshotSource(Protocol):
+    """Gives the counts of all sites at a step."""
+
+    blind_spots: Sequence[str]
+    """Sentences on what could not be seen, as of the last snapshot."""
+    notes: Sequence[str]
+    """Sentences on what its numbers mean for this model."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a state to be taken by now."""
+
+    def attach(self) -> None:
+        """The run begins."""
+
+    def detach(self) -> None:
+        """The run has ended, in whatever way."""
+
+    def end_step(self, step: int) -> int:
+        """A step has ended. Returns the next step at whose end this must be called."""
+
+    def take(self, step: int, closing: bool) -> tuple[list[SiteCounts], int]:
+        """The state at `step`, and the step from which on it was counted.
+
+        `closing` says that the run ends here.
+        """
+
+    def facts(self) -> dict[str, Any]:
+        """What the recording keeps of the source, as JSON."""
+
+
+class ProbeSource:
+    """A frozen pass over the same batches at each snapshot."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        every: int,
+        unit_axes: Mapping[str, int] | None,
+    ) -> None:
+        self.ready = True
+        self.blind_spots: Sequence[str] = ()
+        self.notes = _lagging_statistics(model)
+        self._scanner = Scanner(model, unit_axes)
+        self._batches, self._every = batches, every
+        self._samples: int | None = None  # known from the first pass on
+
+    def attach(self) -> None:
+        """Nothing is watched between snapshots."""
+
+    def detach(self) -> None:
+        """Likewise."""
+
+    def end_step(self, step: int) -> int:
+        """The next snapshot is all that there is to do."""
+        return (step // self._every + 1) * self._every
+
+    def take(self, step: int, closing: bool) -> tuple[list[SiteCounts], int]:
+        """Run the probe through the model as it is now."""
+        measured = self._scanner.run(self._batches)
+        self._samples, self.blind_spots = measured.samples, measured.blind_spots
+        return measured.sites, step
+
+    def facts(self) -> dict[str, Any]:
+        """The size of the probe; evaluation passes are nothing to it."""
+        return {"probe_samples": self._samples, "evaluation_passes": 0, "evaluation_calls": 0}
+
+
+class TrainingSource:
+    """Counts in the training's own forward passes.
+
+    Whether a unit fired is counted in every batch, all else in the batches of every
+    `stats_every`-th step. Once every unit of a window has fired, the hooks rest until the next step
+    that is counted.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        every: int,
+        stats_every: int,
+        unit_axes: Mapping[str, int] | None,
+        compiled: bool,
+    ) -> None:
+        self.blind_spots: Sequence[str] = ()
+        self._every = every
+        self._counted_steps = max(1, every // stats_every)  # of each window, at even distances
+        self._capture = Capture(
+            model, self._receive, self._wants_before, self._note_before, unit_axes, in_loop=True
+        )
+        self.notes = _uncompiled_run(compiled and self._capture.functional)
+        # Of the window: replaced as a whole when a snapshot is taken.
+        self._windows: dict[int, Window] = {}
+        self._previous: dict[int, UnitCounts] = {}
+        self._snapshots: list[int] = []  # steps
+        self._counting = True  # whether the coming step is counted: set at the end of each
+        self._frozen_calls = 0  # of parts of the model in evaluation mode in a training pass
+        # Whether compiled code may run as soon as a whole forward was followed.
+        self._compiles_later = not (compiled and self._capture.functional)
+        self._compiler_settings = contextlib.ExitStack()  # from `attach` to `detach`
+
+    @property
+    def ready(self) -> bool:
+        """Whether a forward was seen."""
+        return self._capture.passes > 0
+
+    def attach(self) -> None:
+        """Register the hooks; compiled code shows neither units nor functions, so none runs yet."""
+        self._compiler_settings.enter_context(uncompiled())
+        self._capture.attach()
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        self._wake()
+        self._capture.detach()
+        self._compiler_settings.close()
+
+    def end_step(self, step: int) -> int:
+        """Decide whether the next step is counted, and whether to rest until one is."""
+        self._capture.reset()
+        if self._compiles_later and self._capture.followed:
+            self._let_compile()
+        if step == 1 and not self.ready:
+            warnings.warn(
+                "reludiag: no forward of the monitored model was seen before the first step. Is "
+                "another copy of the model being trained?",
+                RuntimeWarning,
+                stacklevel=5,  # the line that steps the optimizer
+            )
+        place, counted = step % self._every, self._counted_steps
+        # The first step of a window is always among those that are counted.
+        self._counting = place * counted % self._every < counted
+        if self._counting:
+            self._wake()
+        elif all(window.done for window in self._windows.values()):
+            self._capture.rest(self._windows.keys())
+            if self._capture.resting:
+                ahead = -(-self._every * (place * counted // self._every + 1) // counted) - place
+                return step + ahead
+        return step + 1
+
+    def take(self, step: int, closing: bool) -> tuple[list[SiteCounts], int]:
+        """What the training batches since the last snapshot showed."""
+        self._wake()
+        first_step = self._snapshots[-1] if self._snapshots else 0
+        counts = {site: window.counts() for site, window in self._windows.items()}
+        if closing and step % self._every and step > self._every:
+            # A last window of a few batches would call units dead for want of evidence.
+            first_step = self._snapshots[-2]
+            for site, earlier in self._previous.items():
+                counts[site] = earlier.merged(counts[site]) if site in counts else earlier
+        if step > 0:  # the initial batches are of the first window as well
+            self._previous, self._windows = counts, {}
+        self._snapshots.append(step)
+        self.blind_spots = blind_spots(self._capture)
+        sites = [
+            SiteCounts(site, counts.get(index) or UnitCounts.nothing(site.units or 0))
+            for index, site in enumerate(self._capture.sites)
+        ]
+        nothing = UnitCounts.nothing(0)
+        return [*sites, *(SiteCounts(s, nothing) for s in self._capture.uncalled())], first_step
+
+    def facts(self) -> dict[str, Any]:
+        """The passes and calls in evaluation mode, which are left out."""
+        return {
+            "probe_samples": None,
+            "evaluation_passes": self._capture.evaluations,
+            "evaluation_calls": self._frozen_calls,
+        }
+
+    def _let_compile(self) -> None:
+        """Let compiled code run from now on, with the hooks in it."""
+        self._compiles_later = False
+        self._compiler_settings.close()
+        forget_compiled()
+        self._compiler_settings.enter_context(guarded())
+
+    def _wake(self) -> None:
+        for site, training, calls, samples in self._capture.wake():
+            if training:
+                self._windows[site].samples += samples
+            else:
+                self._frozen_calls += calls
+
+    # What the capture calls
+
+    def _wants_before(self, training: bool, site: int | None) -> bool:
+        """Whether the pre-activation of a call will be read, which is expected to be of `site`."""
+        if not (training and self._counting):
+            return False
+        if site is None:
+            return True
+        window = self._windows.get(site)
+        if window is None:  # how far a unit is from firing is asked where there were silent ones
+            return site not in self._previous or bool(self._previous[site].silent.any())
+        return not window.done
+
+    def _receive(self, call: Call) -> None:
+        if not call.training:
+            self._frozen_calls += not self._capture.evaluating
+            return
+        asks = self._counting and self._wants_before(True, call.site)
+        window = self._windows.get(call.site) or self._new_window(call.site, call.output)
+        window.add(call, self._counting, asks)
+
+    def _note_before(self, site: int, before: Tensor, reading: Reading) -> None:
+        window = self._windows.get(site) or self._new_window(site, before)
+        window.note_before(before, reading)
+
+    def _new_window(self, site: int, x: Tensor) -> Window:
+        window = Window(self._capture.sites[site], x.device, x.dtype)
+        self._windows[site] = window
+        return window
+
+
+def _lagging_statistics(model: nn.Module) -> list[str]:
+    """The note on running statistics that a probe in eval mode relies on."""
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return []
+    return [
+        "BatchNorm uses its running statistics on the probe. In the first steps they lag "
+        "behind: a unit dead there may fire in training."
+    ]
+
+
+def _uncompiled_run(slowed: bool) -> list[str]:
+    """The note on a model that cannot be watched as compiled code."""
+    if not slowed:
+        return []
+    return [
+        "The model calls rectifiers as functions, which compiled code does not show: it ran "
+        "uncompiled. With a probe it would not have to."
+    ]
