@@ -63,7 +63,7 @@ class ProbeSource:
     ) -> None:
         self.ready = True
         self.blind_spots: Sequence[str] = ()
-        self.notes = _lagging_statistics(model)
+        self.notes: Sequence[str] = _lagging_statistics(model)
         self._scanner = Scanner(model, unit_axes)
         self._batches, self._every = batches, every
         self._samples: int | None = None  # known from the first pass on
@@ -111,7 +111,7 @@ class TrainingSource:
         self._capture = Capture(
             model, self._receive, self._wants_before, self._note_before, unit_axes, in_loop=True
         )
-        self.notes = _uncompiled_run(compiled and self._capture.functional)
+        self.notes: Sequence[str] = _uncompiled_run(compiled and self._capture.functional)
         # Of the window: replaced as a whole when a snapshot is taken.
         self._windows: dict[int, Window] = {}
         self._previous: dict[int, UnitCounts] = {}
