@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from reludiag.causes.all_kinds import KINDS
+from reludiag.measure.verdicts import VERDICT_TABLE
 
 _TABLE = re.compile(
     r"^<!-- rows of: (?P<name>.+?) -->\n(?P<head>(?:\|.*\n){2})(?P<rows>(?:\|.*\n)*)", re.MULTILINE
@@ -41,7 +42,17 @@ def _rules() -> Iterator[tuple[str, ...]]:
     return ((f"`{kind.name}`", kind.rule) for kind in KINDS)
 
 
+def _meanings() -> Iterator[tuple[str, ...]]:
+    return ((f"`{verdict.name}`", verdict.meaning) for verdict in VERDICT_TABLE)
+
+
+def _conditions() -> Iterator[tuple[str, ...]]:
+    return ((f"`{verdict.name}`", verdict.rule) for verdict in VERDICT_TABLE)
+
+
 ROWS: Mapping[str, Callable[[], Iterator[tuple[str, ...]]]] = {
     "causes, clue": _clues,
     "causes, rule": _rules,
+    "verdicts, meaning": _meanings,
+    "verdicts, rule": _conditions,
 }
