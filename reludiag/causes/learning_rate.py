@@ -122,7 +122,7 @@ def _sentence(
     at = f" at a learning rate of {highest:.3g}" if math.isfinite(highest) else ""
     large = ""
     if update is not None:
-        large = f", where a step changed weights by up to {update.ratio:.2g} of their size"
+        large = f", where a step changed weights by up to {update.ratio:.2g} times their norm"
     regime = "constant" if study is None else study.regime
     why = {"constant": "The rate was never lower", "decay": "The rate only fell"}.get(
         regime, "Deaths are not clearly more frequent where it was high"
