@@ -12,6 +12,7 @@ from torch import nn
 
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.limits import Limit
+from reludiag.measure.verdicts import LOST
 from reludiag.printable import printable
 from reludiag.reports.run.summary import many, next_steps, share
 from reludiag.scanning import scan
@@ -36,7 +37,7 @@ def assert_alive(
 
 
 def _failure(diagnosis: Diagnosis, limit: Limit) -> str:
-    sites = diagnosis.sites.assign(lost=diagnosis.sites["dead"] + diagnosis.sites["nonfinite"])
+    sites = diagnosis.sites.assign(lost=diagnosis.sites[LOST].sum(axis=1))
     lost, units = diagnosis.lost, diagnosis.unit_count
     what = "dead or not finite" if diagnosis.diverged else "dead"
     lines = [

@@ -20,9 +20,12 @@ from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
 
 import reludiag
-from reludiag.causes.cause import KINDS
-from reludiag.causes.explain import weigh
-from reludiag.causes.learning_rate import critical_rates, event_study
+from reludiag.causes.all_kinds import KINDS
+from reludiag.causes.cause import Evidence
+from reludiag.causes.event_study import event_study
+from reludiag.causes.explain import explain
+from reludiag.causes.kind import Account, CauseKind
+from reludiag.causes.learning_rate import critical_rates
 from reludiag.causes.site_lives import trace_sites
 from reludiag.diagnosis.from_json import open_stored
 from reludiag.measure.unit_counts import UnitCounts
@@ -242,7 +245,7 @@ def test_born_dead_is_dead_at_step_0_whatever_became_of_it() -> None:
     dead[4:, 10:20] = True
     run = run_of(dead, [(1, 1e-3)])
     run = replace(run, observations=Observations(baselines=(Baseline("0", 0.02, 3),)))
-    whole, site = weigh(run)
+    whole, site = explain(run).causes
     for cause in (whole, site):
         assert cause.evidence[0].value == "40, 10, 100"
         assert "10 born dead and never alive, 30 revived" in cause.evidence[0].meaning
@@ -370,16 +373,58 @@ def test_a_healthy_run_names_no_cause() -> None:
 
 def test_deaths_that_nothing_explains_are_undetermined() -> None:
     run = run_of(dying(10, {5: 40}), [(1, 1e-3)])
-    cause = weigh(run)[0]
+    cause = explain(run).causes[0]
     assert (cause.kind, cause.identifiable) == ("undetermined", False)
     assert cause.confirm == "reludiag replay TRAIN --lr-scale 0.1 --init kaiming"
 
 
 def test_a_run_without_sites_or_snapshots_has_no_cause() -> None:
     for run in (RecordedRun({}, (), (), ()), run_of(dying(1, {}), []), run_of(dying(0, {}), [])):
-        (cause,) = weigh(run)
+        (cause,) = explain(run).causes
         assert (cause.kind, cause.share) == ("none", 0.0)
     assert critical_rates([]) is None
+
+
+def test_a_new_kind_of_cause_is_one_row() -> None:
+    """Its rule may claim single units; those that it leaves go to the kinds after it."""
+    cold = CauseKind(
+        name="cold_start",
+        title="a cold start",
+        clue="units from number 10 on",
+        rule="its number is at least 10",
+        deaths=lambda site: np.arange(site.lives.units) >= 10,
+        account=lambda attribution, site: Account(
+            True, (Evidence("degrees", 4, "at night"),), "It was cold.", "warm it up", ""
+        ),
+    )
+    explained = explain(run_of(dying(10, {5: 40}), [(1, 1e-3)]), (cold, *KINDS))
+    kinds = explained.kinds["0"]
+    assert set(kinds[:10]) == {"undetermined"}
+    assert set(kinds[10:40]) == {"cold_start"}
+    assert set(kinds[40:]) == {""}
+    whole, site = explained.causes
+    assert (whole.kind, whole.share, whole.advice) == ("cold_start", 0.75, "warm it up")
+    assert whole.evidence[1].what == "degrees"
+    assert whole.sentence == (
+        "It was cold; something that is not known explains 10 of the 40 dead units."
+    )
+    assert (site.kind, site.site, site.sentence) == ("cold_start", "0", "It was cold.")
+
+
+def test_a_report_of_a_kind_of_cause_that_is_not_known_here_calls_it_by_its_name(
+    tmp_path: Path,
+) -> None:
+    """Another version wrote the document."""
+    model = mlp()
+    nn.init.constant_(model[2].bias, -4.0)
+    watched(model, tmp_path / "run").to_json(tmp_path / "run.json")
+    text = (tmp_path / "run.json").read_text().replace('"initialization"', '"solar_wind"')
+    (tmp_path / "run.json").write_text(text)
+    diagnosis = open_stored(tmp_path / "run.json")
+    assert "solar wind, 100 % of the deaths" in str(diagnosis)
+    page = io.StringIO()
+    diagnosis.to_html(page)
+    assert "solar wind" in page.getvalue()
 
 
 def test_causes_are_in_every_report(tmp_path: Path) -> None:
@@ -390,7 +435,7 @@ def test_causes_are_in_every_report(tmp_path: Path) -> None:
     diagnosis.to_json(page)
     causes = json.loads(page.getvalue())["causes"]
     assert [cause["site"] for cause in causes] == [None, "3"]
-    assert {cause["kind"] for cause in causes} <= set(KINDS)
+    assert {cause["kind"] for cause in causes} <= {kind.name for kind in KINDS}
     assert causes[0]["evidence"][0].keys() == {"what", "value", "meaning"}
     diagnosis.to_csv(table)
     table.seek(0)

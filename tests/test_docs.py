@@ -21,6 +21,7 @@ from docs.generate.blocks import ROOT, Block, blocks, written_pages
 from docs.generate.constants import named_constants, with_constants
 from docs.generate.reference import reference_pages
 from docs.generate.stage import EXPERIMENTS, Stage
+from docs.generate.tables import ROWS, named_tables, with_tables
 
 DOCS = ROOT / "docs"
 PAGES = [page for page in written_pages() if page.is_relative_to(DOCS)]
@@ -127,6 +128,13 @@ def test_a_page_made_from_the_code_is_as_it_makes_it(page: tuple[Path, str]) -> 
 def test_a_number_that_is_named_in_the_code_is_the_one_it_has_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert with_constants(text) == text, "`make pages` writes it anew"
+
+
+def test_the_rows_of_a_table_are_those_of_the_code() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in written_pages()]
+    assert {name for text in texts for name in named_tables(text)} == ROWS.keys()
+    for text in texts:
+        assert with_tables(text) == text, "`make pages` writes it anew"
 
 
 def test_the_page_of_decisions_names_its_constants() -> None:

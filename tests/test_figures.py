@@ -12,6 +12,7 @@ from torch import nn
 import reludiag
 from reludiag.recording.ledger import Life
 from reludiag.reports import write_figure
+from reludiag.reports.html.verdict_style import verdict_css
 from reludiag.reports.run.figures import HEAT_COLOURS, STATE_COLOURS, VERDICT_COLOURS
 from reludiag.reports.run.lifelines import lifelines, raster
 from tests.planted_runs import NEVER, dying, planted_run
@@ -112,7 +113,7 @@ def test_what_cannot_be_drawn_says_why(tmp_path: Path) -> None:
 
 
 def test_colours_are_those_of_the_page() -> None:
-    style = STYLE.read_text(encoding="utf-8")
+    style = STYLE.read_text(encoding="utf-8") + verdict_css()
     light = dict(re.findall(r"--([\w-]+): light-dark\((#\w+)", style))
     assert tuple(light[f"h{at}"] for at in range(6)) == HEAT_COLOURS
     for colours in (STATE_COLOURS, VERDICT_COLOURS):

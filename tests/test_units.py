@@ -1,5 +1,7 @@
 """Statistics, verdicts and bounds, against brute force and the literature."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 import reludiag
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.measure.unit_stats import UnitStats
-from reludiag.measure.verdicts import upper_bound
+from reludiag.measure.verdicts import VERDICT_TABLE, upper_bound
 
 TEN_THOUSAND = 10_000
 
@@ -36,6 +38,18 @@ def test_the_verdicts_are_those_of_the_table() -> None:
         "alive": wave,
     }
     assert verdicts(list(columns.values())) == list(columns)
+
+
+def test_a_unit_is_lost_if_its_verdict_says_so() -> None:
+    model = nn.Sequential(nn.Linear(1, 4), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.0], [math.nan], [1.0], [0.0]]))
+        model[0].bias.copy_(torch.tensor([-1.0, 0.0, 0.0, 1.0]))
+    diagnosis = reludiag.scan(model, [torch.tensor([[-1.0], [1.0]])])
+    names = list(diagnosis.units["verdict"])
+    assert names == ["dead", "nonfinite", "alive", "constant"]
+    lost = [verdict.name for verdict in VERDICT_TABLE if verdict.lost]
+    assert diagnosis.lost == sum(name in lost for name in names) == 2
 
 
 def test_the_limit_of_rare_is_a_tenth_of_a_percent() -> None:

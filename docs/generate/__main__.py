@@ -1,4 +1,4 @@
-"""`make pages`: writes each output, named constant and generated page of the documentation anew.
+"""`make pages`: writes each output, named constant, table of rows and generated page anew.
 
 Trains the digits model, and runs all experiments that pages show: about a minute.
 """
@@ -14,6 +14,7 @@ from docs.generate.constants import with_constants
 from docs.generate.pictures import draw
 from docs.generate.reference import reference_pages
 from docs.generate.stage import Stage
+from docs.generate.tables import with_tables
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
         stage = Stage(Path(folder))
         for page in written_pages():
             rewritten = _rewritten(stage, page)
-            page.write_text(with_constants(rewritten), encoding="utf-8")
+            page.write_text(with_tables(with_constants(rewritten)), encoding="utf-8")
             print(page.relative_to(ROOT))
         for missed in draw(stage):
             print(f"not drawn: {missed}", file=sys.stderr)

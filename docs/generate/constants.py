@@ -1,7 +1,7 @@
 """Constants: numbers on a page that are named in the code, each with its name behind it.
 
 updates of at least 0.02<!--causes.learning_rate.LARGE_UPDATE--> of the weights
-3 %<!--causes.attribution.FEW--> of the units
+3 %<!--causes.chance.FEW--> of the units
 """
 
 import importlib

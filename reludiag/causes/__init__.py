@@ -1,1 +1,1 @@
-"""Causes: what kills units, one file a kind of evidence; arrays and plain values, no tensors."""
+"""Causes: what kills units, one file a kind of cause; arrays and plain values, no tensors."""

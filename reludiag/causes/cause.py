@@ -2,24 +2,6 @@
 
 from dataclasses import dataclass
 
-LEARNING_RATE = "learning_rate"
-INITIALIZATION = "initialization"
-INPUT_SHIFT = "input_shift"
-UPSTREAM_COLLAPSE = "upstream_collapse"
-DIVERGENCE = "divergence"
-NONE = "none"
-UNDETERMINED = "undetermined"
-
-KINDS = (
-    LEARNING_RATE,
-    INITIALIZATION,
-    INPUT_SHIFT,
-    UPSTREAM_COLLAPSE,
-    DIVERGENCE,
-    NONE,
-    UNDETERMINED,
-)
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -35,8 +17,8 @@ class Cause:
     """Why units died: the best-supported explanation, with what supports it."""
 
     kind: str
-    """`learning_rate`, `initialization`, `input_shift`, `upstream_collapse`, `divergence`; `none`
-    where no more is dead than chance leaves; `undetermined` where the evidence names nothing."""
+    """Its name in the table of kinds: `learning_rate`, `initialization`, ...; `none` where no more
+    is dead than chance leaves; `undetermined` where the evidence names nothing."""
     site: str | None
     """None of the run as a whole."""
     share: float
@@ -52,3 +34,8 @@ class Cause:
     confirm: str
     """The command that would confirm it by experiment; TRAIN stands for the user's function. Empty
     where there is none."""
+
+
+def rounded(value: float) -> float:
+    """To four significant digits, as evidence is given."""
+    return float(f"{value:.4g}")

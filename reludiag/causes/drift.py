@@ -1,8 +1,10 @@
 """Through what the mean pre-activations of dying units fell: a site's deaths taken together."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from reludiag.causes.cause import Evidence
+from reludiag.causes.site_lives import SiteLives
 from reludiag.recording.observations import Death, Drift
 
 NEGLIGIBLE = 1e-6
@@ -49,3 +51,21 @@ def drift_shares(deaths: Iterable[Death]) -> DriftShares | None:
         return None
     change = (total.weights + total.input + total.bias) / len(drifts)
     return DriftShares(len(drifts), change, *shares)
+
+
+def drift_evidence(sites: Sequence[SiteLives]) -> list[Evidence]:
+    """Through what the pre-activations of those that died fell."""
+    shares = drift_shares(death for site in sites for death in site.deaths)
+    if shares is None:
+        return []
+    return [
+        Evidence(
+            "fall by weights, input, bias",
+            # No -0.00.
+            ", ".join(
+                f"{round(share, 2) + 0.0:.2f}"
+                for share in (shares.weights, shares.input, shares.bias)
+            ),
+            f"shares of the change of the mean pre-activation, in {shares.deaths} deaths",
+        )
+    ]

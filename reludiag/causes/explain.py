@@ -1,35 +1,24 @@
-"""Weighing: from the evidence of a run to its causes, each with its numbers and what to do."""
+"""Explain: from the evidence of a run to its causes, each with its numbers and what to do.
 
-import math
+It knows no kind of cause by name: what each is and says stands in `all_kinds`.
+"""
+
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from reludiag.causes import cause
-from reludiag.causes.attribution import RunAttribution, SiteAttribution, attribute
-from reludiag.causes.by_kind import (
-    ACCOUNTS,
-    FALLBACK_SCALE,
-    group_in_words,
-    one_digit,
-    replay_command,
-)
+from reludiag.causes.all_kinds import KINDS
+from reludiag.causes.attribution import attribute
 from reludiag.causes.cause import Cause, Evidence
-from reludiag.causes.evidence_items import chance_evidence, rounded
+from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.causes.site_lives import SiteLives
 from reludiag.recording import RecordedRun
 
 SECOND = 0.2
 """A second cause of this share of the deaths is named beside the first."""
-_IN_WORDS = {
-    cause.LEARNING_RATE: "the learning rate",
-    cause.INITIALIZATION: "the initialization",
-    cause.INPUT_SHIFT: "the input",
-    cause.UPSTREAM_COLLAPSE: "a dead site above",
-    cause.UNDETERMINED: "something that is not known",
-}
 
 
 @dataclass(frozen=True)
@@ -42,143 +31,95 @@ class Explanation:
     """Name of a site -> `[unit]`: kind of cause, empty where the unit is not dead."""
 
 
-def weigh(run: RecordedRun) -> list[Cause]:
-    """The causes of a run's deaths: the run's own first, then one for each site with deaths."""
-    return list(explain(run).causes)
+def explain(run: RecordedRun, kinds: Sequence[CauseKind] = KINDS) -> Explanation:
+    """Why the units of a run died, by these kinds of cause: the first that explains a death is it.
+
+    One of `kinds` has to claim every death that the others leave.
+    """
+    attribution = attribute(run, kinds)
+    dead = [site for site in attribution.sites if site.lives.dead.any()]
+    causes = (_of_run(attribution), *(_of_site(attribution, site) for site in dead))
+    return Explanation(causes, {site.lives.name: site.kinds for site in attribution.sites})
 
 
-def explain(run: RecordedRun) -> Explanation:
-    """The same, with the kind of cause of each dead unit."""
-    found = attribute(run)
-    dead = [site for site in found.sites if site.lives.dead.any()]
-    causes = [_of_run(run, found), *(_of_site(run, found, site) for site in dead)]
-    return Explanation(tuple(causes), {site.lives.name: site.kinds for site in found.sites})
-
-
-def _of_run(run: RecordedRun, found: RunAttribution) -> Cause:
-    units = sum(site.lives.units for site in found.sites)
-    nonfinite = sum(site.lives.nonfinite for site in found.sites)
-    if nonfinite:
-        return _divergence(run, found, nonfinite / units)
-    roots = found.roots()
-    dead = sum(roots.values())
-    evidence = [_ledger_evidence(found, units)]
-    named = {kind: count for kind, count in roots.items() if kind != cause.NONE}
-    if not named:
-        most_born = max(found.sites, key=lambda site: int(site.lives.born.sum()), default=None)
-        if most_born is not None and most_born.lives.born.any():
-            evidence += chance_evidence(most_born)
-        return _nothing(None, dead, units, evidence)
-    kind = max(named, key=lambda each: named[each])
-    site = _foremost(found, kind)
-    result = ACCOUNTS[kind](run, found, site, None)
-    others = {
-        other: count for other, count in named.items() if other != kind and count >= SECOND * dead
-    }
-    seconds = [
-        f"{_IN_WORDS.get(other, other)} explains {count} of the {dead} dead units"
-        for other, count in others.items()
-    ]
-    # What was wrong from the start first: with it the rate that is safe is another one.
-    advice = [
-        ACCOUNTS[other](run, found, _foremost(found, other), None).advice
-        for other in (cause.INPUT_SHIFT, cause.INITIALIZATION)
-        if other in others
-    ]
-    advice += [result.advice] if result.advice else []
-    return Cause(
-        kind=kind,
-        site=None,
-        share=named[kind] / dead,
-        identifiable=result.identifiable,
-        evidence=(*evidence, *result.evidence),
-        sentence=f"{result.sentence[:-1]}; {'; '.join(seconds)}." if seconds else result.sentence,
-        advice="; then ".join(advice),
-        confirm=result.confirm,
-    )
-
-
-def _of_site(run: RecordedRun, found: RunAttribution, site: SiteAttribution) -> Cause:
-    dead = int(site.lives.dead.sum())
-    if site.kind == cause.NONE:
-        return _nothing(
-            site.lives.name, dead, site.lives.units, [_site_ledger(site), *chance_evidence(site)]
-        )
-    written = ACCOUNTS[site.kind](run, found, site, site)
-    return Cause(
-        kind=site.kind,
-        site=site.lives.name,
-        share=site.tally[site.kind] / dead,
-        identifiable=written.identifiable,
-        evidence=(_site_ledger(site), *written.evidence),
-        sentence=written.sentence,
-        advice=written.advice,
-        confirm=written.confirm,
-    )
-
-
-def _divergence(run: RecordedRun, found: RunAttribution, share: float) -> Cause:
-    first = next(site for site in found.sites if site.lives.nonfinite)
-    flags = first.lives.recorded.nonfinite.any(axis=1)
-    step = run.steps[int(np.argmax(flags))]
-    rates = first.lives.window_rates
-    highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
-    at = f" at a learning rate of up to {highest:.3g}" if math.isfinite(highest) else ""
-    lower = f" from {highest:.3g} to {one_digit(FALLBACK_SCALE * highest):.1g}" if at else ""
-    return Cause(
-        kind=cause.DIVERGENCE,
-        site=None,
-        share=share,
-        identifiable=True,
-        evidence=(
-            Evidence(
-                "first step not finite",
-                step,
-                f"snapshot at which '{first.lives.name}' had NaN or infinite values",
-            ),
-            Evidence("not finite", rounded(share), "share of units, in the end"),
-        ),
-        sentence=(
-            f"The run diverged by step {step}{at}: its units are NaN or infinite, neither dead "
-            "nor alive."
-        ),
-        advice=(
-            f"lower the learning rate of {group_in_words(run, first)}{lower}, or clip the gradients"
-        ),
-        confirm=replay_command(scale=FALLBACK_SCALE),
-    )
-
-
-def _nothing(site: str | None, dead: int, units: int, evidence: list[Evidence]) -> Cause:
-    where = f"of '{site}' " if site else ""
-    if dead:
-        verb = "is" if dead == 1 else "are"
-        sentence = f"{dead} of {units} units {where}{verb} dead, no more than in a healthy run."
+def _of_run(attribution: RunAttribution) -> Cause:
+    kinds = attribution.run.kinds
+    for kind in kinds.values():
+        share = kind.of_run(attribution)
+        if share:
+            return _cause(kind, None, share, kind.account(attribution, None))
+    counts = attribution.roots()
+    dead = sum(counts.values())
+    claims = [name for name in counts if kinds[name].claim != "nothing"]
+    if claims:
+        kind = kinds[max(claims, key=lambda name: counts[name])]
     else:
-        sentence = f"No unit {where}is dead."
-    return Cause(cause.NONE, site, 1.0 if dead else 0.0, True, tuple(evidence), sentence, "", "")
+        kind = next(kind for kind in kinds.values() if kind.claim == "nothing")
+    share = counts[kind.name] / dead if dead else 0.0
+    account = kind.account(attribution, None)
+    others = [kinds[name] for name in claims if name != kind.name and counts[name] >= SECOND * dead]
+    if others:
+        account = _with_others(attribution, account, others, counts)
+    return _cause(kind, None, share, account, attribution.sites)
 
 
-def _foremost(found: RunAttribution, kind: str) -> SiteAttribution:
-    """The site that has most deaths of a kind; of an input's, most births."""
+def _with_others(
+    attribution: RunAttribution,
+    account: Account,
+    others: Sequence[CauseKind],
+    counts: Counter[str],
+) -> Account:
+    """The account of the cause with most deaths, and what is to be said of others beside it."""
+    dead = sum(counts.values())
+    seconds = "; ".join(
+        f"{other.subject or other.title} explains {counts[other.name]} of the {dead} dead units"
+        for other in others
+    )
+    # What was wrong from the start first: with it the rate that is safe is another one.
+    ordered = sorted(
+        (other.advice_order, other.name) for other in others if other.advice_order is not None
+    )
+    advice = [attribution.run.kinds[name].account(attribution, None).advice for _, name in ordered]
+    advice += [account.advice] if account.advice else []
+    return replace(
+        account,
+        sentence=f"{account.sentence[:-1]}; {seconds}.",
+        advice="; then ".join(advice),
+    )
 
-    def deaths(site: SiteAttribution) -> int:
-        born = site.lives.born if kind == cause.INPUT_SHIFT else site.lives.dead
-        return int((born & (site.kinds == kind)).sum())
 
-    return max(found.sites, key=deaths)
-
-
-def _ledger_evidence(found: RunAttribution, units: int) -> Evidence:
-    return _counts([site.lives for site in found.sites], units)
+def _of_site(attribution: RunAttribution, site: SiteAttribution) -> Cause:
+    kind, dead = site.kind, int(site.lives.dead.sum())
+    share = site.tally[kind.name] / dead
+    return _cause(kind, site.lives.name, share, kind.account(attribution, site), [site])
 
 
-def _site_ledger(site: SiteAttribution) -> Evidence:
-    return _counts([site.lives], site.lives.units)
+def _cause(
+    kind: CauseKind,
+    name: str | None,
+    share: float,
+    account: Account,
+    counted: Sequence[SiteAttribution] | None = None,
+) -> Cause:
+    """The cause of a run or of the site with this name; its evidence begins with how many units of
+    the sites `counted` were born dead and died, if they are given.
+    """
+    counts = () if counted is None else (_counts([site.lives for site in counted]),)
+    return Cause(
+        kind=kind.name,
+        site=name,
+        share=share,
+        identifiable=account.identifiable,
+        evidence=(*counts, *account.evidence),
+        sentence=account.sentence,
+        advice=account.advice,
+        confirm=account.confirm,
+    )
 
 
-def _counts(sites: Sequence[SiteLives], units: int) -> Evidence:
+def _counts(sites: Sequence[SiteLives]) -> Evidence:
     """As the site table counts them."""
+    units = sum(site.units for site in sites)
     born = sum(int(site.born.sum()) for site in sites)
     never = sum(int(site.never_alive.sum()) for site in sites)
     died = sum(int(site.ledger.died.any(axis=0).sum()) for site in sites)

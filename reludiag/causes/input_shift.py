@@ -5,23 +5,86 @@ drew it. gamma = |mean| / |standard deviation| of the input predicts death at in
 et al. 2026, arXiv 2605.31518); subtracting the mean takes it away.
 """
 
-from collections.abc import Sequence
+import math
 
-from reludiag.causes.site_lives import SiteLives
+from reludiag.causes.cause import Evidence, rounded
+from reludiag.causes.chance import FEW, born_by_chance, chance_evidence, more_died, several_born
+from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.initialization.birth import UNCENTRED, born_dead_by_depth
 from reludiag.recording.observations import Given
 
 
-def uncentred(given: Sequence[Given]) -> Given | None:
+def uncentred_input(run: RunLives) -> Given | None:
     """The first layer's input that is furthest from centred; None if all are centred enough."""
-    first = [each for each in given if each.is_first and each.gamma > UNCENTRED]
+    inputs = run.recorded.observations.given
+    first = [each for each in inputs if each.is_first and each.gamma > UNCENTRED]
     return max(first, key=lambda each: each.gamma, default=None)
 
 
-def centred_share(lives: SiteLives, depth: int) -> float:
+def _centred_share(site: SiteAttribution) -> float:
     """Share of a site's units that would be born dead by chance were the input centred.
 
     `depth` layers lie between the input and the layer that feeds it.
     """
-    samples = int(lives.recorded.samples[0]) if len(lives.recorded.samples) else 0
-    return born_dead_by_depth(0.0, max(1, samples), depth + 1)[-1]
+    samples = site.lives.recorded.samples
+    first = int(samples[0]) if len(samples) else 0
+    return born_dead_by_depth(0.0, max(1, first), site.depth + 1)[-1]
+
+
+def _births(site: SiteAttribution) -> bool:
+    if not several_born(site) or site.run.once(uncentred_input) is None:
+        return False
+    return int(site.lives.born.sum()) / site.lives.units - _centred_share(site) > FEW
+
+
+def _deaths(site: SiteAttribution) -> bool:
+    return site.run.once(more_died) and site.run.once(uncentred_input) is not None
+
+
+def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
+    site = only or max(
+        attribution.sites,
+        key=lambda each: int((each.lives.born & (each.kinds == KIND.name)).sum()),
+    )
+    uncentred, lives = attribution.run.once(uncentred_input), site.lives
+    assert uncentred is not None
+    evidence = [
+        Evidence(
+            "gamma",
+            rounded(uncentred.gamma),
+            f"norm of the mean of the input of '{uncentred.module}' over norm of its standard "
+            "deviation; above 1 it is not centred",
+        )
+    ]
+    drawn = ""
+    compared = not math.isnan(born_by_chance(lives))
+    if compared:
+        evidence += chance_evidence(lives)
+        drawn = ", and would be under any scheme"
+    born = int(lives.born.sum())
+    return Account(
+        identifiable=compared,
+        evidence=tuple(evidence),
+        sentence=f"The input is not centred: its mean is {uncentred.gamma:.2g} times as long as "
+        f"its standard deviation, so samples point the same way. {born} of {lives.units} units of "
+        f"'{lives.name}' were dead before any training{drawn}.",
+        advice=f"subtract from the input of '{uncentred.module}' the mean of each feature",
+        confirm="reludiag init MODEL --data CENTRED",
+    )
+
+
+KIND = CauseKind(
+    name="input_shift",
+    title="the input",
+    clue="units are dead at step 0 under any scheme, and the input is far from centred",
+    rule=(
+        f"it is dead since step 0, no more so than the baseline, but {100 * FEW:g} % more than "
+        f"with a centred input, and γ is above {UNCENTRED:g}; or it died in training, as did more "
+        f"than {100 * FEW:g} % of all units, γ is above {UNCENTRED:g}, and nothing of the other "
+        "causes speaks for them"
+    ),
+    births=_births,
+    deaths=_deaths,
+    account=_account,
+    advice_order=1,
+)

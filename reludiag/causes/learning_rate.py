@@ -1,143 +1,36 @@
-"""Learning rate: what one run can say of it.
+"""Learning rate: whether it killed, and at which one units would have lived.
 
-- An event study: are deaths where the learning rate was high, beyond the exposure there (steps
-  times units alive)? A run at a constant rate has no contrast, and cannot tell; nor can one that
-  only decays, for time and rate fall together there.
+- The event study says whether deaths came where it was high.
 - The largest ratio of an update to the weights it changed, before the last death. After a collapse
   gradients are 0: a mean over the run would be too low.
 - The critical learning rate: the part of the window's update that a unit would have survived, times
   the largest rate of that window.
 """
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
-from reludiag.causes.site_lives import Floats, Integers, SiteLives
+from reludiag.causes.cause import Evidence, rounded
+from reludiag.causes.chance import FEW, more_died
+from reludiag.causes.drift import drift_evidence
+from reludiag.causes.event_study import EventStudy, study_evidence, study_of
+from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
+from reludiag.causes.site_lives import SiteLives
+from reludiag.causes.wording import FALLBACK_SCALE, group_in_words, one_digit, replay_command
 from reludiag.recording.observations import Update
 
-CONTRAST = 3.0
-"""Largest over smallest learning rate, from which on there is a high and a low to compare."""
-EARLY = 0.02
-"""Share of all exposure that must have been at the low rate before it was first high."""
-FEWEST = 5
-"""Deaths needed for a study."""
-RATE_RATIO = 3.0
-"""Deaths per exposure at the high rate over those at the low."""
-SIGNIFICANT = 0.01
 LARGE_UPDATE = 0.02
 """On digits with Adam, updates of 0.003 to 0.01 of the weights killed 0.2 % of units, those of 0.03
 to 0.1 30 %: this lies between. 0.001 is the rule of thumb for healthy training."""
-SPLITS = 16
-"""Levels of the learning rate at which high is divided from low, at most; the best is taken, and
-its p-value multiplied by their number (Bonferroni)."""
-
-
-@dataclass(frozen=True)
-class EventStudy:
-    """Deaths and exposure at high and at low learning rates."""
-
-    regime: str
-    """`constant`, `decay` (never low before it was high), `warm-up` (low first, then high to the
-    end), `spike` (low, high, low)."""
-    low: float
-    high: float
-    deaths: int
-    deaths_high: int
-    exposure_high: float
-    """Share of all exposure."""
-    p_value: float
-    """Exact, one-sided, as if units died independently. They die together, so that it says less
-    than it seems to: one run is one cluster."""
-    first: int
-    """Steps between which the rate was first to last high."""
-    last: int
-    level: float = math.nan
-    """From this rate on it counts as high."""
-
-    @property
-    def tells(self) -> bool:
-        """Whether this run can tell that the high learning rate killed."""
-        if self.regime not in {"warm-up", "spike"} or self.deaths < FEWEST:
-            return False
-        return self.rate_ratio >= RATE_RATIO and self.p_value < SIGNIFICANT
-
-    @property
-    def rate_ratio(self) -> float:
-        """Deaths per exposure, high over low."""
-        low = (self.deaths - self.deaths_high) / (1 - self.exposure_high)
-        high = self.deaths_high / self.exposure_high
-        return high / low if low else math.inf
-
-
-def event_study(sites: Sequence[SiteLives], steps: Sequence[int]) -> EventStudy | None:
-    """Compare the windows of these sites; None where no learning rate is known or nothing lived."""
-    if len(steps) < 2 or not sites:
-        return None
-    rates = np.stack([site.window_rates for site in sites])
-    exposure = np.stack([site.exposure for site in sites])
-    died = np.stack([site.died for site in sites])
-    known = np.isfinite(rates) & (exposure > 0)
-    if not known.any() or rates[known].max() <= 0:
-        return None
-    high = float(rates[known].max())
-    positive = rates[known & (rates > 0)]
-    low = float(positive.min())
-    windows = list(itertools.pairwise(steps))
-    deaths = int(died[known].sum())
-    if high < CONTRAST * low and (rates[known] > 0).all():
-        span = windows[0][0], windows[-1][1]
-        return EventStudy("constant", low, high, deaths, deaths, 1.0, 1.0, *span)
-    levels = np.unique(rates[known])[1:]
-    levels = levels[np.unique(np.linspace(0, len(levels) - 1, SPLITS).round().astype(int))]
-    studies = [
-        _divided(float(level), rates, exposure * known, died * known, windows) for level in levels
-    ]
-    # The rate is known to have been several times lower: of equals the one divided by most.
-    best = min(studies, key=lambda study: (study.p_value, -study.exposure_high))
-    return replace(best, p_value=min(1.0, best.p_value * len(studies)))
-
-
-def _divided(
-    level: float,
-    rates: Floats,
-    exposure: Floats,
-    died: Integers,
-    windows: Sequence[tuple[int, int]],
-) -> EventStudy:
-    """The study with all rates from `level` on as high; arrays are `[site, window]`."""
-    is_high = np.isfinite(rates) & (rates >= level) & (exposure > 0)
-    at = np.flatnonzero(is_high.any(axis=0))
-    first, last = int(at[0]), int(at[-1])
-    total, deaths = float(exposure.sum()), int(died.sum())
-    before, after = exposure[:, :first].sum() / total, exposure[:, last + 1 :].sum() / total
-    regime = "decay" if before < EARLY else "spike" if after >= EARLY else "warm-up"
-    share, deaths_high = float(exposure[is_high].sum()) / total, int(died[is_high].sum())
-    p_value = 1.0
-    if deaths_high and 0 < share < 1:  # one-sided binomial test
-        p_value = float(special.betainc(deaths_high, deaths - deaths_high + 1, share))
-    return EventStudy(
-        regime=regime,
-        low=float(rates[exposure > 0].min()),
-        high=float(rates[exposure > 0].max()),
-        deaths=deaths,
-        deaths_high=deaths_high,
-        exposure_high=share,
-        p_value=p_value,
-        first=windows[first][0],
-        last=windows[last][1],
-        level=level,
-    )
-
-
-def largest_update(updates: Iterable[Update], modules: set[str], step: int) -> Update | None:
-    """The largest update of these layers up to `step`, relative to their weights."""
-    until = [each for each in updates if each.module in modules and each.step <= step]
-    return max(until, key=lambda each: each.ratio, default=None)
+SMALLEST_SCALE = 0.03
+"""Critical rates are estimates over windows: advice goes no further down at once."""
+WARMS_UP = 2.0
+"""A rate up to this many times the critical one may be kept behind a warm-up. On digits with Adam,
+at 0.03 (1.8 times) a warm-up cut deaths from 0.12 to 0.04, at 0.1 (2.9 times) it only put them
+off."""
 
 
 @dataclass(frozen=True)
@@ -154,14 +47,179 @@ class CriticalRates:
 
 def critical_rates(sites: Iterable[SiteLives]) -> CriticalRates | None:
     """Of the units that are dead in the end, and died between snapshots on a probe."""
-    found = []
+    rates = []
     for site in sites:
         for death in site.deaths:
             last = death.step == site.ledger.died_step[death.unit] and site.new[death.unit]
             rate = death.critical_fraction * site.rate_at_death[death.unit]
             if last and math.isfinite(rate):
-                found.append(rate)
-    if not found:
+                rates.append(rate)
+    if not rates:
         return None
-    quarter, half = np.quantile(found, [0.25, 0.5])
-    return CriticalRates(len(found), float(quarter), float(half))
+    quarter, half = np.quantile(rates, [0.25, 0.5])
+    return CriticalRates(len(rates), float(quarter), float(half))
+
+
+def largest_update(site: SiteAttribution) -> Update | None:
+    """The largest update of the layers that feed a site or one above it, up to its last death."""
+    run = site.run
+    layers = {each.recorded.site.producer or "" for each in run.sites[: site.depth + 1]}
+    steps = run.recorded.steps
+    end = int(site.lives.ledger.died_step.max(initial=0)) or (steps[-1] if steps else 0)
+    updates = run.recorded.observations.updates
+    until = [each for each in updates if each.module in layers and each.step <= end]
+    return max(until, key=lambda each: each.ratio, default=None)
+
+
+def _deaths(site: SiteAttribution) -> bool:
+    study = site.run.once(study_of)
+    if study is not None and study.tells:
+        return True
+    update = largest_update(site)
+    return site.run.once(more_died) and update is not None and update.ratio >= LARGE_UPDATE
+
+
+def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
+    run, site = attribution.run, only or attribution.foremost(KIND.name)
+    concerned = [only] if only else [each for each in attribution.sites if KIND.name in each.tally]
+    lives = [each.lives for each in concerned]
+    study, critical = run.once(study_of), critical_rates(lives)
+    rates = np.concatenate([each.rate_at_death[each.new] for each in lives])
+    highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
+    target = _target(critical, highest)
+    return Account(
+        identifiable=study is not None and study.tells,
+        evidence=(
+            *study_evidence(study),
+            *update_evidence(site),
+            *_small_weights_evidence(site),
+            *_critical_evidence(critical),
+            *drift_evidence(lives),
+        ),
+        sentence=_sentence(study, critical, highest, largest_update(site)),
+        advice=_advice(attribution, site, critical, highest, target),
+        confirm=replay_command(scale=target / highest if highest > 0 else FALLBACK_SCALE),
+    )
+
+
+def _sentence(
+    study: EventStudy | None,
+    critical: CriticalRates | None,
+    highest: float,
+    update: Update | None,
+) -> str:
+    below = (
+        f"; at {critical.half:.2g} about half of them would have lived"
+        if critical is not None and critical.half > 0
+        else ""
+    )
+    if study is not None and study.tells:
+        return (
+            f"Units died where the learning rate was high: {study.deaths_high} of {study.deaths} "
+            f"deaths came in steps {study.first}-{study.last}, at {study.level:.3g} to "
+            f"{study.high:.3g}, with {study.exposure_high:.0%} of the exposure{below}."
+        )
+    at = f" at a learning rate of {highest:.3g}" if math.isfinite(highest) else ""
+    large = ""
+    if update is not None:
+        large = f", where a step changed weights by up to {update.ratio:.2g} times their norm"
+    regime = "constant" if study is None else study.regime
+    why = {"constant": "The rate was never lower", "decay": "The rate only fell"}.get(
+        regime, "Deaths are not clearly more frequent where it was high"
+    )
+    return f"Units died in training{at}{large}{below}. {why}: this run alone cannot prove it."
+
+
+def _advice(
+    attribution: RunAttribution,
+    site: SiteAttribution,
+    critical: CriticalRates | None,
+    highest: float,
+    target: float,
+) -> str:
+    if not math.isfinite(target):
+        return "lower the learning rate"
+    run = attribution.run
+    study, group = run.once(study_of), group_in_words(run.recorded, site.lives)
+    lower = f"lower the learning rate of {group} from {highest:.3g} to {target:.1g}"
+    if study is not None and study.regime == "spike" and study.tells:
+        lower += f" in steps {study.first}-{study.last}"
+    if study is None or study.regime != "constant":
+        return lower
+    if critical is None or critical.half <= 0 or highest > WARMS_UP * critical.half:
+        return f"{lower}; a warm-up alone may only put the deaths off"
+    return f"{lower}, or warm it up over {_warm_up_steps(run)} steps"
+
+
+def _warm_up_steps(run: RunLives) -> int:
+    """Twice the steps in which half of the deaths came, but no more than half of the run."""
+    died, steps = np.sum([site.died for site in run.sites], axis=0), run.recorded.steps
+    reached = int(np.searchsorted(np.cumsum(died), 0.5 * died.sum()))
+    half = steps[1:][min(reached, len(died) - 1)]
+    return int(max(1, min(2 * half, steps[-1] // 2)))
+
+
+def _target(critical: CriticalRates | None, highest: float) -> float:
+    """The learning rate to try: of one digit, at most half of what killed."""
+    if critical is None:
+        return one_digit(FALLBACK_SCALE * highest)
+    return one_digit(min(0.5 * highest, max(SMALLEST_SCALE * highest, critical.quarter)))
+
+
+def update_evidence(site: SiteAttribution) -> list[Evidence]:
+    """The largest step that weights took before the last death."""
+    update = largest_update(site)
+    if update is None:
+        return []
+    return [
+        Evidence(
+            "largest update",
+            rounded(update.ratio),
+            f"norm of the change over norm of the weights of '{update.module}', at step "
+            f"{update.step}; 0.001 is usual; on digits, 0.03 and more killed 30 % of units",
+        )
+    ]
+
+
+def _critical_evidence(critical: CriticalRates | None) -> list[Evidence]:
+    """The learning rate at which half of those that died would have lived."""
+    if critical is None:
+        return []
+    return [
+        Evidence(
+            "critical learning rate",
+            rounded(critical.half),
+            f"at it half of {critical.deaths} deaths would not have happened, at "
+            f"{critical.quarter:.2g} three quarters: exact for a single step of plain SGD, an "
+            "estimate over a window of steps",
+        )
+    ]
+
+
+def _small_weights_evidence(site: SiteAttribution) -> list[Evidence]:
+    """Weights that began too small make any update large beside them; PyTorch's own are usual."""
+    layer = site.lives.layer or {}
+    if "pytorch" in (layer.get("scheme"), *layer.get("alike", ())):
+        return []
+    return [
+        Evidence("variance of the weights", rounded(problem["value"]), problem["sentence"])
+        for problem in layer.get("problems", ())
+        if problem["kind"] == "variance" and problem["value"] < 1
+    ]
+
+
+KIND = CauseKind(
+    name="learning_rate",
+    title="the learning rate",
+    clue=(
+        "deaths came where the rate was high, beyond the time units spent there; or updates were "
+        "large beside the weights"
+    ),
+    rule=(
+        f"it died in training, and the event study below tells; or more than {100 * FEW:g} % of "
+        "all units so died, and the largest update ρ of its layer or one above was at least "
+        f"{LARGE_UPDATE:g}"
+    ),
+    deaths=_deaths,
+    account=_account,
+)

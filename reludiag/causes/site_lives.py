@@ -123,6 +123,22 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
     return lives
 
 
+def collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives | None:
+    """The first site above that is wholly dead, if what comes here is a constant since; else the
+    one right above, if it is all but wholly dead.
+
+    Beside a shortcut a dead site silences nothing; then outputs here still vary.
+    """
+    whole = next((each for each in above if each.dead_from != NEVER), None)
+    if whole is not None:
+        return whole if site.is_constant else None
+    nearest = above[-1] if above else None
+    is_first = site.given is not None and site.given.is_first
+    if nearest is None or is_first or nearest.nearly_dead_from == NEVER:
+        return None
+    return nearest
+
+
 def _states(recorded: RecordedSite) -> Mask:
     """`[snapshot, unit]`: dead; where that is not known, as at the snapshot before."""
     states = recorded.dead & recorded.known

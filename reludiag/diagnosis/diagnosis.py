@@ -7,7 +7,7 @@ from typing import IO, Any
 import pandas as pd
 
 from reludiag.causes.cause import Cause
-from reludiag.measure.verdicts import Thresholds
+from reludiag.measure.verdicts import LOST, Thresholds
 from reludiag.recording.ledger import Lives
 
 RANDOM_INPUT = (
@@ -69,7 +69,7 @@ class Diagnosis:
     @property
     def lost(self) -> int:
         """How many units are dead or not finite."""
-        return self.dead + int(self.sites["nonfinite"].sum())
+        return int(self.sites[LOST].sum().sum())
 
     @property
     def unit_count(self) -> int:

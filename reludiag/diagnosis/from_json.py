@@ -69,6 +69,8 @@ def _diagnosis(content: dict[str, Any]) -> Diagnosis:
     sites = table_of(
         SITE_COLUMNS + (SITE_LEDGER_COLUMNS if recorded else ()), [pd.DataFrame(content["sites"])]
     )
+    # A document of an older version has no column for a verdict that came later.
+    sites = sites.fillna(dict.fromkeys(VERDICTS, 0))
     columns = UNIT_COLUMNS + (LEDGER_COLUMNS if recorded else ())
     listed = table_of(columns, [pd.DataFrame(content["units"])])
     by_site = dict(list(listed.groupby("site", sort=False)))

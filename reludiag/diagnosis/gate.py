@@ -10,6 +10,7 @@ import pandas as pd
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.errors import UsageError
 from reludiag.limits import Limit
+from reludiag.measure.verdicts import LOST
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,10 @@ class Gate:
         name, never_called = str(row["site"]), pd.isna(row["units"])
         own = next((limit for pattern, limit in self.rules if fnmatchcase(name, pattern)), None)
         limit = own or self.whole
-        lost, units = int(row["dead"] + row["nonfinite"]), 0 if never_called else int(row["units"])
+        lost, units = (
+            sum(int(row[verdict]) for verdict in LOST),
+            0 if never_called else int(row["units"]),
+        )
         answers = own is not None or whole_is_over
         over = answers and limit is not None and limit.less_than(lost, units)
         return Check(name, limit, lost, None if never_called else units, over)

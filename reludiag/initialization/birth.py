@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from reludiag.measure.verdicts import CONFIDENCE
-
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 UNCENTRED = 1.0
@@ -36,20 +34,6 @@ def layer_dies_single_direction(widths: Sequence[int]) -> float:
     """
     # The sum of logarithms keeps the small chances of wide layers, which 1 - 2^-N would round off.
     return -math.expm1(math.fsum(math.log1p(-(2.0**-width)) for width in widths))
-
-
-def layer_dies_on_a_line(width: int, depth: int) -> float:
-    """Lower bound on the chance that one of `depth` layers of `width` units is born wholly dead.
-
-    For one input feature that takes both signs (Lu et al. 2020, arXiv 1903.06733); with more
-    features deaths are rarer, and may lie below it. The bound follows three states from layer to
-    layer: both half-lines alive and not parallel, one rank, dead; a unit is silent on both
-    half-lines with a chance of at least 1/4.
-    """
-    both = 1 - 2.0 ** (1 - width) - (width - 1) * 4.0**-width
-    one = 1 - 2.0**-width
-    weight = (1 - 2.0 ** (1 - width)) * one / (1 + (width - 1) * 2.0**-width)
-    return 1 - one ** (depth - 1) + weight * (both ** (depth - 1) - one ** (depth - 1))
 
 
 def needed_width(depth: int, chance: float) -> int:
@@ -75,11 +59,6 @@ def cosine_map(cosine: Any, layers: int = 1) -> Any:
         angle = np.arccos(np.clip(cosine, -1, 1))
         cosine = (np.sin(angle) + (math.pi - angle) * np.cos(angle)) / math.pi
     return float(cosine) if cosine.ndim == 0 else cosine
-
-
-def silent_on_two(cosine: float) -> float:
-    """Chance that a unit is silent on both of two inputs: 1/2 - t / (2 pi), t their angle."""
-    return 0.5 - math.acos(min(1.0, max(-1.0, cosine))) / (2 * math.pi)
 
 
 def silent_on_all(cosine: float, samples: int) -> float:
@@ -152,25 +131,11 @@ def born_dead_by_depth(cosine: float, samples: int, depth: int) -> list[float]:
     return [silent_on_all(each, samples) for each in cosines]
 
 
-def mean_cosine(inputs: np.ndarray[Any, Any]) -> float:
-    """Mean cosine over all pairs of the inputs `[sample, feature]`; NaN for fewer than two."""
-    rows = np.asarray(inputs, dtype=np.float64)
-    lengths = np.linalg.norm(rows, axis=1)
-    rows = rows[lengths > 0] / lengths[lengths > 0, None]
-    return mean_cosine_of_sum(rows.sum(axis=0), len(rows))
-
-
 def mean_cosine_of_sum(total: np.ndarray[Any, Any], samples: int) -> float:
-    """The same from the sum of the inputs, each scaled to length 1: no pair is looked at."""
+    """Mean cosine over all pairs of inputs, from their sum `[feature]`, each scaled to length 1.
+
+    No pair is looked at. NaN for fewer than two samples.
+    """
     if samples < 2:
         return math.nan
     return float((np.square(total).sum() - samples) / (samples * (samples - 1)))
-
-
-def firing_rate_bound(samples: int, units: int = 1) -> float:
-    """Upper 95 % bound on the rate of a unit that fired in none of the samples.
-
-    1 - (0.05 / units)^(1 / samples): for several units at once it holds for all of them
-    (Bonferroni). One-sided and exact (Clopper & Pearson 1934).
-    """
-    return -math.expm1(math.log((1 - CONFIDENCE) / units) / samples)

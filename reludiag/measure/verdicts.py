@@ -1,5 +1,10 @@
-"""Verdicts: from a unit's statistics to the one word that describes it."""
+"""Verdicts: from a unit's statistics to the one word that describes it.
 
+All that is to be said of a verdict stands in its row of `VERDICT_TABLE`, at the end: when it holds,
+whether such a unit is lost, and how reports show it.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,18 +13,6 @@ from scipy import special  # not stats, whose import takes longer than a small s
 
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.sites.rectifiers import Rectifier
-
-VERDICTS = (
-    "nonfinite",
-    "unobserved",
-    "dead",
-    "rare",
-    "dormant",
-    "constant",
-    "always_on",
-    "alive",
-)
-"""The first that holds, from the left."""
 
 CONFIDENCE = 0.95
 
@@ -39,25 +32,32 @@ class Thresholds:
     """A unit whose tau-score is at most this is dormant (Sokar et al. 2023, section 3)."""
 
 
-def judge(counts: UnitCounts, rectifier: Rectifier, thresholds: Thresholds) -> Strings:
-    """The verdict of each unit, `[unit]`.
+@dataclass(frozen=True)
+class Verdict:
+    """One verdict: a row of the table."""
 
-    A leaky activation cannot die, so its units are never dead, nor rare: negative is not off.
-    """
-    n = counts.samples
-    if n == 0:
-        return np.full(len(counts.fired), "unobserved")
-    counted = counts.counted > 0
-    conditions = {
-        "nonfinite": counts.nonfinite,
-        "dead": counts.silent & rectifier.can_die,
-        "rare": (counts.fired < thresholds.rare * counts.counted) & rectifier.can_die,
-        "dormant": tau_score(counts) <= thresholds.dormant,
-        # By its extremes, not by a variance: sums round, and a constant must not be missed.
-        "constant": (counts.maximum == counts.minimum) & counted,
-        "always_on": (counts.minimum > 0) & counted,
-    }
-    return np.select(list(conditions.values()), list(conditions), default="alive").astype(np.str_)
+    name: str
+    meaning: str
+    """For the reader of a report."""
+    rule: str
+    """When it holds, in words, for the documentation."""
+    holds: Callable[[UnitCounts, Rectifier, Thresholds], Mask | bool]
+    """Of which units, `[unit]`, or of all of a site at once."""
+    glyph: str
+    """One cell of a bar in the terminal,"""
+    plain: str
+    """and where only ASCII can be shown."""
+    style: str
+    """Of the terminal, as Rich writes styles."""
+    light: str
+    """Its colour on a light page and in a figure. Those of Okabe and Ito, which the colour-blind
+    tell apart; each also differs in lightness, for grey print."""
+    dark: str
+    """And on a dark page."""
+    lost: bool = False
+    """Whether a gate counts such a unit as lost."""
+    is_listed: bool = False
+    """Whether the terminal names the worst units that have it."""
 
 
 def is_dead(counts: UnitCounts, rectifier: Rectifier) -> Mask:
@@ -95,3 +95,129 @@ def upper_bound(fired: Any, samples: int) -> Floats:
     bounds = np.ones(counts.shape)
     bounds[below] = special.betaincinv(counts[below] + 1, samples - counts[below], CONFIDENCE)
     return bounds[of].reshape(fired.shape)
+
+
+VERDICT_TABLE = (
+    Verdict(
+        name="nonfinite",
+        meaning="a NaN or an infinity was seen: neither dead nor alive",
+        rule="a NaN or an infinity was seen",
+        holds=lambda counts, rectifier, thresholds: counts.nonfinite & (counts.samples > 0),
+        glyph="!",
+        plain="!",
+        style="bold magenta",
+        light="#101417",
+        dark="#c3ccd3",
+        lost=True,
+        is_listed=True,
+    ),
+    Verdict(
+        name="unobserved",
+        meaning="its site was never called",
+        rule="its site was never called",
+        holds=lambda counts, rectifier, thresholds: counts.samples == 0,
+        glyph="?",
+        plain="?",
+        style="dim",
+        light="#b4bcc2",
+        dark="#6b757d",
+    ),
+    Verdict(
+        name="dead",
+        meaning=(
+            "it fired in 0 of n samples; shown with the 95 % upper bound on its firing rate, "
+            "1 - 0.05^(1/n)"
+        ),
+        rule="it fired in 0 of *n* samples",
+        holds=lambda counts, rectifier, thresholds: counts.silent & rectifier.can_die,
+        glyph="×",
+        plain="x",
+        style="bold red",
+        light="#d55e00",
+        dark="#f0803c",
+        lost=True,
+        is_listed=True,
+    ),
+    Verdict(
+        name="rare",
+        meaning=f"it fired in fewer than {100 * Thresholds.rare:g} % of samples (`--rare`)",
+        rule=f"it fired in less than {100 * Thresholds.rare:g} % of samples (`--rare`)",
+        holds=lambda counts, rectifier, thresholds: (
+            (counts.fired < thresholds.rare * counts.counted) & rectifier.can_die
+        ),
+        glyph="▒",
+        plain="o",
+        style="yellow",
+        light="#efd88a",
+        dark="#8f7a35",
+        is_listed=True,
+    ),
+    Verdict(
+        name="dormant",
+        meaning=(
+            f"its mean absolute activation is at most {Thresholds.dormant:g} of the site's mean "
+            "(`--dormant`; Sokar et al. 2023)"
+        ),
+        rule=f"its tau-score is at most {Thresholds.dormant:g} (`--dormant`)",
+        holds=lambda counts, rectifier, thresholds: tau_score(counts) <= thresholds.dormant,
+        glyph="▒",
+        plain="o",
+        style="yellow",
+        light="#e6c34a",
+        dark="#c9a63a",
+        is_listed=True,
+    ),
+    Verdict(
+        name="constant",
+        meaning="it fires, but always with the same value",
+        rule="its largest and its smallest output are the same",
+        # By its extremes, not by a variance: sums round, and a constant must not be missed.
+        holds=lambda counts, rectifier, thresholds: (
+            (counts.maximum == counts.minimum) & (counts.counted > 0)
+        ),
+        glyph="▓",
+        plain="c",
+        style="cyan",
+        light="#56b4e9",
+        dark="#56b4e9",
+        is_listed=True,
+    ),
+    Verdict(
+        name="always_on",
+        meaning="it is > 0 everywhere: linear",
+        rule="its smallest output is above 0: it is linear",
+        holds=lambda counts, rectifier, thresholds: (counts.minimum > 0) & (counts.counted > 0),
+        glyph="█",
+        plain="#",
+        style="green",
+        light="#8fb8a8",
+        dark="#4d7d6c",
+    ),
+    Verdict(
+        name="alive",
+        meaning="the rest",
+        rule="the rest",
+        holds=lambda counts, rectifier, thresholds: True,
+        glyph="█",
+        plain="#",
+        style="green",
+        light="#d3dee4",
+        dark="#36444e",
+    ),
+)
+"""The first that holds, from above."""
+
+VERDICTS = tuple(verdict.name for verdict in VERDICT_TABLE)
+LOST = [verdict.name for verdict in VERDICT_TABLE if verdict.lost]
+
+
+def judge(counts: UnitCounts, rectifier: Rectifier, thresholds: Thresholds) -> Strings:
+    """The verdict of each unit, `[unit]`: the first in the table that holds.
+
+    A leaky activation cannot die, so its units are never dead, nor rare: negative is not off.
+    """
+    holds = [
+        np.broadcast_to(verdict.holds(counts, rectifier, thresholds), counts.fired.shape)
+        for verdict in VERDICT_TABLE
+    ]
+    return np.select(holds, VERDICTS, default="").astype(np.str_)

@@ -16,7 +16,7 @@ class Start:
 
     module: str
     layer: Mapping[str, Any]
-    """The fields of `causes.initialization.LayerInit`, as JSON holds them."""
+    """The fields of `initialization.layer_init.LayerInit`, as JSON holds them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Update:
 class Drift:
     """By how much the mean pre-activation of a dying unit changed, and through what.
 
-    The change is exactly `weights + input + bias`: see `folding`.
+    The change is exactly `weights + input + bias`: see `evidence.decomposition`.
     """
 
     before: float

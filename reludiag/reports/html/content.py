@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from reludiag.causes.cause import DIVERGENCE, NONE, UNDETERMINED, Cause
+from reludiag.causes.all_kinds import kind_named
+from reludiag.causes.cause import Cause
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.reports.run.summary import (
@@ -205,7 +206,7 @@ def whys(diagnosis: Diagnosis) -> list[Why]:
     return [
         Why(
             site=cause.site or "",
-            name="nothing unusual" if cause.kind == NONE else cause.kind.replace("_", " "),
+            name=kind_named(cause.kind).badge or cause.kind.replace("_", " "),
             sentence=cause.sentence,
             certainty=_certainty(cause),
             evidence=tuple(
@@ -219,15 +220,16 @@ def whys(diagnosis: Diagnosis) -> list[Why]:
 
 
 def _certainty(cause: Cause) -> str:
+    kind = kind_named(cause.kind)
     if cause.identifiable:
-        told = "This run alone can tell."
-    elif cause.kind == UNDETERMINED:
+        certainty = "This run alone can tell."
+    elif kind.claim == "unknown":
         return "This run alone cannot tell."
     else:
-        told = "This run alone cannot tell for sure: it is the likeliest."
-    if cause.kind in (NONE, DIVERGENCE):  # explain no deaths
-        return told
-    return f"{told} It explains {share(cause.share, 1)} of the dead units."
+        certainty = "This run alone cannot tell for sure: it is the likeliest."
+    if kind.claim == "nothing" or kind.share_of != "deaths":
+        return certainty
+    return f"{certainty} It explains {share(cause.share, 1)} of the dead units."
 
 
 def advice(diagnosis: Diagnosis, causes: Sequence[Why]) -> list[str]:

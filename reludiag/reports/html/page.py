@@ -20,6 +20,7 @@ from reludiag.experiments.analysis.effects import Effects
 from reludiag.reports.html import content, sweep
 from reludiag.reports.html.charts import MOST_LISTED, charts
 from reludiag.reports.html.heat_maps import grid
+from reludiag.reports.html.verdict_style import verdict_css
 from reludiag.reports.run.lifelines import MOST_UNITS, Lifelines, lifelines
 from reludiag.reports.run.summary import many
 
@@ -69,7 +70,11 @@ def fragment(diagnosis: Diagnosis) -> str:
 def effects_fragment(effects: Effects) -> str:
     """What a notebook shows of a sweep: the sentence, the heat maps, what they say; no script."""
     template = _environment().get_template("sweep_notebook.html.j2")
-    return template.render(style=Markup(_asset("style.css")), **sweep.said(effects))
+    return template.render(style=_style(), **sweep.said(effects))
+
+
+def _style() -> Markup:
+    return Markup(_asset("style.css") + verdict_css())
 
 
 def _page(template: str, scripts: list[str], data: dict[str, Any], **said: Any) -> str:
@@ -78,7 +83,7 @@ def _page(template: str, scripts: list[str], data: dict[str, Any], **said: Any) 
         _environment()
         .get_template(template)
         .render(
-            {"style": Markup(_asset("style.css")), **said},
+            {"style": _style(), **said},
             policy=_policy(scripts),
             scripts=[Markup(script) for script in scripts],
             data=_data(data),
@@ -90,7 +95,7 @@ def _said(diagnosis: Diagnosis, effects: Effects | None) -> dict[str, Any]:
     causes = content.whys(diagnosis)
     return {
         "head": diagnosis.head,
-        "style": Markup(_asset("style.css")),
+        "style": _style(),
         "answer": content.answer(diagnosis),
         "bar": content.bar(diagnosis),
         "sites": content.site_rows(diagnosis),

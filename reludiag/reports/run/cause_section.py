@@ -8,21 +8,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from reludiag.causes.cause import NONE, UNDETERMINED, Cause
+from reludiag.causes.all_kinds import kind_named
+from reludiag.causes.cause import Cause
 from reludiag.reports.run.summary import instruction, own_cause, share
 
 _MOST_SITES = 8
-
-# kind -> what it is called where there is room for words
-_NAMES = {
-    "learning_rate": "the learning rate",
-    "initialization": "the initialization",
-    "input_shift": "the input",
-    "upstream_collapse": "a dead site above",
-    "divergence": "the run diverged",
-    "none": "no cause",
-    "undetermined": "undetermined",
-}
 
 
 def why(causes: Sequence[Cause]) -> Iterator[RenderableType]:
@@ -53,12 +43,12 @@ def why(causes: Sequence[Cause]) -> Iterator[RenderableType]:
 
 
 def _verdict(cause: Cause) -> Text:
-    text = Text(_NAMES[cause.kind], style="bold")
-    if cause.kind == NONE:
+    kind = kind_named(cause.kind)
+    text = Text(kind.title, style="bold")
+    if kind.claim == "nothing":
         return text
-    of = "of the units" if cause.kind == "divergence" else "of the deaths"
-    text.append(f", {share(cause.share, 1)} {of}", style="not bold")
-    if not cause.identifiable and cause.kind != UNDETERMINED:
+    text.append(f", {share(cause.share, 1)} of the {kind.share_of}", style="not bold")
+    if not cause.identifiable and kind.claim != "unknown":
         text.append("; likely, not proven by this run alone", style="not bold yellow")
     return text
 
@@ -72,8 +62,9 @@ def _by_site(sites: Sequence[Cause]) -> RenderableType:
     grid.add_column(overflow="fold")
     grid.add_column()
     for cause in sites[:_MOST_SITES]:
-        of = "" if cause.kind == NONE else f", {share(cause.share, 1)} of its deaths"
-        grid.add_row(Text(f"'{cause.site}'", style="dim"), Text(_NAMES[cause.kind] + of))
+        kind = kind_named(cause.kind)
+        of = "" if kind.claim == "nothing" else f", {share(cause.share, 1)} of its deaths"
+        grid.add_row(Text(f"'{cause.site}'", style="dim"), Text(kind.title + of))
     if len(sites) > _MOST_SITES:
         grid.add_row("", Text(f"and {len(sites) - _MOST_SITES:,} more sites", style="dim"))
     return grid

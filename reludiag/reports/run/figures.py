@@ -10,7 +10,7 @@ import numpy as np
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.errors import MissingLibraryError, UsageError
 from reludiag.experiments.analysis.effects import Effects
-from reludiag.measure.verdicts import VERDICTS
+from reludiag.measure.verdicts import VERDICT_TABLE, VERDICTS
 from reludiag.recording.ledger import Life
 from reludiag.reports.output import write_bytes
 from reludiag.reports.run.lifelines import Lifelines, SiteLine, lifelines, raster
@@ -25,23 +25,14 @@ KINDS = ("lifelines", "sites", "rates", "sweep")
 FORMATS = ("svg", "pdf", "png")
 
 # As in the HTML report, light: Okabe and Ito's colours, each of its own lightness.
+VERDICT_COLOURS = {verdict.name: verdict.light for verdict in VERDICT_TABLE}
 STATE_COLOURS = {
     Life.UNKNOWN: "#ffffff",
-    Life.ALIVE: "#d3dee4",
+    Life.ALIVE: VERDICT_COLOURS["alive"],
     Life.REVIVED: "#3a9bdc",
     Life.BORN_DEAD: "#6f2c91",
-    Life.DEAD: "#d55e00",
-    Life.NONFINITE: "#101417",
-}
-VERDICT_COLOURS = {
-    "nonfinite": "#101417",
-    "unobserved": "#b4bcc2",
-    "dead": "#d55e00",
-    "rare": "#efd88a",
-    "dormant": "#e6c34a",
-    "constant": "#56b4e9",
-    "always_on": "#8fb8a8",
-    "alive": "#d3dee4",
+    Life.DEAD: VERDICT_COLOURS["dead"],
+    Life.NONFINITE: VERDICT_COLOURS["nonfinite"],
 }
 HEAT_COLOURS = ("#e6edf0", "#fdebd8", "#fdd0a2", "#fb9a4b", "#d9620f", "#8a3500")
 _HEAT_FROM = (0.0, 1e-12, 0.05, 0.2, 0.5, 1.0, 1.1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.gate import Check, exceeded
-from reludiag.measure.verdicts import VERDICTS
+from reludiag.measure.verdicts import LOST, VERDICTS
 from reludiag.printable import printable
 from reludiag.reports.run.summary import (
     instruction,
@@ -66,7 +66,7 @@ def _more(failed: Sequence[Check]) -> str:
 
 def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     sites = diagnosis.sites
-    lost = sites["dead"] + sites["nonfinite"]
+    lost = sites[LOST].sum(axis=1)
     worst = lost.sort_values(ascending=False, kind="stable").index[:_MOST_SITES]
     judged = {check.site: check for check in checks}
     gated = any(check.limit is not None for check in checks)

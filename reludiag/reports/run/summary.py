@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from reludiag.causes.cause import NONE, Cause
+from reludiag.causes.all_kinds import kind_named
+from reludiag.causes.cause import Cause
 from reludiag.diagnosis.diagnosis import RANDOM_INPUT, Diagnosis
 from reludiag.measure.verdicts import upper_bound
 
@@ -177,7 +178,7 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
 
 def own_cause(causes: Sequence[Cause]) -> Cause | None:
     """The cause of a run as a whole; None where nothing died, or no causes were weighed."""
-    if not causes or (causes[0].kind == NONE and causes[0].share == 0):
+    if not causes or (kind_named(causes[0].kind).claim == "nothing" and causes[0].share == 0):
         return None
     return causes[0]
 

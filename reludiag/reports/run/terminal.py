@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reludiag.diagnosis.diagnosis import Diagnosis
-from reludiag.measure.verdicts import VERDICTS
+from reludiag.measure.verdicts import VERDICT_TABLE, VERDICTS
 from reludiag.reports.console import Harmless
 from reludiag.reports.run.cause_section import why
 from reludiag.reports.run.summary import WINDOWS, life_windows, many, next_steps, share
@@ -24,17 +24,8 @@ _MOST_ROWS = 40  # sites shown one by one; more are grouped by their parent modu
 BAR = 16  # cells
 _WORST = 4  # units named per site
 
-# verdict -> (glyph, glyph where only ASCII can be shown, style), in the order of a bar
-_LOOKS = {
-    "alive": ("█", "#", "green"),
-    "always_on": ("█", "#", "green"),
-    "constant": ("▓", "c", "cyan"),
-    "dormant": ("▒", "o", "yellow"),
-    "rare": ("▒", "o", "yellow"),
-    "dead": ("×", "x", "bold red"),
-    "unobserved": ("?", "?", "dim"),
-    "nonfinite": ("!", "!", "bold magenta"),
-}
+# As in a bar: the grave ones last.
+_LOOKS = {verdict.name: verdict for verdict in reversed(VERDICT_TABLE)}
 
 
 def print_report(diagnosis: Diagnosis, console: Console, all_sites: bool = False) -> None:
@@ -89,7 +80,7 @@ def _head(diagnosis: Diagnosis) -> RenderableType:
         totals.append(f" ({share(counts['dead'], units)})", style=dead_style)
     for verdict in VERDICTS:
         if verdict != "dead" and counts[verdict]:
-            style = _LOOKS[verdict][2]
+            style = _LOOKS[verdict].style
             totals.append("  ")
             totals.append(f"{counts[verdict]:,} {verdict.replace('_', ' ')}", style=style)
     lines = [title, Text(head.evidence[:1].upper() + head.evidence[1:]), totals]
@@ -183,17 +174,18 @@ def bar(counts: dict[str, int], units: int, ascii_only: bool) -> Text:
         widths[max(widths, key=lambda verdict: widths[verdict])] += step
     drawn = Text()
     for verdict, width in widths.items():
-        glyph, plain, style = _LOOKS[verdict]
-        drawn.append((plain if ascii_only else glyph) * width, style=style)
+        look = _LOOKS[verdict]
+        drawn.append((look.plain if ascii_only else look.glyph) * width, style=look.style)
     return drawn
 
 
 def _legend(diagnosis: Diagnosis, ascii_only: bool) -> Text:
     """The glyphs that occur, beyond full blocks."""
     seen: dict[str, tuple[list[str], str]] = {}
-    for verdict, (glyph, plain, style) in _LOOKS.items():
+    for verdict, look in _LOOKS.items():
         if int(diagnosis.sites[verdict].sum()):
-            names, _ = seen.setdefault(plain if ascii_only else glyph, ([], style))
+            glyph = look.plain if ascii_only else look.glyph
+            names, _ = seen.setdefault(glyph, ([], look.style))
             names.append(verdict.replace("_", " "))
     legend = Text(style="dim")
     for glyph, (names, style) in seen.items():
@@ -206,7 +198,7 @@ def _worst_units(diagnosis: Diagnosis) -> dict[str, str]:
     """For each site, the units of the worst verdict that occurs there; of the dead no word."""
     units = diagnosis.units[diagnosis.units["unit"].notna()]
     named: dict[str, str] = {}
-    for verdict in ("nonfinite", "dead", "rare", "dormant", "constant"):
+    for verdict in (verdict.name for verdict in VERDICT_TABLE if verdict.is_listed):
         found = units[units["verdict"] == verdict].sort_values("firing_rate", kind="stable")
         for site, rows in found.groupby("site", sort=False):
             shown = ", ".join(str(unit) for unit in rows["unit"].head(_WORST))
@@ -233,7 +225,7 @@ def life_table(diagnosis: Diagnosis, ascii_only: bool, most: int = WINDOWS) -> R
         table.add_column("Nonfinite", justify="right", no_wrap=True)
     else:
         table.add_column("", ratio=1)
-    glyph = _LOOKS["dead"][ascii_only]
+    glyph = _LOOKS["dead"].plain if ascii_only else _LOOKS["dead"].glyph
     units = max(1, int(diagnosis.sites["units"].sum()))
     for window in windows:
         cells: list[RenderableType] = [

@@ -1,0 +1,36 @@
+"""All kinds of cause, in the order in which they are asked: the first whose rule holds is it."""
+
+from reludiag.causes import (
+    divergence,
+    initialization,
+    input_shift,
+    learning_rate,
+    none,
+    undetermined,
+    upstream_collapse,
+)
+from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
+
+KINDS = (
+    divergence.KIND,
+    upstream_collapse.KIND,
+    learning_rate.KIND,
+    initialization.KIND,
+    input_shift.KIND,
+    none.KIND,
+    undetermined.KIND,
+)
+_BY_NAME = {kind.name: kind for kind in KINDS}
+
+
+def kind_named(name: str) -> CauseKind:
+    """The kind with this name. A document of a newer version may name one that is not in the table:
+    it can be shown by its name, and explains nothing here.
+    """
+    return _BY_NAME.get(name) or CauseKind(
+        name=name, title=name.replace("_", " "), clue="", rule="", account=_no_account
+    )
+
+
+def _no_account(attribution: RunAttribution, site: SiteAttribution | None) -> Account:
+    return Account(False, (), "", "", "")

@@ -1,0 +1,62 @@
+"""Chance: how many units are dead in a healthy run, and where the same model is drawn anew."""
+
+import math
+
+from reludiag.causes.cause import Evidence, rounded
+from reludiag.causes.kind import RunLives, SiteAttribution
+from reludiag.causes.site_lives import SiteLives
+
+FEW = 0.03
+"""Share of dead units that a healthy run has: 0.7 % on digits with Kaiming and Adam at 0.001, 1.6 %
+at most of all seeds. Of births: this much more than the baseline is more than chance."""
+FEW_UNEXPLAINED = 0.1
+"""The same for births of a layer with which nothing else is wrong."""
+FEWEST_BORN = 2
+"""Fewer units of a site that are born dead are chance."""
+
+
+def more_died(run: RunLives) -> bool:
+    """Whether more units died in training than in a healthy run."""
+    units = sum(site.units for site in run.sites)
+    return sum(int(site.new.sum()) for site in run.sites) > FEW * units
+
+
+def several_born(site: SiteAttribution) -> bool:
+    """Whether more units of a site are born dead than one by chance."""
+    return int(site.lives.born.sum()) >= FEWEST_BORN
+
+
+def more_born(lives: SiteLives, suspect: bool) -> bool:
+    """Whether more units of a site are born dead than if the model were drawn anew.
+
+    By far more, where nothing is seen that would kill them (not `suspect`): units of a layer are
+    not independent.
+    """
+    if lives.baseline is None:
+        return suspect
+    chance, draws = lives.baseline.born_dead, lives.baseline.draws
+    share = int(lives.born.sum()) / lives.units
+    pooled = (share + draws * chance) / (1 + draws)
+    error = math.sqrt(pooled * (1 - pooled) / lives.units * (1 + 1 / draws))
+    least, errors = (FEW, 3.0) if suspect else (FEW_UNEXPLAINED, 5.0)
+    return share - chance > max(least, errors * error)
+
+
+def born_by_chance(lives: SiteLives) -> float:
+    """Share of units born dead where the model is drawn anew; NaN where that is not known."""
+    return math.nan if lives.baseline is None else lives.baseline.born_dead
+
+
+def chance_evidence(lives: SiteLives) -> list[Evidence]:
+    """What of a site's births is chance: those of the same model, drawn anew."""
+    chance = born_by_chance(lives)
+    if math.isnan(chance):
+        return []
+    return [
+        Evidence(
+            "born dead if drawn anew",
+            rounded(chance),
+            f"share of '{lives.name}' on the same samples with Kaiming's weights and zero bias; "
+            f"as it was built, {int(lives.born.sum()) / lives.units:.2f}",
+        )
+    ]

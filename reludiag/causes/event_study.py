@@ -1,0 +1,155 @@
+"""Event study: did deaths come where the learning rate was high, beyond the exposure there?
+
+Exposure is steps times units alive. A run at a constant rate has no contrast, and cannot tell; nor
+can one that only decays, for time and rate fall together there.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import special
+
+from reludiag.causes.cause import Evidence, rounded
+from reludiag.causes.kind import RunLives
+from reludiag.causes.site_lives import Floats, Integers, SiteLives
+
+CONTRAST = 3.0
+"""Largest over smallest learning rate, from which on there is a high and a low to compare."""
+EARLY = 0.02
+"""Share of all exposure that must have been at the low rate before it was first high."""
+FEWEST = 5
+"""Deaths needed for a study."""
+RATE_RATIO = 3.0
+"""Deaths per exposure at the high rate over those at the low."""
+SIGNIFICANT = 0.01
+SPLITS = 16
+"""Levels of the learning rate at which high is divided from low, at most; the best is taken, and
+its p-value multiplied by their number (Bonferroni)."""
+
+
+@dataclass(frozen=True)
+class EventStudy:
+    """Deaths and exposure at high and at low learning rates."""
+
+    regime: str
+    """`constant`, `decay` (never low before it was high), `warm-up` (low first, then high to the
+    end), `spike` (low, high, low)."""
+    low: float
+    high: float
+    deaths: int
+    deaths_high: int
+    exposure_high: float
+    """Share of all exposure."""
+    p_value: float
+    """Exact, one-sided, as if units died independently. They die together, so that it says less
+    than it seems to: one run is one cluster."""
+    first: int
+    """Steps between which the rate was first to last high."""
+    last: int
+    level: float = math.nan
+    """From this rate on it counts as high."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether this run can tell that the high learning rate killed."""
+        if self.regime not in {"warm-up", "spike"} or self.deaths < FEWEST:
+            return False
+        return self.rate_ratio >= RATE_RATIO and self.p_value < SIGNIFICANT
+
+    @property
+    def rate_ratio(self) -> float:
+        """Deaths per exposure, high over low."""
+        low = (self.deaths - self.deaths_high) / (1 - self.exposure_high)
+        high = self.deaths_high / self.exposure_high
+        return high / low if low else math.inf
+
+
+def event_study(sites: Sequence[SiteLives], steps: Sequence[int]) -> EventStudy | None:
+    """Compare the windows of these sites; None where no learning rate is known or nothing lived."""
+    if len(steps) < 2 or not sites:
+        return None
+    rates = np.stack([site.window_rates for site in sites])
+    exposure = np.stack([site.exposure for site in sites])
+    died = np.stack([site.died for site in sites])
+    known = np.isfinite(rates) & (exposure > 0)
+    if not known.any() or rates[known].max() <= 0:
+        return None
+    high = float(rates[known].max())
+    positive = rates[known & (rates > 0)]
+    low = float(positive.min())
+    windows = list(itertools.pairwise(steps))
+    deaths = int(died[known].sum())
+    if high < CONTRAST * low and (rates[known] > 0).all():
+        span = windows[0][0], windows[-1][1]
+        return EventStudy("constant", low, high, deaths, deaths, 1.0, 1.0, *span)
+    levels = np.unique(rates[known])[1:]
+    levels = levels[np.unique(np.linspace(0, len(levels) - 1, SPLITS).round().astype(int))]
+    studies = [
+        _divided(float(level), rates, exposure * known, died * known, windows) for level in levels
+    ]
+    # The rate is known to have been several times lower: of equals the one divided by most.
+    best = min(studies, key=lambda study: (study.p_value, -study.exposure_high))
+    return replace(best, p_value=min(1.0, best.p_value * len(studies)))
+
+
+def _divided(
+    level: float,
+    rates: Floats,
+    exposure: Floats,
+    died: Integers,
+    windows: Sequence[tuple[int, int]],
+) -> EventStudy:
+    """The study with all rates from `level` on as high; arrays are `[site, window]`."""
+    is_high = np.isfinite(rates) & (rates >= level) & (exposure > 0)
+    at = np.flatnonzero(is_high.any(axis=0))
+    first, last = int(at[0]), int(at[-1])
+    total, deaths = float(exposure.sum()), int(died.sum())
+    before, after = exposure[:, :first].sum() / total, exposure[:, last + 1 :].sum() / total
+    regime = "decay" if before < EARLY else "spike" if after >= EARLY else "warm-up"
+    share, deaths_high = float(exposure[is_high].sum()) / total, int(died[is_high].sum())
+    p_value = 1.0
+    if deaths_high and 0 < share < 1:  # one-sided binomial test
+        p_value = float(special.betainc(deaths_high, deaths - deaths_high + 1, share))
+    return EventStudy(
+        regime=regime,
+        low=float(rates[exposure > 0].min()),
+        high=float(rates[exposure > 0].max()),
+        deaths=deaths,
+        deaths_high=deaths_high,
+        exposure_high=share,
+        p_value=p_value,
+        first=windows[first][0],
+        last=windows[last][1],
+        level=level,
+    )
+
+
+def study_of(run: RunLives) -> EventStudy | None:
+    """The event study of all sites of a run."""
+    return event_study(run.sites, run.recorded.steps)
+
+
+def study_evidence(study: EventStudy | None) -> list[Evidence]:
+    """Whether deaths came where the learning rate was high."""
+    if study is None:
+        return []
+    if study.regime == "constant":
+        return [
+            Evidence(
+                "learning rate",
+                rounded(study.high),
+                "constant, or nearly: there is no lower rate to compare with",
+            )
+        ]
+    return [
+        Evidence(
+            "deaths at a high learning rate",
+            rounded(study.deaths_high / study.deaths) if study.deaths else 0.0,
+            f"{study.deaths_high} of {study.deaths}, with {study.exposure_high:.0%} of the "
+            f"exposure ({study.regime}, {study.low:.2g} to {study.high:.2g}); p = "
+            f"{study.p_value:.1g} if units died independently, which they do not",
+        )
+    ]

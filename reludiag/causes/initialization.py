@@ -1,0 +1,143 @@
+"""Initialization: units were dead before any training that would live with other weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from reludiag.causes.cause import Evidence, rounded
+from reludiag.causes.chance import (
+    FEW,
+    FEW_UNEXPLAINED,
+    born_by_chance,
+    chance_evidence,
+    more_born,
+    several_born,
+)
+from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
+from reludiag.causes.wording import replay_command
+
+Problem = Mapping[str, Any]
+"""The fields of an `InitProblem`, as JSON holds them."""
+
+
+def birth_problem(site: SiteAttribution) -> Problem | None:
+    """What is wrong with how its layer began, that makes units dead at birth."""
+    problems = (site.lives.layer or {}).get("problems", ())
+    return next((problem for problem in problems if problem["kills_at_birth"]), None)
+
+
+def began_wrong(site: SiteAttribution) -> bool:
+    """Whether what is wrong with how its layer began shows in more births than chance leaves, or
+    cannot be told from what a dead site above does.
+    """
+    if birth_problem(site) is None or not several_born(site):
+        return False
+    above_dead = site.above is not None and site.above.dead_from == 0
+    return above_dead or bool((site.births == KIND.name).any())
+
+
+def _births(site: SiteAttribution) -> bool:
+    suspect = birth_problem(site) is not None
+    return several_born(site) and more_born(site.lives, suspect)
+
+
+def _deaths(site: SiteAttribution) -> bool:
+    """What silenced units at birth goes on to where it did so to most of those that are dead."""
+    lives = site.lives
+    again = int((lives.born & lives.dead).sum())
+    return bool((site.births == KIND.name).any()) and 2 * again >= int(lives.dead.sum())
+
+
+def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
+    site = only or attribution.foremost(KIND.name)
+    lives = site.lives
+    layer = lives.layer or {}
+    others = [each for each in attribution.sites if each is not site] if only is None else []
+    wrong = [site] if birth_problem(site) else []
+    wrong += [each for each in others if began_wrong(each)]
+    wrong.sort(key=lambda each: each.lives.order)
+    # By layer: one that feeds several sites is named once.
+    problems = {(each.lives.layer or {})["module"]: birth_problem(each) or {} for each in wrong}
+    evidence = chance_evidence(lives)
+    evidence += [
+        Evidence(problem["kind"], rounded(problem["value"]), problem["sentence"])
+        for problem in problems.values()
+    ]
+    if layer:
+        evidence.append(
+            Evidence(
+                f"weights of '{layer['module']}'",
+                layer["scheme"] if layer["scheme"] != "unknown" else layer["distribution"],
+                "the scheme that they are from, by likelihood",
+            )
+        )
+    if problems:
+        counted = wrong if birth_problem(site) else [site, *wrong]
+        born = sum(int(each.lives.born.sum()) for each in counted)
+        units = sum(each.lives.units for each in counted)
+        names = " and ".join(f"'{each.lives.name}'" for each in counted)
+        sentence = f"{born} of {units} units of {names} were dead before any training: "
+        sentence += f"{_problems_in_words(problems)}."
+        advice = _advice_on(problems)
+    else:
+        sentence = (
+            f"{int(lives.born.sum())} of {lives.units} units of '{lives.name}' were dead before "
+            f"any training; weights of Kaiming and zero biases leave {born_by_chance(lives):.1%} "
+            "on the same samples."
+        )
+        advice = f"start {layer.get('module', lives.name)} with kaiming_normal and its bias at 0"
+    return Account(
+        # At step 0 no learning rate has acted: what is born dead this run can tell.
+        identifiable=site.tally[KIND.name] <= 2 * int(lives.never_alive.sum()),
+        evidence=tuple(evidence),
+        sentence=sentence,
+        advice=advice,
+        confirm=replay_command(init="kaiming"),
+    )
+
+
+def _problems_in_words(problems: Mapping[str, Problem]) -> str:
+    """What is wrong with each layer; of those with the same kind of problem the first in full."""
+    by_kind: dict[str, list[str]] = {}
+    for module, problem in problems.items():
+        by_kind.setdefault(problem["kind"], []).append(module)
+    return "; ".join(
+        problems[first]["sentence"]
+        + (f"; the same is wrong with {' and '.join(others)}" if others else "")
+        for first, *others in by_kind.values()
+    )
+
+
+def _advice_on(problems: Mapping[str, Problem]) -> str:
+    """What to do about each layer; layers of which the same is to be said are named together."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for module, problem in problems.items():
+        parts = problem["advice"].partition(f" of {module} ")
+        alike.setdefault((parts[0], parts[2]), []).append(module)
+    sentences = []
+    for (start, rest), modules in alike.items():
+        if not rest:  # an advice that names no layer in this way
+            sentences.append(start)
+            continue
+        end = rest.replace("start it at", "start them at") if len(modules) > 1 else rest
+        sentences.append(f"{start} of {' and of '.join(modules)} {end}")
+    return "; ".join(sentences)
+
+
+KIND = CauseKind(
+    name="initialization",
+    title="the initialization",
+    clue=(
+        "units are dead at step 0 that would not be with other weights; the layer whose bias, mean "
+        "or scale is wrong is named"
+    ),
+    rule=(
+        "it is dead since step 0, and its site has more births than the baseline: "
+        f"{100 * FEW:g} % of its units more and three standard errors, where something is wrong "
+        f"with how its layer began; {100 * FEW_UNEXPLAINED:g} % and five where nothing is seen "
+        "that would explain it"
+    ),
+    births=_births,
+    deaths=_deaths,
+    account=_account,
+    advice_order=2,
+)

@@ -1,0 +1,163 @@
+"""Kind of cause: its name, the rules by which deaths are put down to it, and what is said of it.
+
+A new kind is a file beside this one that defines a `CauseKind`, and a row of `all_kinds`. All else
+follows from it: which cause a report names, its words, and the tables of the documentation.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from reludiag.causes.cause import Evidence
+from reludiag.causes.site_lives import Mask, SiteLives, trace_sites
+from reludiag.recording import RecordedRun
+
+Kinds = np.ndarray[Any, np.dtype[np.str_]]
+Result = TypeVar("Result")
+
+
+class RunLives:
+    """The lives of a run's units, and the kinds that their deaths are put down to.
+
+    The rules of many sites ask for the same measurement of the whole run: it is made once.
+    """
+
+    def __init__(self, recorded: RecordedRun, kinds: Sequence["CauseKind"]) -> None:
+        self.recorded = recorded
+        self.kinds = {kind.name: kind for kind in kinds}
+        """By name, in the order in which they are asked."""
+        self.sites = tuple(trace_sites(recorded))
+        self._measured: dict[Callable[[RunLives], Any], Any] = {}
+
+    def once(self, measure: Callable[["RunLives"], Result]) -> Result:
+        """What `measure` returns for this run, computed at the first call."""
+        if measure not in self._measured:
+            self._measured[measure] = measure(self)
+        result: Result = self._measured[measure]
+        return result
+
+
+@dataclass(frozen=True)
+class SiteAttribution:
+    """One site, and what its deaths are put down to. Rules see it with the parts known so far."""
+
+    run: RunLives
+    lives: SiteLives
+    depth: int
+    """Its place among the sites of `run`."""
+    above: SiteLives | None
+    """The site above that was dead, wholly or all but a few units, so that it may have silenced
+    this one."""
+    births: Kinds
+    """`[unit]`: kind of cause that it was born dead by, whatever became of it; empty where it was
+    alive at step 0, and while births are being put down."""
+    kinds: Kinds
+    """`[unit]`: kind of cause that it is dead by in the end; empty where it is not dead, and while
+    deaths are being put down."""
+
+    @property
+    def tally(self) -> Counter[str]:
+        """Number of dead units by kind."""
+        return Counter(str(kind) for kind in self.kinds if kind)
+
+    @property
+    def kind(self) -> "CauseKind":
+        """Of most of its deaths that need an explanation; else the one that says none does."""
+        kinds = self.run.kinds
+        counts = {name: n for name, n in self.tally.items() if kinds[name].claim != "nothing"}
+        if counts:
+            return kinds[max(counts, key=lambda name: counts[name])]
+        return next(kind for kind in kinds.values() if kind.claim == "nothing")
+
+
+@dataclass(frozen=True)
+class RunAttribution:
+    """All sites of a run, with what their deaths are put down to."""
+
+    run: RunLives
+    sites: tuple[SiteAttribution, ...]
+
+    def roots(self) -> Counter[str]:
+        """Dead units by kind; a kind that has its root in another site counts as that site's."""
+        roots: Counter[str] = Counter()
+        for site in self.sites:
+            for name, count in site.tally.items():
+                kind, at = self.run.kinds[name], site
+                while (root := kind.root(at)) is not None:
+                    at = self.site(root.name)
+                    kind = at.kind
+                roots[kind.name] += count
+        return roots
+
+    def site(self, name: str) -> SiteAttribution:
+        """The site with this name."""
+        return next(site for site in self.sites if site.lives.name == name)
+
+    def foremost(self, kind: str) -> SiteAttribution:
+        """The site with most deaths of this kind."""
+        return max(self.sites, key=lambda site: int((site.lives.dead & (site.kinds == kind)).sum()))
+
+
+@dataclass(frozen=True)
+class Account:
+    """What is said of a cause; the fields are those of `Cause`."""
+
+    identifiable: bool
+    evidence: tuple[Evidence, ...]
+    sentence: str
+    advice: str
+    confirm: str
+
+
+def _no_units(site: SiteAttribution) -> bool:
+    return False
+
+
+def _no_share(attribution: RunAttribution) -> float:
+    return 0.0
+
+
+def _no_root(site: SiteAttribution) -> SiteLives | None:
+    return None
+
+
+@dataclass(frozen=True)
+class CauseKind:
+    """One kind of cause. A rule says of the units of a site which ones are its: `[unit]`, or of
+    all of them at once. It is asked only of units that no earlier kind has claimed.
+    """
+
+    name: str
+    """As it stands in tables and documents: `learning_rate`."""
+    title: str
+    """In a report: `the learning rate`."""
+    clue: str
+    """What speaks for it, in a line of the documentation."""
+    rule: str
+    """When a death is put down to it, in words, for the documentation."""
+    account: Callable[[RunAttribution, SiteAttribution | None], Account]
+    """What is said of it: of one site, or of the run as a whole (None)."""
+    births: Callable[[SiteAttribution], Mask | bool] = _no_units
+    """Which of the units born dead are its."""
+    deaths: Callable[[SiteAttribution], Mask | bool] = _no_units
+    """Which of the units that died in training are its."""
+    of_run: Callable[[RunAttribution], float] = _no_share
+    """The share of it where it is the cause of the whole run, whatever single units died of; 0
+    where it is not."""
+    root: Callable[[SiteAttribution], SiteLives | None] = _no_root
+    """The site whose own cause is behind this one, if it is only a consequence."""
+    claim: Literal["cause", "unknown", "nothing"] = "cause"
+    """`unknown` where deaths need an explanation and nothing is named, `nothing` where no more died
+    than in a healthy run: one kind of all says so."""
+    share_of: Literal["deaths", "units"] = "deaths"
+    """What its share is a share of."""
+    subject: str = ""
+    """In a sentence, as in `the input explains 3 of the 9 dead units`; the title where empty."""
+    badge: str = ""
+    """On an HTML page; the name with spaces where empty."""
+    advice_order: int | None = None
+    """Beside another cause with more deaths, its advice comes first, the lowest number before all;
+    None where it is not given then."""

@@ -1,0 +1,46 @@
+"""None: no more units are dead than in a healthy run."""
+
+from reludiag.causes.cause import Evidence
+from reludiag.causes.chance import FEW, FEWEST_BORN, chance_evidence, more_died
+from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
+
+
+def _births(site: SiteAttribution) -> bool:
+    return True  # what no other kind has claimed
+
+
+def _deaths(site: SiteAttribution) -> bool:
+    return not site.run.once(more_died)
+
+
+def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
+    sites = attribution.sites if only is None else (only,)
+    dead = sum(int(site.lives.dead.sum()) for site in sites)
+    units = sum(site.lives.units for site in sites)
+    where = "" if only is None else f"of '{only.lives.name}' "
+    if dead:
+        verb = "is" if dead == 1 else "are"
+        sentence = f"{dead} of {units} units {where}{verb} dead, no more than in a healthy run."
+    else:
+        sentence = f"No unit {where}is dead."
+    evidence: list[Evidence] = []
+    most_born = max(sites, key=lambda site: int(site.lives.born.sum()), default=None)
+    if most_born is not None and (only is not None or most_born.lives.born.any()):
+        evidence = chance_evidence(most_born.lives)
+    return Account(True, tuple(evidence), sentence, "", "")
+
+
+KIND = CauseKind(
+    name="none",
+    title="no cause",
+    badge="nothing unusual",
+    clue="no more is dead than in a healthy run",
+    rule=(
+        f"fewer than {FEWEST_BORN} units of its site were born dead, or at most {100 * FEW:g} % of "
+        "all units died in training: as in a healthy run"
+    ),
+    births=_births,
+    deaths=_deaths,
+    account=_account,
+    claim="nothing",
+)

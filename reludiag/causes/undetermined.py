@@ -1,0 +1,42 @@
+"""Undetermined: units died, and nothing that was recorded says why."""
+
+from reludiag.causes.drift import drift_evidence
+from reludiag.causes.event_study import study_evidence, study_of
+from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
+from reludiag.causes.learning_rate import update_evidence
+from reludiag.causes.wording import FALLBACK_SCALE, replay_command
+
+
+def _deaths(site: SiteAttribution) -> bool:
+    return True  # what no other kind has claimed
+
+
+def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
+    site = only or attribution.foremost(KIND.name)
+    run = attribution.run
+    return Account(
+        identifiable=False,
+        evidence=(
+            *study_evidence(run.once(study_of)),
+            *update_evidence(site),
+            *drift_evidence([each.lives for each in ([only] if only else attribution.sites)]),
+        ),
+        sentence=f"Units of '{site.lives.name}' died in training, and nothing recorded says why: "
+        "neither the size of the updates, nor how the weights began, nor the input.",
+        advice="give the Monitor a smaller `every`, to see the deaths as they come"
+        if run.recorded.facts.get("probe_samples")
+        else "give the Monitor a probe and a smaller `every`, to see the deaths as they come",
+        confirm=replay_command(scale=FALLBACK_SCALE, init="kaiming"),
+    )
+
+
+KIND = CauseKind(
+    name="undetermined",
+    title="undetermined",
+    subject="something that is not known",
+    clue="something else: no more is claimed than is known",
+    rule="none of these: no more is claimed than is known",
+    deaths=_deaths,
+    account=_account,
+    claim="unknown",
+)
