@@ -19,7 +19,7 @@ from reludiag.causes.cause import Cause, Evidence
 from reludiag.recording.ledger import Life, life_states
 from reludiag.reports.html.content import answer
 from reludiag.reports.run.lifelines import lifelines
-from reludiag.reports.run.summary import share
+from reludiag.reports.wording import share
 from tests.planted_runs import NEVER, dying, planted_run
 
 HOSTILE = (

@@ -22,7 +22,8 @@ from reludiag.diagnosis.columns import (
     UNIT_COLUMNS,
 )
 from reludiag.reports import print_report, terminal_svg, terminal_text
-from reludiag.reports.run.summary import life_windows, share, thick_of_deaths, upper_share
+from reludiag.reports.run.summary import life_windows, thick_of_deaths
+from reludiag.reports.wording import share, upper_share
 
 SNAPSHOT = """\
 ╭─ reludiag ───────────────────────────────────────────────────────────────────╮

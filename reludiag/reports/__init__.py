@@ -3,7 +3,7 @@
 `output` alone owns files: `write` gives it a text, `write_csv` a table.
 """
 
-from reludiag.reports.csv_file import chosen_units, write_csv
+from reludiag.reports.csv_file import write_csv
 from reludiag.reports.difference_report import (
     changed_units,
     difference_document,
@@ -14,12 +14,14 @@ from reludiag.reports.html import effects_fragment, effects_page, fragment, page
 from reludiag.reports.init_report import init_document, init_text, print_init
 from reludiag.reports.output import append, check_writable, write
 from reludiag.reports.replay_report import print_replay, replay_document, replay_text
-from reludiag.reports.run.document import document, effects_document
+from reludiag.reports.run.document import document
 from reludiag.reports.run.figures import figure, write_figure
 from reludiag.reports.run.junit import junit
 from reludiag.reports.run.markdown import markdown
 from reludiag.reports.run.parquet import check_parquet, write_parquet
+from reludiag.reports.run.summary import chosen_units
 from reludiag.reports.run.terminal import print_report, terminal_svg, terminal_text
+from reludiag.reports.sweep.document import effects_document
 from reludiag.reports.sweep.terminal import effects_text, print_effects
 
 __all__ = [

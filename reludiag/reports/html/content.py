@@ -14,11 +14,10 @@ from reludiag.reports.run.summary import (
     LifeWindow,
     instruction,
     life_windows,
-    many,
     next_steps,
-    share,
     thick_of_deaths,
 )
+from reludiag.reports.wording import many, share
 
 MOST_TILES_NAMED = 24
 """Sites beyond which the map has squares without names."""

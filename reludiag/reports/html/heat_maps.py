@@ -8,8 +8,8 @@ import pandas as pd
 
 from reludiag.experiments.analysis.effects import Effects
 from reludiag.reports.html.content import heat
-from reludiag.reports.run.summary import share
-from reludiag.reports.sweep.summary import caveats, findings, headline, rate
+from reludiag.reports.sweep.summary import caveats, findings, headline
+from reludiag.reports.wording import rate, share
 
 _RESPONSES = {
     "new": "New deaths: share of units alive at step 0 that are dead at the end",

@@ -22,7 +22,7 @@ from reludiag.reports.html.charts import MOST_LISTED, charts
 from reludiag.reports.html.heat_maps import grid
 from reludiag.reports.html.verdict_style import verdict_css
 from reludiag.reports.run.lifelines import MOST_UNITS, Lifelines, lifelines
-from reludiag.reports.run.summary import many
+from reludiag.reports.wording import many
 
 _THEME = """\
 try { document.documentElement.dataset.theme = localStorage.getItem("reludiag-theme") || "auto"; }

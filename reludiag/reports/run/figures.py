@@ -14,8 +14,7 @@ from reludiag.measure.verdicts import VERDICT_TABLE, VERDICTS
 from reludiag.recording.ledger import Life
 from reludiag.reports.output import write_bytes
 from reludiag.reports.run.lifelines import Lifelines, SiteLine, lifelines, raster
-from reludiag.reports.run.summary import many, share
-from reludiag.reports.sweep.summary import rate
+from reludiag.reports.wording import many, rate, share
 
 if TYPE_CHECKING:  # an extra: only those who draw need it
     from matplotlib.axes import Axes

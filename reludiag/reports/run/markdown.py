@@ -11,11 +11,10 @@ from reludiag.printable import printable
 from reludiag.reports.run.summary import (
     instruction,
     life_windows,
-    many,
     next_steps,
     own_cause,
-    share,
 )
+from reludiag.reports.wording import many, share
 
 _MOST_SITES = 100  # GitHub cuts a summary off at 1 MiB, and nobody reads that far
 _MOST_UNITS = 50  # named per site

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.errors import MissingLibraryError, UsageError
-from reludiag.reports.csv_file import chosen_units
 from reludiag.reports.output import STDOUT, check_writable, write_bytes
+from reludiag.reports.run.summary import chosen_units
 
 
 def check_parquet(target: str | Path) -> None:
