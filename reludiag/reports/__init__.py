@@ -10,12 +10,13 @@ from reludiag.reports.difference_report import (
     difference_text,
     print_difference,
 )
+from reludiag.reports.figure_style import write_figure
 from reludiag.reports.html import effects_fragment, effects_page, fragment, page
 from reludiag.reports.init_report import init_document, init_text, print_init
 from reludiag.reports.output import append, check_writable, write
 from reludiag.reports.replay_report import print_replay, replay_document, replay_text
 from reludiag.reports.run.document import document
-from reludiag.reports.run.figures import figure, write_figure
+from reludiag.reports.run.figures import figure
 from reludiag.reports.run.junit import junit
 from reludiag.reports.run.markdown import markdown
 from reludiag.reports.run.parquet import check_parquet, write_parquet

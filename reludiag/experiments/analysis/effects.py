@@ -116,9 +116,9 @@ class Effects:
 
     def figure(self) -> Any:
         """A matplotlib figure of the heat maps, to be saved or changed."""
-        from reludiag.reports import figure
+        from reludiag.reports.sweep.figures import sweep_figure
 
-        return figure(self, "sweep")
+        return sweep_figure(self)
 
     def __str__(self) -> str:
         """The terminal report as plain text, 80 columns wide."""
