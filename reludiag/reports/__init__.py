@@ -11,7 +11,8 @@ from reludiag.reports.difference_report import (
     print_difference,
 )
 from reludiag.reports.figure_style import write_figure
-from reludiag.reports.html import effects_fragment, effects_page, fragment, page
+from reludiag.reports.html.page import fragment, page
+from reludiag.reports.html.sweep_page import effects_fragment, effects_page
 from reludiag.reports.init_report import init_document, init_text, print_init
 from reludiag.reports.output import append, check_writable, write
 from reludiag.reports.replay_report import print_replay, replay_document, replay_text
