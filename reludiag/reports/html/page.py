@@ -1,11 +1,12 @@
 """The page of a Diagnosis, and the short form of it that a notebook shows."""
 
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.reports.html import content
 from reludiag.reports.html.charts import MOST_LISTED, charts
 from reludiag.reports.html.shell import fragment_of, page_of
+from reludiag.reports.run.formats import Choices
 from reludiag.reports.run.lifelines import MOST_UNITS, Lifelines, lifelines
 from reludiag.reports.wording import many
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:  # the analysis of several runs takes its time to import
     from reludiag.experiments.analysis.effects import Effects
 
 _MOST_SITES_IN_NOTEBOOK = 20
+
+
+def write_page(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+    """The whole page."""
+    stream.write(page(diagnosis, choices.effects))
 
 
 def page(diagnosis: Diagnosis, effects: "Effects | None" = None) -> str:

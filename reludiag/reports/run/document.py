@@ -1,12 +1,19 @@
 """JSON: a whole Diagnosis as one document."""
 
 from dataclasses import asdict
+from typing import IO
 
 from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.reports.json_text import finite, records, text_of
+from reludiag.reports.run.formats import Choices
 from reludiag.reports.run.summary import chosen_units
+
+
+def write_document(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+    """The whole document, of all units or of those that are not alive."""
+    stream.write(document(diagnosis, choices.all_units))
 
 
 def document(diagnosis: Diagnosis, all_units: bool = False) -> str:

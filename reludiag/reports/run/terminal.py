@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+from typing import IO
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -16,7 +17,9 @@ from rich.text import Text
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICT_TABLE, VERDICTS
 from reludiag.reports.console import WIDTH, Harmless, plain_text, speaks_unicode
+from reludiag.reports.output import encoding_of
 from reludiag.reports.run.cause_section import why
+from reludiag.reports.run.formats import Choices
 from reludiag.reports.run.summary import WINDOWS, life_windows, next_steps
 from reludiag.reports.wording import many, share
 
@@ -26,6 +29,16 @@ _WORST = 4  # units named per site
 
 # As in a bar: the grave ones last.
 _LOOKS = {verdict.name: verdict for verdict in reversed(VERDICT_TABLE)}
+
+
+def write_text(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+    """The report as plain text, of characters that the stream has."""
+    stream.write(terminal_text(diagnosis, choices.all_sites, encoding_of(stream)))
+
+
+def write_svg(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+    """The report as a picture."""
+    stream.write(terminal_svg(diagnosis, choices.all_sites))
 
 
 def print_report(diagnosis: Diagnosis, console: Console, all_sites: bool = False) -> None:
