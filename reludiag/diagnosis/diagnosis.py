@@ -92,11 +92,12 @@ class Diagnosis:
         fail_over: str | Sequence[str] = (),
         effects: Any = None,
     ) -> None:
-        """Write the report in any format: csv, parquet, html, svg, junit, markdown, json or text.
+        """Write the report in any format: `json`, `text`, or what `reludiag report` has an option
+        for, such as `csv` or `markdown`.
 
-        Without `format`, the end of the file's name says which: `.csv`, `.parquet`, `.html`,
-        `.svg`, `.xml`, `.md`, `.json` or `.txt`. `-` is the standard output; an open stream is
-        written to as it is. A file is written whole or not at all.
+        Without `format`, the end of the file's name says which, such as `.json`, `.csv` or `.md`.
+        `-` is the standard output; an open stream is written to as it is. A file is written whole
+        or not at all.
 
         `all_units` lists every unit, not only those that are not alive; `all_sites` every site,
         where a table would group them. `fail_over` is a limit, or several, as `--fail-over` has
