@@ -74,7 +74,7 @@ class Gate:
         `sites` is its table, a row per site in forward order. A site without a rule of its own
         answers to the limit for the whole model, but only where the whole model is over it.
         """
-        lost = int((sites["dead"] + sites["nonfinite"]).sum())
+        lost = int(sites[LOST].sum().sum())
         units = int(sites["units"].sum())
         over = self.whole is not None and self.whole.less_than(lost, units)
         checks = [self._site_check(row, over) for row in sites.to_dict("records")]
