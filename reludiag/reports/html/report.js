@@ -349,7 +349,7 @@ async function startCharts() {
     if (!globalThis.Plotly) throw new Error("the packed script is not the one this page may run");
     draw();
   } catch (error) {
-    const why = "DecompressionStream" in globalThis ? error.message : "this browser cannot unpack what draws it; one of 2023 or later can";
+    const why = "DecompressionStream" in globalThis ? error.message : "this browser cannot unpack the script that draws it (Chrome 80, Firefox 113, Safari 16.4 and later can)";
     for (const chart of document.querySelectorAll(".chart"))
       chart.replaceWith(make("p", `No chart: ${why}. The tables have the figures.`, { className: "note" }));
   }
