@@ -14,7 +14,8 @@ from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.limits import Limit
 from reludiag.measure.verdicts import LOST
 from reludiag.printable import printable
-from reludiag.reports.run.summary import many, next_steps, share
+from reludiag.reports.run.summary import next_steps
+from reludiag.reports.wording import many, share
 from reludiag.scanning import scan
 
 _SHOWN = 10  # sites in a failure

@@ -1,8 +1,11 @@
 """The house: what imports what, and when."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Container, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,103 @@ def test_imports_run_along_the_line(path: Path) -> None:
 def test_every_module_stands_on_the_line() -> None:
     own = {p.relative_to(PACKAGE).parts[0].removesuffix(".py") for p in files()}
     assert own - {"__init__"} == set(LINE)
+
+
+# A result and the files of its own reports, which it calls in its methods and which are made of it.
+OWN_REPORTS = {
+    "diagnosis.diagnosis": (
+        *("reports.run.*", "reports.html.page", "reports.html.content", "reports.html.charts"),
+    ),
+    "diagnosis.difference": ("reports.difference_report",),
+    "initialization.examination": ("reports.init_report",),
+    "experiments.analysis.effects": (
+        *("reports.sweep.*", "reports.html.sweep_*", "reports.html.heat_maps"),
+    ),
+    "experiments.replay": ("reports.replay_report",),
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    """Dotted name in the package -> its syntax tree; the door, `reludiag` itself, is none."""
+    trees = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"))
+    del trees[""]
+    return trees
+
+
+def always_run(tree: ast.Module) -> Iterator[ast.AST]:
+    """What runs when a module is imported: no body of a function, nothing for type checkers."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        waiting += ast.iter_child_nodes(node)
+
+
+def arrows(nodes: Iterable[ast.AST], known: Container[str]) -> set[str]:
+    """The modules that these import."""
+    names = []
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names += [f"{node.module}.{each.name}" for each in node.names] + [node.module]
+        elif isinstance(node, ast.Import):
+            names += [each.name for each in node.names]
+    return {short for name in names if (short := name.removeprefix("reludiag.")) in known}
+
+
+def named(tree: ast.Module, known: Container[str]) -> set[str]:
+    """The modules that a table names, as `reludiag.a.b:function`, to be imported when used."""
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+    names = [n for text in texts for n in re.findall(r"^reludiag\.([\w.]+):\w+$", str(text))]
+    return {name for name in names if name in known}
+
+
+def loops(graph: Mapping[str, set[str]]) -> set[frozenset[str]]:
+    """Its strongly connected components of two modules and more."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [*graph[start]]
+        while waiting:
+            if (name := waiting.pop()) not in seen:
+                seen.add(name)
+                waiting += graph[name]
+        return seen
+
+    reach = {name: reached(name) for name in graph}
+    found = (frozenset(b for b in reach[a] if a in reach[b]) for a in graph)
+    return {loop for loop in found if len(loop) > 1}
+
+
+def test_loops_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"f", "a"}}
+    assert loops(graph) == {frozenset("abc"), frozenset("de")}
+
+
+def test_no_modules_import_each_other_when_they_are_imported() -> None:
+    trees = modules()
+    assert loops({name: arrows(always_run(tree), trees) for name, tree in trees.items()}) == set()
+
+
+def test_only_a_result_and_its_own_reports_call_each_other() -> None:
+    trees = modules()
+    every = loops(
+        {n: arrows(ast.walk(tree), trees) | named(tree, trees) for n, tree in trees.items()}
+    )
+    by_result = {result: loop for loop in every for result in loop & set(OWN_REPORTS)}
+    assert set(by_result) == set(OWN_REPORTS)
+    assert len(every) == len(OWN_REPORTS)
+    for result, loop in by_result.items():
+        patterns = OWN_REPORTS[result]
+        others = {n for n in loop - {result} if not any(fnmatchcase(n, p) for p in patterns)}
+        assert others == set(), result
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -24,8 +24,9 @@ from reludiag.experiments.analysis.odds import death_odds
 from reludiag.experiments.analysis.trend import rank_trends
 from reludiag.experiments.analysis.variance import VarianceShare, variance_shares
 from reludiag.experiments.trial_table import TRIAL_COLUMNS
-from reludiag.reports import effects_document, effects_text, print_effects
+from reludiag.reports.sweep.document import effects_document
 from reludiag.reports.sweep.summary import interval
+from reludiag.reports.sweep.terminal import effects_text, print_effects
 
 ROOT = Path(__file__).parents[1]
 

@@ -21,7 +21,7 @@ from reludiag.initialization.examination import (
     UNFILLED,
     _outweighing,
 )
-from reludiag.reports import init_document, init_text
+from reludiag.reports.init_report import init_document, init_text
 
 WIDTH = 64
 

@@ -11,9 +11,9 @@ from torch import nn
 
 import reludiag
 from reludiag.recording.ledger import Life
-from reludiag.reports import write_figure
+from reludiag.reports.figure_style import HEAT_COLOURS, VERDICT_COLOURS, write_figure
 from reludiag.reports.html.verdict_style import verdict_css
-from reludiag.reports.run.figures import HEAT_COLOURS, STATE_COLOURS, VERDICT_COLOURS
+from reludiag.reports.run.figures import STATE_COLOURS
 from reludiag.reports.run.lifelines import lifelines, raster
 from tests.planted_runs import NEVER, dying, planted_run
 from tests.test_html import HOSTILE
@@ -38,14 +38,14 @@ def effects() -> reludiag.Effects:
 @pytest.mark.parametrize("ending", ["svg", "pdf", "png"])
 @pytest.mark.parametrize("kind", ["lifelines", "sites", "rates"])
 def test_each_figure_is_written_in_each_format(tmp_path: Path, kind: str, ending: str) -> None:
-    write_figure(RUN, kind, tmp_path / f"figure.{ending}")
+    write_figure(RUN.figure(kind), tmp_path / f"figure.{ending}")
     begins = {"svg": b"<?xml", "pdf": b"%PDF", "png": b"\x89PNG"}[ending]
     assert (tmp_path / f"figure.{ending}").read_bytes().startswith(begins)
 
 
 def test_the_same_run_gives_the_same_file(tmp_path: Path) -> None:
     for name in ("one.svg", "two.svg"):
-        write_figure(RUN, "lifelines", tmp_path / name)
+        write_figure(RUN.figure("lifelines"), tmp_path / name)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
@@ -98,17 +98,17 @@ def test_names_are_not_read_as_formulae_nor_as_markup(tmp_path: Path) -> None:
     names = [*HOSTILE, "$\\frac{", "$x^2$", "line\nbreak"]
     run = planted_run({name: dying(20, 6) for name in names}, 6)
     for kind in ("lifelines", "sites", "rates"):
-        write_figure(run, kind, tmp_path / "figure.svg")
+        write_figure(run.figure(kind), tmp_path / "figure.svg")
         assert "<script" not in (tmp_path / "figure.svg").read_text()
-    write_figure(effects(), "sweep", tmp_path / "figure.svg")
+    write_figure(effects().figure(), tmp_path / "figure.svg")
 
 
 def test_what_cannot_be_drawn_says_why(tmp_path: Path) -> None:
     scan = reludiag.scan(nn.Sequential(nn.Linear(2, 4), nn.ReLU()), [torch.randn(8, 2)])
     with pytest.raises(reludiag.UsageError, match="no timeline"):
-        write_figure(scan, "lifelines", tmp_path / "figure.svg")
+        write_figure(scan.figure("lifelines"), tmp_path / "figure.svg")
     with pytest.raises(reludiag.UsageError, match=r"ends in \.svg"):
-        write_figure(RUN, "sites", tmp_path / "figure.gif")
+        write_figure(RUN.figure("sites"), tmp_path / "figure.gif")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,9 @@
 """The HTML report in a browser: it draws, sorts and saves, and asks nobody for anything."""
 
+import base64
+import gzip
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,36 @@ def test_a_diverged_run_is_shown_as_such(opened: Open) -> None:
     picture = picture_of(page)
     for row in (0, 31):
         assert colour_at(page, picture, row, step=7.5) == colour_named(page, "nonfinite")
+
+
+def test_without_a_way_to_unpack_them_charts_are_a_sentence_and_tables_work(
+    chromium: Any, tmp_path: Path
+) -> None:
+    planted_run(PLANTED, STEPS).to_html(tmp_path / "report.html")
+    page = chromium.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto((tmp_path / "report.html").as_uri())
+    notes = page.locator(".note", has_text="No chart: this browser cannot unpack")
+    playwright.expect(notes).to_have_count(3)
+    assert page.locator(".chart").count() == 0
+    page.locator("#theme").click()  # which would draw them anew
+    page.locator(".tile").first.click()
+    assert page.locator("#dead tbody tr").count() == 4
+    assert_every_table_sorts(page)
+
+
+def test_a_script_that_is_packed_instead_of_plotly_does_not_run(
+    chromium: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    planted_run(PLANTED, STEPS).to_html(path)
+    other = base64.b64encode(gzip.compress(b"document.title = 'it ran'; var Plotly = {};")).decode()
+    text = re.sub('(?<=id="plotly">)[^<]*', other, path.read_text(encoding="utf-8"))
+    path.write_text(text, encoding="utf-8")
+    page = chromium.new_page()
+    page.goto(path.as_uri())
+    playwright.expect(page.locator(".note", has_text="No chart")).to_have_count(3)
+    assert page.title() != "it ran"
 
 
 PLACES = [(0, 10), (0, 100), (5, 30), (9, 190)]

@@ -21,8 +21,9 @@ from reludiag.diagnosis.columns import (
     TIMELINE_COLUMNS,
     UNIT_COLUMNS,
 )
-from reludiag.reports import print_report, terminal_svg, terminal_text
-from reludiag.reports.run.summary import life_windows, share, thick_of_deaths, upper_share
+from reludiag.reports.run.summary import life_windows, thick_of_deaths
+from reludiag.reports.run.terminal import print_report, terminal_svg, terminal_text
+from reludiag.reports.wording import share, upper_share
 
 SNAPSHOT = """\
 ╭─ reludiag ───────────────────────────────────────────────────────────────────╮

@@ -27,7 +27,7 @@ def init(
     from rich.console import Console
 
     from reludiag.initialization.examination import examine_initialization
-    from reludiag.reports import init_document, print_init
+    from reludiag.reports.init_report import init_document, print_init
     from reludiag_cli.progress import batch_progress
 
     network = options.build_model(model, model_arg, device, dtype)

@@ -86,48 +86,10 @@ DType = Annotated[
         help="Of weights and inputs: float32, bfloat16, float16 or float64.",
     ),
 ]
-Csv = Annotated[
-    str | None,
-    typer.Option("--csv", metavar="FILE", help="The units that are not alive; - is stdout."),
-]
-Parquet = Annotated[
-    str | None,
-    typer.Option("--parquet", metavar="FILE", help="The same table, typed (extra parquet)."),
-]
-AllUnits = Annotated[
-    bool, typer.Option("--all", help="Every unit in the CSV, the Parquet file and the JSON.")
-]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")]
 Output = Annotated[
     str,
     typer.Option("--output", "-o", metavar="FILE", help="Where the report goes; - is stdout."),
-]
-Svg = Annotated[str | None, typer.Option("--svg", metavar="FILE", help="The table as a picture.")]
-Html = Annotated[
-    str | None,
-    typer.Option("--html", metavar="FILE", help="The whole report as one page, with its charts."),
-]
-AllSites = Annotated[bool, typer.Option("--all-sites", help="List each site, however many.")]
-FailOver = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fail-over",
-        metavar="[SITES=]5%|N",
-        help="Exit 1 if more units than that are dead (or not finite): of the whole model, or of "
-        "any site that SITES, such as encoder.*, is the first to match. Repeatable.",
-    ),
-]
-Junit = Annotated[
-    str | None,
-    typer.Option("--junit", metavar="FILE", help="JUnit XML: a test case per site; - is stdout."),
-]
-Markdown = Annotated[
-    str | None,
-    typer.Option("--markdown", metavar="FILE", help="A summary as Markdown; - is stdout."),
-]
-GithubSummary = Annotated[
-    bool,
-    typer.Option("--github-summary", help="Add the summary to the file $GITHUB_STEP_SUMMARY."),
 ]
 Rare = Annotated[
     float,

@@ -40,8 +40,8 @@ def plot(
     reludiag plot run.reludiag --kind lifelines -o lifelines.svg
     """
     from reludiag.errors import UsageError
-    from reludiag.reports import check_writable, write_figure
-    from reludiag.reports.run.figures import check_figure_path
+    from reludiag.reports.figure_style import check_figure_path, write_figure
+    from reludiag.reports.output import check_writable
     from reludiag_cli.results import say_written
 
     check_figure_path(output)
@@ -50,7 +50,7 @@ def plot(
         from reludiag.experiments.analysis.effects import effects
         from reludiag.experiments.compare import compare
 
-        write_figure(effects(compare(recordings)), kind, output)
+        write_figure(effects(compare(recordings)).figure(), output)
         say_written(output)
         return
     if len(recordings) > 1:
@@ -59,5 +59,5 @@ def plot(
         )
     from reludiag.diagnosis.from_recording import load
 
-    write_figure(load(recordings[0]), kind, output)
+    write_figure(load(recordings[0]).figure(kind), output)
     say_written(output)

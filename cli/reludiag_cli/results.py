@@ -1,5 +1,6 @@
 """Results: what a command found goes to the files that were asked for, and to the terminal."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ if TYPE_CHECKING:  # importing these loads torch; --help must not
     from reludiag.diagnosis.gate import Gate
     from reludiag.experiments.analysis.effects import Effects
     from reludiag.experiments.replay import Replay
+    from reludiag_cli.report_options import ReportRequest
 
 STDOUT = "-"
 TOLD = 5  # limits that a gate tells of one by one
@@ -23,15 +25,11 @@ File = tuple[str | None, Callable[[str], None]]
 """What an option names, if it was given, and what writes there."""
 
 
-def check_outputs(
-    output: str, as_json: bool, *files: str | None, parquet: str | None = None
-) -> None:
+def check_outputs(output: str, as_json: bool, *files: str | None) -> None:
     """Raise now rather than after a long pass."""
     from reludiag.errors import UsageError
-    from reludiag.reports import check_parquet, check_writable
+    from reludiag.reports.output import check_writable
 
-    if parquet is not None:
-        check_parquet(parquet)
     for target in (output, *files):
         if target is not None:
             check_writable(target)
@@ -39,45 +37,41 @@ def check_outputs(
         raise UsageError("only one of --json and the files can go to the standard output")
 
 
-def write_reports(
-    diagnosis: "Diagnosis",
-    gate: "Gate",
-    *,
-    output: str,
-    as_json: bool,
-    csv: str | None,
-    svg: str | None,
-    parquet: str | None,
-    html: str | None,
-    junit: str | None,
-    markdown: str | None,
-    github_summary: bool,
-    all_units: bool,
-    all_sites: bool,
-) -> None:
+def check_report(request: "ReportRequest") -> None:
+    """The same for a report on a run."""
+    from reludiag.reports.run.formats import format_of
+
+    for name, target in request.files.items():
+        format_of(target, name).check(target)
+    check_outputs(request.output, request.as_json, *request.files.values())
+
+
+def write_report(diagnosis: "Diagnosis", gate: "Gate", request: "ReportRequest") -> None:
     """Write all that was asked for; exit 1 if more is dead than the gate allows."""
-    from reludiag import reports
     from reludiag.diagnosis.gate import exceeded
     from reludiag.printable import printable
+    from reludiag.reports.output import append
+    from reludiag.reports.run.formats import Choices, format_of
+    from reludiag.reports.run.markdown import markdown
+    from reludiag.reports.run.terminal import print_report
 
-    checks = gate.judge(diagnosis)
-    if github_summary and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
-        reports.append(summary, reports.markdown(diagnosis, checks))
+    checks = gate.judge(diagnosis.sites)
+    choices = Choices(request.all_units, request.all_sites, checks)
+    if request.github_summary and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
+        append(summary, markdown(diagnosis, checks))
+
+    def write(name: str, target: str) -> None:
+        format_of(target, name).write(diagnosis, target, choices)
+
     _write(
-        output,
-        [
-            (csv, lambda to: reports.write_csv(reports.chosen_units(diagnosis, all_units), to)),
-            (parquet, lambda to: reports.write_parquet(diagnosis, to, all_units)),
-            (svg, lambda to: reports.write(to, reports.terminal_svg(diagnosis, all_sites))),
-            (html, lambda to: reports.write(to, reports.page(diagnosis))),
-            (junit, lambda to: reports.write(to, reports.junit(diagnosis, checks))),
-            (markdown, lambda to: reports.write(to, reports.markdown(diagnosis, checks))),
-        ],
-        document=(lambda: reports.document(diagnosis, all_units)) if as_json else None,
-        text=lambda encoding: reports.terminal_text(diagnosis, all_sites, encoding),
-        show=lambda console: reports.print_report(diagnosis, console, all_sites),
+        request.output,
+        [(target, functools.partial(write, name)) for name, target in request.files.items()],
+        report=functools.partial(write, "json" if request.as_json else "text"),
+        show=None
+        if request.as_json
+        else lambda console: print_report(diagnosis, console, request.all_sites),
     )
-    gate.require_matches(diagnosis)
+    gate.require_matches(diagnosis.sites)
     failed = exceeded(checks)
     for check in failed[:TOLD]:
         typer.echo(printable(f"--fail-over: {check.sentence}"), err=True)
@@ -91,30 +85,32 @@ def write_effects(
     effects: "Effects", *, output: str, as_json: bool, csv: str | None, html: str | None
 ) -> None:
     """Write what several runs say together, and their table, where each was asked for."""
-    from reludiag import reports
+    from reludiag.reports.output import write
+    from reludiag.reports.sweep.terminal import effects_text, print_effects
 
     _write(
         output,
-        [
-            (csv, lambda to: reports.write_csv(effects.trials, to)),
-            (html, lambda to: reports.write(to, reports.effects_page(effects))),
-        ],
-        document=(lambda: reports.effects_document(effects)) if as_json else None,
-        text=lambda encoding: reports.effects_text(effects, encoding),
-        show=lambda console: reports.print_effects(effects, console),
+        [(csv, effects.to_csv), (html, effects.to_html)],
+        report=effects.to_json
+        if as_json
+        else lambda to: write(to, lambda encoding: effects_text(effects, encoding)),
+        show=None if as_json else lambda console: print_effects(effects, console),
     )
 
 
 def write_replay(replay: "Replay", *, output: str, as_json: bool, csv: str | None) -> None:
     """Write the answer of a replay, and the table of its runs, where each was asked for."""
-    from reludiag import reports
+    from reludiag.reports.csv_file import write_csv
+    from reludiag.reports.output import write
+    from reludiag.reports.replay_report import print_replay, replay_text
 
     _write(
         output,
-        [(csv, lambda to: reports.write_csv(replay.trials, to))],
-        document=(lambda: reports.replay_document(replay)) if as_json else None,
-        text=lambda encoding: reports.replay_text(replay, encoding),
-        show=lambda console: reports.print_replay(replay, console),
+        [(csv, lambda to: write_csv(replay.trials, to))],
+        report=replay.to_json
+        if as_json
+        else lambda to: write(to, lambda encoding: replay_text(replay, encoding)),
+        show=None if as_json else lambda console: print_replay(replay, console),
     )
 
 
@@ -128,14 +124,16 @@ def write_difference(
     difference: "Difference", *, output: str, as_json: bool, csv: str | None, all_units: bool
 ) -> None:
     """Write what changed between two looks, and the units that did, where each was asked for."""
-    from reludiag import reports
+    from reludiag.reports.difference_report import difference_text, print_difference
+    from reludiag.reports.output import write
 
     _write(
         output,
-        [(csv, lambda to: reports.write_csv(reports.changed_units(difference, all_units), to))],
-        document=(lambda: reports.difference_document(difference, all_units)) if as_json else None,
-        text=lambda encoding: reports.difference_text(difference, encoding),
-        show=lambda console: reports.print_difference(difference, console),
+        [(csv, lambda to: difference.to_csv(to, all_units))],
+        report=(lambda to: difference.to_json(to, all_units))
+        if as_json
+        else lambda to: write(to, lambda encoding: difference_text(difference, encoding)),
+        show=None if as_json else lambda console: print_difference(difference, console),
     )
 
 
@@ -143,17 +141,14 @@ def _write(
     output: str,
     files: Sequence[File],
     *,
-    document: Callable[[], str] | None,
-    text: Callable[[str], str],
-    show: Callable[["Console"], None],
+    report: Callable[[str], None],
+    show: Callable[["Console"], None] | None,
 ) -> None:
-    """Write the files, then the report: as `document` if there is one, in colour on a terminal.
+    """Write the files, then the report; in colour on a terminal, where `show` does that.
 
     Where a file took the standard output, nothing else may stand in it.
     """
     from rich.console import Console
-
-    from reludiag import reports
 
     for target, write in files:
         if target is not None:
@@ -161,10 +156,10 @@ def _write(
             say_written(target)
     if output == STDOUT and any(target == STDOUT for target, _ in files):
         return
-    if document is None and output == STDOUT and (console := Console()).is_terminal:
+    if show is not None and output == STDOUT and (console := Console()).is_terminal:
         show(console)
         return
-    reports.write(output, text if document is None else document())
+    report(output)
     say_written(output)
 
 

@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 from reludiag_cli import options, results
+from reludiag_cli.report_options import ReportRequest, with_report_options
 
 
+@with_report_options
 def scan(
     model: options.Model,
     checkpoints: Annotated[
@@ -41,18 +43,8 @@ def scan(
     dtype: options.DType = None,
     rare: options.Rare = options.RARE,
     dormant: options.Dormant = options.DORMANT,
-    csv: options.Csv = None,
-    parquet: options.Parquet = None,
-    all_units: options.AllUnits = False,
-    as_json: options.AsJson = False,
-    output: options.Output = "-",
-    svg: options.Svg = None,
-    html: options.Html = None,
-    junit: options.Junit = None,
-    markdown: options.Markdown = None,
-    github_summary: options.GithubSummary = False,
-    all_sites: options.AllSites = False,
-    fail_over: options.FailOver = None,
+    *,
+    request: ReportRequest,
 ) -> None:
     """Find the dead units of a checkpoint.
 
@@ -68,8 +60,8 @@ def scan(
     from reludiag.scanning import scan_checkpoints
     from reludiag_cli.progress import batch_progress
 
-    gate = Gate.parse(fail_over or [])
-    results.check_outputs(output, as_json, csv, svg, html, junit, markdown, parquet=parquet)
+    gate = Gate.parse(request.fail_over)
+    results.check_report(request)
     axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)
     batches, notes = options.build_batches(data, data_arg, input_shape, batch_size)
@@ -107,18 +99,4 @@ def scan(
                 unit_axes=axes,
                 progress=progress,
             )
-    results.write_reports(
-        diagnosis,
-        gate,
-        output=output,
-        as_json=as_json,
-        csv=csv,
-        parquet=parquet,
-        svg=svg,
-        html=html,
-        junit=junit,
-        markdown=markdown,
-        github_summary=github_summary,
-        all_units=all_units,
-        all_sites=all_sites,
-    )
+    results.write_report(diagnosis, gate, request)

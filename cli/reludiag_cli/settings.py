@@ -15,11 +15,12 @@ from typing import Any
 import typer
 
 from reludiag.errors import UsageError
+from reludiag.reports.run.formats import OPTIONS
 
 COMMAND_LINE_ONLY = frozenset(
     {
-        *("csv", "html", "json", "junit", "markdown"),  # of one call
-        *("out", "output", "parquet", "svg"),
+        *(each.name for each in OPTIONS),  # of one call
+        *("json", "out", "output"),
         *("data-arg", "init", "input-shape", "kind", "lr"),  # what is asked
         *("model-arg", "once", "shard"),
         *("help", "install-completion", "show-completion", "version"),

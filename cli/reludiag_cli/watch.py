@@ -46,8 +46,8 @@ def watch(
 def _follow(follower: "Follower", console: "Console", interval: float) -> None:
     from rich.live import Live
 
+    from reludiag.reports.console import speaks_unicode
     from reludiag.reports.live import frame, print_frame
-    from reludiag.reports.run.terminal import speaks_unicode
     from reludiag_cli.keys import key_presses
 
     plain = not speaks_unicode(console)

@@ -1,5 +1,6 @@
 """Diagnosis: the tables that every report is made from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -81,50 +82,75 @@ class Diagnosis:
         """Whether any unit was not finite: then silence proves nothing."""
         return bool(self.sites["nonfinite"].sum() > 0)
 
+    def write(
+        self,
+        path: str | Path | IO[Any],
+        format: str | None = None,  # noqa: A002 (what others that write files call it)
+        *,
+        all_units: bool = False,
+        all_sites: bool = False,
+        fail_over: str | Sequence[str] = (),
+        effects: Any = None,
+    ) -> None:
+        """Write the report in any format: `json`, `text`, or what `reludiag report` has an option
+        for, such as `csv` or `markdown`.
+
+        Without `format`, the end of the file's name says which, such as `.json`, `.csv` or `.md`.
+        `-` is the standard output; an open stream is written to as it is. A file is written whole
+        or not at all.
+
+        `all_units` lists every unit, not only those that are not alive; `all_sites` every site,
+        where a table would group them. `fail_over` is a limit, or several, as `--fail-over` has
+        them, for JUnit and Markdown to judge by. `effects`, an `Effects` of a sweep or of several
+        runs, adds their heat maps to a page.
+
+        Raises UsageError where the format or a limit is not known or the file cannot be written,
+        and MissingLibraryError where the format needs a library that is not there.
+        """
+        from reludiag.diagnosis.gate import Gate
+        from reludiag.reports.run.formats import Choices, format_of
+
+        gate = Gate.parse([fail_over] if isinstance(fail_over, str) else fail_over)
+        gate.require_matches(self.sites)
+        choices = Choices(all_units, all_sites, gate.judge(self.sites), effects)
+        format_of(path, format).write(self, path, choices)
+
     def to_csv(self, path: str | Path | IO[str], all_units: bool = False) -> None:
         """Write the units that are not alive, or all of them; `-` is the standard output."""
-        from reludiag.reports import chosen_units, write_csv
+        self.write(path, "csv", all_units=all_units)
 
-        write_csv(chosen_units(self, all_units), path)
-
-    def to_parquet(self, path: str | Path, all_units: bool = False) -> None:
+    def to_parquet(self, path: str | Path | IO[bytes], all_units: bool = False) -> None:
         """Write the units that are not alive, or all of them, as a Parquet file.
 
         Raises MissingLibraryError without pyarrow: it is the extra `parquet`.
         """
-        from reludiag.reports import write_parquet
-
-        write_parquet(self, path, all_units)
+        self.write(path, "parquet", all_units=all_units)
 
     def to_json(self, path: str | Path | IO[str], all_units: bool = False) -> None:
         """Write one JSON document with a `schema_version`; `-` is the standard output."""
-        from reludiag.reports import document, write
-
-        write(path, document(self, all_units))
+        self.write(path, "json", all_units=all_units)
 
     def to_html(self, path: str | Path | IO[str], effects: Any = None) -> None:
         """Write the whole report as one page that needs nothing else; `-` is the standard output.
 
         `effects`, an `Effects` of a sweep or of several runs, adds their heat maps.
         """
-        from reludiag.reports import page, write
-
-        write(path, page(self, effects))
+        self.write(path, "html", effects=effects)
 
     def figure(self, kind: str) -> Any:
         """A matplotlib figure, to be saved or changed: `lifelines`, `sites` or `rates`."""
-        from reludiag.reports import figure
+        from reludiag.reports.run.figures import figure
 
         return figure(self, kind)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from reludiag.reports import fragment
+        from reludiag.reports.html.page import fragment
 
         return fragment(self)
 
     def __str__(self) -> str:
         """The terminal report as plain text, 80 columns wide."""
-        from reludiag.reports import terminal_text
+        from reludiag.reports.run.terminal import terminal_text
 
         return terminal_text(self)

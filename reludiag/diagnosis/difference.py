@@ -88,19 +88,21 @@ class Difference:
 
     def to_csv(self, path: str | Path | IO[str], all_units: bool = False) -> None:
         """Write the units that changed, or all of them; `-` is the standard output."""
-        from reludiag.reports import changed_units, write_csv
+        from reludiag.reports.csv_file import write_csv
+        from reludiag.reports.difference_report import changed_units
 
         write_csv(changed_units(self, all_units), path)
 
     def to_json(self, path: str | Path | IO[str], all_units: bool = False) -> None:
         """Write one JSON document with a `schema_version`; `-` is the standard output."""
-        from reludiag.reports import difference_document, write
+        from reludiag.reports.difference_report import difference_document
+        from reludiag.reports.output import write
 
         write(path, difference_document(self, all_units))
 
     def __str__(self) -> str:
         """The terminal report as plain text, 80 columns wide."""
-        from reludiag.reports import difference_text
+        from reludiag.reports.difference_report import difference_text
 
         return difference_text(self)
 

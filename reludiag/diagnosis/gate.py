@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.errors import UsageError
 from reludiag.limits import Limit
 from reludiag.measure.verdicts import LOST
@@ -69,22 +68,23 @@ class Gate:
                 whole = Limit.parse(text)
         return cls(whole, tuple(rules))
 
-    def judge(self, diagnosis: Diagnosis) -> list[Check]:
-        """A check of each site in forward order, after one of the whole model if it has a limit.
+    def judge(self, sites: pd.DataFrame) -> list[Check]:
+        """A check of each site of a Diagnosis, after one of the whole model if it has a limit.
 
-        A site without a rule of its own answers to the limit for the whole model, but only where
-        the whole model is over it.
+        `sites` is its table, a row per site in forward order. A site without a rule of its own
+        answers to the limit for the whole model, but only where the whole model is over it.
         """
-        lost, units = diagnosis.lost, diagnosis.unit_count
+        lost = int(sites[LOST].sum().sum())
+        units = int(sites["units"].sum())
         over = self.whole is not None and self.whole.less_than(lost, units)
-        checks = [self._site_check(row, over) for row in diagnosis.sites.to_dict("records")]
+        checks = [self._site_check(row, over) for row in sites.to_dict("records")]
         if self.whole is None:
             return checks
         return [Check(None, self.whole, lost, units, over), *checks]
 
-    def require_matches(self, diagnosis: Diagnosis) -> None:
+    def require_matches(self, sites: pd.DataFrame) -> None:
         """Raise UsageError for a pattern that matches no site: it would watch nothing, and pass."""
-        names = [str(name) for name in diagnosis.sites["site"]]
+        names = [str(name) for name in sites["site"]]
         for pattern, limit in self.rules:
             if not any(fnmatchcase(name, pattern) for name in names):
                 listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -56,13 +56,14 @@ class Replay:
 
     def to_json(self, path: str | Path | IO[str]) -> None:
         """Write one JSON document with a `schema_version`; `-` is the standard output."""
-        from reludiag.reports import replay_document, write
+        from reludiag.reports.output import write
+        from reludiag.reports.replay_report import replay_document
 
         write(path, replay_document(self))
 
     def __str__(self) -> str:
         """The terminal report as plain text, 80 columns wide."""
-        from reludiag.reports import replay_text
+        from reludiag.reports.replay_report import replay_text
 
         return replay_text(self)
 

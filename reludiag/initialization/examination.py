@@ -108,7 +108,7 @@ class InitExamination:
 
     def __str__(self) -> str:
         """The terminal report as plain text, 80 columns wide."""
-        from reludiag.reports import init_text
+        from reludiag.reports.init_report import init_text
 
         return init_text(self)
 

@@ -1,10 +1,9 @@
-"""CSV: one row per unit, or per run of a sweep."""
+"""CSV: any table, as a spreadsheet may open it."""
 
 from typing import IO
 
 import pandas as pd
 
-from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.reports.output import Target, opened
 
 # A spreadsheet runs a cell that begins with one of these.
@@ -23,12 +22,6 @@ def write_frame(table: pd.DataFrame, stream: IO[str]) -> None:
     for name in table.columns[table.dtypes == "str"]:
         table[name] = table[name].map(_harmless, na_action="ignore")
     table.to_csv(stream, index=False, lineterminator="\n")
-
-
-def chosen_units(diagnosis: Diagnosis, all_units: bool) -> pd.DataFrame:
-    """All units, or those whose verdict is not `alive`."""
-    units = diagnosis.units
-    return units if all_units else units[units["verdict"] != "alive"]
 
 
 def _harmless(text: str) -> str:

@@ -1,7 +1,5 @@
 """The difference between two looks at a model: on the terminal, as text, as JSON."""
 
-import io
-import json
 from dataclasses import asdict
 
 import pandas as pd
@@ -14,10 +12,9 @@ from rich.text import Text
 
 from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.diagnosis.difference import CHANGES, Difference
-from reludiag.reports.console import Harmless
-from reludiag.reports.run.document import records
-from reludiag.reports.run.summary import many
-from reludiag.reports.run.terminal import WIDTH
+from reludiag.reports.console import Harmless, plain_text
+from reludiag.reports.json_text import records, text_of
+from reludiag.reports.wording import many
 
 _NAMED = 5  # units named per site
 _STYLES = {"died": "bold red", "diverged": "bold magenta", "revived": "green"}
@@ -30,11 +27,7 @@ def print_difference(difference: Difference, console: Console) -> None:
 
 def difference_text(difference: Difference, encoding: str = "utf-8") -> str:
     """The report as plain text, 80 columns wide, of characters that `encoding` has."""
-    page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
-    console = Console(file=page, width=WIDTH, color_system=None, legacy_windows=False)
-    print_difference(difference, console)
-    page.seek(0)
-    return "".join(line.rstrip() + "\n" for line in page)
+    return plain_text(lambda console: print_difference(difference, console), encoding)
 
 
 def difference_document(difference: Difference, all_units: bool = False) -> str:
@@ -51,7 +44,7 @@ def difference_document(difference: Difference, all_units: bool = False) -> str:
         "sites": records(difference.sites),
         "units": records(changed_units(difference, all_units)),
     }
-    return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
+    return text_of(content)
 
 
 def changed_units(difference: Difference, all_units: bool) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """How a model was initialized, for the terminal and as JSON."""
 
-import io
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -18,10 +16,9 @@ from rich.text import Text
 from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.initialization.examination import InitExamination
 from reludiag.initialization.layer_init import InitProblem, LayerInit
-from reludiag.reports.console import Harmless
-from reludiag.reports.run.document import finite, records
-from reludiag.reports.run.summary import many, share
-from reludiag.reports.run.terminal import WIDTH
+from reludiag.reports.console import Harmless, plain_text
+from reludiag.reports.json_text import finite, records, text_of
+from reludiag.reports.wording import many, share
 
 _MOST_ROWS = 40  # rows of a table; more are cut, and the JSON has them all
 _ALIKE = 2  # schemes named that cannot be told apart
@@ -43,9 +40,7 @@ def print_init(examination: InitExamination, console: Console) -> None:
 
 def init_text(examination: InitExamination) -> str:
     """The report as plain text, 80 columns wide."""
-    page = io.StringIO()
-    print_init(examination, Console(file=page, width=WIDTH, color_system=None))
-    return "".join(line.rstrip() + "\n" for line in page.getvalue().splitlines())
+    return plain_text(lambda console: print_init(examination, console))
 
 
 def init_document(examination: InitExamination) -> str:
@@ -64,7 +59,7 @@ def init_document(examination: InitExamination) -> str:
         "layers": [finite({"name": layer.name, **asdict(layer)}) for layer in examination.layers],
         **{name: None if table is None else records(table) for name, table in tables.items()},
     }
-    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    return text_of(content, indent=1)
 
 
 def _head(examination: InitExamination) -> RenderableType:

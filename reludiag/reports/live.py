@@ -12,9 +12,10 @@ from rich.text import Text
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.monitoring.follow import Sight
-from reludiag.reports.console import Harmless
-from reludiag.reports.run.summary import WINDOWS, many, share
-from reludiag.reports.run.terminal import BAR, bar, life_table, speaks_unicode
+from reludiag.reports.console import Harmless, speaks_unicode
+from reludiag.reports.run.summary import WINDOWS
+from reludiag.reports.run.terminal import BAR, bar, life_table
+from reludiag.reports.wording import many, share
 
 _STYLES = {
     "waiting": "yellow",

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -38,20 +39,38 @@ def opened(target: Target) -> Iterator[IO[str]]:
 def write(target: Target, text: str | Callable[[str], str]) -> None:
     """Write a text, or the one that a function makes of characters that an encoding has."""
     with opened(target) as stream:
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        stream.write(text if isinstance(text, str) else text(encoding))
+        stream.write(text if isinstance(text, str) else text(encoding_of(stream)))
+
+
+def encoding_of(stream: IO[str]) -> str:
+    """The encoding that a stream turns text into; UTF-8 for one that keeps it as text."""
+    return getattr(stream, "encoding", None) or "utf-8"
 
 
 def write_bytes(content: bytes, path: str | Path) -> None:
     """Write a file as `opened` does: whole, or not at all."""
-    with _replacing(Path(path)) as file:
+    with opened_binary(path) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def opened_binary(target: str | Path | IO[bytes]) -> Iterator[IO[bytes]]:
+    """A stream of bytes to a file, as `opened` makes one of text; an open stream as it is."""
+    if not isinstance(target, str | Path):
+        yield target
+        return
+    with _replacing(Path(target)) as file:
+        yield file
         _settle(file)
 
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     check_writable(path)
+    if _is_special(path):
+        with _told(path), path.open("wb") as file:
+            yield file
+        return
     with _told(path):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -74,9 +93,15 @@ def append(path: str | Path, text: str) -> None:
         stream.write(text)
 
 
+def _is_special(path: Path) -> bool:
+    """Whether it is a device or a pipe: these are written to, and never replaced by a file."""
+    return path.exists() and not path.is_file()
+
+
 def _settle(file: IO[bytes]) -> None:
     file.flush()
-    os.fsync(file.fileno())
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        os.fsync(file.fileno())
 
 
 def check_writable(target: str | Path) -> None:
@@ -88,7 +113,10 @@ def check_writable(target: str | Path) -> None:
         raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise UsageError(f"cannot write {path}: it is a folder; give a file name in it")
-    if not os.access(path.parent, os.W_OK):
+    if _is_special(path):
+        if not os.access(path, os.W_OK):
+            raise UsageError(f"cannot write {path}: it is not writable")
+    elif not os.access(path.parent, os.W_OK):
         raise UsageError(f"cannot write {path}: the folder {path.parent} is not writable")
 
 

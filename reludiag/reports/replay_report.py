@@ -1,7 +1,5 @@
 """The report of a replay: its answer, and the runs that give it."""
 
-import io
-import json
 import math
 from dataclasses import asdict
 
@@ -16,10 +14,9 @@ from rich.text import Text
 from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.experiments.analysis.counterfactual import BOTH, FACTUAL, INIT, RATE, Arm
 from reludiag.experiments.replay import Replay
-from reludiag.reports.console import Harmless
-from reludiag.reports.run.document import records
-from reludiag.reports.run.summary import many, share
-from reludiag.reports.run.terminal import WIDTH
+from reludiag.reports.console import Harmless, plain_text
+from reludiag.reports.json_text import records, text_of
+from reludiag.reports.wording import many, share
 
 
 def print_replay(replay: Replay, console: Console) -> None:
@@ -36,11 +33,7 @@ def print_replay(replay: Replay, console: Console) -> None:
 
 def replay_text(replay: Replay, encoding: str = "utf-8") -> str:
     """The report as plain text, 80 columns wide, of characters that `encoding` has."""
-    page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
-    console = Console(file=page, width=WIDTH, color_system=None, legacy_windows=False)
-    print_replay(replay, console)
-    page.seek(0)
-    return "".join(line.rstrip() + "\n" for line in page)
+    return plain_text(lambda console: print_replay(replay, console), encoding)
 
 
 def replay_document(replay: Replay) -> str:
@@ -61,7 +54,7 @@ def replay_document(replay: Replay) -> str:
         "arms": arms,
         "trials": records(replay.trials),
     }
-    return json.dumps(content, allow_nan=False, ensure_ascii=False) + "\n"
+    return text_of(content)
 
 
 def _table(replay: Replay) -> RenderableType:

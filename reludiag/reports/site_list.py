@@ -1,7 +1,5 @@
 """The list of a model's sites, for the terminal and as JSON."""
 
-import json
-
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +8,7 @@ from rich.text import Text
 from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.measure.site_list import SiteList
 from reludiag.reports.console import Harmless
+from reludiag.reports.json_text import text_of
 
 
 def print_sites(listed: SiteList, console: Console) -> None:
@@ -63,4 +62,4 @@ def sites_document(listed: SiteList) -> str:
             for site in listed.sites
         ],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return text_of(content, indent=1)

@@ -92,37 +92,39 @@ class Effects:
 
     def to_json(self, path: str | Path | IO[str]) -> None:
         """Write one JSON document with a `schema_version`; `-` is the standard output."""
-        from reludiag.reports import effects_document, write
+        from reludiag.reports.output import write
+        from reludiag.reports.sweep.document import effects_document
 
         write(path, effects_document(self))
 
     def to_csv(self, path: str | Path | IO[str]) -> None:
         """Write the table of trials; `-` is the standard output."""
-        from reludiag.reports import write_csv
+        from reludiag.reports.csv_file import write_csv
 
         write_csv(self.trials, path)
 
     def to_html(self, path: str | Path | IO[str]) -> None:
         """Write the report as one page that needs nothing else; `-` is the standard output."""
-        from reludiag.reports import effects_page, write
+        from reludiag.reports.html.sweep_page import effects_page
+        from reludiag.reports.output import write
 
         write(path, effects_page(self))
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        from reludiag.reports import effects_fragment
+        from reludiag.reports.html.sweep_page import effects_fragment
 
         return effects_fragment(self)
 
     def figure(self) -> Any:
         """A matplotlib figure of the heat maps, to be saved or changed."""
-        from reludiag.reports import figure
+        from reludiag.reports.sweep.figures import sweep_figure
 
-        return figure(self, "sweep")
+        return sweep_figure(self)
 
     def __str__(self) -> str:
         """The terminal report as plain text, 80 columns wide."""
-        from reludiag.reports import effects_text
+        from reludiag.reports.sweep.terminal import effects_text
 
         return effects_text(self)
 

@@ -1,9 +1,5 @@
-"""HTML: the whole report as one page that needs nothing else, and a short form for notebooks.
+"""HTML: whole reports as one page that needs nothing else, and short forms for notebooks.
 
-`content`, `charts`, `heat_maps` and `sweep` compute what is shown, the templates lay it out, and
-`report.js` draws it.
+`content`, `charts`, `heat_maps` and `sweep_content` compute what is shown, the templates lay it
+out, and `report.js` draws it.
 """
-
-from reludiag.reports.html.page import effects_fragment, effects_page, fragment, page
-
-__all__ = ["effects_fragment", "effects_page", "fragment", "page"]

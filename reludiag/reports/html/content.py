@@ -10,20 +10,19 @@ from reludiag.causes.all_kinds import kind_named
 from reludiag.causes.cause import Cause
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICTS
+from reludiag.reports.html.heat import heat
 from reludiag.reports.run.summary import (
     LifeWindow,
     instruction,
     life_windows,
-    many,
     next_steps,
-    share,
     thick_of_deaths,
 )
+from reludiag.reports.wording import many, share
 
 MOST_TILES_NAMED = 24
 """Sites beyond which the map has squares without names."""
 _MOSTLY = 0.05  # up to this share of dead units a network is mostly healthy
-_HEAT = (0.05, 0.2, 0.5, 1.0)  # shares below which a site has one colour, as in the heat maps
 
 
 @dataclass(frozen=True)
@@ -237,13 +236,6 @@ def advice(diagnosis: Diagnosis, causes: Sequence[Why]) -> list[str]:
     cures = [cause.instruction for cause in causes if cause.instruction and not cause.site]
     looks = [line for line in next_steps(diagnosis) if not line.startswith("--csv FILE")]
     return list(dict.fromkeys([*cures, *looks]))
-
-
-def heat(part: float) -> str:
-    """The colour of a share of dead units."""
-    if part <= 0:
-        return "0"
-    return str(1 + sum(part >= limit for limit in _HEAT))
 
 
 def _site_heat(row: dict[Any, Any], units: int | None) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from reludiag.experiments.analysis.effects import Effects
-from reludiag.reports.html.content import heat
-from reludiag.reports.run.summary import share
-from reludiag.reports.sweep.summary import caveats, findings, headline, rate
+from reludiag.reports.html.heat import heat
+from reludiag.reports.sweep.summary import caveats, findings, headline
+from reludiag.reports.wording import rate, share
 
 _RESPONSES = {
     "new": "New deaths: share of units alive at step 0 that are dead at the end",
@@ -36,10 +36,8 @@ class Grid:
     findings: tuple[str, ...]
 
 
-def grid(effects: Effects | None) -> Grid | None:
+def grid_of(effects: Effects) -> Grid:
     """The heat maps of a sweep and what they say."""
-    if effects is None:
-        return None
     return Grid(
         headline(effects),
         tuple(heat_map(effects, response) for response in _RESPONSES if len(effects.cells)),

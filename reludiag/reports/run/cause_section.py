@@ -10,7 +10,8 @@ from rich.text import Text
 
 from reludiag.causes.all_kinds import kind_named
 from reludiag.causes.cause import Cause
-from reludiag.reports.run.summary import instruction, own_cause, share
+from reludiag.reports.run.summary import instruction, own_cause
+from reludiag.reports.wording import share
 
 _MOST_SITES = 8
 

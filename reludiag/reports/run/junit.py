@@ -5,16 +5,23 @@ The numbers are properties of the test case.
 
 import re
 from collections.abc import Sequence
+from typing import IO
 from xml.etree import ElementTree
 
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.gate import Check, exceeded
 from reludiag.measure.verdicts import VERDICTS
+from reludiag.reports.run.formats import Choices
 
 WHOLE_MODEL = "(whole model)"
 
 # What XML 1.0 has no way to write, not even escaped (section 2.2).
 _UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def write_junit(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+    """What the gate says of each site."""
+    stream.write(junit(diagnosis, choices.checks))
 
 
 def junit(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:

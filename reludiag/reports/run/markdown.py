@@ -3,25 +3,31 @@
 import math
 import re
 from collections.abc import Sequence
+from typing import IO
 
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.gate import Check, exceeded
 from reludiag.measure.verdicts import LOST, VERDICTS
 from reludiag.printable import printable
+from reludiag.reports.run.formats import Choices
 from reludiag.reports.run.summary import (
     instruction,
     life_windows,
-    many,
     next_steps,
     own_cause,
-    share,
 )
+from reludiag.reports.wording import many, share
 
 _MOST_SITES = 100  # GitHub cuts a summary off at 1 MiB, and nobody reads that far
 _MOST_UNITS = 50  # named per site
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@#~-]+")
 _SPECIAL = re.compile(r"[\\`*_\[\]<>|~&!$#]")
+
+
+def write_markdown(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+    """The summary, with what the gate says."""
+    stream.write(markdown(diagnosis, choices.checks))
 
 
 def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:

@@ -10,6 +10,7 @@ from reludiag.causes.all_kinds import kind_named
 from reludiag.causes.cause import Cause
 from reludiag.diagnosis.diagnosis import RANDOM_INPUT, Diagnosis
 from reludiag.measure.verdicts import upper_bound
+from reludiag.reports.wording import many, share, upper_share
 
 WINDOWS = 10
 
@@ -176,6 +177,12 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
     return lines
 
 
+def chosen_units(diagnosis: Diagnosis, all_units: bool) -> pd.DataFrame:
+    """All units, or those whose verdict is not `alive`."""
+    units = diagnosis.units
+    return units if all_units else units[units["verdict"] != "alive"]
+
+
 def own_cause(causes: Sequence[Cause]) -> Cause | None:
     """The cause of a run as a whole; None where nothing died, or no causes were weighed."""
     if not causes or (kind_named(causes[0].kind).claim == "nothing" and causes[0].share == 0):
@@ -188,32 +195,7 @@ def instruction(cause: Cause) -> str:
     return f"{cause.advice[:1].upper()}{cause.advice[1:]}." if cause.advice else ""
 
 
-def upper_share(bound: float) -> str:
-    """An upper bound as a percentage of two digits, rounded up: down, it would be untrue."""
-    digits = 1 - math.floor(math.log10(100 * bound))
-    scale = 10**digits
-    return f"{math.ceil(100 * bound * scale) / scale:.{max(digits, 0)}f} %"
-
-
 def _named(names: "pd.Series[str]", most: int = 3) -> str:
     shown = list(names.head(most))
     more = len(names) - len(shown)
     return ", ".join(f"'{name}'" for name in shown) + (f" and {more} more" if more else "")
-
-
-def many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def share(part: float, whole: float) -> str:
-    """A percentage that never rounds something to 0 % nor less than all to 100 %."""
-    if not whole or math.isnan(part):
-        return ""
-    percent = 100 * part / whole
-    if 0 < percent < 0.1:
-        return "<0.1 %"
-    if 99.9 < percent < 100:
-        return ">99.9 %"
-    if 0 < percent < 10 or 99 < percent < 100:
-        return f"{percent:.1f} %"
-    return f"{percent:.0f} %"

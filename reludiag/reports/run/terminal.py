@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+from typing import IO
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
@@ -15,17 +16,29 @@ from rich.text import Text
 
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICT_TABLE, VERDICTS
-from reludiag.reports.console import Harmless
+from reludiag.reports.console import WIDTH, Harmless, plain_text, speaks_unicode
+from reludiag.reports.output import encoding_of
 from reludiag.reports.run.cause_section import why
-from reludiag.reports.run.summary import WINDOWS, life_windows, many, next_steps, share
+from reludiag.reports.run.formats import Choices
+from reludiag.reports.run.summary import WINDOWS, life_windows, next_steps
+from reludiag.reports.wording import many, share
 
-WIDTH = 80
 _MOST_ROWS = 40  # sites shown one by one; more are grouped by their parent module
 BAR = 16  # cells
 _WORST = 4  # units named per site
 
 # As in a bar: the grave ones last.
 _LOOKS = {verdict.name: verdict for verdict in reversed(VERDICT_TABLE)}
+
+
+def write_text(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+    """The report as plain text, of characters that the stream has."""
+    stream.write(terminal_text(diagnosis, choices.all_sites, encoding_of(stream)))
+
+
+def write_svg(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+    """The report as a picture."""
+    stream.write(terminal_svg(diagnosis, choices.all_sites))
 
 
 def print_report(diagnosis: Diagnosis, console: Console, all_sites: bool = False) -> None:
@@ -35,11 +48,7 @@ def print_report(diagnosis: Diagnosis, console: Console, all_sites: bool = False
 
 def terminal_text(diagnosis: Diagnosis, all_sites: bool = False, encoding: str = "utf-8") -> str:
     """The report as plain text, 80 columns wide, of characters that `encoding` has."""
-    page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
-    console = Console(file=page, width=WIDTH, color_system=None, legacy_windows=False)
-    print_report(diagnosis, console, all_sites)
-    page.seek(0)
-    return "".join(line.rstrip() + "\n" for line in page)
+    return plain_text(lambda console: print_report(diagnosis, console, all_sites), encoding)
 
 
 def terminal_svg(diagnosis: Diagnosis, all_sites: bool = False) -> str:
@@ -60,10 +69,6 @@ def render(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool = False) -> R
     parts += why(diagnosis.causes)
     parts.append(_next_steps(diagnosis))
     return Harmless(*parts)
-
-
-def speaks_unicode(console: Console) -> bool:
-    return console.encoding.lower().startswith("utf")
 
 
 def _head(diagnosis: Diagnosis) -> RenderableType:

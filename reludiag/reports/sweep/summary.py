@@ -9,7 +9,7 @@ from reludiag.experiments.analysis.effects import Effects
 from reludiag.experiments.analysis.safety import SafeRate
 from reludiag.experiments.analysis.trend import NO_DEATHS, Trend
 from reludiag.experiments.analysis.variance import ALWAYS_SAME, VarianceShare
-from reludiag.reports.run.summary import many, share
+from reludiag.reports.wording import many, p_text, rate, share
 
 SIGNIFICANT = 0.05
 SOURCES = {
@@ -38,13 +38,13 @@ def headline(effects: Effects) -> str:
     if trend.smallest_p is not None and trend.smallest_p > SIGNIFICANT:
         return (
             f"{many(trend.runs, 'run')} cannot tell whether the learning rate kills units: even a "
-            f"perfect order of them would have p = {_p(trend.smallest_p)}. More learning rates or "
-            "seeds would."
+            f"perfect order of them would have p = {p_text(trend.smallest_p)}. More learning rates "
+            "or seeds would."
         )
     if trend.p_value > SIGNIFICANT:
         return (
             f"No effect of the learning rate on new deaths shows in {many(trend.runs, 'run')} "
-            f"(p = {_p(trend.p_value)})."
+            f"(p = {p_text(trend.p_value)})."
         )
     shares = [effects.variance_share("new", source) for source in SOURCES]
     told = [item for item in shares[:3] if item.share is not None]
@@ -133,21 +133,6 @@ def _end(part: float, digits: int) -> str:
     return share(part, 1).removesuffix(" %") if rounded_away or part in (0, 1) else text
 
 
-def rate(value: float) -> str:
-    """A learning rate as people write it."""
-    return f"{value:.6g}" if value == 0 or 1e-4 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-def number(value: float) -> str:
-    """What train returned, in at most nine characters."""
-    return f"{value:.3g}"
-
-
-def p_text(value: float | None) -> str:
-    """A p-value; empty where there is none."""
-    return "" if value is None else _p(value)
-
-
 def _left_out(effects: Effects) -> str:
     parts = [
         (effects.diverged, "diverged"),
@@ -164,11 +149,7 @@ def _explained(item: VarianceShare) -> str:
 
 
 def _test(trend: Trend) -> str:
-    return f"p = {_p(trend.p_value or 0.0)}, {many(trend.runs, 'run')}"
-
-
-def _p(value: float) -> str:
-    return f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
+    return f"p = {p_text(trend.p_value or 0.0)}, {many(trend.runs, 'run')}"
 
 
 def _direction(trend: Trend) -> str:

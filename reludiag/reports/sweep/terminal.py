@@ -1,6 +1,5 @@
 """The terminal report of a sweep: heat maps of deaths, what explains them, and what is safe."""
 
-import io
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -17,9 +16,7 @@ from rich.text import Text
 from reludiag.experiments.analysis.effects import RESPONSES, Effects
 from reludiag.experiments.analysis.variance import ALWAYS_SAME
 from reludiag.experiments.trial_table import METRIC
-from reludiag.reports.console import Harmless
-from reludiag.reports.run.summary import share
-from reludiag.reports.run.terminal import WIDTH
+from reludiag.reports.console import WIDTH, Harmless, plain_text
 from reludiag.reports.sweep.summary import (
     SOURCES,
     caveats,
@@ -27,11 +24,9 @@ from reludiag.reports.sweep.summary import (
     headline,
     interval,
     marks,
-    number,
-    p_text,
-    rate,
     size,
 )
+from reludiag.reports.wording import number, p_text, rate, share
 
 _RATES_A_TABLE = 7  # as many columns of learning rates as fit beside the names
 _MOST_METRICS = 3  # of what train returned; the JSON and the table of runs have them all
@@ -63,11 +58,7 @@ def print_effects(effects: Effects, console: Console) -> None:
 
 def effects_text(effects: Effects, encoding: str = "utf-8") -> str:
     """The report as plain text, 80 columns wide, of characters that `encoding` has."""
-    page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
-    console = Console(file=page, width=WIDTH, color_system=None, legacy_windows=False)
-    print_effects(effects, console)
-    page.seek(0)
-    return "".join(line.rstrip() + "\n" for line in page)
+    return plain_text(lambda console: print_effects(effects, console), encoding)
 
 
 def _head(effects: Effects) -> RenderableType:

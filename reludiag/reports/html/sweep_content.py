@@ -13,7 +13,6 @@ from reludiag.experiments.analysis.variance import ALWAYS_SAME, VarianceShare
 from reludiag.experiments.trial_table import METRIC
 from reludiag.reports.csv_file import write_frame
 from reludiag.reports.html.heat_maps import HeatMap, heat_map
-from reludiag.reports.run.summary import many, share
 from reludiag.reports.sweep.summary import (
     SOURCES,
     caveats,
@@ -21,11 +20,9 @@ from reludiag.reports.sweep.summary import (
     headline,
     interval,
     marks,
-    number,
-    p_text,
-    rate,
     size,
 )
+from reludiag.reports.wording import many, number, p_text, rate, share
 
 MOST_LISTED = 2_000
 """Runs that a page lists; the download has them all."""
