@@ -1,5 +1,6 @@
 """Effects: what a table of trials says, checked against known grids, brute force and simulation."""
 
+import html
 import importlib.util
 import io
 import json
@@ -24,7 +25,7 @@ from reludiag.experiments.analysis.odds import death_odds
 from reludiag.experiments.analysis.trend import rank_trends
 from reludiag.experiments.analysis.variance import VarianceShare, variance_shares
 from reludiag.experiments.trial_table import TRIAL_COLUMNS
-from reludiag.reports import effects_document, effects_text, print_effects
+from reludiag.reports import effects_document, effects_page, effects_text, print_effects
 from reludiag.reports.sweep.summary import interval
 
 ROOT = Path(__file__).parents[1]
@@ -579,6 +580,24 @@ def small() -> pd.DataFrame:
 
 def test_the_terminal_report_shows_numbers_where_there_is_no_colour(small: pd.DataFrame) -> None:
     assert str(reludiag.effects(small)) == SNAPSHOT
+
+
+def test_without_statsmodels_only_the_regression_is_missing_and_says_what_to_install(
+    small: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = json.loads(effects_document(reludiag.effects(small)))
+    monkeypatch.setitem(sys.modules, "statsmodels", None)
+    found = reludiag.effects(small)
+    document = json.loads(effects_document(found))
+    install = 'pip install "reludiag[experiments]"'
+    assert document["odds"]["odds_ratio"] is None
+    assert install in document["odds"]["reason"]
+    (line,) = (line for line in document["findings"] if install in line)
+    assert line in " ".join(str(found).split())
+    assert install in html.unescape(effects_page(found))
+    for changed in ("odds", "findings"):
+        del document[changed], complete[changed]
+    assert document == complete
 
 
 def test_cells_are_the_redder_the_more_died(small: pd.DataFrame) -> None:
