@@ -1,8 +1,9 @@
 """The lowest versions that pyproject.toml declares, as pins for pip, one a line.
 
-`python .ci/lowest_versions.py EXTRA ...` prints those of the core and of the named extras. torch is
-left to constraints.txt: almost every other build of it brings gigabytes of CUDA libraries. To try
-one all the same, give `--torch VERSION`.
+`python .ci/lowest_versions.py EXTRA ...` prints those of the build, of the core and of the named
+extras; what has no floor stands without a version. So does torch, which is left to
+constraints.txt, for almost every other build of it brings gigabytes of CUDA libraries; to try one
+all the same, give `--torch VERSION`.
 """
 
 import argparse
@@ -21,12 +22,12 @@ def pins(requirements: list[str], extras: dict[str, list[str]]) -> Iterator[str]
         match = REQUIREMENT.fullmatch(requirement)
         if match is None:
             raise SystemExit(f"{requirement!r} in pyproject.toml; expected NAME or NAME>=VERSION")
-        name, floor = match["name"], match["floor"]
-        if name == "reludiag":
+        if match["name"] == "reludiag":
             for extra in match["extras"].split(","):
                 yield from pins(extras[extra], extras)
-        elif name != "torch":
-            yield f"{name}=={floor}" if floor else name
+        else:
+            extra = f"[{match['extras']}]" if match["extras"] else ""
+            yield match["name"] + extra + (f"=={match['floor']}" if match["floor"] else "")
 
 
 def main() -> None:
@@ -35,14 +36,14 @@ def main() -> None:
     parser.add_argument("extras", nargs="*")
     parser.add_argument("--torch", help="a version of torch, instead of that of constraints.txt")
     options = parser.parse_args()
-    project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    wanted = list(project["dependencies"])
+    content = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))
+    extras = content["project"]["optional-dependencies"]
+    wanted = content["build-system"]["requires"] + content["project"]["dependencies"]
     for extra in options.extras:
         wanted += extras[extra]
-    print(*pins(wanted, extras), sep="\n")
-    if options.torch:
-        print(f"torch=={options.torch}")
+    torch = f"torch=={options.torch}" if options.torch else "torch"
+    for pin in pins(wanted, extras):
+        print(torch if pin.startswith("torch==") else pin)
 
 
 if __name__ == "__main__":
