@@ -174,7 +174,7 @@ def test_a_live_grid_gives_the_figures_of_the_frozen_one(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "sweep_digits", made)
     spec.loader.exec_module(made)
     trials = made.grid("adam", [1e-3, 0.03, 0.3], ["kaiming", "bias -3", "negative mean"], [0, 1])
-    assert [str(dtype) for dtype in trials.dtypes] == [column.dtype for column in TRIAL_COLUMNS]
+    assert list(trials.dtypes) == [pd.Series(dtype=column.dtype).dtype for column in TRIAL_COLUMNS]
     found = reludiag.effects(trials)
     born, new = found.heat_map("born"), found.heat_map("new")
     assert born.loc["kaiming"].max() <= 0.02
