@@ -9,7 +9,7 @@ BROWSER := $(VENV)/.browser
 INTEGRATIONS := $(VENV)/.integrations
 DOCS := $(VENV)/.docs
 
-.PHONY: setup demo test lint bench bench-causes pages docs clean
+.PHONY: setup demo test lint bench bench-causes pages docs check-lowest check-size clean
 
 setup: $(READY)
 
@@ -85,5 +85,22 @@ pages: $(READY) $(BROWSER)
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# The fast tests, with the lowest versions that pyproject.toml declares, in an environment of its own.
+# torch is that of constraints.txt: `make check-lowest TORCH=2.10.0` fetches gigabytes.
+LOWEST := .venv-lowest
+check-lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) .ci/lowest_versions.py $(TORCH:%=--torch %) dev parquet > $(LOWEST)/pins.txt
+	$(LOWEST)/bin/python -m pip install --quiet $(if $(TORCH),,-c constraints.txt) -r $(LOWEST)/pins.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile \
+	    -m "not slow and not architectures and not browser and not integrations"
+
+# What an installation adds to PyTorch.
+check-size:
+	rm -f dist/reludiag-*.whl
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(PYTHON) .ci/install_size.py dist/reludiag-*.whl --most-packages 22 --most-megabytes 410
+
 clean:
-	rm -rf $(VENV) demo site build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) demo site build dist *.egg-info

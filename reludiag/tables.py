@@ -57,4 +57,6 @@ def _joined(pieces: Sequence[Any], heights: Sequence[int], dtype: Any) -> Any:
             array = np.full(height, values, dtype=None if is_number else object)
         arrays.append(array if is_number else array.astype(object))
     joined = np.concatenate(arrays) if arrays else np.empty(0, dtype=object)
-    return joined.astype(dtype) if dtype == "float64" else pd.array(joined, dtype=dtype)
+    if dtype == "float64":
+        return joined.astype(dtype)
+    return pd.Series(joined, dtype=dtype)  # pd.array writes out None, as "None", before pandas 3

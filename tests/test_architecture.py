@@ -9,6 +9,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+import reludiag
 
 PACKAGE = Path(__file__).parents[1] / "reludiag"
 # A module imports only from those to its left.
@@ -189,11 +193,59 @@ def test_import_reludiag_loads_neither_torch_nor_pandas() -> None:
     assert not loaded & {"torch", "pandas", "numpy", "scipy", "rich", "jinja2", "plotly"}
 
 
-def test_a_scan_and_a_recorded_run_load_no_package_of_statistics() -> None:
-    """Which takes longer to import than a small network to scan."""
-    loaded = modules_after("import reludiag; reludiag.scan, reludiag.Monitor, reludiag.load")
-    assert "torch" in loaded
-    assert not loaded & {"scipy.stats", "scipy.optimize", "statsmodels", "optuna", "matplotlib"}
+SEVERAL_RUNS = {"scipy.stats", "scipy.optimize", "statsmodels", "optuna"}
+"""Only an analysis of several runs needs these; they take longer to import than a small scan."""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import reludiag; reludiag.scan, reludiag.Monitor, reludiag.load, reludiag.diff",
+        "import reludiag; reludiag.Effects, reludiag.effects, reludiag.compare, reludiag.replay",
+        "import reludiag.reports, reludiag.reports.live, reludiag.reports.site_list",
+    ],
+)
+def test_importing_loads_no_package_of_statistics(code: str) -> None:
+    loaded = modules_after(code)
+    assert "reludiag.diagnosis.diagnosis" in loaded
+    assert not loaded & {*SEVERAL_RUNS, "matplotlib"}
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nnet = nn.Sequential(nn.Linear(2, 3), nn.ReLU())\n"
+    )
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    optimizer, inputs = torch.optim.SGD(model.parameters(), 0.1), torch.randn(8, 2)
+    path = tmp_path / "run.reludiag"
+    with reludiag.Monitor(model, optimizer, path=path, every=1, probe=inputs, warn_over=None):
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(inputs).sum().backward()
+            optimizer.step()
+    torch.save(model.state_dict(), tmp_path / "net.pt")
+    torch.save(inputs, tmp_path / "inputs.pt")
+    return tmp_path
+
+
+def test_a_command_about_one_run_loads_no_package_of_statistics(run_folder: Path) -> None:
+    commands = {
+        "scan": ["net.py:net", "net.pt", "--data", "inputs.pt", "--csv", "a.csv"],
+        "sites": ["net.py:net"],
+        "report": ["run.reludiag", "--html", "a.html", "--json", "--output", "a.json"],
+        "diff": ["run.reludiag", "run.reludiag"],
+        "plot": ["run.reludiag", "-o", "a.svg"],
+        "watch": ["run.reludiag", "--once"],
+    }
+    for name, arguments in commands.items():
+        code = f"""
+import os
+os.chdir({str(run_folder)!r})
+from reludiag_cli.app import app
+app([{name!r}, *{arguments}], standalone_mode=False)
+"""
+        assert not modules_after(code) & SEVERAL_RUNS, name
 
 
 COMMANDS = (

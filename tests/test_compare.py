@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -67,8 +68,8 @@ def test_a_recording_becomes_a_row_of_the_declared_columns(tmp_path: Path) -> No
     """0 and 1 are born dead, 1 comes back, 2 dies and stays, 3 dies and comes back."""
     path = record(tmp_path / "a", states=((0, 1), (0, 2, 3), (0, 2)))
     trials = reludiag.compare([path])
-    assert [(n, str(t)) for n, t in trials.dtypes.items()] == [
-        (column.name, column.dtype) for column in TRIAL_COLUMNS
+    assert list(trials.dtypes.items()) == [
+        (column.name, pd.Series(dtype=column.dtype).dtype) for column in TRIAL_COLUMNS
     ]
     found = row(path)
     assert {name: found[name] for name in ("units", "born", "new", "revived", "dead")} == {

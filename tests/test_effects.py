@@ -1,5 +1,6 @@
 """Effects: what a table of trials says, checked against known grids, brute force and simulation."""
 
+import html
 import importlib.util
 import io
 import json
@@ -24,6 +25,7 @@ from reludiag.experiments.analysis.odds import death_odds
 from reludiag.experiments.analysis.trend import rank_trends
 from reludiag.experiments.analysis.variance import VarianceShare, variance_shares
 from reludiag.experiments.trial_table import TRIAL_COLUMNS
+from reludiag.reports.html.sweep_page import effects_page
 from reludiag.reports.sweep.document import effects_document
 from reludiag.reports.sweep.summary import interval
 from reludiag.reports.sweep.terminal import effects_text, print_effects
@@ -174,7 +176,7 @@ def test_a_live_grid_gives_the_figures_of_the_frozen_one(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "sweep_digits", made)
     spec.loader.exec_module(made)
     trials = made.grid("adam", [1e-3, 0.03, 0.3], ["kaiming", "bias -3", "negative mean"], [0, 1])
-    assert [str(dtype) for dtype in trials.dtypes] == [column.dtype for column in TRIAL_COLUMNS]
+    assert list(trials.dtypes) == [pd.Series(dtype=column.dtype).dtype for column in TRIAL_COLUMNS]
     found = reludiag.effects(trials)
     born, new = found.heat_map("born"), found.heat_map("new")
     assert born.loc["kaiming"].max() <= 0.02
@@ -580,6 +582,24 @@ def small() -> pd.DataFrame:
 
 def test_the_terminal_report_shows_numbers_where_there_is_no_colour(small: pd.DataFrame) -> None:
     assert str(reludiag.effects(small)) == SNAPSHOT
+
+
+def test_without_statsmodels_only_the_regression_is_missing_and_says_what_to_install(
+    small: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = json.loads(effects_document(reludiag.effects(small)))
+    monkeypatch.setitem(sys.modules, "statsmodels", None)
+    found = reludiag.effects(small)
+    document = json.loads(effects_document(found))
+    install = 'pip install "reludiag[experiments]"'
+    assert document["odds"]["odds_ratio"] is None
+    assert install in document["odds"]["reason"]
+    (line,) = (line for line in document["findings"] if install in line)
+    assert line in " ".join(str(found).split())
+    assert install in html.unescape(effects_page(found))
+    for changed in ("odds", "findings"):
+        del document[changed], complete[changed]
+    assert document == complete
 
 
 def test_cells_are_the_redder_the_more_died(small: pd.DataFrame) -> None:

@@ -279,8 +279,8 @@ def test_the_tables_have_their_declared_columns_also_where_they_are_empty() -> N
             tables, (BIRTH_COLUMNS, REDRAW_COLUMNS, INPUT_COLUMNS), strict=True
         ):
             assert table is not None
-            assert {c: str(t) for c, t in table.dtypes.items()} == {
-                column.name: column.dtype for column in columns
+            assert dict(table.dtypes) == {
+                column.name: pd.Series(dtype=column.dtype).dtype for column in columns
             }
         assert init_text(found)
 

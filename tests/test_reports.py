@@ -119,17 +119,26 @@ def test_columns_are_those_declared(run: reludiag.Diagnosis) -> None:
         (run.sites, SITE_COLUMNS + SITE_LEDGER_COLUMNS),
         (run.timeline, TIMELINE_COLUMNS),
     ]:
-        assert [str(dtype) for dtype in table.dtypes] == [column.dtype for column in columns]
+        declared = [pd.Series(dtype=column.dtype).dtype for column in columns]  # str may be object
+        assert list(table.dtypes) == declared
     plain = reludiag.scan(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), [torch.randn(4, 2)])
     assert list(plain.units) == names(UNIT_COLUMNS)
     assert list(plain.sites) == names(SITE_COLUMNS)
+
+
+def test_what_is_unknown_is_empty() -> None:
+    """Not the word None, which the text of older pandas had in its place."""
+    model = nn.Sequential(nn.ReLU(), nn.Linear(2, 2), nn.ReLU())
+    units = reludiag.scan(model, [torch.randn(4, 2)]).units
+    assert units["producer"].isna().tolist() == [True, True, False, False]
+    assert units["norm"].isna().all()
 
 
 def test_terminal_csv_and_json_agree(run: reludiag.Diagnosis, tmp_path: Path) -> None:
     run.to_json(tmp_path / "r.json", all_units=True)
     document = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     run.to_csv(tmp_path / "all.csv", all_units=True)
-    table = pd.read_csv(tmp_path / "all.csv", dtype={"site": str})
+    table = pd.read_csv(tmp_path / "all.csv", dtype={"site": str}, float_precision="round_trip")
     assert document["totals"]["dead"] == run.dead == (table["verdict"] == "dead").sum() == 5
     assert [u["fired"] for u in document["units"]] == list(table["fired"])
     assert [u["firing_rate_upper"] for u in document["units"]] == list(table["firing_rate_upper"])

@@ -147,7 +147,7 @@ def test_config_shows_each_setting_with_its_source(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(place, "rare = 0.25\ndormant = '[bold]0[/]'")
-    assert "Input should be" in reludiag_command("config", cwd=place).sentence
+    assert "sets dormant to '[bold]0[/]'" in reludiag_command("config", cwd=place).sentence
     configure(place, "rare = 0.25")
     monkeypatch.setenv("RELUDIAG_SEEDS", "7")
     monkeypatch.setenv("RELUDIAG_STORAGE", "postgresql://me:secret@host/db")

@@ -1,6 +1,6 @@
 """CSV: any table, as a spreadsheet may open it."""
 
-from typing import IO
+from typing import IO, Any
 
 import pandas as pd
 
@@ -19,10 +19,10 @@ def write_csv(table: pd.DataFrame, target: Target) -> None:
 def write_frame(table: pd.DataFrame, stream: IO[str]) -> None:
     """Write any table; text that a spreadsheet would run is made harmless."""
     table = table.copy()
-    for name in table.columns[table.dtypes == "str"]:
-        table[name] = table[name].map(_harmless, na_action="ignore")
+    for name in table.select_dtypes(exclude="number"):  # text is of dtype object before pandas 3
+        table[name] = table[name].map(_harmless)
     table.to_csv(stream, index=False, lineterminator="\n")
 
 
-def _harmless(text: str) -> str:
-    return "'" + text if text.startswith(_FORMULA_STARTS) else text
+def _harmless(cell: Any) -> Any:
+    return "'" + cell if isinstance(cell, str) and cell.startswith(_FORMULA_STARTS) else cell

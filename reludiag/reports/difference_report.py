@@ -55,7 +55,7 @@ def changed_units(difference: Difference, all_units: bool) -> pd.DataFrame:
 
 def _head(difference: Difference) -> RenderableType:
     before, after = difference.before, difference.after
-    sides = Table.grid(padding=(0, 1))
+    sides = Table.grid(padding=(0, 1, 0, 0))
     sides.add_column(style="dim")
     sides.add_column(overflow="fold")
     for word, head in (("from", before), ("to", after)):

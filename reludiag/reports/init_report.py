@@ -205,7 +205,7 @@ def _problems(examination: InitExamination) -> RenderableType:
     for module, problem in found:
         kind = (not problem.kills_at_birth, problem.kind)
         by_kind.setdefault(kind, []).append((module, problem))
-    table = Table.grid(padding=(0, 1))
+    table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(width=1)
     table.add_column()
     for (spares, _), problems in sorted(by_kind.items(), key=lambda item: item[0][0]):

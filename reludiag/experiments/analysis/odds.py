@@ -13,16 +13,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
-from scipy.optimize import linprog
-from statsmodels.tools.sm_exceptions import (
-    ConvergenceWarning,
-    PerfectSeparationWarning,
-    SpecificationWarning,
-)
 
 FEWEST_SPARE_RUNS = 3
 """Runs beyond the number of coefficients, below which no error can be estimated."""
+
+NOT_INSTALLED = 'statsmodels is not installed: pip install "reludiag[experiments]"'
+"""The reason for a None where there is enough to go by, and nothing to fit it with."""
 
 _FLAT = 1e-7  # a slack of the linear program that is rounding only
 
@@ -80,20 +76,13 @@ def death_odds(
     k, n = (runs[name].to_numpy(dtype=np.float64) for name in ("died", "exposed"))
     if _separated(x, k, n):
         return untold("all units died above some learning rate and none below: infinite odds")
-    model = sm.GLM(k / n, x, family=sm.families.Binomial(), var_weights=n)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        warnings.simplefilter("error", PerfectSeparationWarning)
-        # "cov_type not fully supported with var_weights": these errors are, and a test computes
-        # the sandwich by hand.
-        warnings.simplefilter("ignore", SpecificationWarning)
-        try:
-            naive = model.fit()
-            fit = model.fit(
-                cov_type="cluster", cov_kwds={"groups": np.arange(len(runs))}, use_t=True
-            )
-        except (ConvergenceWarning, PerfectSeparationWarning):
-            return untold("the regression did not converge")
+    try:
+        fits = _fit(x, k, n)
+    except ImportError:
+        return untold(NOT_INSTALLED)
+    if fits is None:
+        return untold("the regression did not converge")
+    naive, fit = fits
     low, high = fit.conf_int()[0]
     return DeathOdds(
         runs=len(runs),
@@ -107,12 +96,38 @@ def death_odds(
     )
 
 
+def _fit(x: Floats, died: Floats, exposed: Floats) -> tuple[Any, Any] | None:
+    """The regression with the naive errors, and with those by run; None if it does not converge."""
+    import statsmodels.api as sm  # an extra; and what tells of one run must not wait for it
+    from statsmodels.tools.sm_exceptions import (
+        ConvergenceWarning,
+        PerfectSeparationWarning,
+        SpecificationWarning,
+    )
+
+    model = sm.GLM(died / exposed, x, family=sm.families.Binomial(), var_weights=exposed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        warnings.simplefilter("error", PerfectSeparationWarning)
+        # "cov_type not fully supported with var_weights": these errors are, and a test computes
+        # the sandwich by hand.
+        warnings.simplefilter("ignore", SpecificationWarning)
+        try:
+            naive = model.fit()
+            by_run = {"groups": np.arange(len(exposed))}
+            return naive, model.fit(cov_type="cluster", cov_kwds=by_run, use_t=True)
+        except (ConvergenceWarning, PerfectSeparationWarning):
+            return None
+
+
 def _separated(x: Floats, died: Floats, exposed: Floats) -> bool:
     """Whether a plane parts deaths from survivals, so that a coefficient grows for ever.
 
     A linear program (Konis 2007): a direction in which no death gets unlikelier and no survival,
     and one of them likelier.
     """
+    from scipy.optimize import linprog  # here: what tells of one run must not wait for it
+
     signed = np.concatenate([x[died > 0], -x[died < exposed]])
     found = linprog(-signed.sum(axis=0), A_ub=-signed, b_ub=np.zeros(len(signed)), bounds=(-1, 1))
     return found.fun is None or bool(found.fun < -_FLAT * len(signed))

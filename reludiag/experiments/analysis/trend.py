@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+import pandas as pd
 
 RESAMPLES = 9_999
 """Permutations drawn where there are more than that."""
@@ -104,7 +104,7 @@ class _Stratum:
 
 
 def _unit_ranks(values: Sequence[float]) -> Floats:
-    ranks = rankdata(values) - (len(values) + 1) / 2
+    ranks = pd.Series(values, dtype=float).rank().to_numpy() - (len(values) + 1) / 2
     length = np.linalg.norm(ranks)
     return ranks / length if length else ranks
 

@@ -22,7 +22,7 @@ def why(causes: Sequence[Cause]) -> Iterator[RenderableType]:
     if run is None:
         return
     yield Padding(Text("Why", style="bold"), (1, 0, 0, 1))
-    grid = Table.grid(padding=(0, 1))
+    grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column()
     grid.add_row("Cause", _verdict(run))
@@ -59,7 +59,7 @@ def _value(value: float | int | str) -> str:
 
 
 def _by_site(sites: Sequence[Cause]) -> RenderableType:
-    grid = Table.grid(padding=(0, 1))
+    grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(overflow="fold")
     grid.add_column()
     for cause in sites[:_MOST_SITES]:

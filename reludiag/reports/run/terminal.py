@@ -257,7 +257,7 @@ def _cells(part: int, whole: int, width: int) -> int:
 
 def _next_steps(diagnosis: Diagnosis) -> RenderableType:
     lines = next_steps(diagnosis)
-    table = Table.grid(padding=(0, 1))
+    table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(width=1, style="bold")
     table.add_column()
     for line in lines:

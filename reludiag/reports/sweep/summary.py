@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from reludiag.experiments.analysis.effects import Effects
+from reludiag.experiments.analysis.odds import NOT_INSTALLED
 from reludiag.experiments.analysis.safety import SafeRate
 from reludiag.experiments.analysis.trend import NO_DEATHS, Trend
 from reludiag.experiments.analysis.variance import ALWAYS_SAME, VarianceShare
@@ -78,6 +79,11 @@ def findings(effects: Effects) -> list[str]:
         lines.append(
             f"Ten times the learning rate multiplies a unit's odds to die by "
             f"{odds.odds_ratio:.3g} (95 %: {odds.low:.3g} to {odds.high:.3g}, errors by run)."
+        )
+    elif odds.reason == NOT_INSTALLED:
+        lines.append(
+            f"Not known: by how much ten times the learning rate multiplies a unit's odds to die; "
+            f"{NOT_INSTALLED}."
         )
     lines += _safe_sentences(effects)
     lines += _born_sentences(effects)

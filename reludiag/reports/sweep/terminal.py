@@ -189,7 +189,7 @@ def _initializations(effects: Effects) -> RenderableType:
 
 
 def _sentences(lines: list[str]) -> RenderableType:
-    table = Table.grid(padding=(0, 1))
+    table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(width=1, style="bold")
     table.add_column()
     for line in lines:

@@ -1,0 +1,1 @@
+"""Benchmarks: each file is a program that says its method and prints a table."""
