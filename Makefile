@@ -9,11 +9,11 @@ BROWSER := $(VENV)/.browser
 INTEGRATIONS := $(VENV)/.integrations
 DOCS := $(VENV)/.docs
 
-.PHONY: setup demo test lint bench bench-causes pages docs clean
+.PHONY: setup demo test lint bench bench-causes pages docs check-wheel native-sanitize clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt $(wildcard reludiag/native/*)
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard reludiag/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(READY)
@@ -84,6 +84,15 @@ pages: $(READY) $(BROWSER)
 # The documentation as a site of static pages, in site/.
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The wheel, in a clean environment of each Python >= 3.11 that this machine has. Where the package
+# index has no torch for CPUs alone, each takes gigabytes for a while.
+check-wheel: $(READY)
+	$(BIN)/python -m tests.wheel
+
+# The compiled part with the address and undefined behaviour sanitizers, under its own tests.
+native-sanitize: $(READY)
+	$(BIN)/python -m tests.sanitized
 
 clean:
 	rm -rf $(VENV) demo site build dist *.egg-info
