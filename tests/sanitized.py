@@ -63,7 +63,15 @@ def run_tests(folder: Path) -> int:
         "assert reductions._kernels is _kernels"
     )
     python = (sys.executable, "-X", "faulthandler")
-    for command in ((*python, "-c", check), (*python, "-m", "pytest", "-q", "-x", *TESTS)):
+    tests = (
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--capture=sys",
+        *TESTS,
+    )  # reports go to the terminal itself
+    for command in ((*python, "-c", check), (*python, *tests)):
         code = subprocess.run(command, cwd=folder, env=environment).returncode
         if code != 0:
             return code
