@@ -9,11 +9,12 @@ BROWSER := $(VENV)/.browser
 INTEGRATIONS := $(VENV)/.integrations
 DOCS := $(VENV)/.docs
 
-.PHONY: setup demo test lint bench bench-causes pages docs check-lowest check-size clean
+.PHONY: setup demo test lint bench bench-causes pages docs clean
+.PHONY: check-lowest check-size check-wheel native-sanitize
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt $(wildcard reludiag/native/*)
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard reludiag/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $(READY)
@@ -101,6 +102,15 @@ check-size:
 	rm -f dist/reludiag-*.whl
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
 	$(PYTHON) .ci/install_size.py dist/reludiag-*.whl --most-packages 22 --most-megabytes 410
+
+# The wheel, in a clean environment of each Python >= 3.11 that this machine has. Where the package
+# index has no torch for CPUs alone, each takes gigabytes for a while.
+check-wheel: $(READY)
+	$(BIN)/python -m tests.wheel
+
+# The compiled part with the address and undefined behaviour sanitizers, under its own tests.
+native-sanitize: $(READY)
+	$(BIN)/python -m tests.sanitized
 
 clean:
 	rm -rf $(VENV) $(LOWEST) demo site build dist *.egg-info

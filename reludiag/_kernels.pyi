@@ -1,9 +1,15 @@
 # What each does is said in reductions.py and native/kernels.cpp. `plan` is `Reading.plan`, or None
 # for an `x` that is [sample, unit, position] or [sample, unit] as it is. What cannot be read is
-# refused, by False or None.
+# refused, by False or None, as all is before `attach(torch.Tensor)`. `widths()` are those of the
+# vectors that this CPU has, in bytes; the widest are used, unless `use_width` chooses others.
 
 from torch import Tensor
 
+SOURCES: int
+
+def attach(tensor_type: type[Tensor], /) -> None: ...
+def widths() -> list[int]: ...
+def use_width(width: int, /) -> None: ...
 def count(
     x: Tensor,
     plan: bytes | None,

@@ -1,6 +1,7 @@
 """Sums, counts and extremes are those of a count in float64, however memory is laid out."""
 
 import shutil
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,12 +15,33 @@ from reludiag.measure.liveness import Liveness
 from reludiag.measure.unit_stats import UnitStats
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WIDTHS = reductions._kernels.widths() if reductions._kernels else []
 FIXTURES = [HealthCheck.function_scoped_fixture]
+
+
+@pytest.fixture(params=["operators", *WIDTHS], ids=str)
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """How activations are read: by operators, or by vectors of so many bytes that this CPU has."""
+    if request.param == "operators":
+        monkeypatch.setattr(reductions, "_kernels", None)
+        yield
+        return
+    assert reductions._kernels is not None
+    reductions._kernels.use_width(request.param)
+    yield
+    reductions._kernels.use_width(WIDTHS[0])
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_the_reductions_are_compiled_where_there_is_a_compiler() -> None:
     assert reductions._kernels is not None
+
+
+@pytest.mark.skipif(not WIDTHS, reason="nothing was compiled")
+def test_a_width_that_the_cpu_does_not_have_is_refused() -> None:
+    assert reductions._kernels is not None
+    with pytest.raises(ValueError, match="no vectors of 24 bytes"):
+        reductions._kernels.use_width(24)
 
 
 @st.composite
@@ -57,7 +79,7 @@ def expected(x: Tensor, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
 @given(activations(), st.sampled_from([1, 2]))
 @settings(max_examples=400, deadline=None, suppress_health_check=FIXTURES)
 def test_all_statistics_are_those_of_a_count_in_float64(
-    reading: str, case: tuple[Tensor, bool], threads: int
+    reading: None, case: tuple[Tensor, bool], threads: int
 ) -> None:
     x, signed = case
     before_threads = torch.get_num_threads()
@@ -85,7 +107,7 @@ def test_all_statistics_are_those_of_a_count_in_float64(
 @given(activations(), st.booleans())
 @settings(max_examples=200, deadline=None, suppress_health_check=FIXTURES)
 def test_the_highest_preactivation_is_known_of_all_units_that_never_fired(
-    reading: str, case: tuple[Tensor, bool], passes: bool
+    reading: None, case: tuple[Tensor, bool], passes: bool
 ) -> None:
     before, _ = case
     stats = UnitStats.empty(before.shape[1], dtype=before.dtype, passes=passes)
@@ -98,7 +120,7 @@ def test_the_highest_preactivation_is_known_of_all_units_that_never_fired(
     )
 
 
-def test_many_units_are_shared_between_threads_without_losing_one(reading: str) -> None:
+def test_many_units_are_shared_between_threads_without_losing_one(reading: None) -> None:
     threads = torch.get_num_threads()
     try:
         for torch_threads in (1, 2, 3, 7):
@@ -114,7 +136,7 @@ def test_many_units_are_shared_between_threads_without_losing_one(reading: str) 
         torch.set_num_threads(threads)
 
 
-def test_a_model_that_changes_its_type_on_the_way_is_counted_all_the_same(reading: str) -> None:
+def test_a_model_that_changes_its_type_on_the_way_is_counted_all_the_same(reading: None) -> None:
     stats = UnitStats.empty(3, dtype=torch.float32)
     stats.update(torch.tensor([[1.0, 0.0, 2.0]]))
     stats.update(torch.tensor([[0.0, 0.0, 3.0]], dtype=torch.float64))
@@ -124,7 +146,7 @@ def test_a_model_that_changes_its_type_on_the_way_is_counted_all_the_same(readin
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_counts_and_sums_go_on_beyond_what_float32_can_count(
-    reading: str, dtype: torch.dtype
+    reading: None, dtype: torch.dtype
 ) -> None:
     stats = UnitStats.empty(1, dtype=dtype)
     for positions in (2**24, 1, 2):
@@ -134,7 +156,7 @@ def test_counts_and_sums_go_on_beyond_what_float32_can_count(
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_what_float32_cannot_hold_is_neither_silent_nor_infinite(
-    reading: str, signed: bool
+    reading: None, signed: bool
 ) -> None:
     for first in (torch.float32, torch.float64):
         live = Liveness(3, "cpu", first, signed)
@@ -144,7 +166,7 @@ def test_what_float32_cannot_hold_is_neither_silent_nor_infinite(
         assert not nonfinite.any()
 
 
-def test_the_imaginary_part_of_a_conjugate_is_read_with_its_sign(reading: str) -> None:
+def test_the_imaginary_part_of_a_conjugate_is_read_with_its_sign(reading: None) -> None:
     class Imaginary(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(x.conj().imag)
@@ -158,7 +180,7 @@ def test_the_imaginary_part_of_a_conjugate_is_read_with_its_sign(reading: str) -
 @pytest.mark.parametrize("positions", [None, 3, 4, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_many_samples_are_shared_between_threads_without_losing_one(
-    reading: str, dtype: torch.dtype, positions: int | None
+    reading: None, dtype: torch.dtype, positions: int | None
 ) -> None:
     shape = (700, 389) if positions is None else (-(-(2**17) // 77 // positions), 77, positions)
     shape = (max(shape[0], 40), *shape[1:])

@@ -50,7 +50,11 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
+        from reludiag.measure import compiled
+
         typer.echo(version("reludiag"))
+        if problem := compiled.check():
+            typer.echo(problem)
         raise typer.Exit
 
 

@@ -6,14 +6,23 @@ is one read by compiled code (`native/`). Elsewhere, where that was not compiled
 laid out otherwise, PyTorch's operators do the same; none of them makes a device wait.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from reludiag.capture.calls import Reading
+from reludiag.measure import compiled
 
-try:
+_problem = compiled.check()
+if not _problem:
     from reludiag import _kernels
-except ImportError:  # installed without a C++ compiler, or torch lacks the interface
+
+    try:
+        _kernels.attach(torch.Tensor)
+    except ImportError as error:
+        _problem = f"reludiag's compiled part cannot be used: {error}. {compiled.COST}"
+if _problem:
     _kernels = None  # type: ignore[assignment]
 
 ACTIVE, FIRED, TOTAL, SQUARE, ABSOLUTE = range(5)
@@ -44,6 +53,7 @@ def add_sums(
         x = reading.of(x)
     if _kernels and _kernels.count(x, None, signed, sums, maximum, minimum):
         return
+    _warn_once(x)
     x = x if x.ndim == 3 else x.unsqueeze(2)
     firing = (x != 0) & ~x.isnan() if signed else x > 0
     where = (0, 2)
@@ -77,6 +87,7 @@ def note_firing(
         left = _kernels.watch(x, None, signed, states) if _kernels else None
     if left is not None:
         return left == 0
+    _warn_once(x)
     largest = _highest(x)
     if signed:
         largest = torch.maximum(largest, -_lowest(x))
@@ -98,14 +109,26 @@ def note_highest(x: Tensor, reading: Reading | None, running: Tensor, fired: Ten
             return
         x = reading.of(x)
     if not (_kernels and _kernels.raise_maximum(x, None, fired, running)):
+        _warn_once(x)
         _raise_to(running, _highest(x))
 
 
 def all_finite(x: Tensor) -> bool:
     """Whether no value of a floating-point tensor is NaN or infinite."""
-    found = _kernels.all_finite(x) if _kernels else None
+    finite = _kernels.all_finite(x) if _kernels else None
+    if finite is not None:
+        return finite
+    _warn_once(x)
     # A sum is finite only if all of it is, and costs a tenth of asking each.
-    return bool(x.sum().isfinite() or x.isfinite().all()) if found is None else found
+    return bool(x.sum().isfinite() or x.isfinite().all())
+
+
+def _warn_once(x: Tensor) -> None:
+    """Say what is wrong with the compiled part, the first time that it would have been used."""
+    global _problem
+    if _problem and x.device.type == "cpu":
+        problem, _problem = _problem, ""
+        warnings.warn(problem, RuntimeWarning, stacklevel=3)
 
 
 def _raise_to(running: Tensor, highest: Tensor) -> None:

@@ -1,13 +1,6 @@
 // Sums, counts and extremes of each unit, in one read.
-#pragma once
-
-#include "vectors.hpp"
-
-#include <cmath>
-#include <limits>
-#include <type_traits>
-
 namespace {
+namespace CPU {
 
 template <class Vector> struct Accumulator {
     static constexpr int halves = Lanes<Vector>::halves;
@@ -60,12 +53,6 @@ template <class Vector> INLINE void close_sample(Accumulator<Vector> &a) {
     a.now = a.now ^ a.now;
 }
 
-// Rows of sums as in reductions.py: active, fired, total, square, absolute.
-struct Sums {
-    double *rows;
-    void *highest, *lowest; // double for float64, else float
-};
-
 template <class Scalar>
 INLINE void write(const Sums &out, int64_t units, int64_t unit, bool is_signed, double active, double fired,
                   double total, double square, double absolute, Scalar highest, Scalar lowest) {
@@ -81,51 +68,34 @@ INLINE void write(const Sums &out, int64_t units, int64_t unit, bool is_signed, 
     if (lowest < bottom) bottom = lowest;
 }
 
+template <int last> INLINE void add_row(double *at, const Doubles &first, const Doubles &second) {
+    store(at, unaligned<Doubles>(at) + first);
+    if (last) store(at + DOUBLES, unaligned<Doubles>(at + DOUBLES) + second);
+}
+
 // The same of the units of a whole vector.
 template <class Vector>
 INLINE void write(const Sums &out, int64_t units, int64_t unit, bool is_signed, const Accumulator<Vector> &a,
                   typename Lanes<Vector>::Bits fired) {
     constexpr int last = Lanes<Vector>::halves - 1;
     typedef typename Lanes<Vector>::Scalar Scalar;
-    const auto add_row = [&](int64_t row, Doubles first, Doubles second) {
-        double *at = out.rows + row * units + unit;
-        store(at, unaligned<Doubles>(at) + first);
-        if (last) store(at + 8, unaligned<Doubles>(at + 8) + second);
-    };
-    add_row(0, as_doubles<0>(a.active), as_doubles<last>(a.active));
-    add_row(1, as_doubles<0>(fired), as_doubles<last>(fired));
-    add_row(2, a.total[0], a.total[last]);
-    add_row(3, a.square[0], a.square[last]);
-    if (is_signed) add_row(4, a.absolute[0], a.absolute[last]);
+    double *row = out.rows + unit;
+    add_row<last>(row, as_doubles<0>(a.active), as_doubles<last>(a.active));
+    add_row<last>(row + units, as_doubles<0>(fired), as_doubles<last>(fired));
+    add_row<last>(row + 2 * units, a.total[0], a.total[last]);
+    add_row<last>(row + 3 * units, a.square[0], a.square[last]);
+    if (is_signed) add_row<last>(row + 4 * units, a.absolute[0], a.absolute[last]);
     Scalar *tops = (Scalar *)out.highest + unit, *bottoms = (Scalar *)out.lowest + unit;
     const Vector top = unaligned<Vector>(tops), bottom = unaligned<Vector>(bottoms);
     store(tops, a.highest > top ? a.highest : top); // false where either is NaN, which stays
     store(bottoms, a.lowest < bottom ? a.lowest : bottom);
     if (any_one((a.total[0] != a.total[0]) | (a.total[last] != a.total[last])))
         for (int lane = 0; lane < Lanes<Vector>::count; lane++)
-            if (std::isnan(a.total[lane / 8][lane % 8])) tops[lane] = bottoms[lane] = std::numeric_limits<Scalar>::quiet_NaN();
-}
-
-// What was counted of some samples, put into what was counted of others.
-template <class Scalar> INLINE void merge(const Sums &out, const Sums &part, int64_t units, bool is_signed) {
-    for (int64_t i = 0; i < (4 + is_signed) * units; i++) out.rows[i] += part.rows[i];
-    Scalar *tops = (Scalar *)out.highest, *bottoms = (Scalar *)out.lowest;
-    const Scalar *highest = (const Scalar *)part.highest, *lowest = (const Scalar *)part.lowest;
-    for (int64_t unit = 0; unit < units; unit++) { // false where the first is NaN, which stays
-        tops[unit] = highest[unit] <= tops[unit] || tops[unit] != tops[unit] ? tops[unit] : highest[unit];
-        bottoms[unit] = lowest[unit] >= bottoms[unit] || bottoms[unit] != bottoms[unit] ? bottoms[unit] : lowest[unit];
-    }
-}
-template <class Scalar> INLINE void clear(const Sums &sums, int64_t units, bool is_signed) {
-    std::memset(sums.rows, 0, sizeof(double) * (4 + is_signed) * units);
-    for (int64_t unit = 0; unit < units; unit++) {
-        ((Scalar *)sums.highest)[unit] = -std::numeric_limits<Scalar>::infinity();
-        ((Scalar *)sums.lowest)[unit] = std::numeric_limits<Scalar>::infinity();
-    }
+            if (std::isnan(a.total[lane / DOUBLES][lane % DOUBLES])) tops[lane] = bottoms[lane] = std::numeric_limits<Scalar>::quiet_NaN();
 }
 
 template <class Type, bool is_signed>
-INLINE void count_rows(const Tensor3 &given, const Sums &out, int64_t first, int64_t last) {
+APART void count_rows(const Tensor3 &given, const Sums &out, int64_t first, int64_t last) {
     typedef typename Widened<Type>::Vector Vector;
     typedef Lanes<Vector> Of;
     constexpr typename Of::Bits all = ~typename Of::Bits{};
@@ -161,7 +131,7 @@ INLINE void count_rows(const Tensor3 &given, const Sums &out, int64_t first, int
             write(out, x.units, begin + t * Of::count, is_signed, tiles[t], is_flat ? tiles[t].active : tiles[t].fired);
         for (int64_t i = whole * Of::count; i < width; i++) {
             const Accumulator<Vector> &a = tiles[i / Of::count];
-            const int lane = i % Of::count, half = lane / 8, at = lane % 8;
+            const int lane = i % Of::count, half = lane / DOUBLES, at = lane % DOUBLES;
             const double active = (double)a.active[lane];
             write(out, x.units, begin + i, is_signed, active, is_flat ? active : (double)a.fired[lane],
                   a.total[half][at], a.square[half][at], a.absolute[half][at], a.highest[lane], a.lowest[lane]);
@@ -170,7 +140,7 @@ INLINE void count_rows(const Tensor3 &given, const Sums &out, int64_t first, int
 }
 
 template <class Type, bool is_signed>
-INLINE void count_planes(const Tensor3 &x, const Sums &out, int64_t first, int64_t last) {
+APART void count_planes(const Tensor3 &x, const Sums &out, int64_t first, int64_t last) {
     typedef typename Widened<Type>::Vector Vector;
     typedef Lanes<Vector> Of;
     typedef typename Of::Bits Bits;
@@ -216,10 +186,13 @@ INLINE Vector with_lane(Vector v, std::index_sequence<at...>) {
     return Operation::of(v, __builtin_shufflevector(v, v, (at ^ step)...));
 }
 template <class Operation, class Vector> INLINE Vector grouped(Vector v, int64_t group) {
-    typedef std::make_index_sequence<sizeof(Vector) / sizeof(v[0])> All;
+    constexpr size_t lanes = sizeof(Vector) / sizeof(v[0]);
+    typedef std::make_index_sequence<lanes> All;
     v = with_lane<Operation, 1>(v, All());
-    if (group > 2) v = with_lane<Operation, 2>(v, All());
-    if (group > 4) v = with_lane<Operation, 4>(v, All());
+    if constexpr (lanes > 2)
+        if (group > 2) v = with_lane<Operation, 2>(v, All());
+    if constexpr (lanes > 4)
+        if (group > 4) v = with_lane<Operation, 4>(v, All());
     return v;
 }
 
@@ -230,7 +203,7 @@ template <class Type> INLINE bool in_groups(const Tensor3 &x) {
 }
 
 template <class Type, bool is_signed>
-INLINE void count_groups(const Tensor3 &x, const Sums &out, int64_t first, int64_t last) {
+APART void count_groups(const Tensor3 &x, const Sums &out, int64_t first, int64_t last) {
     typedef typename Widened<Type>::Vector Vector;
     typedef Lanes<Vector> Of;
     typedef typename Of::Bits Bits;
@@ -253,9 +226,9 @@ INLINE void count_groups(const Tensor3 &x, const Sums &out, int64_t first, int64
         for (int half = 0; half < Of::halves; half++) {
             const Doubles sums[] = {grouped<Sum>(a.total[half], group), grouped<Sum>(a.square[half], group),
                                     is_signed ? grouped<Sum>(a.absolute[half], group) : Doubles{}};
-            std::memcpy(total + 8 * half, &sums[0], sizeof(Doubles));
-            std::memcpy(square + 8 * half, &sums[1], sizeof(Doubles));
-            std::memcpy(absolute + 8 * half, &sums[2], sizeof(Doubles));
+            std::memcpy(total + DOUBLES * half, &sums[0], sizeof(Doubles));
+            std::memcpy(square + DOUBLES * half, &sums[1], sizeof(Doubles));
+            std::memcpy(absolute + DOUBLES * half, &sums[2], sizeof(Doubles));
         }
         typename Of::Scalar highest[Of::count], lowest[Of::count];
         const Vector extremes[] = {grouped<Larger>(a.highest, group), grouped<Smaller>(a.lowest, group)};
@@ -285,7 +258,7 @@ INLINE void count_as(const Tensor3 &x, bool is_signed, const Sums &out, int64_t 
     }
 }
 
-FOR_EACH_CPU void count(const Tensor3 &x, bool is_signed, const Sums &out, int64_t first, int64_t last) {
+APART void count(const Tensor3 &x, bool is_signed, const Sums &out, int64_t first, int64_t last) {
     switch (x.kind) {
     case FLOAT32: return count_as<Float32>(x, is_signed, out, first, last);
     case FLOAT64: return count_as<Float64>(x, is_signed, out, first, last);
@@ -294,4 +267,5 @@ FOR_EACH_CPU void count(const Tensor3 &x, bool is_signed, const Sums &out, int64
     }
 }
 
+} // namespace CPU
 } // namespace

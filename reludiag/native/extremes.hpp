@@ -1,11 +1,6 @@
 // The running maximum of each unit, and whether all values are finite.
-#pragma once
-
-#include "vectors.hpp"
-
-#include <limits>
-
 namespace {
+namespace CPU {
 
 template <class Scalar> INLINE void lift(float &running, Scalar highest, bool odd) {
     if (odd) running = std::numeric_limits<float>::quiet_NaN();
@@ -14,7 +9,7 @@ template <class Scalar> INLINE void lift(float &running, Scalar highest, bool od
 
 // Only of units whose `fired` is 0, or of all where there is none.
 template <class Type>
-INLINE void raise_rows(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
+APART void raise_rows(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
     typedef typename Widened<Type>::Vector Vector;
     typedef Lanes<Vector> Of;
     Vector highest[CHUNK / Of::count];
@@ -51,7 +46,7 @@ INLINE void raise_rows(const Tensor3 &x, const double *fired, float *running, in
 }
 
 template <class Type>
-INLINE void raise_planes(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
+APART void raise_planes(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
     typedef typename Widened<Type>::Vector Vector;
     typedef Lanes<Vector> Of;
     const auto valid = first_lanes<typename Of::Bits>(x.positions % Of::count);
@@ -80,7 +75,7 @@ INLINE void raise_as(const Tensor3 &x, const double *fired, float *running, int6
     else raise_planes<Type>(x, fired, running, first, last);
 }
 
-FOR_EACH_CPU void raise(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
+APART void raise(const Tensor3 &x, const double *fired, float *running, int64_t first, int64_t last) {
     switch (x.kind) {
     case FLOAT32: return raise_as<Float32>(x, fired, running, first, last);
     case FLOAT64: return raise_as<Float64>(x, fired, running, first, last);
@@ -93,8 +88,8 @@ constexpr int64_t BLOCK = 1 << 12; // values that are read before it is asked wh
 
 // The exponent of what is not finite is all ones: of values without their sign, the largest tells.
 template <class Word, Word infinity> INLINE bool finite_as(const Word *from, int64_t count) {
-    typedef Word Vector __attribute__((vector_size(64)));
-    constexpr int64_t lanes = 64 / sizeof(Word);
+    typedef typename Wide<Word, WIDTH>::Type Vector;
+    constexpr int64_t lanes = Wide<Word, WIDTH>::count;
     int64_t at = 0;
     while (at + lanes <= count) {
         const int64_t end = count - at < BLOCK ? count : at + BLOCK;
@@ -111,7 +106,7 @@ template <class Word, Word infinity> INLINE bool finite_as(const Word *from, int
     return true;
 }
 
-FOR_EACH_CPU bool finite(const void *data, Kind kind, int64_t first, int64_t last) {
+APART bool finite(const void *data, Kind kind, int64_t first, int64_t last) {
     switch (kind) {
     case FLOAT32: return finite_as<uint32_t, 0x7f800000u>((const uint32_t *)data + first, last - first);
     case FLOAT64: return finite_as<uint64_t, 0x7ff0000000000000u>((const uint64_t *)data + first, last - first);
@@ -121,4 +116,5 @@ FOR_EACH_CPU bool finite(const void *data, Kind kind, int64_t first, int64_t las
     return true;
 }
 
+} // namespace CPU
 } // namespace

@@ -10,6 +10,8 @@
 //   raise_maximum(x, plan, ...)    the running maximum of each unit, or of those that never fired
 //   all_finite(x)                  whether no value is NaN or infinite
 //
+// SOURCES, which setup.py defines, is the checksum of the files in this folder.
+//
 // x is float32, float64, bfloat16 or float16: [sample, unit, position] or [sample, unit] if `plan` is
 // None, else as the plan says it is to be seen (see `Reading`); with either the units or the
 // positions next to each other in memory.
@@ -18,24 +20,85 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
-#include "count.hpp"
-#include "extremes.hpp"
-#include "watch.hpp"
+#include "activations.hpp"
 
+#include <cmath>
 #include <cstdlib>
+#if __has_include(<dlfcn.h>)
+#include <dlfcn.h>
+#endif
+#include <limits>
+#include <type_traits>
+#include <utility>
 
-// PyTorch's own thread pool: a second one would fight it for the cores. Without it there is one
-// thread. All four are the stable interface of GNU's and of LLVM's OpenMP runtime.
-extern "C" {
-void GOMP_parallel(void (*)(void *), void *, unsigned, unsigned) __attribute__((weak));
-int omp_get_thread_num(void) __attribute__((weak));
-int omp_get_num_threads(void) __attribute__((weak));
-int omp_get_max_threads(void) __attribute__((weak));
-}
+// Not inlined: GCC takes more than twice the time to compile all of them as one function.
+#define APART static __attribute__((noinline))
+
+#define CPU baseline
+#define WIDTH 16
+#include "one_cpu.hpp"
+
+// On Windows, GCC does not align the stack as wider vectors need it.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(_WIN32)
+#define HAS_AVX
+#pragma GCC push_options
+#pragma GCC target("avx2,bmi,bmi2,f16c,fma,lzcnt,movbe")
+#define CPU avx2
+#define WIDTH 32
+#include "one_cpu.hpp"
+#pragma GCC target("avx512f,avx512bw,avx512cd,avx512dq,avx512vl")
+#define CPU avx512
+#define WIDTH 64
+#include "one_cpu.hpp"
+#pragma GCC pop_options
+#endif
 
 namespace {
 
+// What this CPU runs, the fastest first.
+const Reductions *const *usable() {
+    static const Reductions *all[4];
+    int count = 0;
+#ifdef HAS_AVX
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+                      __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        all[count++] = &avx512::reductions;
+    if (avx2) all[count++] = &avx2::reductions;
+#endif
+    all[count] = &baseline::reductions;
+    return all;
+}
+const Reductions *use; // the fastest, or what a test or a benchmark has chosen
+
 // Threads
+
+// PyTorch's own thread pool: a second one would fight it for the cores. Without it there is one
+// thread. All four are the stable interface of GNU's and of LLVM's OpenMP runtime; PyTorch has loaded
+// it by the time of `attach`.
+struct {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+    int (*thread_num)(), (*num_threads)(), (*max_threads)();
+} openmp;
+
+template <class Function> bool find(const char *name, Function *function) {
+#if __has_include(<dlfcn.h>)
+    *function = (Function)dlsym(RTLD_DEFAULT, name);
+#endif
+    return *function != nullptr;
+}
+
+void find_threads() {
+    if (!find("GOMP_parallel", &openmp.parallel) || !find("omp_get_thread_num", &openmp.thread_num) ||
+        !find("omp_get_num_threads", &openmp.num_threads) || !find("omp_get_max_threads", &openmp.max_threads))
+        openmp = {};
+}
+
+// torch.get_num_threads()
+int64_t max_threads() { return openmp.max_threads ? openmp.max_threads() : 1; }
 
 constexpr int64_t PARALLEL = 1 << 15; // elements from which a second thread pays
 constexpr int64_t MUCH = 1 << 17;     // elements from which it pays to share samples, and not units
@@ -43,12 +106,11 @@ constexpr int64_t MUCH = 1 << 17;     // elements from which it pays to share sa
 // `task(number, all)` in as many threads as PyTorch would use.
 template <class Task> void in_threads(const Tensor3 &x, const Task &task) {
     const bool large = x.samples * x.units * x.positions >= PARALLEL;
-    const bool there_are = GOMP_parallel && omp_get_thread_num && omp_get_num_threads && omp_get_max_threads;
-    const int threads = large && there_are ? omp_get_max_threads() : 1; // torch.get_num_threads()
+    const int64_t threads = large ? max_threads() : 1;
     if (threads == 1) return task(0, 1);
     PyThreadState *state = PyEval_SaveThread();
-    GOMP_parallel([](void *given) { (*(const Task *)given)(omp_get_thread_num(), omp_get_num_threads()); },
-                  (void *)&task, (unsigned)threads, 0);
+    openmp.parallel([](void *shared) { (*(const Task *)shared)(openmp.thread_num(), openmp.num_threads()); },
+                    (void *)&task, (unsigned)threads, 0);
     PyEval_RestoreThread(state);
 }
 
@@ -67,12 +129,12 @@ template <class Task> void in_parallel(const Tensor3 &x, const Task &task) {
 // the order in which PyTorch shares a rectifier's work, and leaves it in its own cache.
 template <class Scalar> void count_in_parallel(const Tensor3 &x, bool is_signed, const Sums &out) {
     const int64_t rows = 4 + is_signed, size = x.units * (rows * sizeof(double) + 2 * sizeof(Scalar));
-    const int64_t threads = omp_get_max_threads ? omp_get_max_threads() : 1;
+    const int64_t threads = max_threads();
     char *memory = nullptr;
     if (threads > 1 && x.samples * x.units * x.positions >= MUCH && x.samples >= 2 * threads)
         memory = (char *)std::malloc((size_t)(size * (threads - 1)));
     if (memory == nullptr)
-        return in_parallel(x, [&](int64_t first, int64_t last) { count(x, is_signed, out, first, last); });
+        return in_parallel(x, [&](int64_t first, int64_t last) { use->count(x, is_signed, out, first, last); });
     const auto part = [&](int64_t thread) {
         if (thread == 0) return out;
         char *mine = memory + (thread - 1) * size, *extremes = mine + x.units * rows * sizeof(double);
@@ -87,7 +149,7 @@ template <class Scalar> void count_in_parallel(const Tensor3 &x, bool is_signed,
         some.samples = last - first;
         if (mine == 0) parts = all;
         else clear<Scalar>(part(mine), x.units, is_signed);
-        count(some, is_signed, part(mine), 0, x.units);
+        use->count(some, is_signed, part(mine), 0, x.units);
     });
     for (int64_t thread = 1; thread < parts; thread++) merge<Scalar>(out, part(thread), x.units, is_signed);
     std::free(memory);
@@ -208,7 +270,7 @@ PyObject *py_watch(PyObject *, PyObject *const *given, Py_ssize_t number) {
     const bool is_signed = given[2] == Py_True;
     uint8_t *states = (uint8_t *)accumulator(given[3], x.units, UNSIGNED, 8);
     if (!states) Py_RETURN_NONE;
-    in_parallel(x, [&](int64_t first, int64_t last) { watch(x, is_signed, states, first, last); });
+    in_parallel(x, [&](int64_t first, int64_t last) { use->watch(x, is_signed, states, first, last); });
     int64_t unseen = 0;
     for (int64_t unit = 0; unit < x.units; unit++) unseen += states[unit] == UNSEEN;
     return PyLong_FromLongLong(unseen);
@@ -222,7 +284,7 @@ PyObject *py_raise(PyObject *, PyObject *const *given, Py_ssize_t number) {
     if (given[2] != Py_None && !(fired = (const double *)accumulator(given[2], x.units, FLOAT, 64))) Py_RETURN_FALSE;
     float *running = (float *)accumulator(given[3], x.units, FLOAT, 32);
     if (!running) Py_RETURN_FALSE;
-    in_parallel(x, [&](int64_t first, int64_t last) { raise(x, fired, running, first, last); });
+    in_parallel(x, [&](int64_t first, int64_t last) { use->raise(x, fired, running, first, last); });
     Py_RETURN_TRUE;
 }
 
@@ -238,16 +300,61 @@ PyObject *py_all_finite(PyObject *, PyObject *tensor) {
     bool found = true;
     const Tensor3 line{x.data, kind, 1, count, 1, 0, 1, 1};
     in_parallel(line, [&](int64_t first, int64_t last) {
-        if (!finite(x.data, kind, first, last)) __atomic_store_n(&found, false, __ATOMIC_RELAXED);
+        if (!use->finite(x.data, kind, first, last)) __atomic_store_n(&found, false, __ATOMIC_RELAXED);
     });
     return PyBool_FromLong(found);
 }
 
+// attach(torch.Tensor): from here on, tensors are read. Apart from loading the module, which needs no
+// torch then. Raises ImportError where this PyTorch does not offer the interface.
+PyObject *py_attach(PyObject *, PyObject *type) {
+    PyObject *capsule = PyObject_GetAttrString(type, "__dlpack_c_exchange_api__");
+    const void *newest = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr;
+    PyErr_Clear();
+    Py_XDECREF(capsule); // it points to what lasts as long as the process
+    const ExchangeAPI *offer = (const ExchangeAPI *)newest;
+    while (offer && offer->major != 1) offer = offer->previous;
+    if (offer == nullptr || offer->look == nullptr) {
+        PyErr_SetString(PyExc_ImportError, "this torch does not have the C interface of DLPack 1.3");
+        return nullptr;
+    }
+    exchange = offer;
+    tensor_type = (PyTypeObject *)Py_NewRef(type); // for good
+    find_threads();
+    Py_RETURN_NONE;
+}
+
+// The widths of vectors that this CPU has, in bytes, the widest first.
+PyObject *py_widths(PyObject *, PyObject *) {
+    PyObject *widths = PyList_New(0);
+    for (const Reductions *const *each = usable(); widths && *each; each++) {
+        PyObject *width = PyLong_FromLong((*each)->width);
+        if (!width || PyList_Append(widths, width) != 0) Py_CLEAR(widths);
+        Py_XDECREF(width);
+    }
+    return widths;
+}
+
+PyObject *py_use_width(PyObject *, PyObject *given) {
+    const long width = PyLong_AsLong(given);
+    if (PyErr_Occurred()) return nullptr;
+    for (const Reductions *const *each = usable(); *each; each++)
+        if ((*each)->width == width) {
+            use = *each;
+            Py_RETURN_NONE;
+        }
+    PyErr_Format(PyExc_ValueError, "this CPU has no vectors of %ld bytes", width);
+    return nullptr;
+}
+
 PyMethodDef methods[] = {
+    {"attach", py_attach, METH_O, nullptr},
     {"count", (PyCFunction)(void (*)(void))py_count, METH_FASTCALL, nullptr},
     {"watch", (PyCFunction)(void (*)(void))py_watch, METH_FASTCALL, nullptr},
     {"raise_maximum", (PyCFunction)(void (*)(void))py_raise, METH_FASTCALL, nullptr},
     {"all_finite", py_all_finite, METH_O, nullptr},
+    {"widths", py_widths, METH_NOARGS, nullptr},
+    {"use_width", py_use_width, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -256,20 +363,11 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "reludiag._kernels", nullptr, 0, me
 
 } // namespace
 
-// Raises ImportError where this PyTorch does not offer the interface: reductions.py does without.
 PyMODINIT_FUNC PyInit__kernels(void) {
-    PyObject *torch = PyImport_ImportModule("torch");
-    PyObject *type = torch ? PyObject_GetAttrString(torch, "Tensor") : nullptr;
-    PyObject *capsule = type ? PyObject_GetAttrString(type, "__dlpack_c_exchange_api__") : nullptr;
-    void *found = capsule ? PyCapsule_GetPointer(capsule, "dlpack_exchange_api") : nullptr;
-    exchange = (const ExchangeAPI *)found;
-    while (exchange && exchange->major != 1) exchange = exchange->previous;
-    tensor_type = (PyTypeObject *)type; // for good: one reference is kept
-    Py_XDECREF(capsule);
-    Py_XDECREF(torch);
-    if (exchange == nullptr || exchange->look == nullptr) {
-        PyErr_SetString(PyExc_ImportError, "this torch does not have the C interface of DLPack 1.3");
-        return nullptr;
-    }
-    return PyModule_Create(&module);
+    use = *usable();
+    PyObject *made = PyModule_Create(&module);
+    PyObject *sources = PyLong_FromUnsignedLong(SOURCES);
+    if (!made || !sources || PyModule_AddObjectRef(made, "SOURCES", sources) != 0) Py_CLEAR(made);
+    Py_XDECREF(sources);
+    return made;
 }

@@ -1,18 +1,7 @@
-// Activations in memory, and the vectors that they are read into: 16 floats or 8 doubles.
-#pragma once
-
-#include <cstdint>
-#include <cstring>
-#include <utility>
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_EACH_CPU
-#endif
-#define INLINE static inline __attribute__((always_inline))
+// The vectors that activations are read into: as wide as this CPU has them, WIDTH bytes.
 
 namespace {
+namespace CPU {
 
 // Memory is read in its order, a few units at a time, so that their accumulators stay in the first
 // cache and what is ahead is fetched: a unit at a time, each plane is another page, at four times
@@ -22,35 +11,37 @@ constexpr int64_t PLANES = 32; // units in planes
 constexpr int64_t ROWS = 8;    // rows that are read before accumulators are written back
 constexpr int64_t VECTORS = 16; // of small planes, the like: so many are read of one unit in a row
 
-typedef double Doubles __attribute__((vector_size(64)));
-typedef float Floats __attribute__((vector_size(64)));
-typedef float HalfFloats __attribute__((vector_size(32)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t HalfWords __attribute__((vector_size(32)));
-typedef int64_t Longs __attribute__((vector_size(64)));
-
-enum Kind { FLOAT32, FLOAT64, BFLOAT16, FLOAT16 };
+template <class Element, int bytes> struct Wide {
+    typedef Element Type __attribute__((vector_size(bytes)));
+    static constexpr int count = bytes / sizeof(Element);
+};
+typedef Wide<double, WIDTH>::Type Doubles;
+typedef Wide<float, WIDTH>::Type Floats;
+typedef Wide<int32_t, WIDTH>::Type Ints;
+typedef Wide<uint32_t, WIDTH>::Type Words;
+typedef Wide<int64_t, WIDTH>::Type Longs;
+typedef Wide<uint16_t, WIDTH / 2>::Type HalfWords;
+constexpr int DOUBLES = WIDTH / sizeof(double);
 
 struct Float32 { typedef float Memory; };
 struct Float64 { typedef double Memory; };
 struct BFloat16 { typedef uint16_t Memory; };
 struct Float16 { typedef uint16_t Memory; };
 
-// What is read is widened to one of two vectors: 16 floats or 8 doubles.
+// What is read is widened to one of two vectors, of floats or of doubles.
 template <class Vector> struct Lanes;
 template <> struct Lanes<Floats> {
     typedef float Scalar;
     typedef Ints Bits;
     typedef Words Unsigned;
-    static constexpr int count = 16, halves = 2;
+    static constexpr int count = 2 * DOUBLES, halves = 2;
     static constexpr uint32_t infinity = 0x7f800000u;
 };
 template <> struct Lanes<Doubles> {
     typedef double Scalar;
     typedef Longs Bits;
-    typedef uint64_t Unsigned __attribute__((vector_size(64)));
-    static constexpr int count = 8, halves = 1;
+    typedef Wide<uint64_t, WIDTH>::Type Unsigned;
+    static constexpr int count = DOUBLES, halves = 1;
     static constexpr uint64_t infinity = 0x7ff0000000000000u;
 };
 template <class Type> struct Widened { typedef Floats Vector; };
@@ -107,28 +98,26 @@ INLINE Vector load_rest(const typename Type::Memory *from, int64_t some, Bits va
     return valid ? v : Vector{} + v[0];
 }
 
-template <int half> INLINE Doubles widen(Floats v) {
-    HalfFloats part = half ? __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)
-                           : __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
-    return __builtin_convertvector(part, Doubles);
+// The lower or the upper half of a vector's lanes, as doubles.
+template <int half, class Vector, size_t... at>
+INLINE Doubles half_of(const Vector &v, std::index_sequence<at...>) {
+    return __builtin_convertvector(__builtin_shufflevector(v, v, (at + half * DOUBLES)...), Doubles);
 }
+typedef std::make_index_sequence<DOUBLES> Half;
+template <int half> INLINE Doubles widen(Floats v) { return half_of<half>(v, Half()); }
 template <int half> INLINE Doubles widen(Doubles v) { return v; }
-
-typedef int32_t HalfInts __attribute__((vector_size(32)));
-template <int half> INLINE Doubles as_doubles(Ints v) {
-    HalfInts part = half ? __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)
-                         : __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
-    return __builtin_convertvector(part, Doubles);
-}
+template <int half> INLINE Doubles as_doubles(Ints v) { return half_of<half>(v, Half()); }
 template <int half> INLINE Doubles as_doubles(Longs v) { return __builtin_convertvector(v, Doubles); }
 
 // The same of values in memory. Of floats GCC makes one instruction of it, when it is spelled so.
 template <int half, class Type> INLINE Doubles load_wide(Type, const typename Type::Memory *from) {
     return widen<half>(load(Type(), from));
 }
+template <size_t... at> INLINE Doubles each_widened(const float *from, std::index_sequence<at...>) {
+    return Doubles{from[at]...};
+}
 template <int half> INLINE Doubles load_wide(Float32, const float *from) {
-    const float *f = from + 8 * half;
-    return Doubles{f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]};
+    return each_widened(from + half * DOUBLES, Half());
 }
 
 // Where it fires: it is > 0, or for a signed rectifier not 0; never where it is NaN. In integers,
@@ -141,16 +130,6 @@ template <bool is_signed, class Vector> INLINE typename Lanes<Vector>::Bits firi
     return (Bits)(bits - 1 < Unsigned{} + Lanes<Vector>::infinity);
 }
 
-// In halves: lane by lane it is most of the time that a small plane takes.
-typedef int64_t FourLongs __attribute__((vector_size(32)));
-typedef int64_t TwoLongs __attribute__((vector_size(16)));
-INLINE bool any_one(Longs v) {
-    FourLongs four = __builtin_shufflevector(v, v, 0, 1, 2, 3) | __builtin_shufflevector(v, v, 4, 5, 6, 7);
-    TwoLongs two = __builtin_shufflevector(four, four, 0, 1) | __builtin_shufflevector(four, four, 2, 3);
-    return (two[0] | two[1]) != 0;
-}
-INLINE bool all_ones(Longs v) { return !any_one(~v); }
-
 struct Sum { template <class T> INLINE T of(T a, T b) { return a + b; } };
 struct Either { template <class T> INLINE T of(T a, T b) { return a | b; } };
 struct Larger { template <class T> INLINE T of(T a, T b) { return b > a ? b : a; } };
@@ -160,9 +139,11 @@ struct Smaller { template <class T> INLINE T of(T a, T b) { return b < a ? b : a
 template <class Operation, class Vector, size_t... at>
 INLINE auto by_halves(const Vector &v, std::index_sequence<at...>) {
     constexpr size_t half = sizeof...(at);
-    auto kept = Operation::of(__builtin_shufflevector(v, v, at...), __builtin_shufflevector(v, v, (at + half)...));
-    if constexpr (half == 2) return Operation::of(kept[0], kept[1]);
-    else return by_halves<Operation>(kept, std::make_index_sequence<half / 2>());
+    if constexpr (half == 1) return Operation::of(v[0], v[1]);
+    else
+        return by_halves<Operation>(Operation::of(__builtin_shufflevector(v, v, at...),
+                                                  __builtin_shufflevector(v, v, (at + half)...)),
+                                    std::make_index_sequence<half / 2>());
 }
 template <class Operation, class Vector> INLINE auto folded(const Vector &v) {
     return by_halves<Operation>(v, std::make_index_sequence<sizeof(Vector) / sizeof(v[0]) / 2>());
@@ -172,29 +153,9 @@ template <class Operation, int halves> INLINE double folded(const Doubles (&v)[h
     else return folded<Operation>(v[0]);
 }
 
-struct Tensor3 {
-    const void *data;
-    Kind kind;
-    int64_t samples, units, positions;
-    int64_t by_sample, by_unit, by_position; // strides, in elements
+// In halves: lane by lane it is most of the time that a small plane takes.
+INLINE bool any_one(const Longs &v) { return folded<Either>(v) != 0; }
+INLINE bool all_ones(const Longs &v) { return !any_one(~v); }
 
-    // Elements from the first to behind the last.
-    int64_t extent() const {
-        return (samples - 1) * by_sample + (units - 1) * by_unit + (positions - 1) * by_position + 1;
-    }
-};
-
-// Where units lie together, they are the last axis of rows.
-INLINE bool in_rows(const Tensor3 &x) { return x.by_unit == 1 && (x.by_position != 1 || x.positions == 1); }
-
-// Samples of one position, read like positions of one sample.
-INLINE Tensor3 flat(Tensor3 x) {
-    if (x.positions == 1) {
-        x.positions = x.samples;
-        x.by_position = x.by_sample;
-        x.samples = 1;
-    }
-    return x;
-}
-
+} // namespace CPU
 } // namespace

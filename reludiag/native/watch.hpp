@@ -1,18 +1,13 @@
 // Which units have fired: of each no more is read than up to its first positive value.
-#pragma once
-
-#include "vectors.hpp"
-
 namespace {
-
-enum State : uint8_t { UNSEEN = 0, FIRED = 1, NONFINITE = 2 };
+namespace CPU {
 
 // Reads bits alone. Of values without their sign, the largest says whether there was a NaN or an
 // infinity; of signed integers, whether there was a positive value.
 template <class Word, class Signed, Word infinity> struct Watcher {
-    typedef Word Vector __attribute__((vector_size(64)));
-    typedef Signed SignedVector __attribute__((vector_size(64)));
-    static constexpr int count = 64 / sizeof(Word);
+    typedef typename Wide<Word, WIDTH>::Type Vector;
+    typedef typename Wide<Signed, WIDTH>::Type SignedVector;
+    static constexpr int count = Wide<Word, WIDTH>::count;
     static constexpr Word limit = (Word)(infinity << 1);
 
     Vector magnitude{};
@@ -45,15 +40,15 @@ template <class Word, class Signed, Word infinity> struct Watcher {
 };
 
 template <class Word, class Signed, Word infinity>
-INLINE void watch_rows(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
+APART void watch_rows(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
     typedef Watcher<Word, Signed, infinity> W;
-    W tiles[CHUNK / 8];
-    typename W::SignedVector known[CHUNK / 8];
+    W tiles[CHUNK / W::count];
+    typename W::SignedVector known[CHUNK / W::count];
     for (int64_t begin = first; begin < last; begin += CHUNK) {
         const int64_t width = last - begin < CHUNK ? last - begin : CHUNK;
         const int64_t count = (width + W::count - 1) / W::count;
         int64_t open = 0; // tiles in which a unit is not known to have fired
-        bool closed[CHUNK / 8];
+        bool closed[CHUNK / W::count];
         for (int64_t t = 0; t < count; t++) {
             tiles[t] = W{};
             for (int64_t i = 0; i < W::count; i++) {
@@ -89,7 +84,7 @@ INLINE void watch_rows(const Tensor3 &x, bool is_signed, uint8_t *states, int64_
 }
 
 template <class Word, class Signed, Word infinity>
-INLINE void watch_planes(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
+APART void watch_planes(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
     typedef Watcher<Word, Signed, infinity> W;
     W units[PLANES];
     const int64_t rest = x.positions % W::count, whole = x.positions - rest;
@@ -129,7 +124,7 @@ INLINE void watch_as(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t 
     else watch_planes<Word, Signed, infinity>(x, is_signed, states, first, last);
 }
 
-FOR_EACH_CPU void watch(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
+APART void watch(const Tensor3 &x, bool is_signed, uint8_t *states, int64_t first, int64_t last) {
     switch (x.kind) {
     case FLOAT32: return watch_as<uint32_t, int32_t, 0x7f800000u>(x, is_signed, states, first, last);
     case FLOAT64: return watch_as<uint64_t, int64_t, 0x7ff0000000000000u>(x, is_signed, states, first, last);
@@ -138,4 +133,5 @@ FOR_EACH_CPU void watch(const Tensor3 &x, bool is_signed, uint8_t *states, int64
     }
 }
 
+} // namespace CPU
 } // namespace
