@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -14,7 +14,6 @@ from reludiag.measure.liveness import Liveness
 from reludiag.measure.unit_stats import UnitStats
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-FIXTURES = [HealthCheck.function_scoped_fixture]
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
@@ -55,7 +54,7 @@ def expected(x: Tensor, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @given(activations(), st.sampled_from([1, 2]))
-@settings(max_examples=400, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=400)
 def test_all_statistics_are_those_of_a_count_in_float64(
     reading: str, case: tuple[Tensor, bool], threads: int
 ) -> None:
@@ -83,7 +82,7 @@ def test_all_statistics_are_those_of_a_count_in_float64(
 
 
 @given(activations(), st.booleans())
-@settings(max_examples=200, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=200)
 def test_the_highest_preactivation_is_known_of_all_units_that_never_fired(
     reading: str, case: tuple[Tensor, bool], passes: bool
 ) -> None:
