@@ -1,6 +1,8 @@
 """Sums, counts and extremes are those of a count in float64, however memory is laid out."""
 
 import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +18,10 @@ from reludiag.measure.unit_stats import UnitStats
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(
+    shutil.which("c++") is None or not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="needs a C++ compiler and the headers of Python",
+)
 def test_the_reductions_are_compiled_where_there_is_a_compiler() -> None:
     assert reductions._kernels is not None
 
