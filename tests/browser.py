@@ -20,6 +20,9 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
+PATIENCE = 300_000
+"""Milliseconds after which a browser hangs, however busy the machine is."""
+
 Open = Callable[..., Any]
 
 
@@ -29,7 +32,7 @@ def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -38,6 +41,7 @@ def chromium() -> Iterator[Any]:
 def opened(chromium: Any, tmp_path: Path) -> Iterator[Open]:
     """Opens a report. At the end: no error was said, nothing was requested, no dialog came."""
     context = chromium.new_context()
+    context.set_default_timeout(PATIENCE)
     wrong: list[str] = []
 
     def open_report(

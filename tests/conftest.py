@@ -1,11 +1,14 @@
 """What all tests share."""
 
 import os
+import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from reludiag.measure import reductions
 from tests.browser import chromium, opened  # noqa: F401  fixtures
@@ -19,6 +22,37 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PYTHONPATH"] = os.pathsep.join(str(Path(__file__).parents[1] / f) for f in ("", "cli"))
+
+# A machine that is busy is slow, and its examples are as good. Of the fixtures, Hypothesis's tests
+# here use only those that may be the same for all examples.
+settings.register_profile(
+    "reludiag",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("reludiag")
+
+SETTINGS_OF_OTHERS = ("CLICOLOR", "GITHUB_", "RELUDIAG_", "TTY_")
+SETTINGS_OF_OTHERS += ("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "PYTHONIOENCODING")
+SETTINGS_OF_OTHERS += ("PY_COLORS", "TERMINAL_WIDTH")
+
+
+def pytest_sessionstart() -> None:
+    """What a shell or a CI service says of colours and widths is not for what is tested.
+
+    Ahead of the test files: some libraries read it when they are imported.
+    """
+    for name in [name for name in os.environ if name.startswith(SETTINGS_OF_OTHERS)]:
+        del os.environ[name]
+    os.environ["TERM"] = "xterm"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test draws the same, whichever ran before it. Ahead of fixtures, which draw too."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(params=["compiled", "operators"])

@@ -144,6 +144,9 @@ def test_dynamic_quantization_leaves_the_relus() -> None:
     assert [row[:2] for row in owners(quantized, 4)] == [("1", 16), ("3", 16)]
 
 
+@pytest.mark.skipif(
+    "x86" not in torch.backends.quantized.supported_engines, reason="needs kernels for x86"
+)
 def test_of_a_quantized_model_all_relus_are_listed_as_not_observed() -> None:
     model = nn.Sequential(
         quantization.QuantStub(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(),

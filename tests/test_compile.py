@@ -1,5 +1,6 @@
 """torch.compile: what is compiled is seen as if it was not, or a sentence says why not."""
 
+import shutil
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -39,19 +40,23 @@ class Functional(Net):
 
 def train(model: Callable[[Tensor], Tensor], optimizer: Any, steps: int, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
+    dtype = optimizer.param_groups[0]["params"][0].dtype
     for _ in range(steps):
         optimizer.zero_grad()
-        model(torch.randn(16, 8, generator=generator)).square().mean().backward()
+        model(torch.randn(16, 8, generator=generator, dtype=dtype)).square().mean().backward()
         optimizer.step()
 
 
 def monitored(
     compiled: Callable[[nn.Module], Any], when: str, build: Callable[[], nn.Module] = Net
 ) -> reludiag.Diagnosis:
-    """Of 20 steps, of a model that was compiled `before` or `after`, or `ran` compiled before."""
+    """Of 20 steps, of a model that was compiled `before` or `after`, or `ran` compiled before.
+
+    In float64: compiled code adds up in another order, and 20 steps make more of each rounding.
+    """
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model = build()
+    model = build().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     runs = model if when == "after" else compiled(model)
     if when == "ran":
@@ -104,6 +109,7 @@ def test_a_model_that_ran_compiled_before_is_compiled_again(way: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
 def test_inductor_keeps_every_call_in_its_place() -> None:
     found = monitored(lambda model: torch.compile(model, fullgraph=True), "before")
     assert_equal(found, monitored(lambda model: model, "before"))

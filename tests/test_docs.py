@@ -22,6 +22,8 @@ from docs.generate.constants import named_constants, with_constants
 from docs.generate.reference import reference_pages
 from docs.generate.stage import EXPERIMENTS, Stage
 from docs.generate.tables import ROWS, named_tables, with_tables
+from reludiag.measure.verdicts import VERDICTS
+from tests.browser import PATIENCE
 
 DOCS = ROOT / "docs"
 PAGES = [page for page in written_pages() if page.is_relative_to(DOCS)]
@@ -73,7 +75,8 @@ def test_the_outputs_in_the_readme_are_what_its_commands_print(stage: Stage) -> 
     shown = [block for block in blocks(ROOT / "README.md") if block.source in stage.outputs]
     assert shown
     for block in shown:
-        assert words(block.text) <= words(stage.outputs[str(block.source)])
+        # Whether some unit is rare, and the report says that word, depends on the processor.
+        assert words(block.text) - set(VERDICTS) <= words(stage.outputs[str(block.source)])
 
 
 def test_an_experiment_on_a_page_is_run_by_the_test_of_the_readme() -> None:
@@ -198,8 +201,11 @@ def test_reading_and_searching_the_site_asks_nobody_for_anything(site: Path) -> 
         here = f"http://127.0.0.1:{server.server_port}/"
         asked, said = list[str](), list[str]()
         with playwright.sync_playwright() as driver:
-            browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+            browser = driver.chromium.launch(
+                executable_path=chromium, args=["--no-sandbox"], timeout=PATIENCE
+            )
             page = browser.new_page()
+            page.set_default_timeout(PATIENCE)
             page.on("request", lambda request: asked.append(request.url))
             page.on("console", lambda message: said.append(message.text))
             page.goto(f"{here}how-it-decides.html")

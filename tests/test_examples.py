@@ -40,6 +40,7 @@ def test_an_example_runs_and_leaves_what_it_says(
     pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_X_SERVICE_WAIT", "300")  # seconds: the machine may be busy
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setattr(sys, "argv", [script, *([argument] if argument else [])])

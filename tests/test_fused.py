@@ -111,21 +111,23 @@ def test_attention_beside_functions_stays_fused() -> None:
 
 
 def test_what_is_counted_in_the_fused_operator_is_what_its_parts_give() -> None:
-    model = encoder()
+    # In float64: the two add up in different orders, which in float32 may decide whether a unit
+    # fires at a position where it is all but zero.
+    model, batches = encoder().double(), [batch.double() for batch in BATCHES]
     with torch.no_grad():
         model.layers[0].linear1.bias[:7] = -100.0
         model.layers[0].linear1.bias[7:9] = 100.0
-    fused = reludiag.scan(model, BATCHES).units
+    fused = reludiag.scan(model, batches).units
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        parts = reludiag.scan(model, BATCHES).units
+        parts = reludiag.scan(model, batches).units
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
     assert (fused["verdict"][:9] == ["dead"] * 7 + ["always_on"] * 2).all()
     exact = ["site", "unit", "verdict", "samples", "fired", "active_fraction", "producer"]
     assert fused[exact].equals(parts[exact])
     for column in ("mean_activation", "max_activation", "max_preactivation"):
-        assert fused[column].to_numpy() == pytest.approx(parts[column].to_numpy(), rel=1e-5)
+        assert fused[column].to_numpy() == pytest.approx(parts[column].to_numpy(), rel=1e-6)
 
 
 class Own(nn.TransformerEncoderLayer):
@@ -249,12 +251,12 @@ class Copying(nn.Module):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_a_copy_that_the_forward_makes_runs_by_itself(copied: Callable[..., nn.Module]) -> None:
-    model = Kept(Copying(copied))
-    expected = without_grad(model.network, BATCHES)
-    sites = reludiag.scan(model, BATCHES).sites
+    model, batches = Kept(Copying(copied)).double(), [batch.double() for batch in BATCHES]
+    expected = without_grad(model.network, batches)
+    sites = reludiag.scan(model, batches).sites
     watched = [name for name in sites["site"] if name.startswith("network.encoder")]
     assert watched == [f"network.encoder.layers.{i}:relu" for i in range(2)]
-    torch.testing.assert_close(model.outputs, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.outputs, expected)
 
 
 class Seen(TorchDispatchMode):

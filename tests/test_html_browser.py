@@ -13,7 +13,7 @@ from torch import nn
 
 import reludiag
 from reludiag.recording.ledger import Life
-from tests.browser import Open, assert_every_table_sorts, overflow
+from tests.browser import PATIENCE, Open, assert_every_table_sorts, overflow
 from tests.planted_runs import NEVER, dying, planted_run
 from tests.test_html import HOSTILE, hostile_run
 from tests.test_sample_models import sample
@@ -234,7 +234,7 @@ def test_what_is_under_the_pointer_is_told(opened: Open) -> None:
     ):
         x, y = place_of(page, row, step)
         page.mouse.move(x, y - page.evaluate("scrollY"))
-        playwright.expect(page.locator("#tip")).to_have_text(told)
+        playwright.expect(page.locator("#tip")).to_have_text(told, timeout=PATIENCE)
 
 
 def test_no_unit_is_lost_where_a_row_is_several(opened: Open) -> None:

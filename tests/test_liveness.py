@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -19,7 +19,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("rows", "tokens", "nchw", "channels_last")
 WINDOWS = 10  # of each combination and each seed
 STEPS = 8
-FIXTURES = [HealthCheck.function_scoped_fixture]
 
 
 def passing(units: int, layout: str, dtype: torch.dtype) -> nn.Sequential:
@@ -78,7 +77,7 @@ special = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=300)
 @given(
     st.lists(st.lists(special, min_size=6, max_size=6), min_size=1, max_size=9),
     st.sampled_from(DTYPES),

@@ -131,6 +131,7 @@ def test_wandb_has_every_scalar_and_drops_no_row_of_the_users_own(
             run.log({"loss": float(step)}, step=step if own == "numbered" else None)
 
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_X_SERVICE_WAIT", "300")  # seconds: the machine may be busy
     with wandb.init(mode="offline", dir=tmp_path, project="test") as run:
         sink = WandbSink(run)
         expected = train(sink, log)

@@ -1,11 +1,13 @@
 """Sums, counts and extremes are those of a count in float64, however memory is laid out."""
 
 import shutil
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -16,7 +18,6 @@ from reludiag.measure.unit_stats import UnitStats
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WIDTHS = reductions._kernels.widths() if reductions._kernels else []
-FIXTURES = [HealthCheck.function_scoped_fixture]
 
 
 @pytest.fixture(params=["operators", *WIDTHS], ids=str)
@@ -32,7 +33,10 @@ def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     reductions._kernels.use_width(WIDTHS[0])
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(
+    shutil.which("c++") is None or not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="needs a C++ compiler and the headers of Python",
+)
 def test_the_reductions_are_compiled_where_there_is_a_compiler() -> None:
     assert reductions._kernels is not None
 
@@ -77,7 +81,7 @@ def expected(x: Tensor, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @given(activations(), st.sampled_from([1, 2]))
-@settings(max_examples=400, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=400)
 def test_all_statistics_are_those_of_a_count_in_float64(
     reading: None, case: tuple[Tensor, bool], threads: int
 ) -> None:
@@ -105,7 +109,7 @@ def test_all_statistics_are_those_of_a_count_in_float64(
 
 
 @given(activations(), st.booleans())
-@settings(max_examples=200, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=200)
 def test_the_highest_preactivation_is_known_of_all_units_that_never_fired(
     reading: None, case: tuple[Tensor, bool], passes: bool
 ) -> None:

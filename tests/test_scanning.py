@@ -224,7 +224,8 @@ class Transpose(nn.Module):
 def test_a_first_batch_of_one_sample_does_not_mislead(length: int, sizes: list[int]) -> None:
     torch.manual_seed(0)
     layers = [nn.Conv1d(4, 4, 1), nn.ReLU(), Transpose(), nn.Linear(4, 4), nn.ReLU()]
-    model, x = nn.Sequential(*layers), torch.randn(5, 4, length)
+    # In float64: samples that come alone may be added up in another order than all at once.
+    model, x = nn.Sequential(*layers).double(), torch.randn(5, 4, length, dtype=torch.float64)
     whole = reludiag.scan(model, [x]).units
     split = reludiag.scan(model, list(x.split(sizes))).units
     for column in ("site", "unit", "samples", "fired", "unit_axis", "verdict"):

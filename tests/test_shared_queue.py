@@ -1,6 +1,7 @@
 """The shared queue: two machines, played by two processes with folders of their own."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -23,12 +24,14 @@ CELLS = [Cell(n, seed=n // 2, lr=(0.1, 0.01)[n % 2]) for n in range(4)]
 ME = this_process()
 DONE = Result("complete", 0.1, 20, 32, 1, 2, 0, 3, 0, 0.1, 1.5, metrics={"loss": float("nan")})
 
+# With HELD_IN=3 a process gets through the third of its trials, but not out of it.
 TRAIN = """
-import time
+import itertools, os, time
 import torch
 from torch import nn
 
 X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+TRIALS = itertools.count(1)
 
 def train(trial):
     time.sleep(0.1)
@@ -39,6 +42,8 @@ def train(trial):
             optimizer.zero_grad()
             model(X).square().mean().backward()
             optimizer.step()
+        while next(TRIALS) == int(os.environ.get("HELD_IN", 0)):
+            time.sleep(3600)
 """
 
 
@@ -137,31 +142,31 @@ def test_two_machines_share_a_grid_and_each_cell_has_one_result(
     file = tmp_path / "tiny.py"
     file.write_text(TRAIN)
 
-    def machine(name: str) -> subprocess.Popen[bytes]:
+    def machine(name: str, **env: str) -> subprocess.Popen[bytes]:
         (tmp_path / name).mkdir()
         return subprocess.Popen(
             [sys.executable, "-m", "reludiag", "sweep", f"{file}:train", "--lr", "0.1,1,10",
              "--init", "default,kaiming", "--seeds", "2", "--workers", "1", "--out",
              f"{tmp_path / name}/grid", "--storage", storage, "--csv", f"{tmp_path / name}.csv"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **env},
         )  # fmt: skip
 
-    machines = [machine("one")]
+    machines = [machine("one", **({"HELD_IN": "3"} if killed else {}))]
     if killed:
         recordings = tmp_path / "one" / "grid" / "recordings"
-        while machines[0].poll() is None and not list(recordings.glob("*.reludiag")):
+        while machines[0].poll() is None and len(list(recordings.glob("*.reludiag"))) < 3:
             time.sleep(0.02)
         children = psutil.Process(machines[0].pid).children(recursive=True)
         machines[0].kill()
         for child in children:
             with contextlib.suppress(psutil.NoSuchProcess):  # it ends with its parent
                 child.kill()
-        assert SharedQueue(storage, "reludiag grid").unfinished() > 1
+        machines[0].communicate()
+        assert SharedQueue(storage, "reludiag grid").unfinished() == 10
     machines.append(machine("two"))
     for process in machines[killed:]:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()
-    machines[0].communicate()
     tables = [pd.read_csv(tmp_path / f"{name}.csv") for name in ("one", "two")[killed:]]
     for table in tables:
         assert list(table["trial"]) == list(range(12))

@@ -105,21 +105,30 @@ def start_sweep(file: Path, out: Path) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-def wait_for_workers(parent: "subprocess.Popen[bytes]", out: Path) -> list[psutil.Process]:
-    """The workers of this parent, as soon as one of them has a cell."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+def wait_for_workers(
+    parent: "subprocess.Popen[bytes]", out: Path, done: int = 0
+) -> list[psutil.Process]:
+    """The workers of this parent, once one of them has a cell and so many cells are done."""
+    while parent.poll() is None:
         children = psutil.Process(parent.pid).children(recursive=True)
-        with contextlib.closing(sqlite3.connect(out / "trials.sqlite")) as db:
-            try:
-                found = db.execute("SELECT pid FROM cell WHERE state = 'running'").fetchall()
-            except sqlite3.OperationalError:  # its tables are being made
-                found = []
-        running = {pid for (pid,) in found}
-        if any(child.pid in running for child in children):
+        cells = states(out)
+        running = {pid for state, pid in cells if state == "running"}
+        if any(child.pid in running for child in children) and (
+            sum(state == "done" for state, _ in cells) >= done
+        ):
             return [child for child in children if "resource_tracker" not in str(child.cmdline())]
-        time.sleep(0.05)
-    raise AssertionError("no worker began")
+        time.sleep(0.02)
+    raise AssertionError(f"it ended: {parent.communicate()[1].decode()}")
+
+
+def states(out: Path) -> list[tuple[str, int | None]]:
+    """State and process of each cell."""
+    try:
+        uri = (out / "trials.sqlite").as_uri()
+        with contextlib.closing(sqlite3.connect(f"{uri}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT state, pid FROM cell").fetchall()
+    except sqlite3.OperationalError:  # it is being made
+        return []
 
 
 def results(out: Path) -> dict[int, object]:
@@ -137,7 +146,7 @@ def test_a_sweep_killed_five_times_ends_as_one_that_was_not(file: Path, tmp_path
     finished: dict[int, object] = {}
     for kill in range(5):
         parent = start_sweep(file, out)
-        workers = wait_for_workers(parent, out)
+        workers = wait_for_workers(parent, out, done=len(finished) + 1)
         time.sleep(chance.uniform(0, 0.4))
         # Workers alone, the parent alone (its workers outlive it a little), or all of them.
         if kill % 3 == 0:
@@ -153,7 +162,7 @@ def test_a_sweep_killed_five_times_ends_as_one_that_was_not(file: Path, tmp_path
     assert 0 < len(finished) < 42
     last = start_sweep(file, out)
     for process in (last, undisturbed):
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate()
         assert process.returncode == 0, errors.decode()
     assert finished.items() <= results(out).items()
     killed, whole = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("killed", "whole"))
@@ -257,9 +266,9 @@ def test_an_interrupted_sweep_leaves_no_process_behind_and_goes_on(
     parent = start_sweep(file, out)
     workers = wait_for_workers(parent, out)
     parent.send_signal(signal.SIGINT)
-    parent.communicate(timeout=30)
+    parent.communicate()
     assert parent.returncode == 130
-    assert not psutil.wait_procs(workers, timeout=5)[1]
+    assert not psutil.wait_procs(workers, timeout=60)[1]
     assert 0 <= len(results(out)) < 42
 
 

@@ -157,7 +157,7 @@ shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 6))
 
 @given(shapes, st.sampled_from(["float32", "float64", "float16", "bfloat16"]), st.booleans(),
        st.integers(0, 2**20))  # fmt: skip
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_statistics_equal_brute_force_and_merge_to_the_whole(
     shape: tuple[int, int, int], dtype: str, signed: bool, seed: int
 ) -> None:
@@ -183,17 +183,25 @@ def test_statistics_equal_brute_force_and_merge_to_the_whole(
 
 
 @given(st.integers(0, 2**20), st.sampled_from(["nchw", "channels_last", "rows", "tokens"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_layouts_do_not_matter(seed: int, layout: str) -> None:
-    """A convolution and a Linear with the same weights see the same numbers in every layout."""
-    torch.manual_seed(seed)
+    """A convolution and a Linear with the same weights see the same numbers in every layout.
+
+    Of eighths: their products and sums are exact in float32, whatever the order of adding up.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def eighths(*shape: int) -> Tensor:
+        return torch.randint(-16, 17, shape, generator=generator) / 8
+
     conv, linear = nn.Conv2d(3, 5, 1), nn.Linear(3, 5)
     with torch.no_grad():
+        conv.weight.copy_(eighths(5, 3, 1, 1))
+        conv.bias.copy_(eighths(5))
+        conv.bias[:2] -= 2.0
         linear.weight.copy_(conv.weight.flatten(1))
         linear.bias.copy_(conv.bias)
-        conv.bias[:2] -= 2.0
-        linear.bias[:2] -= 2.0
-    x = torch.randn(4, 3, 2, 3)
+    x = eighths(4, 3, 2, 3)
     reference = reludiag.scan(nn.Sequential(conv, nn.ReLU()), [x]).units
     if layout == "nchw":
         units = reludiag.scan(nn.Sequential(conv, nn.Identity(), nn.ReLU6()), [x]).units
@@ -207,6 +215,4 @@ def test_layouts_do_not_matter(seed: int, layout: str) -> None:
         units = reludiag.scan(nn.Sequential(linear, nn.ReLU()), [tokens]).units
     for column in ("verdict", "samples", "fired", "active_fraction"):
         assert list(units[column]) == list(reference[column])
-    assert list(units["mean_activation"]) == pytest.approx(
-        list(reference["mean_activation"]), rel=1e-4
-    )
+    assert list(units["mean_activation"]) == pytest.approx(list(reference["mean_activation"]))

@@ -56,10 +56,11 @@ def test_a_run_is_seen_step_by_step(tmp_path: Path) -> None:
     path = tmp_path / "run.reludiag"
     follower = Follower(path, clock=lambda: time.time() + 1000)
     model = network()
+    start = time.time()
     with monitored(path, model) as monitor:
         first = follower.look()
         assert (first.state, first.step, first.sentence) == ("running", 0, "")
-        assert first.silent == pytest.approx(1000, abs=60)
+        assert 999 <= first.silent <= 1001 + time.time() - start
         model.fc.bias.data[:3] = -100.0
         monitor.step()
         follower = Follower(path)
@@ -231,7 +232,7 @@ def test_q_and_ctrl_c_leave_with_the_last_frame_on_the_screen(tmp_path: Path, ke
             shown += os.read(ours, 65536)
         except OSError:  # the other end was closed
             break
-    assert process.wait(timeout=30) == 0
+    assert process.wait() == 0
     os.close(ours)
     after = shown.rpartition(b"\x1b[?1049l")[2].decode()
     assert "complete" in after and "Traceback" not in after
