@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from reludiag.capture.hooks import Hook, backward_task, innermost_transform, rows_of
+from reludiag.sites.layout import Layout, arrange
 from reludiag.sites.rectifiers import Rectifier
-from reludiag.sites.site import Identity, Layout, arrange
+from reludiag.sites.site import Identity
 
 
 class Call:

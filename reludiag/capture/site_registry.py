@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from reludiag.capture.calls import Place, Reading, Turn
 from reludiag.sites.axes import Coordinate, Origin
+from reludiag.sites.layout import UNKNOWN_AXIS, Layout, find_layout
 from reludiag.sites.provenance import ProvenanceMode
 from reludiag.sites.rectifiers import Rectifier
-from reludiag.sites.site import UNKNOWN_AXIS, Identity, Layout, Site, find_layout, site_names
+from reludiag.sites.site import Identity, Site, site_names
 
 
 class Places:
