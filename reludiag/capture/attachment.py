@@ -59,14 +59,14 @@ class Attachment:
         for _, module in watched(self._model):
             has_weights = any(True for _ in module.parameters(recurse=False))
             if has_weights and module not in self._rectifiers:
-                ran = self._hook(module, reader.note_producer)
-                yield partial(module.register_forward_hook, ran)
+                after = self._hook(module, reader.note_producer)
+                yield partial(module.register_forward_hook, after)
         for module in self._rectifiers:
             if getattr(module, "inplace", False):
-                about_to = self._hook(module, reader.keep_input, None)
-                yield partial(module.register_forward_pre_hook, about_to)
-            called = self._hook(module, reader.read_module, "output")
-            yield partial(module.register_forward_hook, called)
+                ahead = self._hook(module, reader.keep_input, None)
+                yield partial(module.register_forward_pre_hook, ahead)
+            after = self._hook(module, reader.read_module, "output")
+            yield partial(module.register_forward_hook, after)
 
     def _hook(
         self, module: nn.Module, target: Callable[..., None], reads: str | None = ""

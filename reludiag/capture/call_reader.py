@@ -67,8 +67,8 @@ class CallReader:
         """Before a rectifier that works in place: its input is about to be overwritten."""
         current = self._threads.current
         if args and isinstance(args[0], Tensor) and not current.unwatched:
-            kept = self._kept(module, "", args[0])
-            current.pre_activation = None if kept is None else (module, kept)
+            copy = self._copy_or_note(module, "", args[0])
+            current.pre_activation = None if copy is None else (module, copy)
 
     def read_module(self, module: nn.Module, args: Any, output: Any) -> None:
         """After a rectifier module."""
@@ -76,11 +76,11 @@ class CallReader:
         if current.unwatched:
             return
         pre_activation = args[0] if args else None
-        kept = current.pre_activation
-        if kept is not None:
+        copy = current.pre_activation
+        if copy is not None:
             current.pre_activation = None
-            if kept[0] is module:
-                pre_activation = kept[1]
+            if copy[0] is module:
+                pre_activation = copy[1]
         self._hand_over(module, "", self._rectifiers[module], pre_activation, output)
 
     def read_function(
@@ -97,7 +97,7 @@ class CallReader:
                 current.rectifier_depth -= 1
         operator = "" if owner in self._rectifiers else rectifier.activation
         if in_place and isinstance(pre_activation, Tensor):
-            pre_activation = self._kept(owner, operator, pre_activation)
+            pre_activation = self._copy_or_note(owner, operator, pre_activation)
         current.rectifier_depth += 1
         try:
             output = call()
@@ -126,7 +126,7 @@ class CallReader:
 
     # How a call is read
 
-    def _kept(self, owner: nn.Module, operator: str, x: Tensor) -> Tensor | None:
+    def _copy_or_note(self, owner: nn.Module, operator: str, x: Tensor) -> Tensor | None:
         """A copy of a pre-activation that is about to be overwritten, if it is yet to be read."""
         current = self._threads.current
         call = current.expected(owner, operator)

@@ -95,8 +95,8 @@ class UnitView:
                 arranged.stride(),
             )
             one = () if arranged.ndim == 3 else (1,)
-            as_seen = *self._size, *one, *self._view_strides, *one
-            numbers = [tensor.ndim, *self.shape, *self._strides, *as_seen]
+            as_viewed = *self._size, *one, *self._view_strides, *one
+            numbers = [tensor.ndim, *self.shape, *self._strides, *as_viewed]
             self.plan = array("q", numbers).tobytes()
         return arranged
 

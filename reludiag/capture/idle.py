@@ -65,13 +65,13 @@ class Idle:
             or self._missed.traced  # compiled code does not see that hooks come and go
             or passes < _SETTLED
             or not self._model.training
-            or not self._are_all_called(calls)
+            or not self._knows_all_rectifiers(calls)
         ) and not any(
             call.owner.training and (call.site is None or call.site.index not in learned)
             for call in calls
         )
 
-    def _are_all_called(self, calls: Sequence[ExpectedCall]) -> bool:
+    def _knows_all_rectifiers(self, calls: Sequence[ExpectedCall]) -> bool:
         if self._complete[0] != len(self._registry):
             uncalled = self._rectifiers - {call.owner for call in calls}
             complete = not uncalled and not self._functions - self._registry.functions()

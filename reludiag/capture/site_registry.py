@@ -47,7 +47,7 @@ class SiteRegistry:
         """Names of `unit_axes` that are sites'."""
         self._sites: list[KnownSite] = []
         self._by_key: dict[tuple[Any, ...], tuple[KnownSite, Layout]] = {}
-        self._named: list[Site] | None = None
+        self._site_list: list[Site] | None = None
         """`sites`, until a site or a path is new."""
 
     def __len__(self) -> int:
@@ -64,9 +64,9 @@ class SiteRegistry:
     @property
     def sites(self) -> list[Site]:
         """A name may change when another path through the model is first taken."""
-        if self._named is None:
+        if self._site_list is None:
             names = site_names([(site.identity, site.numbers) for site in self._sites])
-            self._named = [
+            self._site_list = [
                 Site(
                     key=str(site.identity),
                     name=name,
@@ -80,17 +80,17 @@ class SiteRegistry:
                 )
                 for name, site in zip(names, self._sites, strict=True)
             ]
-        return self._named
+        return self._site_list
 
     def uncalled(self, rectifiers: Mapping[nn.Module, Rectifier]) -> list[Site]:
         """A site for each of these modules that no forward has called."""
-        called = {site.path for site in self._sites if not site.identity.operator}
+        paths_called = {site.path for site in self._sites if not site.identity.operator}
         paths = {self._paths[module]: rectifier for module, rectifier in rectifiers.items()}
         names = {path: path or type(self._model).__name__ for path in paths}
         return [
             Site(names[path], names[path], path, "", rectifier, "", None, None, None)
             for path, rectifier in paths.items()
-            if path not in called
+            if path not in paths_called
         ]
 
     def match(
@@ -150,7 +150,7 @@ class SiteRegistry:
         self._by_key[match.key] = site, layout
         if call.number not in site.numbers:
             site.numbers.add(call.number)
-            self._named = None
+            self._site_list = None
 
     def _new_site(
         self,

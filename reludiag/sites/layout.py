@@ -66,8 +66,8 @@ def find_layout(
     label = UNKNOWN_AXIS if unit is None else str(unit)
     if unit is None:
         unit = Coordinate(output.ndim - 1, shape[-1]) if output.ndim > 1 else Coordinate(1, 1)
-    taken = unit.axis == 0 and unit.inner * unit.size == (shape or (1,))[0] and unit.size > 1
-    if sample is None and samples is not None and shape[:1] == (samples,) and not taken:
+    is_unit_axis = unit.axis == 0 and unit.inner * unit.size == (shape or (1,))[0] and unit.size > 1
+    if sample is None and samples is not None and shape[:1] == (samples,) and not is_unit_axis:
         sample = Coordinate(0, samples)
     return Layout(shape, unit, sample, of_one=samples == 1), label
 
