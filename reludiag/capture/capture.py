@@ -15,8 +15,8 @@ What changes while a model is watched is in five places, each with a table of it
 | the calls that a pass is expected to make | | `CallReader`, in a `ForwardPass` |
 | the sites | only grow | `SiteRegistry.add` |
 
-Beside these `MissedCalls` only grows; nothing is decided by it but that compiled code is not
-followed.
+Beside these `MissedCalls` only grows. Nothing is decided by it, but by its `traced`: a pass of
+compiled code is not followed, and its capture does not rest.
 """
 
 from collections.abc import Callable, Collection, Mapping
