@@ -34,7 +34,7 @@ SHAPES = {
 def kernels(x: Tensor, before: Tensor) -> dict[str, Callable[[], object]]:
     """What is timed, of activations `[sample, unit]` or `[sample, unit, position]`."""
     units, dtype = x.shape[1], x.dtype
-    stats = UnitStats.empty(units, dtype=dtype, passes=True)
+    stats = UnitStats.empty(units, dtype=dtype, passes_input=True)
     watching = Liveness(units, "cpu", dtype, signed=False)
     few = Liveness(units, "cpu", dtype, signed=False)
     awake = x.clone()

@@ -71,3 +71,9 @@ class MissingLibraryError(ReludiagError, ImportError):
         super().__init__(
             f'{library} is not installed; expected it for this: pip install "reludiag[{extra}]"'
         )
+
+
+class TorchVersionError(ReludiagError, ImportError):
+    """A version of torch that lacks a private name that reludiag needs."""
+
+    title = "Cannot use this version of torch"

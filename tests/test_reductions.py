@@ -114,7 +114,7 @@ def test_the_highest_preactivation_is_known_of_all_units_that_never_fired(
     reading: None, case: tuple[Tensor, bool], passes: bool
 ) -> None:
     before, _ = case
-    stats = UnitStats.empty(before.shape[1], dtype=before.dtype, passes=passes)
+    stats = UnitStats.empty(before.shape[1], dtype=before.dtype, passes_input=passes)
     stats.update(before.clamp(min=0), before)
     sums, _, _ = expected(before.clamp(min=0), signed=False)
     _, highest, _ = expected(before, signed=True)

@@ -1,54 +1,55 @@
-"""One call of a rectifier: which it is in its pass, and how its tensors are read."""
+"""One call of a rectifier: which it is in its pass, and how its tensors are viewed."""
 
 from array import array
-from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reludiag.capture.hooks import Hook, backward_task, innermost_transform, rows_of
+from reludiag.sites.layout import Layout, arrange
 from reludiag.sites.rectifiers import Rectifier
-from reludiag.sites.site import Identity, Layout, arrange
+from reludiag.sites.site import Identity
 
 
 class Call:
     """One call of a rectifier. Its tensors are the model's own memory: read them at once."""
 
-    __slots__ = ("_before", "output", "reading", "site", "training")
+    __slots__ = ("_pre_activation", "output", "site", "training", "view")
 
     def __init__(
-        self, site: int, training: bool, output: Tensor, before: Any, reading: "Reading"
+        self, site: int, training: bool, output: Tensor, pre_activation: Any, view: "UnitView"
     ) -> None:
         self.site = site
         """Index in `Capture.sites`."""
         self.training = training
         """The training flag of the module that called."""
         self.output = output
-        self.reading = reading
+        self.view = view
         """How the output is seen as `[sample, unit, position]`, and its pre-activation as well."""
-        self._before = before
+        self._pre_activation = pre_activation
 
-    def before(self) -> Tensor | None:
-        """The pre-activation, None where it is overwritten or none of the output's shape."""
-        before, output = self._before, self.output
+    def pre_activation(self) -> Tensor | None:
+        """None where it is overwritten, or is not a tensor of the output's shape."""
+        x, output = self._pre_activation, self.output
         if (
-            before is output
-            or not isinstance(before, Tensor)
-            or before.shape != output.shape
-            or before.data_ptr() == output.data_ptr()
+            x is output
+            or not isinstance(x, Tensor)
+            or x.shape != output.shape
+            or x.data_ptr() == output.data_ptr()
         ):
             return None
-        return before.resolve_neg()  # the imaginary part of a conjugate is negative in name only
+        return x.resolve_neg()  # the imaginary part of a conjugate is negative in name only
 
 
-class Reading:
-    """How tensors of one shape are seen as `[sample, unit, position]`: found once."""
+class UnitView:
+    """How tensors of one shape are viewed as `[sample, unit, position]`, worked out once.
 
-    __slots__ = ("_layout", "_size", "_strides", "_views", "fits", "plan", "positions", "rows",
-                 "samples", "shape")  # fmt: skip
+    Only `_arrange` changes one, and only the strides that it remembers: any thread may use it.
+    """
+
+    __slots__ = ("_layout", "_size", "_strides", "_view_strides", "fits", "plan", "positions",
+                 "rows", "samples", "shape")  # fmt: skip
 
     def __init__(self, layout: Layout, example: Tensor, samples: int | None) -> None:
         """`samples` is the number of samples in the pass, None if it is not known."""
@@ -57,16 +58,16 @@ class Reading:
         """The same for compiled code, as native/kernels.cpp says; empty where that takes a copy."""
         self._size: torch.Size | None = None
         self._strides: tuple[int, ...] = ()
-        self._views: tuple[int, ...] = ()
+        self._view_strides: tuple[int, ...] = ()
         arranged = self._arrange(example.detach())
         self.fits = arranged is not None
-        """Whether it can be seen so at all."""
+        """Whether such a tensor can be viewed so at all."""
         self.rows = 0 if arranged is None else arranged.shape[0]
         """Number of samples; 1 where they cannot be told apart."""
         self.positions = 1 if arranged is None or arranged.ndim == 2 else arranged.shape[2]
 
     def rows_of(self, samples: int | None) -> int:
-        """Number of samples in a call of a pass with so many."""
+        """Number of samples in a call, in a pass with `samples` of them."""
         return self.rows if self._layout.sample is None or samples is None else samples
 
     def of(self, tensor: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ class Reading:
         """
         tensor = tensor.detach()
         if self._size is not None and tensor.stride() == self._strides:
-            return tensor.as_strided(self._size, self._views)
+            return tensor.as_strided(self._size, self._view_strides)
         arranged = self._arrange(tensor)
         assert arranged is not None
         return arranged
@@ -88,37 +89,42 @@ class Reading:
         if arranged.shape[2] == 1:
             arranged = arranged[..., 0]
         if tensor.numel() and arranged.data_ptr() == tensor.data_ptr():
-            self._size, self._strides, self._views = (
+            self._size, self._strides, self._view_strides = (
                 arranged.shape,
                 tensor.stride(),
                 arranged.stride(),
             )
             one = () if arranged.ndim == 3 else (1,)
-            seen = *self._size, *one, *self._views, *one
-            self.plan = array("q", [tensor.ndim, *self.shape, *self._strides, *seen]).tobytes()
+            as_viewed = *self._size, *one, *self._view_strides, *one
+            numbers = [tensor.ndim, *self.shape, *self._strides, *as_viewed]
+            self.plan = array("q", numbers).tobytes()
         return arranged
 
 
-class Turn:
-    """A call's place in the sequence of calls that a forward makes, and what was found of it."""
+class ExpectedCall:
+    """One call in the sequence that a forward makes: the next forward is expected to make it too.
 
-    __slots__ = ("number", "operator", "ordinal", "owner", "place", "producer", "reading")
+    `site` and `view` are set by `CallReader` alone: when the call is first made, and when it is
+    made with another shape. All else stays.
+    """
+
+    __slots__ = ("number", "operator", "ordinal", "owner", "producer", "site", "view")
 
     def __init__(
         self, owner: nn.Module, operator: str, producer: nn.Module | None, number: int, ordinal: int
     ) -> None:
         self.owner, self.operator, self.producer = owner, operator, producer
         self.number = number
-        """How many calls of the owner came before in this forward."""
+        """How many calls of the owner came earlier in this forward."""
         self.ordinal = ordinal
-        """How many of these were fed by the same."""
-        self.place: Place | None = None
-        self.reading: Reading | None = None
+        """How many of these were fed by the same producer."""
+        self.site: KnownSite | None = None
+        self.view: UnitView | None = None
 
 
 @dataclass
-class Place:
-    """A site while it is being found."""
+class KnownSite:
+    """What `SiteRegistry` knows of one site, which alone adds to it."""
 
     index: int
     path: str
@@ -129,50 +135,4 @@ class Place:
     producer: str | None
     norm: str | None
     numbers: set[int] = field(default_factory=set)
-    """Which call of its owner it was, in each of the forwards that it was seen in."""
-
-
-class Rest:
-    """Counts the forwards of a model whose passes all make the same calls."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        turns: Sequence[tuple[Turn, bool]],
-        was_traced: Callable[[], None],
-    ) -> None:
-        """`turns` are those calls, with the training flags of their owners."""
-        self._turns = turns
-        self._forwards: list[tuple[bool, torch.Size | int | None]] = []
-        """Of each, whether it was in training, and the shape or the length of its input."""
-        self._handle = model.register_forward_hook(
-            Hook(self._count, model, "input", was_traced), with_kwargs=True
-        )
-
-    def _count(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-        # In training this code is cold each time: what it does not do saves microseconds.
-        if backward_task() != -1 or innermost_transform() is not None:
-            return
-        first = args[0] if args else None
-        shape: torch.Size | int | None = first.shape if type(first) is Tensor else None
-        if not shape:
-            shape = rows_of([*args, *kwargs.values()])
-        self._forwards.append((module.training, shape))
-
-    def end(self) -> tuple[list[tuple[int, bool, int, int]], int]:
-        """(site, in training, calls, samples) of what was called since; passes in evaluation."""
-        self._handle.remove()
-        forwards: Counter[int | None] = Counter()
-        evaluations = 0
-        for (training, shape), count in Counter(self._forwards).items():
-            if training:
-                forwards[shape[0] if isinstance(shape, tuple) else shape] += count
-            else:
-                evaluations += count
-        calls = [
-            (turn.place.index, in_training, count, count * turn.reading.rows_of(samples))
-            for samples, count in forwards.items()
-            for turn, in_training in self._turns
-            if turn.place is not None and turn.reading is not None
-        ]
-        return calls, evaluations
+    """Which call of its owner it was, in each of the forwards that made it."""

@@ -5,50 +5,78 @@ from collections import Counter
 
 from torch import Tensor, nn
 
-from reludiag.capture.calls import Turn
+from reludiag.capture.calls import ExpectedCall
 from reludiag.sites.functional import RectifierMode
 from reludiag.sites.provenance import ProvenanceMode
 
 
-class Pass:
-    """The forward pass that a thread is in."""
+class ForwardPass:
+    """The forward pass that a thread is in, and what it is expected to be like.
 
-    __slots__ = ("before", "depth", "following", "idle", "inside", "known", "mode", "producer",
-                 "root", "samples", "turn", "turns", "unobserved")  # fmt: skip
+    | state | `depth` | `unwatched` | `function_mode`, `provenance` |
+    |---|---|---|---|
+    | none | 0 | no | None |
+    | watched | how many module calls deep | no | see below |
+    | unwatched | how many module calls deep | yes | None |
+
+    A watched pass has a function mode if the model calls rectifiers as functions; one that is
+    followed has that and the provenance mode. `PassTracker` has the events that lead from one
+    state to another.
+    """
+
+    __slots__ = ("call_count", "depth", "expected_calls", "expected_count", "function_mode",
+                 "pre_activation", "producer", "provenance", "rectifier_depth", "root", "samples",
+                 "unobserved", "unwatched")  # fmt: skip
 
     def __init__(self) -> None:
+        # Set by PassTracker, when a pass begins or ends:
         self.depth = 0
-        self.idle = False
-        """Whether nothing of it is watched."""
-        self.samples: int | None = None
-        self.turns: list[Turn] = []
-        """The calls of the last pass, which this one is expected to make as well."""
-        self.turn = 0
-        """Number of calls so far in this one."""
-        self.known = 0
-        """Length of `turns` when it began."""
-        self.producer: nn.Module | None = None
-        self.mode: RectifierMode | None = None
-        self.following: ProvenanceMode | None = None
-        self.unobserved: Counter[tuple[str, str]] = Counter()
-        """As in `Capture`, of this pass where it is followed."""
-        self.inside = 0
-        """Depth of rectifier calls: what they call themselves is theirs."""
-        self.before: tuple[nn.Module, Tensor] | None = None
-        """A rectifier that works in place, and a copy of what it is about to overwrite."""
+        self.unwatched = False
         self.root: nn.Module | None = None
         """The module whose call it is."""
+        self.samples: int | None = None
+        """Number of samples, None if it is not known."""
+        self.expected_count = 0
+        """Length of `expected_calls` when it began."""
+        self.function_mode: RectifierMode | None = None
+        self.provenance: ProvenanceMode | None = None
+        # Set by CallReader, from call to call; all but the first begin anew with each pass:
+        self.expected_calls: list[ExpectedCall] = []
+        """The calls of the last pass, which this one is expected to make as well."""
+        self.call_count = 0
+        """Number of calls so far."""
+        self.producer: nn.Module | None = None
+        """The module with weights that ran last."""
+        self.pre_activation: tuple[nn.Module, Tensor] | None = None
+        """A rectifier that works in place, and a copy of what it is about to overwrite."""
+        self.rectifier_depth = 0
+        """How deep in rectifier calls it is: what they call themselves is theirs."""
+        self.unobserved: Counter[tuple[str, str]] = Counter()
+        """As in `MissedCalls`, of this pass if it is followed."""
 
-    def expected(self, owner: nn.Module, operator: str) -> Turn | None:
+    def expected(self, owner: nn.Module, operator: str) -> ExpectedCall | None:
         """The next call of the last pass, if a call made now would be it again."""
-        if self.depth and self.turn < len(self.turns):
-            turn = self.turns[self.turn]
-            if turn.owner is owner and turn.producer is self.producer and turn.operator == operator:
-                return turn
+        if self.depth and self.call_count < len(self.expected_calls):
+            call = self.expected_calls[self.call_count]
+            if call.owner is owner and call.producer is self.producer and call.operator == operator:
+                return call
         return None
 
+    def unexpected(self, owner: nn.Module, operator: str) -> ExpectedCall:
+        """A call made now, in place of the one that was expected and of all after it."""
+        calls = self.expected_calls
+        del calls[self.call_count :]
+        self.call_count += 1
+        same = [call for call in calls if call.owner is owner and call.operator == operator]
+        ordinal = sum(call.producer is self.producer for call in same)
+        calls.append(ExpectedCall(owner, operator, self.producer, len(same), ordinal))
+        return calls[-1]
 
-class ThisThread(threading.local):
+
+class PerThread(threading.local):
+    """The pass of each thread. `open_passes` are those of all threads that have not ended."""
+
     # Asked for once in a hook: each attribute of a thread's own is slow to find.
-    def __init__(self) -> None:
-        self.now = Pass()
+    def __init__(self, open_passes: set[ForwardPass]) -> None:
+        self.current = ForwardPass()
+        self.open_passes = open_passes

@@ -11,17 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import (
-    DisableTorchFunction,
-    _is_any_autocast_enabled,
-    _len_torch_function_stack,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from reludiag.sites.functional import OnCall
 from reludiag.sites.rectifiers import rectifier_call
+from reludiag.sites.torch_internals import (
+    ENCODER_LAYER,
+    DisableTorchFunction,
+    TorchDispatchMode,
+    function_modes,
+    is_autocasting,
+    multi_head_attention,
+)
 
-_LAYER = torch.ops.aten._transformer_encoder_layer_fwd.default
 _RELU = {torch.ops.aten.relu.default: False, torch.ops.aten.relu_.default: True}
 
 
@@ -54,14 +55,14 @@ class Unfused:
             self._module.training
             or torch.is_grad_enabled()
             or not self._sees()
-            or _len_torch_function_stack() > 1  # a mode of the user's own sends it the long way
+            or function_modes() > 1  # a mode of the user's own sends it the long way
             or any(isinstance(value, Tensor) and type(value) is not Tensor for value in values)
         ):
             return self._forward(*args, **kwargs)
         if self._mode is None:
             with DisableTorchFunction():
                 return self._forward(*args, **kwargs)
-        if _is_any_autocast_enabled():  # the operator's parts would not be cast as in it
+        if is_autocasting():  # the operator's parts would not be cast as in it
             return self._forward(*args, **kwargs)
         with DisableTorchFunction(), self._mode:
             return self._forward(*args, **kwargs)
@@ -99,7 +100,7 @@ class _LayerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _LAYER and args[0].numel() and not args[0].is_nested:
+        if func is ENCODER_LAYER and args[0].numel() and not args[0].is_nested:
             return self._layer(*args, **kwargs)
         if func in _RELU:
             return self._rectify(args[0], _RELU[func])
@@ -140,7 +141,7 @@ class _LayerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         norm_1 = (width,), norm_weight_1, norm_bias_1, eps
         norm_2 = (width,), norm_weight_2, norm_bias_2, eps
         x = torch.layer_norm(src, *norm_1) if norm_first else src
-        x = torch._native_multi_head_attention(
+        x = multi_head_attention(
             x, x, x, width, heads, qkv_weight, qkv_bias, proj_weight, proj_bias, mask, False, True,
             mask_type,
         )[0]  # fmt: skip

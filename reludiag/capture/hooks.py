@@ -1,62 +1,21 @@
-"""Where hooks go in a model, and what can be asked of the forward pass that they are called in.
+"""Hooks that copies of a model do not take along, and where they go in it.
 
 In a model that torch.compile compiles, a hook is traced, and our code is nothing to trace: there it
 becomes a call of one operator that the compiler does not look into, and that calls the hook.
 """
 
-import contextlib
 import functools
 import itertools
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, compiler, nn
+from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from reludiag.sites.site import rectifier_modules
-
-CALL = nn.Module._call_impl.__code__
-"""Of every module call, between the caller and `forward`."""
-# The function inside it that calls forward, where there are hooks.
-INNER = next(c for c in CALL.co_consts if getattr(c, "co_name", None) == "inner")
-
-
-def uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """While entered, what torch.compile compiled runs as it was written."""
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
-
-
-def forget_compiled() -> None:
-    """Have everything compiled anew: code that was compiled before does not see new hooks."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is not None and dynamo.utils.counters["stats"]["unique_graphs"]:
-        dynamo.reset()
-
-
-@contextlib.contextmanager
-def guarded() -> Iterator[None]:
-    """While entered, what is compiled for one module is not run for its twin with other hooks."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None:
-        yield
-        return
-    with dynamo.config.patch(skip_nnmodule_hook_guards=False):
-        yield
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether the model, or part of it, is known to be compiled."""
-    return any(
-        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-        for module in model.modules()
-    )
-
+from reludiag.sites.torch_internals import is_exporting, is_tracing
 
 _numbers = itertools.count()
 _hooks: weakref.WeakValueDictionary[int, "Hook"] = weakref.WeakValueDictionary()
@@ -65,10 +24,10 @@ _order = torch.zeros(1)
 
 
 @torch.library.custom_op("reludiag::hook", mutates_args={"order"})
-def _call_hook(order: Tensor, number: int, seen: list[Tensor]) -> None:
+def _call_hook(order: Tensor, number: int, tensors: list[Tensor]) -> None:
     hook = _hooks.get(number)
     if hook is not None:  # compiled code outlives its hooks
-        hook.traced(seen)
+        hook.traced(tensors)
 
 
 class Hook:
@@ -93,30 +52,29 @@ class Hook:
     def __call__(self, *args: Any) -> None:
         """As PyTorch calls it: of the module, its arguments, keywords and output, where asked."""
         # The program that is then written has no part in this, and there are no values to read.
-        # Not asked by is_exporting(): the compiler of some releases takes that to be true always.
-        if compiler._is_exporting_flag:
+        if is_exporting():
             return
         if is_dynamo_compiling():
             if self._reads is None:
                 return
-            seen: list[Tensor] = []
+            tensors: list[Tensor] = []
             if self._reads == "input":
-                seen = [value.detach() for value in args[1][:1] if isinstance(value, Tensor)]
+                tensors = [value.detach() for value in args[1][:1] if isinstance(value, Tensor)]
             elif self._reads == "output" and isinstance(args[-1], Tensor):
-                seen = [args[-1].detach()]
-            _call_hook(_order, self._number, seen)
-        elif self._target is not None and not _is_tracing():
+                tensors = [args[-1].detach()]
+            _call_hook(_order, self._number, tensors)
+        elif self._target is not None and not is_tracing():
             self._target(*args)
 
-    def traced(self, seen: list[Tensor]) -> None:
+    def traced(self, tensors: list[Tensor]) -> None:
         """As compiled code calls it."""
         if self._target is None:
             return
         self._was_traced()
         if self._reads == "input":
-            self._target(self._module, tuple(seen), {})
+            self._target(self._module, tuple(tensors), {})
         else:
-            self._target(self._module, (), seen[0] if seen else ())
+            self._target(self._module, (), tensors[0] if tensors else ())
 
     def __deepcopy__(self, memo: Any) -> "Hook":
         return Hook(None)
@@ -187,20 +145,3 @@ def rows_of(values: list[Any]) -> int | None:
         if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
             return len(value)
     return None
-
-
-_is_tracing = torch._C._is_tracing
-backward_task = torch._C._current_graph_task_id
-"""Number of the backward pass that is running, -1 if none is."""
-innermost_transform = torch._C._functorch.peek_interpreter_stack
-"""The `torch.func` transform that is at work, None if none is."""
-
-
-def is_recomputed() -> bool:
-    """Whether this is activation checkpointing's second forward, run inside the backward pass."""
-    return backward_task() != -1
-
-
-def is_transformed() -> bool:
-    """Whether vmap, grad or jvp is at work: its tensors cannot be read from outside."""
-    return innermost_transform() is not None

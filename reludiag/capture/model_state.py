@@ -1,4 +1,4 @@
-"""What a frozen pass must leave behind: a model as it was."""
+"""What a frozen pass changes in a model, and how that is restored."""
 
 import contextlib
 import random
@@ -8,15 +8,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from reludiag.sites.torch_internals import buffers_of
+
 
 @contextlib.contextmanager
-def as_it_was(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module) -> Iterator[None]:
     """Restore on leaving, however that comes: training flags, buffers, random number streams."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
-        (module._buffers, name, buffer, buffer.detach().clone())
+        (buffers_of(module), name, buffer, buffer.detach().clone())
         for module in model.modules()
-        for name, buffer in module._buffers.items()
+        for name, buffer in buffers_of(module).items()
         if buffer is not None
     ]
     python_state, numpy_state = random.getstate(), np.random.get_state()

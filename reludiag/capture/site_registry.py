@@ -1,138 +1,169 @@
-"""Places: which site a call is of, and where its units are, from the first call to the last.
+"""SiteRegistry: which site a call is of, and where its units are, from the first call to the last.
 
-A call that was met before is found by what owns it and what fed it; of one met for the first time
+A call that was made before is told by what owns it and what fed it; of one made for the first time
 the unit axis is found.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from reludiag.capture.calls import Place, Reading, Turn
+from reludiag.capture.calls import ExpectedCall, KnownSite, UnitView
 from reludiag.sites.axes import Coordinate, Origin
+from reludiag.sites.layout import UNKNOWN_AXIS, Layout, find_layout
 from reludiag.sites.provenance import ProvenanceMode
 from reludiag.sites.rectifiers import Rectifier
-from reludiag.sites.site import UNKNOWN_AXIS, Identity, Layout, Site, find_layout, site_names
+from reludiag.sites.site import Identity, Site, site_names
 
 
-class Places:
-    """The sites of one model, in the order in which they were met.
+class SiteMatch(NamedTuple):
+    """What `SiteRegistry.match` says of a call."""
 
-    `paths` are those of its modules; `unit_axes` as in `Capture`.
+    key: tuple[Any, ...]
+    """What tells the call from others."""
+    site: KnownSite | None
+    """Perhaps one that is not in the registry yet. None where the call had better wait."""
+    layout: Layout | None
+    view: UnitView | None
+    """How the output is viewed, None if it does not fit its site."""
+    override: str | None
+    """The name in `unit_axes` that the unit axis is from."""
+
+
+class SiteRegistry:
+    """The sites of one model, in the order of their first calls.
+
+    `paths` are those of its modules; `unit_axes` as in `Capture`. `match` changes nothing; `add`
+    is the one method that does.
     """
 
     def __init__(
         self, model: nn.Module, paths: Mapping[nn.Module, str], unit_axes: Mapping[str, int]
     ) -> None:
-        self.overruled: set[str] = set()
-        """Names of `unit_axes` that were met."""
-        self.waiting: set[Turn] = set()
-        """Calls that are not read until they are met in a pass that is followed."""
         self._model, self._paths, self._unit_axes = model, paths, unit_axes
-        self._places: list[Place] = []
-        self._found: dict[tuple[Any, ...], tuple[Place, Layout]] = {}
-        self._names: list[Site] | None = None
+        self.overrides: set[str] = set()
+        """Names of `unit_axes` that are sites'."""
+        self._sites: list[KnownSite] = []
+        self._by_key: dict[tuple[Any, ...], tuple[KnownSite, Layout]] = {}
+        self._site_list: list[Site] | None = None
+        """`sites`, until a site or a path is new."""
 
     def __len__(self) -> int:
-        return len(self._places)
-
-    def __iter__(self) -> Iterator[Place]:
-        return iter(self._places)
+        return len(self._sites)
 
     def functions(self) -> Counter[tuple[str, str]]:
-        """(path of the owner, operator) -> number of places; the operator is empty for a module."""
-        return Counter((place.path, place.identity.operator) for place in self._places)
+        """(path of the owner, operator) -> number of sites; the operator is empty for a module."""
+        return Counter((site.path, site.identity.operator) for site in self._sites)
+
+    def has_functions(self) -> bool:
+        """Whether a rectifier was called as a function."""
+        return any(site.identity.operator for site in self._sites)
 
     @property
     def sites(self) -> list[Site]:
         """A name may change when another path through the model is first taken."""
-        if self._names is None:
-            names = site_names([(place.identity, place.numbers) for place in self._places])
-            self._names = [
+        if self._site_list is None:
+            names = site_names([(site.identity, site.numbers) for site in self._sites])
+            self._site_list = [
                 Site(
-                    key=str(place.identity),
+                    key=str(site.identity),
                     name=name,
-                    module=place.path,
-                    operator=place.identity.operator,
-                    rectifier=place.rectifier,
-                    unit_axis=place.label,
-                    units=place.layout.unit.size,
-                    producer=place.producer,
-                    norm=place.norm,
+                    module=site.path,
+                    operator=site.identity.operator,
+                    rectifier=site.rectifier,
+                    unit_axis=site.label,
+                    units=site.layout.unit.size,
+                    producer=site.producer,
+                    norm=site.norm,
                 )
-                for name, place in zip(names, self._places, strict=True)
+                for name, site in zip(names, self._sites, strict=True)
             ]
-        return self._names
+        return self._site_list
 
-    def find(
+    def uncalled(self, rectifiers: Mapping[nn.Module, Rectifier]) -> list[Site]:
+        """A site for each of these modules that no forward has called."""
+        paths_called = {site.path for site in self._sites if not site.identity.operator}
+        paths = {self._paths[module]: rectifier for module, rectifier in rectifiers.items()}
+        names = {path: path or type(self._model).__name__ for path in paths}
+        return [
+            Site(names[path], names[path], path, "", rectifier, "", None, None, None)
+            for path, rectifier in paths.items()
+            if path not in paths_called
+        ]
+
+    def match(
         self,
-        turn: Turn,
+        call: ExpectedCall,
         rectifier: Rectifier,
         output: Tensor,
         samples: int | None,
-        following: ProvenanceMode | None,
-        waits: bool = False,
-    ) -> Reading | None:
-        """How the output of a call is read, None if it does not fit its site.
+        provenance: ProvenanceMode | None,
+        deferred: Collection[ExpectedCall] | None = None,
+    ) -> SiteMatch:
+        """The site of a call, and how its output is viewed. Changes nothing.
 
-        Notes in `turn` what it found. `following` is what follows this forward, if anything does;
-        `waits` says that a call whose axes only that can tell is better met then, and not yet.
+        `provenance` is what follows this forward, if anything does. `deferred` are the calls that
+        wait for a forward that is followed, None where none may wait.
         """
-        key: tuple[Any, ...] = (turn.owner, turn.operator, turn.producer, turn.ordinal)
-        place, layout = self._found.get(key, (None, None))
+        key: tuple[Any, ...] = (call.owner, call.operator, call.producer, call.ordinal)
+        site, layout = self._by_key.get(key, (None, None))
         shape: tuple[int, ...] = ()
         if layout is not None and not layout.fits(output):
             # Where units are the positions of an axis of varying length, each is a site.
             shape = tuple(output.shape[1:])
             key = (*key, shape)
-            place, layout = self._found.get(key, (None, None))
-        if waits and layout is not None and layout.of_one and samples != 1:
-            self._let_wait(turn)
-            return None
-        if place is None or layout is None or (following is not None and layout.of_one):
-            path = self._paths[turn.owner]
+            site, layout = self._by_key.get(key, (None, None))
+        if deferred is not None and layout is not None and layout.of_one and samples != 1:
+            return SiteMatch(key, None, None, None, None)
+        override: str | None = None
+        if site is None or layout is None or (provenance is not None and layout.of_one):
             identity = Identity(
-                owner=path or type(self._model).__name__,
-                operator=turn.operator,
-                fed_by="" if turn.producer is None else self._paths[turn.producer],
-                ordinal=turn.ordinal,
+                owner=self._paths[call.owner] or type(self._model).__name__,
+                operator=call.operator,
+                fed_by="" if call.producer is None else self._paths[call.producer],
+                ordinal=call.ordinal,
                 shape=shape,
             )
-            origin = None if following is None else following.origin_of(output.detach())
-            axis = self._overruled(identity, turn.number, output)
-            layout, label = find_layout(output, origin, turn.producer, samples, axis)
+            origin = None if provenance is None else provenance.origin_of(output.detach())
+            override, axis = self._override(identity, call.number, output)
+            layout, label = find_layout(output, origin, call.producer, samples, axis)
             unsure = layout.sample is None or label == UNKNOWN_AXIS
-            if waits and (unsure or self.waiting):  # sites are in the order of their first calls
-                self._let_wait(turn)
-                return None
-            if place is None:
-                place = self._meet(path, identity, rectifier, layout, label, origin)
-            self._found[key] = place, layout
-        if turn.number not in place.numbers:
-            place.numbers.add(turn.number)
-            self._names = None
-        reading = Reading(layout, output, samples)
-        turn.place, turn.reading = place, reading if reading.fits else None
-        return turn.reading
+            # Sites are in the order of their first calls.
+            if deferred is not None and (unsure or deferred):
+                return SiteMatch(key, None, None, None, override)
+            if site is None:
+                site = self._new_site(call, identity, rectifier, layout, label, origin)
+        view = UnitView(layout, output, samples)
+        return SiteMatch(key, site, layout, view if view.fits else None, override)
 
-    def _let_wait(self, turn: Turn) -> None:
-        self.waiting.add(turn)
-        turn.place = turn.reading = None
+    def add(self, call: ExpectedCall, match: SiteMatch) -> None:
+        """Take in what `match` says of `call`."""
+        if match.override is not None:
+            self.overrides.add(match.override)
+        site, layout = match.site, match.layout
+        if site is None or layout is None:
+            return
+        if site.index == len(self._sites):
+            self._sites.append(site)
+        self._by_key[match.key] = site, layout
+        if call.number not in site.numbers:
+            site.numbers.add(call.number)
+            self._site_list = None
 
-    def _meet(
+    def _new_site(
         self,
-        path: str,
+        call: ExpectedCall,
         identity: Identity,
         rectifier: Rectifier,
         layout: Layout,
         label: str,
         origin: Origin | None,
-    ) -> Place:
-        place = Place(
-            index=len(self._places),
-            path=path,
+    ) -> KnownSite:
+        return KnownSite(
+            index=len(self._sites),
+            path=self._paths[call.owner],
             identity=identity,
             rectifier=rectifier,
             layout=layout,
@@ -140,16 +171,16 @@ class Places:
             producer=(origin.producer if origin is not None else None) or identity.fed_by or None,
             norm=origin.norm if origin is not None else None,
         )
-        self._places.append(place)
-        return place
 
-    def _overruled(self, identity: Identity, number: int, output: Tensor) -> Coordinate | None:
+    def _override(
+        self, identity: Identity, number: int, output: Tensor
+    ) -> tuple[str | None, Coordinate | None]:
+        """The name in `unit_axes` that is this site's, and the axis that it says."""
         for name in (
             f"{identity.base}#{number}" if number else identity.base,
             f"{identity.base}@{identity.fed_by}",
         ):
             axis = self._unit_axes.get(name)
             if axis is not None and -output.ndim <= axis < output.ndim:
-                self.overruled.add(name)
-                return Coordinate(axis % output.ndim, output.shape[axis])
-        return None
+                return name, Coordinate(axis % output.ndim, output.shape[axis])
+        return None, None

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from reludiag.capture.hooks import Hook, is_recomputed, is_transformed
+from reludiag.capture.hooks import Hook
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
 from reludiag.evidence.update_ratios import UpdateMeter
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import Death, Observations, Update
+from reludiag.sites.torch_internals import is_recomputed, is_transformed
 
 Result = TypeVar("Result")
 

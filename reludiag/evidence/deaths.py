@@ -28,8 +28,8 @@ from torch.func import functional_call
 
 from reludiag.capture.calls import Call
 from reludiag.capture.capture import Capture
-from reludiag.capture.hooks import uncompiled
-from reludiag.capture.model_state import as_it_was
+from reludiag.capture.compiled import uncompiled
+from reludiag.capture.model_state import preserve_state
 from reludiag.evidence.decomposition import Folded, InputSums, Layer, Weights, drift
 from reludiag.loading.data import model_arguments
 from reludiag.recording.observations import Death, Drift
@@ -112,7 +112,7 @@ class DeathWatch:
         self, step: int, died: Mapping[str, tuple[Site, np.ndarray[Any, Any]]]
     ) -> list[Death]:
         model = self._model
-        with as_it_was(model), torch.no_grad(), uncompiled():
+        with preserve_state(model), torch.no_grad(), uncompiled():
             model.train(False)
             after = _floating(model)
             if after.keys() != self._weights.keys():  # the model was rebuilt meanwhile
@@ -213,7 +213,9 @@ class ProbePasses:
         self, model: nn.Module, batches: Sequence[Any], unit_axes: Mapping[str, int] | None
     ) -> None:
         self._model, self._batches = model, batches
-        self._capture = Capture(model, self._receive, self._wants_before, unit_axes=unit_axes)
+        self._capture = Capture(
+            model, self._receive, self._wants_pre_activation, unit_axes=unit_axes
+        )
         self._sites: Mapping[str, Site] = {}
         self._is_full = False
         self._fired: dict[str, Tensor] = {}
@@ -264,23 +266,23 @@ class ProbePasses:
             for handle in handles:
                 handle.remove()
 
-    def _wants_before(self, training: bool, site: int | None) -> bool:
+    def _wants_pre_activation(self, training: bool, site: int | None) -> bool:
         return self._is_full
 
     def _receive(self, call: Call) -> None:
         site = self._capture.sites[call.site]
         if site.key not in self._sites:
             return
-        x = call.reading.of(call.output)
+        x = call.view.of(call.output)
         places = [dim for dim in range(x.ndim) if dim != 1]
         fired = (x != 0 if site.rectifier.signed else x > 0).any(dim=0)
         fired = fired.flatten(1).any(dim=1) if fired.ndim > 1 else fired
         before = self._fired.get(site.key)
         self._fired[site.key] = fired if before is None else fired | before
-        z = call.before() if self._is_full else None
+        z = call.pre_activation() if self._is_full else None
         if z is None:
             return
-        z = call.reading.of(z)
+        z = call.view.of(z)
         eps = torch.finfo(z.dtype).eps if z.is_floating_point() else 1.0
         z = z.double()
         total, size, count = z.sum(places), z.abs().sum(places), z.numel() // z.shape[1]

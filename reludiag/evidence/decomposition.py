@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reludiag.sites.torch_internals import convolve
+
 Reals = np.ndarray[Any, np.dtype[np.float64]]
 Weights = Mapping[str, Tensor]
 """Parameters and buffers of a model by name."""
@@ -181,7 +183,7 @@ def _patches(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
         weight = torch.zeros_like(layer.get_parameter("weight"), dtype=x.dtype, requires_grad=True)
         x = x.clone().unsqueeze(0)
         if isinstance(layer, _CONVOLUTIONS):
-            out = convolution._conv_forward(x, weight, None)
+            out = convolve(layer, x, weight)
         else:
             out = _TRANSPOSED[type(convolution)](
                 x,

@@ -20,6 +20,7 @@ from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import Baseline, Given, Observations, Start
+from reludiag.sites.torch_internals import forward_hooks_of
 
 BASELINE = "kaiming_normal"
 """The scheme that the weights are drawn anew by, with biases of 0: what a ReLU asks for."""
@@ -79,7 +80,7 @@ def _copied(model: nn.Module) -> nn.Module | None:
     except Exception:  # a module may hold anything: a lock, a file, a tensor of a graph
         return None
     for module in twin.modules():
-        module._forward_hooks.clear()
+        forward_hooks_of(module).clear()
     return twin
 
 

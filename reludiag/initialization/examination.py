@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from reludiag.capture.model_state import as_it_was
+from reludiag.capture.model_state import preserve_state
 from reludiag.errors import ModelError, UsageError
 from reludiag.initialization.birth import UNCENTRED, silent_on_all, silent_with_bias
 from reludiag.initialization.layer_init import (
@@ -132,7 +132,7 @@ def examine_initialization(
     Raises ModelError for a model without rectifiers or one that cannot be copied, DataError as
     `scan` does.
     """
-    with as_it_was(model):
+    with preserve_state(model):
         twin = _copied(model)
         scanner = Scanner(twin)
         layers = _layers(scanner.model)

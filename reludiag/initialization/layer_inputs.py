@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from reludiag.capture.calls import Call
 from reludiag.capture.capture import Capture
-from reludiag.capture.hooks import uncompiled
-from reludiag.capture.model_state import as_it_was
+from reludiag.capture.compiled import uncompiled
+from reludiag.capture.model_state import preserve_state
 from reludiag.initialization.birth import mean_cosine_of_sum
 from reludiag.loading.data import model_arguments
 
@@ -52,7 +52,7 @@ def measure_inputs(
     gradients in the first batch: give a copy that no one trains.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with as_it_was(model), uncompiled():
+    with preserve_state(model), uncompiled():
         model.eval()
         args, kwargs = model_arguments(model, batches[0], device, dtype)
         first = _first_layers(model, args, kwargs, layers)
@@ -192,7 +192,7 @@ def _rectified_outputs(
         made = outputs.get(producer or "")
         if producer is None or made is None:
             return
-        rectified = call.reading.of(call.output)
+        rectified = call.view.of(call.output)
         if made.shape == rectified.shape and torch.equal(made.clamp(min=0), rectified):
             found[call.site] = producer
 

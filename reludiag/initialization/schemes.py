@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from reludiag.errors import UsageError
+from reludiag.sites.torch_internals import parameters_of
 
 Distribution = Literal["normal", "uniform", "truncated_normal", "orthogonal"]
 
@@ -186,7 +187,7 @@ def _tied_elsewhere(model: nn.Module) -> set[int]:
 
 def _held(module: nn.Module, name: str) -> int | None:
     """Identity of the parameter itself; None of one that is computed anew at each access."""
-    parameter = module._parameters.get(name)
+    parameter = parameters_of(module).get(name)
     return None if parameter is None else id(parameter)
 
 
@@ -194,7 +195,7 @@ def _set(module: nn.Module, name: str, values: Tensor, path: str) -> None:
     current = getattr(module, name)
     values = values.to(current.device, current.dtype)
     with torch.no_grad():
-        if name in module._parameters:
+        if name in parameters_of(module):
             current.copy_(values)
             return
         refused: Exception | None = None

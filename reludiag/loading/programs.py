@@ -17,6 +17,7 @@ from torch.fx import GraphModule, Node
 
 from reludiag.errors import ModelError
 from reludiag.sites.rectifiers import rectifier_call
+from reludiag.sites.torch_internals import OpOverload, operator_name
 
 _PLAIN = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid)
 # Their operators have the arguments that they were made with, in the same order.
@@ -69,7 +70,7 @@ def program_module(program: ExportedProgram) -> GraphModule:
                 "export it after model.eval()"
             )
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+        if node.op == "call_function" and isinstance(node.target, OpOverload):
             _give_back(module, node)
     module.recompile()
     for node in module.graph.nodes:
@@ -117,7 +118,7 @@ def _give_back(module: GraphModule, node: Node) -> None:
 
 
 def _name(node: Node) -> str:
-    return str(getattr(node.target, "_opname", ""))
+    return operator_name(node.target) if isinstance(node.target, OpOverload) else ""
 
 
 def _called_in(owner: nn.Module, operator: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,32 +15,32 @@ def no_rectifier(model: nn.Module) -> str:
 
 def blind_spots(capture: Capture) -> list[str]:
     """Sentences on what the capture could not see of the model."""
-    spots = []
-    if capture.unobserved:
-        owners = list(dict.fromkeys(owner or "the model itself" for owner, _ in capture.unobserved))
-        calls = capture.unobserved.total()
+    spots, missed = [], capture.missed
+    if missed.unobserved:
+        owners = list(dict.fromkeys(owner or "the model itself" for owner, _ in missed.unobserved))
+        calls = missed.unobserved.total()
         listed = ", ".join(owners[:3]) + (f" and {len(owners) - 3} more" * (len(owners) > 3))
-        operators = ", ".join(sorted({operator for _, operator in capture.unobserved}))
+        operators = ", ".join(sorted({operator for _, operator in missed.unobserved}))
         spots.append(
             f"NOT OBSERVED: {calls} rectifier call{'s' * (calls != 1)} ({operators}) in {listed}. "
             "They are made where they cannot be read: no verdict speaks of them."
         )
-    if capture.transformed:
+    if missed.transformed:
         spots.append(
-            f"Left out: {capture.transformed:,} rectifier calls inside torch.func transforms "
+            f"Left out: {missed.transformed:,} rectifier calls inside torch.func transforms "
             "(vmap, grad, jvp), which cannot be read from outside."
         )
-    if capture.unread:
+    if missed.unrepeatable:
         spots.append(
-            f"Left out: {capture.unread:,} rectifier calls of a path that was first taken in a "
-            "batch that the model changed in place, and that could so not be run again."
+            f"Left out: {missed.unrepeatable:,} rectifier calls of a path that was first taken in "
+            "a batch that the model changed in place, and that could so not be run again."
         )
-    if capture.traced and capture.functional:
+    if missed.traced and capture.functional:
         spots.append(
             "NOT OBSERVED: rectifiers called as functions, since the model was compiled. "
             "Compile it before it is monitored."
         )
-    if capture.elsewhere:
+    if missed.elsewhere and capture.functional:
         spots.append(
             "Part of a forward ran in another thread. Rectifiers called there as functions were "
             "not seen; modules were."

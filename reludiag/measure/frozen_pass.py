@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reludiag.capture.calls import Call, Reading
+from reludiag.capture.calls import Call, UnitView
 from reludiag.capture.capture import Capture
-from reludiag.capture.hooks import uncompiled
-from reludiag.capture.model_state import as_it_was
+from reludiag.capture.compiled import uncompiled
+from reludiag.capture.model_state import preserve_state
 from reludiag.errors import DataError, ModelError, UsageError
 from reludiag.loading.data import batches_of, input_tensors, model_arguments
 from reludiag.loading.specs import user_code_error
@@ -23,6 +23,7 @@ from reludiag.measure.reductions import all_finite
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unit_stats import UnitStats
 from reludiag.sites.functional import may_rectify
+from reludiag.sites.torch_internals import eager_module
 
 Progress = Callable[[int, int | None], None]
 """Called with the number of batches done, and of all of them if that is known."""
@@ -52,7 +53,11 @@ class Scanner:
         self._unit_axes = dict(unit_axes or {})
         self._stats: dict[int, UnitStats] = {}
         self._capture = Capture(
-            self.model, self._receive, self._wants_before, self._note_before, unit_axes
+            self.model,
+            self._receive,
+            self._wants_pre_activation,
+            self._note_pre_activation,
+            unit_axes,
         )
 
     def run(
@@ -73,7 +78,7 @@ class Scanner:
         if total is not None and limit is not None:
             total = min(total, limit)
         done = samples = 0
-        with as_it_was(model), torch.no_grad(), uncompiled():
+        with preserve_state(model), torch.no_grad(), uncompiled():
             _set_mode(model, train_mode)
             capture.attach()
             try:
@@ -100,25 +105,25 @@ class Scanner:
 
     def _receive(self, call: Call) -> None:
         stats = self._stats.get(call.site) or self._new_stats(call.site, call.output)
-        stats.update(call.output, call.before() if stats.asks else None, call.reading)
+        stats.update(call.output, call.pre_activation() if stats.asks else None, call.view)
 
-    def _note_before(self, site: int, before: Tensor, reading: Reading) -> None:
-        stats = self._stats.get(site) or self._new_stats(site, before)
-        stats.note_before(before, reading)
+    def _note_pre_activation(self, site: int, x: Tensor, view: UnitView) -> None:
+        stats = self._stats.get(site) or self._new_stats(site, x)
+        stats.note_pre_activation(x, view)
 
     def _new_stats(self, index: int, x: Tensor) -> UnitStats:
         site = self._capture.sites[index]
         kind = site.rectifier
-        stats = UnitStats.empty(site.units or 0, x.device, x.dtype, kind.signed, kind.passes)
+        stats = UnitStats.empty(site.units or 0, x.device, x.dtype, kind.signed, kind.passes_input)
         self._stats[index] = stats
         return stats
 
-    def _wants_before(self, training: bool, site: int | None) -> bool:
+    def _wants_pre_activation(self, training: bool, site: int | None) -> bool:
         return site is None or site not in self._stats or self._stats[site].asks
 
     def _site_counts(self) -> list[SiteCounts]:
         sites = self._capture.sites
-        unknown = self._unit_axes.keys() - self._capture.overruled
+        unknown = self._unit_axes.keys() - self._capture.overrides
         if unknown:
             names = ", ".join(site.name for site in sites)
             raise UsageError(
@@ -144,7 +149,7 @@ def eager_model(model: Any) -> nn.Module:
         from reludiag.loading.programs import program_module
 
         model = program_module(model)
-    model = getattr(model, "_orig_mod", model)
+    model = eager_module(model)
     if not isinstance(model, nn.Module):
         raise UsageError(f"{type(model).__name__} was given; expected a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reludiag.capture.calls import Reading
+from reludiag.capture.calls import UnitView
 from reludiag.measure.reductions import SEEN_FIRING, SEEN_NONFINITE, note_firing
 from reludiag.measure.unit_counts import Mask
 
@@ -28,10 +28,10 @@ class Liveness:
             kept = 0 if dtype == torch.float64 else units
             self._highest = torch.zeros(kept, dtype=torch.float32, device=device)
 
-    def observe(self, x: Tensor, reading: Reading | None = None) -> None:
+    def observe(self, x: Tensor, view: UnitView | None = None) -> None:
         """Add one call's output, as `UnitStats.update` takes it."""
         if not self.done:
-            self.done = note_firing(x, reading, self.signed, self._states, self._highest)
+            self.done = note_firing(x, view, self.signed, self._states, self._highest)
 
     def mask(self) -> tuple[Mask, Mask]:
         """(silent, not finite) of each unit; the latter as far as one that fired was read."""

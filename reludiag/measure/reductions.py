@@ -1,9 +1,9 @@
 """The reductions that statistics are made of, over the activations of one call.
 
 An activation is `[sample, unit, position]`, or `[sample, unit]` where there is one position; or any
-tensor with a `Reading`, which sees it so. It is not empty nor in a graph. On the CPU each reduction
-is one read by compiled code (`native/`). Elsewhere, where that was not compiled, or where memory is
-laid out otherwise, PyTorch's operators do the same; none of them makes a device wait.
+tensor with a `UnitView`, which sees it so. It is not empty nor in a graph. On the CPU each
+reduction is one read by compiled code (`native/`). Elsewhere, where that was not compiled, or where
+memory is laid out otherwise, PyTorch's operators do the same; none of them makes a device wait.
 """
 
 import warnings
@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from reludiag.capture.calls import Reading
+from reludiag.capture.calls import UnitView
 from reludiag.measure import compiled
 
 _problem = compiled.check()
@@ -36,7 +36,7 @@ SEEN_FIRING, SEEN_NONFINITE = 1, 2
 
 def add_sums(
     x: Tensor,
-    reading: Reading | None,
+    reading: UnitView | None,
     signed: bool,
     sums: Tensor,
     maximum: Tensor,
@@ -71,7 +71,7 @@ def add_sums(
 
 
 def note_firing(
-    x: Tensor, reading: Reading | None, signed: bool, states: Tensor, highest: Tensor
+    x: Tensor, reading: UnitView | None, signed: bool, states: Tensor, highest: Tensor
 ) -> bool:
     """Note which units fired in one call, exactly. Returns whether all are known to have by now.
 
@@ -99,7 +99,9 @@ def note_firing(
     return False  # asking a GPU would make the step wait
 
 
-def note_highest(x: Tensor, reading: Reading | None, running: Tensor, fired: Tensor | None) -> None:
+def note_highest(
+    x: Tensor, reading: UnitView | None, running: Tensor, fired: Tensor | None
+) -> None:
     """Raise the running maxima, float32 `[unit]`; only of units whose `fired` is 0, if given.
 
     Those of other units are then of no meaning.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reludiag.capture.calls import Reading
+from reludiag.capture.calls import UnitView
 from reludiag.measure.reductions import (
     ABSOLUTE,
     ACTIVE,
@@ -34,7 +34,7 @@ class UnitStats:
     calls: int
     signed: bool
     """Whether a unit also fires where it is negative, as a hard-swish does."""
-    passes: bool
+    passes_input: bool
     """Whether it passes its pre-activation on where it fires, as a ReLU does and a ReLU6 not."""
     sums: Tensor
     """float64 `[row, unit]`: the rows of reductions.py, the last only if signed."""
@@ -50,7 +50,7 @@ class UnitStats:
 
     def __post_init__(self) -> None:
         # To ask for it in each call would take as long as to read a small activation.
-        self._fired = self.sums[FIRED] if self.passes else None
+        self._fired = self.sums[FIRED] if self.passes_input else None
 
     @classmethod
     def empty(
@@ -59,7 +59,7 @@ class UnitStats:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         signed: bool = False,
-        passes: bool = False,
+        passes_input: bool = False,
     ) -> "UnitStats":
         """Before the first sample of activations of `dtype`."""
         fine, inf = _fine(dtype), float("inf")
@@ -69,7 +69,7 @@ class UnitStats:
                 positions=0,
                 calls=0,
                 signed=signed,
-                passes=passes,
+                passes_input=passes_input,
                 sums=torch.zeros((4 + signed, units), dtype=torch.float64, device=device),
                 maximum=torch.full((units,), -inf, dtype=fine, device=device),
                 minimum=torch.full((units,), inf, dtype=fine, device=device),
@@ -77,31 +77,31 @@ class UnitStats:
             )
 
     def update(
-        self, x: Tensor, before: Tensor | None = None, reading: Reading | None = None
+        self, x: Tensor, pre_activation: Tensor | None = None, view: UnitView | None = None
     ) -> None:
         """Add one call's output and, where it can be had, its pre-activation, of the same shape.
 
-        Without a `reading` both are `[sample, unit, position]`, or `[sample, unit]`.
+        Without a `view` both are `[sample, unit, position]`, or `[sample, unit]`.
         """
-        if reading is not None:
-            samples, positions = reading.rows, reading.positions
+        if view is not None:
+            samples, positions = view.rows, view.positions
         else:
             samples, positions = x.shape[0], 1 if x.ndim == 2 else x.shape[2]
         self.calls += 1
         self.samples += samples
         self.positions += samples * positions
-        add_sums(x, reading, self.signed, self.sums, self.maximum, self.minimum)
+        add_sums(x, view, self.signed, self.sums, self.maximum, self.minimum)
         if not self.asks:
             return
-        if before is not None:
-            self.note_before(before, reading)
+        if pre_activation is not None:
+            self.note_pre_activation(pre_activation, view)
         # Looking costs as much as a small call: at the first, second, fourth, eighth, ...
-        if self.passes and self.calls & (self.calls - 1) == 0 and self.sums.is_cpu:
+        if self.passes_input and self.calls & (self.calls - 1) == 0 and self.sums.is_cpu:
             self.asks = not self.sums[FIRED].numpy().all()
 
-    def note_before(self, before: Tensor, reading: Reading | None = None) -> None:
+    def note_pre_activation(self, x: Tensor, view: UnitView | None = None) -> None:
         """Add a pre-activation alone, before what is made of it overwrites it."""
-        note_highest(before, reading, self.before_maximum, self._fired)
+        note_highest(x, view, self.before_maximum, self._fired)
 
     def counts(self) -> "UnitCounts":
         """The same as plain arrays in the host's memory; every sample was watched."""
@@ -111,7 +111,7 @@ class UnitStats:
             for tensor in (self.maximum, self.minimum, self.before_maximum)
         )
         fired, active = sums[FIRED].astype(np.int64), sums[ACTIVE].astype(np.int64)
-        if self.passes:
+        if self.passes_input:
             before_maximum = np.where(fired > 0, maximum, before_maximum)
         observed = self.samples > 0
         return UnitCounts(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from reludiag.capture.hooks import is_compiled
+from reludiag.capture.compiled import is_compiled
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.from_recording import diagnose_run, load
 from reludiag.errors import ModelError, UsageError

@@ -11,13 +11,14 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from reludiag.capture.calls import Call, Reading
+from reludiag.capture.calls import Call, UnitView
 from reludiag.capture.capture import Capture
-from reludiag.capture.hooks import forget_compiled, guarded, uncompiled
+from reludiag.capture.compiled import forget_compiled, guarded, uncompiled
 from reludiag.measure.blind_spots import blind_spots
 from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.monitoring.window import Window
+from reludiag.sites.torch_internals import AnyBatchNorm
 
 
 class SnapshotSource(Protocol):
@@ -109,7 +110,12 @@ class TrainingSource:
         self._every = every
         self._counted_steps = max(1, every // stats_every)  # of each window, at even distances
         self._capture = Capture(
-            model, self._receive, self._wants_before, self._note_before, unit_axes, in_loop=True
+            model,
+            self._receive,
+            self._wants_pre_activation,
+            self._note_pre_activation,
+            unit_axes,
+            in_loop=True,
         )
         self.notes: Sequence[str] = _uncompiled_run(compiled and self._capture.functional)
         # Of the window: replaced as a whole when a snapshot is taken.
@@ -187,7 +193,7 @@ class TrainingSource:
         """The passes and calls in evaluation mode, which are left out."""
         return {
             "probe_samples": None,
-            "evaluation_passes": self._capture.evaluations,
+            "evaluation_passes": self._capture.missed.evaluations,
             "evaluation_calls": self._frozen_calls,
         }
 
@@ -207,7 +213,7 @@ class TrainingSource:
 
     # What the capture calls
 
-    def _wants_before(self, training: bool, site: int | None) -> bool:
+    def _wants_pre_activation(self, training: bool, site: int | None) -> bool:
         """Whether the pre-activation of a call will be read, which is expected to be of `site`."""
         if not (training and self._counting):
             return False
@@ -222,13 +228,13 @@ class TrainingSource:
         if not call.training:
             self._frozen_calls += not self._capture.evaluating
             return
-        asks = self._counting and self._wants_before(True, call.site)
+        asks = self._counting and self._wants_pre_activation(True, call.site)
         window = self._windows.get(call.site) or self._new_window(call.site, call.output)
         window.add(call, self._counting, asks)
 
-    def _note_before(self, site: int, before: Tensor, reading: Reading) -> None:
-        window = self._windows.get(site) or self._new_window(site, before)
-        window.note_before(before, reading)
+    def _note_pre_activation(self, site: int, x: Tensor, view: UnitView) -> None:
+        window = self._windows.get(site) or self._new_window(site, x)
+        window.note_pre_activation(x, view)
 
     def _new_window(self, site: int, x: Tensor) -> Window:
         window = Window(self._capture.sites[site], x.device, x.dtype)
@@ -238,7 +244,7 @@ class TrainingSource:
 
 def _lagging_statistics(model: nn.Module) -> list[str]:
     """The note on running statistics that a probe in eval mode relies on."""
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+    if not any(isinstance(m, AnyBatchNorm) for m in model.modules()):
         return []
     return [
         "BatchNorm uses its running statistics on the probe. In the first steps they lag "

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from reludiag.capture.calls import Call, Reading
+from reludiag.capture.calls import Call, UnitView
 from reludiag.measure.liveness import Liveness
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.measure.unit_stats import UnitStats
@@ -17,7 +17,7 @@ class Window:
 
     def __init__(self, site: Site, device: torch.device, dtype: torch.dtype) -> None:
         units, signed = site.units or 0, site.rectifier.signed
-        self._stats = UnitStats.empty(units, device, dtype, signed, site.rectifier.passes)
+        self._stats = UnitStats.empty(units, device, dtype, signed, site.rectifier.passes_input)
         self._liveness = Liveness(units, device, dtype, signed) if site.rectifier.can_die else None
         self.samples = 0
 
@@ -31,22 +31,23 @@ class Window:
 
         Of the pre-activation where it `asks`.
         """
-        live, x, reading = self._liveness, call.output, call.reading
-        self.samples += reading.rows
+        live, x, view = self._liveness, call.output, call.view
+        self.samples += view.rows
         if self.done and not counting:
             return
-        before = call.before() if asks else None
+        pre_activation = call.pre_activation() if asks else None
         if x.device != self._stats.sums.device:  # the model was moved meanwhile
             x = x.to(self._stats.sums.device)
-            before = None if before is None else before.to(x.device)
+            if pre_activation is not None:
+                pre_activation = pre_activation.to(x.device)
         if counting:
-            self._stats.update(x, before, reading)
+            self._stats.update(x, pre_activation, view)
         if live is not None:
-            live.observe(x, reading)
+            live.observe(x, view)
 
-    def note_before(self, before: Tensor, reading: Reading) -> None:
+    def note_pre_activation(self, x: Tensor, view: UnitView) -> None:
         """A pre-activation that is about to be overwritten."""
-        self._stats.note_before(before.to(self._stats.sums.device), reading)
+        self._stats.note_pre_activation(x.to(self._stats.sums.device), view)
 
     def counts(self) -> UnitCounts:
         """On the host, for the recording."""

@@ -91,14 +91,14 @@ def concatenated(
 ) -> Origin:
     """Side by side along `dim`: what all parts have in the same place, grown if it is `dim`."""
 
-    def joined(found: list[Coordinate | None]) -> Coordinate | None:
-        known = [coordinate for coordinate in found if coordinate is not None]
-        if len(known) < len(found):
+    def joined(coordinates: list[Coordinate | None]) -> Coordinate | None:
+        present = [c for c in coordinates if c is not None]
+        if len(present) < len(coordinates):
             return None
-        if all(c.axis == dim and c.inner == 1 for c in known):
-            whole = all(c.size == old[dim] for c, (_, old) in zip(known, parts, strict=True))
+        if all(c.axis == dim and c.inner == 1 for c in present):
+            whole = all(c.size == old[dim] for c, (_, old) in zip(present, parts, strict=True))
             return Coordinate(dim, shape[dim]) if whole else None
-        return known[0] if len({*known}) == 1 and known[0].axis != dim else None
+        return present[0] if len({*present}) == 1 and present[0].axis != dim else None
 
     return replace(
         max((origin for origin, _ in parts), key=lambda origin: origin.order),
@@ -132,9 +132,9 @@ def broadcast(parts: list[tuple[Origin, tuple[int, ...]]], shape: Sequence[int])
             return None
         return origin.order, replace(coordinate, axis=coordinate.axis + len(shape) - len(old))
 
-    def agreed(found: list[tuple[int, Coordinate] | None]) -> Coordinate | None:
-        known = [c for c in found if c]
-        return known[0][1] if len({c for _, c in known}) == 1 else None
+    def agreed(candidates: list[tuple[int, Coordinate] | None]) -> Coordinate | None:
+        present = [c for c in candidates if c]
+        return present[0][1] if len({c for _, c in present}) == 1 else None
 
     latest = max((origin for origin, _ in parts), key=lambda origin: origin.order)
     return replace(

@@ -25,13 +25,14 @@ from reludiag.sites.rectifiers import (
     rectifier_call,
     rectifier_of,
 )
+from reludiag.sites.torch_internals import version_of
 
 
 class OnCall(Protocol):
     """Makes a functional rectifier's call and returns what it returns."""
 
     def __call__(
-        self, rectifier: Rectifier, before: Any, in_place: bool, call: Callable[[], Any]
+        self, rectifier: Rectifier, pre_activation: Any, in_place: bool, call: Callable[[], Any]
     ) -> Any: ...
 
 
@@ -65,20 +66,20 @@ class RectifierMode(TorchFunctionMode):
             if isinstance(lower, Tensor) and self._parts.is_zero(lower):
                 rectifier = rectifier_call(operator, args[:1], {**kwargs, "min": 0})
             if rectifier is not None:
-                before = args[0] if args else kwargs.get("input")
+                x = args[0] if args else kwargs.get("input")
                 in_place = name.endswith("_") or bool(kwargs.get("inplace"))
-                return self._on_call(rectifier, before, in_place, lambda: func(*args, **kwargs))
+                return self._on_call(rectifier, x, in_place, lambda: func(*args, **kwargs))
         elif operator in _PARTS:
             parts = _in_order(operator, args, kwargs)
-            before = self._parts.rectified(operator, parts)
-            if before is not None and before.is_floating_point():
+            x = self._parts.rectified(operator, parts)
+            if x is not None and x.is_floating_point():
 
                 def call() -> Any:
                     result = func(*args, **kwargs)
-                    return before if operator == "setitem" else result  # that returns nothing
+                    return x if operator == "setitem" else result  # that returns nothing
 
-                rectifier = Rectifier(operator, can_die=True, passes=True)
-                return self._on_call(rectifier, before, name.endswith("_"), call)
+                rectifier = Rectifier(operator, can_die=True, passes_input=True)
+                return self._on_call(rectifier, x, name.endswith("_"), call)
             result = func(*args, **kwargs)
             self._parts.note(operator, parts, result)
             return result
@@ -112,7 +113,7 @@ class _Parts:
 
     def __init__(self) -> None:
         # id -> (the tensor, its version, and of a mask: whose, that one's version, its sense)
-        self._known: dict[int, tuple[Any, ...]] = {}
+        self._parts: dict[int, tuple[Any, ...]] = {}
 
     def note(self, operator: str, args: tuple[Any, ...], result: Any) -> None:
         """Remember a result of which a rectifier may be made."""
@@ -122,13 +123,13 @@ class _Parts:
         if operator in _ZEROS or (operator in _FILLED and is_zero(args[-1])):
             what = ()
         elif operator in _MASKS and len(args) > 1 and self.is_zero(args[1]):
-            what = (weakref.ref(args[0]), args[0]._version, _MASKS[operator])
+            what = (weakref.ref(args[0]), version_of(args[0]), _MASKS[operator])
         elif operator in _CASTS and (of := self._mask(args[0])) is not None:
             what = of
         if what is not None:
             key = id(result)
-            reference = weakref.ref(result, lambda _: self._known.pop(key, None))
-            self._known[key] = (reference, result._version, *what)
+            reference = weakref.ref(result, lambda _: self._parts.pop(key, None))
+            self._parts[key] = (reference, version_of(result), *what)
 
     def rectified(self, operator: str, args: tuple[Any, ...]) -> Tensor | None:
         """The tensor that this call rectifies, None if it is no rectifier or cannot be told."""
@@ -151,28 +152,28 @@ class _Parts:
                 return x  # type: ignore[no-any-return]
         return None
 
-    def _found(self, value: Any) -> tuple[Any, ...] | None:
-        known = self._known.get(id(value)) if isinstance(value, Tensor) else None
-        if known is None or known[0]() is not value or value._version != known[1]:
+    def _part(self, value: Any) -> tuple[Any, ...] | None:
+        part = self._parts.get(id(value)) if isinstance(value, Tensor) else None
+        if part is None or part[0]() is not value or version_of(value) != part[1]:
             return None
-        return known[2:]
+        return part[2:]
 
     def is_zero(self, value: Any) -> bool:
         """Whether this is 0, or a tensor of zeros that was seen being made."""
-        return self._found(value) == () or is_zero(value)
+        return self._part(value) == () or is_zero(value)
 
     def _mask(self, value: Any) -> tuple[Any, ...] | None:
-        return self._found(value) or None
+        return self._part(value) or None
 
     def _is_mask(self, mask: Any, x: Any, sense: bool) -> bool:
         """Whether `mask` says where `x` is positive (or, with a false `sense`, negative)."""
-        found = self._mask(mask)
+        source = self._mask(mask)
         return (
-            found is not None
+            source is not None
             and isinstance(x, Tensor)
-            and found[0]() is x
-            and x._version == found[1]
-            and found[2] is sense
+            and source[0]() is x
+            and version_of(x) == source[1]
+            and source[2] is sense
         )
 
 
@@ -183,24 +184,24 @@ _FUNCTIONS = (functional.relu, functional.relu6, functional.hardswish, torch.rel
 
 def functional_calls(model: nn.Module) -> Counter[tuple[str, str]]:
     """(owner module, operator) -> calls written in its class, or functions that it was given."""
-    found: Counter[tuple[str, str]] = Counter()
+    calls: Counter[tuple[str, str]] = Counter()
     for path, module in model.named_modules():
         for value in vars(module).values():
             # nn.TransformerEncoderLayer(activation="relu") keeps F.relu as an attribute.
             if any(value is function for function in _FUNCTIONS):
-                found[path, "relu"] += 1
+                calls[path, "relu"] += 1
         if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
-            found[path, "relu"] += 1
+            calls[path, "relu"] += 1
         for cls in type(module).__mro__:
             if cls.__module__.startswith("torch.nn."):
                 break
-            found.update(
+            calls.update(
                 (path, name)
                 for name, attribute in _written_in(cls)
                 # `self.relu(...)` is a submodule, which hooks do see.
                 if not isinstance(getattr(module, attribute, None), nn.Module)
             )
-    return found
+    return calls
 
 
 def may_rectify(model: nn.Module) -> bool:
@@ -218,7 +219,7 @@ def _written_in(cls: type) -> tuple[tuple[str, str], ...]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError, SyntaxError):
         return ()  # no source: made by exec, or not written in Python
-    found = []
+    calls = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -233,8 +234,8 @@ def _written_in(cls: type) -> tuple[tuple[str, str], ...]:
             continue
         name = name.strip("_")
         if name in _CERTAIN or (name in _FROM_ZERO and _starts_at_zero(node, function)):
-            found.append((name, attribute))
-    return tuple(found)
+            calls.append((name, attribute))
+    return tuple(calls)
 
 
 def _starts_at_zero(call: ast.Call, function: ast.expr) -> bool:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from reludiag.sites.axes import (
     UNKNOWN,
@@ -27,6 +26,12 @@ from reludiag.sites.axes import (
     resized,
     without,
 )
+from reludiag.sites.torch_internals import (
+    DisableTorchFunction,
+    TorchDispatchMode,
+    operator_name,
+)
+from reludiag.sites.torch_internals import storage_of as _storage
 
 OperatorObserver = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 """Called with the dispatcher's name of each operator (`relu_`) and its arguments."""
@@ -140,11 +145,11 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             _Input(tensor, tuple(tensor.shape), self._weight_or_origin(tensor))
             for tensor in tensors_in(args)
         ]
-        call = _Call(func._schema.name.rpartition("::")[2], func.tags, args, kwargs, inputs)
+        call = _Call(operator_name(func), func.tags, args, kwargs, inputs)
         self._on_operator(call.name, args, kwargs)
         # Handing it on is no call: a function mode would take what TorchScript calls for one,
         # and see it in this forward only.
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
         reused = {_storage(given.tensor) for given in inputs}
@@ -320,13 +325,6 @@ class _Call:
 
     def _found(self, tensor: Tensor | None) -> Origin | str | None:
         return next((given.origin for given in self.inputs if given.tensor is tensor), None)
-
-
-def _storage(tensor: Tensor) -> int:
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # a sparse tensor has none
-        return id(tensor)
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ class Rectifier:
     """Whether it has a region in which its gradient is zero and its output is 0."""
     signed: bool = False
     """Its output may be negative outside that region, so that a unit fires where it is not 0."""
-    passes: bool = False
+    passes_input: bool = False
     """Its output is its input wherever it fires."""
 
 
@@ -50,8 +50,8 @@ def _from_zero(args: Arguments, kwargs: Keywords) -> bool:
 
 
 def _threshold(args: Arguments, kwargs: Keywords) -> bool:
-    given = dict(zip(("threshold", "value"), args[1:], strict=False)) | kwargs
-    return bool(given["threshold"] >= 0) and is_zero(given["value"])
+    values = dict(zip(("threshold", "value"), args[1:], strict=False)) | kwargs
+    return bool(values["threshold"] >= 0) and is_zero(values["value"])
 
 
 def _no_slope(args: Arguments, kwargs: Keywords) -> bool:
@@ -69,20 +69,20 @@ class _Row:
     module: type[nn.Module] | None = None
     operators: tuple[str, ...] = ()
     signed: bool = False
-    passes: bool = False
+    passes_input: bool = False
     module_if: Callable[[Any], bool] = _always
     operator_if: Callable[[Arguments, Keywords], bool] = _always
 
     def rectifier(self, activation: str) -> Rectifier:
         """What is described, by its name in reports."""
-        return Rectifier(activation, bool(self.zero_gradient), self.signed, self.passes)
+        return Rectifier(activation, bool(self.zero_gradient), self.signed, self.passes_input)
 
 
 # The first row that matches describes a module or an operator.
 # In each of these regions the output is exactly 0; ReLU6 and its like are flat above as well.
 RECTIFIERS: tuple[_Row, ...] = (
     _Row("x <= 0, x >= 6", nn.ReLU6, ("relu6",)),
-    _Row("x <= 0", nn.ReLU, ("relu",), passes=True),
+    _Row("x <= 0", nn.ReLU, ("relu",), passes_input=True),
     _Row(
         "x <= 0, x >= max_val",
         nn.Hardtanh,
@@ -94,7 +94,7 @@ RECTIFIERS: tuple[_Row, ...] = (
         "x <= threshold",
         nn.Threshold,
         ("threshold",),
-        passes=True,
+        passes_input=True,
         module_if=lambda m: m.value == 0 and m.threshold >= 0,
         operator_if=_threshold,
     ),

@@ -1,0 +1,76 @@
+"""Attachment: the hooks of a capture on its model."""
+
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from reludiag.capture.call_reader import CallReader
+from reludiag.capture.fused import Unfused, fusible
+from reludiag.capture.hooks import FrozenHook, Hook, entrances, watched
+from reludiag.capture.pass_tracker import PassTracker
+
+
+class Attachment:
+    """Puts the hooks of a capture on its model, and takes them off.
+
+    They are made once: those of a training loop if `on_traced` is given, which is called when
+    compiled code calls one; else those of passes that are `run`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rectifiers: Collection[nn.Module],
+        passes: PassTracker,
+        reader: CallReader,
+        on_traced: Callable[[], None] | None,
+    ) -> None:
+        self._model, self._rectifiers = model, rectifiers
+        self._passes, self._reader, self._on_traced = passes, reader, on_traced
+        self._registrations = list(self._make())
+        """What registers each hook."""
+        self._handles: list[RemovableHandle | Unfused] = []
+        """What is on the model: set by `attach` and `remove`."""
+
+    def attach(self) -> None:
+        """Put them on."""
+        self._handles = [register() for register in self._registrations]
+        for module in fusible(self._model) if self._on_traced is None else ():
+            reader = self._reader
+            unfused = Unfused(module, reader.sees_functions, reader.read_function)
+            unfused.attach()
+            self._handles.append(unfused)
+
+    def remove(self) -> None:
+        """Take them off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _make(self) -> Iterator[Callable[[], RemovableHandle]]:
+        passes, reader = self._passes, self._reader
+        for module in () if self._on_traced is None else entrances(self._model):
+            begin = self._hook(module, passes.begin, "input")
+            yield partial(module.register_forward_pre_hook, begin, prepend=True, with_kwargs=True)
+            end = self._hook(module, passes.end)
+            yield partial(module.register_forward_hook, end, always_call=True)
+        for _, module in watched(self._model):
+            has_weights = any(True for _ in module.parameters(recurse=False))
+            if has_weights and module not in self._rectifiers:
+                after = self._hook(module, reader.note_producer)
+                yield partial(module.register_forward_hook, after)
+        for module in self._rectifiers:
+            if getattr(module, "inplace", False):
+                ahead = self._hook(module, reader.keep_input, None)
+                yield partial(module.register_forward_pre_hook, ahead)
+            after = self._hook(module, reader.read_module, "output")
+            yield partial(module.register_forward_hook, after)
+
+    def _hook(
+        self, module: nn.Module, target: Callable[..., None], reads: str | None = ""
+    ) -> Hook | FrozenHook:
+        if self._on_traced is None:
+            return FrozenHook(target)
+        return Hook(target, module, reads, self._on_traced)

@@ -1,0 +1,39 @@
+"""Who is calling, by the stack of Python frames."""
+
+from collections.abc import Mapping
+from types import FrameType
+
+from torch import nn
+
+from reludiag.sites.torch_internals import HOOKED_FORWARD, MODULE_CALL
+
+
+def calling_module(
+    frame: FrameType | None, paths: Mapping[nn.Module, str]
+) -> tuple[nn.Module, bool]:
+    """The innermost module at work in `frame`, and whether its hooks will run when it is done.
+
+    `paths` has the modules in question; if none of them is at work, it is the first.
+    """
+    while frame is not None:
+        code = frame.f_code
+        if code.co_argcount and code is not MODULE_CALL:
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module) and module in paths:
+                above = frame.f_back
+                return module, above is not None and above.f_code in (MODULE_CALL, HOOKED_FORWARD)
+        frame = frame.f_back
+    return next(iter(paths)), False
+
+
+def is_nested(frame: FrameType | None, model: nn.Module) -> bool:
+    """Whether a call of the model, in which `frame` is, was made from inside its own forward.
+
+    Told by the stack: after an interrupt the last forward never ended, and its state says the same.
+    """
+    calls = 0
+    while frame is not None:
+        if frame.f_code is MODULE_CALL:
+            calls += frame.f_locals.get("self") is model
+        frame = frame.f_back
+    return calls > 1

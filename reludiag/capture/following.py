@@ -1,0 +1,77 @@
+"""Which forwards are followed operator by operator, and which calls wait for one that is."""
+
+import enum
+
+from reludiag.capture.calls import ExpectedCall
+
+
+class Extent(enum.IntEnum):
+    """What has been followed so far."""
+
+    NOTHING = 0
+    ONE_SAMPLE = 1
+    """A forward of one sample, in which any axis of length one may be the samples'."""
+    WHOLE = 2
+
+
+class Following:
+    """Says whether the next forward is to be followed, and which of its calls are handed over.
+
+    | `extent` | the next forward is followed | left by |
+    |---|---|---|
+    | NOTHING | yes | `note_followed` |
+    | ONE_SAMPLE | yes, unless it is of one sample again | `note_followed`, `begin_again` |
+    | WHOLE | no | `begin_again` |
+
+    A batch that can be run again may be run twice, so that no call is read wrongly for want of a
+    followed forward. Its runs are:
+
+    | run | `deferring` | `only` | handed over | left by |
+    |---|---|---|---|---|
+    | the only one | no | empty | all calls | `begin_first_run` |
+    | first | yes | empty | all but the deferred | `begin_second_run`, `end_runs` |
+    | second | no | the deferred | only these | `end_runs` |
+
+    `PassTracker` causes all of these; `CallReader` only defers.
+    """
+
+    def __init__(self) -> None:
+        self.extent = Extent.NOTHING
+        self.deferring = False
+        """Whether a call that only a followed forward can tell is to wait for it."""
+        self.deferred: set[ExpectedCall] = set()
+        """The calls that wait."""
+        self.only: set[ExpectedCall] = set()
+        """If there are any, no calls but these are handed over."""
+
+    def is_needed(self, samples: int | None) -> bool:
+        """Whether a forward of `samples` samples is to be followed."""
+        if self.extent is Extent.ONE_SAMPLE:
+            return samples != 1
+        return self.extent is Extent.NOTHING
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a whole forward was followed, so that no other needs to be."""
+        return self.extent is Extent.WHOLE
+
+    def note_followed(self, samples: int | None) -> None:
+        """A forward was followed to its end."""
+        extent = Extent.ONE_SAMPLE if samples == 1 else Extent.WHOLE
+        self.extent = max(self.extent, extent)
+
+    def begin_again(self) -> None:
+        """A path was taken that no followed forward took."""
+        self.extent = Extent.NOTHING
+
+    def begin_first_run(self) -> None:
+        """The batch that is run now can be run again."""
+        self.deferring = True
+
+    def begin_second_run(self) -> None:
+        """It is run again, for the deferred calls."""
+        self.deferring, self.only = False, self.deferred
+
+    def end_runs(self) -> None:
+        """It is not run any more, whether or not all of it could be read."""
+        self.deferring, self.deferred, self.only = False, set(), set()

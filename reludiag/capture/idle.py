@@ -1,0 +1,142 @@
+"""Rest: where there is nothing else to learn of a model, only its forwards are counted."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence, Set
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reludiag.capture.calls import ExpectedCall
+from reludiag.capture.hooks import Hook, rows_of
+from reludiag.capture.missed import MissedCalls
+from reludiag.capture.site_registry import SiteRegistry
+from reludiag.sites.torch_internals import backward_task, innermost_transform
+
+_SETTLED = 32
+"""After so many passes that went the same way, the next is expected to."""
+
+
+class Idle:
+    """Says when a capture may rest, and counts the forwards while it does.
+
+    | state | what is at work | left by |
+    |---|---|---|
+    | watching | all hooks | `begin`, where `is_possible` |
+    | resting | one hook, that counts forwards | `end` |
+
+    Once `path_varies`, a capture never rests again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rectifiers: Set[nn.Module],
+        functions: Counter[tuple[str, str]],
+        registry: SiteRegistry,
+        missed: MissedCalls,
+    ) -> None:
+        """`rectifiers` are modules; `functions` are what `functional_calls` says of the model."""
+        self._model, self._registry, self._missed = model, registry, missed
+        self._rectifiers, self._functions = rectifiers, functions
+        self.path_varies = False
+        """Whether passes went different ways, or began elsewhere than at the model. Set by
+        `PassTracker` and `CallReader`, never taken back."""
+        self._complete = 0, False
+        """Whether all rectifiers were called, as of that many sites."""
+        self._rest: Rest | None = None
+
+    @property
+    def resting(self) -> bool:
+        """Whether it is the forwards alone that are counted for now."""
+        return self._rest is not None
+
+    def is_possible(
+        self, passes: int, calls: Sequence[ExpectedCall], learned: Collection[int]
+    ) -> bool:
+        """Whether no call could be missed that has something new to it.
+
+        `passes` have been seen, of which the last made these `calls`; of the sites in `learned`
+        there is nothing to learn. Not where there are rectifiers that were not called yet.
+        """
+        return not (
+            self._rest is not None
+            or self.path_varies
+            or self._missed.traced  # compiled code does not see that hooks come and go
+            or passes < _SETTLED
+            or not self._model.training
+            or not self._knows_all_rectifiers(calls)
+        ) and not any(
+            call.owner.training and (call.site is None or call.site.index not in learned)
+            for call in calls
+        )
+
+    def _knows_all_rectifiers(self, calls: Sequence[ExpectedCall]) -> bool:
+        if self._complete[0] != len(self._registry):
+            uncalled = self._rectifiers - {call.owner for call in calls}
+            complete = not uncalled and not self._functions - self._registry.functions()
+            self._complete = len(self._registry), complete
+        return self._complete[1]
+
+    def begin(self, calls: Sequence[ExpectedCall]) -> None:
+        """Rest from now on; each forward makes these calls."""
+        self._rest = Rest(
+            self._model,
+            [(call, call.owner.training) for call in calls],
+            self._missed.note_traced,
+        )
+
+    def end(self) -> list[tuple[int, bool, int, int]]:
+        """Watch again. Returns (site, in training, calls, samples) of what was called meanwhile."""
+        if self._rest is None:
+            return []
+        calls, evaluations = self._rest.end()
+        self._missed.evaluations += evaluations
+        self._rest = None
+        return calls
+
+
+class Rest:
+    """Counts the forwards of a model whose passes all make the same calls."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calls: Sequence[tuple[ExpectedCall, bool]],
+        was_traced: Callable[[], None],
+    ) -> None:
+        """`calls` are with the training flags of their owners."""
+        self._calls = calls
+        self._forwards: list[tuple[bool, torch.Size | int | None]] = []
+        """Of each, whether it was in training, and the shape or the length of its input."""
+        self._handle = model.register_forward_hook(
+            Hook(self._count, model, "input", was_traced), with_kwargs=True
+        )
+
+    def _count(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        # In training this code is cold each time: what it does not do saves microseconds.
+        if backward_task() != -1 or innermost_transform() is not None:
+            return
+        first = args[0] if args else None
+        shape: torch.Size | int | None = first.shape if type(first) is Tensor else None
+        if not shape:
+            shape = rows_of([*args, *kwargs.values()])
+        self._forwards.append((module.training, shape))
+
+    def end(self) -> tuple[list[tuple[int, bool, int, int]], int]:
+        """(site, in training, calls, samples) of what was called since; passes in evaluation."""
+        self._handle.remove()
+        forwards: Counter[int | None] = Counter()
+        evaluations = 0
+        for (training, shape), count in Counter(self._forwards).items():
+            if training:
+                forwards[shape[0] if isinstance(shape, tuple) else shape] += count
+            else:
+                evaluations += count
+        calls = [
+            (call.site.index, in_training, count, count * call.view.rows_of(samples))
+            for samples, count in forwards.items()
+            for call, in_training in self._calls
+            if call.site is not None and call.view is not None
+        ]
+        return calls, evaluations

@@ -1,0 +1,186 @@
+"""PassTracker: begins and ends the forward passes of a model."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from reludiag.capture.call_stack import is_nested
+from reludiag.capture.calls import ExpectedCall
+from reludiag.capture.following import Following
+from reludiag.capture.forward_pass import PerThread
+from reludiag.capture.hooks import rows_of
+from reludiag.capture.idle import Idle
+from reludiag.capture.missed import MissedCalls
+from reludiag.capture.site_registry import SiteRegistry
+from reludiag.sites.functional import OnCall, RectifierMode
+from reludiag.sites.provenance import OperatorObserver, ProvenanceMode, tensors_in
+from reludiag.sites.torch_internals import is_transformed, version_of
+
+
+class PassTracker:
+    """The states that a thread's `ForwardPass` goes through; it alone sets them.
+
+    | event | none | watched | unwatched |
+    |---|---|---|---|
+    | `run` | watched, none at its end | | |
+    | `begin` | watched | deeper | deeper |
+    | the same, evaluating without gradients | unwatched | deeper | deeper |
+    | the same of the model, not within itself | | as after `reset` | as after `reset` |
+    | `end` | none | less deep, or none | less deep, or none |
+    | `reset` | none | none | none |
+
+    A pass is complete if it ended with an output. Complete passes are counted; they tell
+    `following` that they were followed, and `idle` whether they went another way.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        registry: SiteRegistry,
+        threads: PerThread,
+        following: Following,
+        idle: Idle,
+        missed: MissedCalls,
+        functional: bool,
+        on_function: OnCall,
+        on_operator: OperatorObserver,
+    ) -> None:
+        """`on_function` and `on_operator` are what the modes of a watched pass call."""
+        self._model, self._registry, self._threads = model, registry, threads
+        self._following, self._idle, self._missed = following, idle, missed
+        self._on_function, self._on_operator = on_function, on_operator
+        self._open_passes = threads.open_passes
+        self.passes = 0
+        """Number of complete passes."""
+        self.functional = functional
+        """Whether the model calls rectifiers as functions. A followed pass may show it."""
+
+    def run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call the model, or what calls it, as one pass."""
+        self._open(self._model, [*args, *kwargs.values()])
+        try:
+            call(*args, **kwargs)
+        except BaseException:
+            self._close(complete=False)
+            raise
+        self._close(complete=True)
+
+    def run_surely(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call the model; again, if it met a call of a path not taken before that cannot be read.
+
+        The second pass is followed, and hands over no call but these. The model must do the same
+        again, as it does in eval mode. Where it changed its input, the next pass is followed.
+        """
+        inputs = [t for t in tensors_in([*args, *kwargs.values()]) if not t.is_inference()]
+        versions = [version_of(tensor) for tensor in inputs]
+        following, missed = self._following, self._missed
+        following.begin_first_run()
+        try:
+            self.run(self._model, args, kwargs)
+            if not following.deferred:
+                return
+            following.begin_again()
+            if versions != [version_of(tensor) for tensor in inputs]:
+                missed.unrepeatable += len(following.deferred)
+                return
+            following.begin_second_run()
+            transformed = missed.transformed
+            self.run(self._model, args, kwargs)
+            missed.transformed = transformed
+        finally:
+            following.end_runs()
+
+    def begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before the forward of the model, or of a part that a loop may call alone."""
+        current = self._threads.current
+        if current.depth and module is self._model:
+            if is_nested(sys._getframe(), self._model):
+                self._idle.path_varies = True
+            else:
+                self.reset()
+        if current.depth:
+            current.depth += 1
+            return
+        if not module.training:
+            self._missed.evaluations += 1
+            if not torch.is_grad_enabled():
+                current.depth, current.unwatched = 1, True
+                return
+        self._open(module, [*args, *kwargs.values()])
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After it; without an output, if it raised an error."""
+        current = self._threads.current
+        if current.depth == 1:
+            self._close(complete=output is not None)
+        elif current.depth:
+            current.depth -= 1
+
+    def reset(self) -> None:
+        """Forget a forward that never ended: an interrupt does not run the closing hook."""
+        if self._threads.current.depth:
+            self._close(complete=False)
+
+    @property
+    def expected_calls(self) -> list[ExpectedCall]:
+        """Those that the next pass of this thread is expected to make."""
+        return self._threads.current.expected_calls
+
+    @property
+    def evaluating(self) -> bool:
+        """Whether the pass that this thread is in is one in evaluation mode."""
+        root = self._threads.current.root
+        return root is not None and not root.training
+
+    def _open(self, root: nn.Module, values: list[Any]) -> None:
+        current = self._threads.current
+        current.depth = 1
+        self._open_passes.add(current)
+        current.call_count, current.expected_count = 0, len(current.expected_calls)
+        current.root = root
+        current.producer = current.pre_activation = None
+        current.rectifier_depth = 0
+        current.samples = rows_of(values)
+        traced = self._missed.traced
+        follow = (
+            self._following.is_needed(current.samples)
+            and not traced
+            and current.samples != 0  # an empty batch has no coordinates to follow
+            and not is_transformed()
+        )
+        if follow:
+            current.unobserved = Counter()
+            current.provenance = ProvenanceMode(self._model, self._on_operator)
+            if current.samples is not None:
+                current.provenance.mark_inputs(tensors_in(values), current.samples)
+            current.provenance.__enter__()  # type: ignore[no-untyped-call]
+        if (self.functional and not traced) or follow:
+            current.function_mode = RectifierMode(self._on_function)
+            current.function_mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def _close(self, complete: bool) -> None:
+        current = self._threads.current
+        current.depth = 0
+        if current.unwatched:
+            current.unwatched = False
+            return
+        self._open_passes.discard(current)
+        if complete:
+            self.passes += 1
+            self._idle.path_varies |= (
+                current.root is not self._model or 0 < current.expected_count != current.call_count
+            )
+        if current.function_mode is not None:
+            current.function_mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            current.function_mode = None
+        if current.provenance is not None:
+            current.provenance.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            current.provenance = None
+            self._missed.unobserved |= current.unobserved
+            if complete:
+                self._following.note_followed(current.samples)
+            self.functional |= self._registry.has_functions()

@@ -1,0 +1,148 @@
+"""Layout: where units and samples are in a site's tensors, and how these are arranged by them.
+
+It is found at a site's first call, and holds for later calls of other sizes.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from reludiag.sites.axes import Coordinate, Origin
+
+UNKNOWN_AXIS = "unknown"
+"""Label of a unit axis that was not found: the positions of the last axis are the units."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to read a site's tensors: where units and samples are in its shape."""
+
+    shape: tuple[int, ...]
+    unit: Coordinate
+    sample: Coordinate | None
+    """None where rows of the batch cannot be told apart: the whole call is one sample."""
+    of_one: bool
+    """Found in a batch of one sample, where any axis of length one could be the samples'."""
+
+    def rows(self, shape: tuple[int, ...], samples: int | None) -> int:
+        """Number of samples in an output of this shape; 1 where they cannot be told apart."""
+        if self.sample is None:
+            return 1
+        size = self.sample.size if samples is None else samples
+        sample = _refit(self.sample, size, self.shape, shape)
+        return 1 if sample is None else sample.size
+
+    def fits(self, output: Tensor) -> bool:
+        """Whether a later output, of other sizes perhaps, has as many units in the same place."""
+        shape = output.shape
+        if shape == self.shape:
+            return True
+        return len(shape) == len(self.shape) and (
+            self.unit.axis == len(shape)
+            or _refit(self.unit, self.unit.size, self.shape, tuple(shape)) is not None
+        )
+
+
+def find_layout(
+    output: Tensor,
+    origin: Origin | None,
+    producer: nn.Module | None,
+    samples: int | None,
+    override: Coordinate | None = None,
+) -> tuple[Layout, str]:
+    """The layout of a site's output, and the label of its unit axis.
+
+    `origin` is what was followed through the forward pass. Where the pass was not followed
+    (None), the last module with weights that ran before, `producer`, says where its units are.
+    `samples` is the number of rows of the model's input, None if it is not known. `override` is
+    where the user says that the units are.
+    """
+    shape = tuple(output.shape)
+    if origin is not None:
+        unit, sample = origin.unit, origin.sample
+    else:
+        unit, sample = _axis_after(producer, shape), None
+    unit = override or unit
+    label = UNKNOWN_AXIS if unit is None else str(unit)
+    if unit is None:
+        unit = Coordinate(output.ndim - 1, shape[-1]) if output.ndim > 1 else Coordinate(1, 1)
+    is_unit_axis = unit.axis == 0 and unit.inner * unit.size == (shape or (1,))[0] and unit.size > 1
+    if sample is None and samples is not None and shape[:1] == (samples,) and not is_unit_axis:
+        sample = Coordinate(0, samples)
+    return Layout(shape, unit, sample, of_one=samples == 1), label
+
+
+def arrange(output: Tensor, layout: Layout, samples: int | None) -> Tensor | None:
+    """`output` as `[sample, unit, position]`, a view where strides allow; None if it does not fit.
+
+    `layout` was found on an earlier call: the number of samples and of positions may differ.
+    `output` is not empty.
+    """
+    if output.ndim != len(layout.shape):
+        return None
+    if layout.unit.axis == output.ndim:  # one number per sample: a single unit
+        output = output.unsqueeze(-1)
+    shape = tuple(output.shape)
+    unit = _refit(layout.unit, layout.unit.size, layout.shape, shape)
+    if unit is None:
+        return None
+    sample = layout.sample
+    if sample is not None:
+        sample = _refit(sample, sample.size if samples is None else samples, layout.shape, shape)
+    return _split(output, unit, sample)
+
+
+def _refit(
+    coordinate: Coordinate, size: int, old: tuple[int, ...], new: tuple[int, ...]
+) -> Coordinate | None:
+    """The coordinate, now of `size`, in a tensor of another shape."""
+    axis, inner = coordinate.axis, coordinate.inner
+    length = new[axis]
+    outermost = axis >= len(old) or old[axis] == coordinate.size * inner
+    if outermost and length % size == 0 and (inner > 1 or length == size):
+        return Coordinate(axis, size, length // size)
+    if not outermost and length % (size * inner) == 0:
+        return Coordinate(axis, size, inner)
+    return None
+
+
+def _split(output: Tensor, unit: Coordinate, sample: Coordinate | None) -> Tensor:
+    """Split both coordinates out of their axes and bring them to the front."""
+    shape: list[int] = []
+    dims: dict[str, int] = {}
+    for axis, length in enumerate(output.shape):
+        inside = [("unit", unit)] if unit.axis == axis else []
+        if sample is not None and sample.axis == axis:
+            inside.append(("sample", sample))
+        inside.sort(key=lambda item: (item[1].inner, item[1].size), reverse=True)
+        rest = length
+        for role, coordinate in inside:
+            outer = rest // (coordinate.size * coordinate.inner)
+            shape.append(outer)
+            dims[role] = len(shape)
+            shape.append(coordinate.size)
+            rest = coordinate.inner
+        shape.append(rest)
+    parts = output.view(shape)
+    front = [dims["unit"]] if sample is None else [dims["sample"], dims["unit"]]
+    others = [dim for dim in range(len(shape)) if dim not in front and shape[dim] != 1]
+    ones = [dim for dim in range(len(shape)) if dim not in front and shape[dim] == 1]
+    parts = parts.permute(front + others + ones)
+    if sample is None:
+        parts = parts.unsqueeze(0)
+    return parts.flatten(2) if parts.ndim > 2 else parts.unsqueeze(2)
+
+
+def _axis_after(producer: nn.Module | None, shape: tuple[int, ...]) -> Coordinate | None:
+    """Where the units of the last module with weights are, checked against its width."""
+    width = None
+    for attribute in ("out_features", "out_channels", "num_features", "num_channels"):
+        width = getattr(producer, attribute, width)
+    if width is None:
+        return None
+    last = isinstance(producer, nn.Linear)
+    axis = len(shape) - 1 if last else 1
+    if axis < len(shape) and shape[axis] == width:
+        return Coordinate(axis, width)
+    matches = [axis for axis in range(1, len(shape)) if shape[axis] == width]
+    return Coordinate(matches[0], width) if len(matches) == 1 else None

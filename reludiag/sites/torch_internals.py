@@ -1,0 +1,231 @@
+"""The names of torch that reludiag uses and torch does not promise to keep, all in this file.
+
+`tests/test_torch_internals.py` fails where a version of torch changes what one of them does. Where
+one is gone, importing this file raises a TorchVersionError that names it.
+
+| name here | what it is for | in torch |
+|---|---|---|
+| `is_tracing` | no hooks under torch.jit.trace | `torch._C._is_tracing` |
+| `is_exporting` | nor torch.export | `torch.compiler._is_exporting_flag` |
+| `backward_task` | leave out recomputed forwards | `torch._C._current_graph_task_id` |
+| `innermost_transform` | leave out vmap, grad, jvp | `torch._C._functorch.peek_interpreter_stack` |
+| `MODULE_CALL`, `HOOKED_FORWARD` | who calls, by the stack | `torch.nn.Module._call_impl` |
+| `DisableTorchFunction` | hide operators from function modes | `torch._C.DisableTorchFunction` |
+| `TorchDispatchMode` | follow every operator | `torch.utils._python_dispatch` |
+| `function_modes` | is a mode of the user's active? | `torch._C._len_torch_function_stack` |
+| `is_autocasting` | do not take operators apart then | `torch._C._is_any_autocast_enabled` |
+| `ENCODER_LAYER` | the fused encoder layer | `torch.ops.aten._transformer_encoder_layer_fwd` |
+| `multi_head_attention` | its attention | `torch._native_multi_head_attention` |
+| `version_of` | was a tensor changed in place? | `torch.Tensor._version` |
+| `storage_of` | do two tensors share memory? | `torch.UntypedStorage._cdata` |
+| `operator_name` | name of a dispatched operator | `torch._ops.OpOverload._schema` |
+| `OpOverload` | an operator in a program's graph | `torch._ops.OpOverload` |
+| `AnyBatchNorm` | BatchNorm of any dimension | `torch.nn.modules.batchnorm._BatchNorm` |
+| `buffers_of` | restore a model's buffers | `torch.nn.Module._buffers` |
+| `parameters_of` | which parameters are a layer's own | `torch.nn.Module._parameters` |
+| `forward_hooks_of` | take a user's hooks off a copy | `torch.nn.Module._forward_hooks` |
+| `convolve` | convolve with another weight | `torch.nn.Conv1d._conv_forward`, of 2d, 3d |
+| `eager_module` | unwrap a compiled model | `_orig_mod` of what torch.compile returns |
+| `is_compiled_module` | does it run compiled? | `torch.nn.Module._compiled_call_impl` |
+| `compiled_graphs`, `forget_graphs`, `hook_guards` | compile anew with hooks | `torch._dynamo` |
+
+`torch._dynamo` is looked at only where something else has imported it: that takes a second. Its
+names, and `_orig_mod`, are so not looked for when this file is imported.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable
+from operator import attrgetter
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor, compiler, nn
+
+from reludiag.errors import TorchVersionError
+
+TRIED = ("2.13.0",)
+"""The versions of torch that all of these were tried with, the oldest first."""
+
+
+def internal(path: str) -> Any:
+    """What torch has under a dotted path; raises TorchVersionError where it has nothing."""
+    value: Any = torch
+    for name in path.split(".")[1:]:
+        try:
+            value = getattr(value, name)
+        except AttributeError:
+            raise _gone(path) from None
+    return value
+
+
+def _gone(path: str) -> TorchVersionError:
+    return TorchVersionError(
+        f"torch {torch.__version__} has no {path}, which reludiag needs: it is not part of torch's "
+        f"public interface, and changes without notice. Install a newer reludiag, or a version of "
+        f"torch that this one was tried with: {', '.join(TRIED)}"
+    )
+
+
+try:
+    from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+except ImportError:
+    raise _gone("torch.utils._python_dispatch.TorchDispatchMode") from None
+
+# What the forward pass is in, at the moment
+
+is_tracing: Callable[[], bool] = internal("torch._C._is_tracing")
+backward_task: Callable[[], int] = internal("torch._C._current_graph_task_id")
+"""Number of the backward pass that is running, -1 if none is."""
+innermost_transform: Callable[[], Any] = internal("torch._C._functorch.peek_interpreter_stack")
+"""The `torch.func` transform that is at work, None if none is."""
+is_autocasting: Callable[[], bool] = internal("torch._C._is_any_autocast_enabled")
+function_modes: Callable[[], int] = internal("torch._C._len_torch_function_stack")
+"""Number of function modes that are active."""
+
+internal("torch.compiler._is_exporting_flag")
+
+
+def is_exporting() -> bool:
+    """Whether torch.export is at work.
+
+    Not asked by torch.compiler.is_exporting(): the compiler of some releases takes that to be true
+    always.
+    """
+    return compiler._is_exporting_flag
+
+
+def is_recomputed() -> bool:
+    """Whether this is activation checkpointing's second forward, run inside the backward pass."""
+    return backward_task() != -1
+
+
+def is_transformed() -> bool:
+    """Whether vmap, grad or jvp is at work: its tensors cannot be read from outside."""
+    return innermost_transform() is not None
+
+
+# Operators and modes
+
+DisableTorchFunction: Callable[[], contextlib.AbstractContextManager[Any]] = internal(
+    "torch._C.DisableTorchFunction"
+)
+OpOverload: type = internal("torch._ops.OpOverload")
+ENCODER_LAYER: Any = internal("torch.ops.aten._transformer_encoder_layer_fwd.default")
+multi_head_attention: Callable[..., Any] = internal("torch._native_multi_head_attention")
+
+internal("torch.ops.aten.relu.default._schema.name")
+
+
+def operator_name(operator: Any) -> str:
+    """The dispatcher's name of an operator: `relu_`."""
+    name: str = operator._schema.name
+    return name.rpartition("::")[2]
+
+
+# Tensors
+
+internal("torch.Tensor._version")
+internal("torch.UntypedStorage._cdata")
+
+version_of: Callable[[Tensor], int] = attrgetter("_version")
+"""How often a tensor's memory was written to in place."""
+
+
+def storage_of(tensor: Tensor) -> int:
+    """A number that all tensors in the same memory share; a sparse tensor has its own."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+
+
+# Modules
+
+MODULE_CALL: CodeType = internal("torch.nn.Module._call_impl").__code__
+"""Of every module call, between the caller and `forward`."""
+
+
+def _function_in(code: CodeType, name: str) -> CodeType:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType) and constant.co_name == name:
+            return constant
+    raise _gone(f"torch.nn.Module._call_impl.{name}")
+
+
+HOOKED_FORWARD = _function_in(MODULE_CALL, "inner")
+"""The function inside it that calls `forward` where there are hooks."""
+
+AnyBatchNorm: type[nn.Module] = internal("torch.nn.modules.batchnorm._BatchNorm")
+
+for _name in ("_buffers", "_parameters", "_forward_hooks"):
+    if not hasattr(nn.Identity(), _name):
+        raise _gone(f"torch.nn.Module.{_name}")
+internal("torch.nn.Module._compiled_call_impl")
+internal("torch.nn.Conv1d._conv_forward")
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """A module's own buffers by name, to read and to set."""
+    return module._buffers
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """A module's own parameters by name; not those that are computed anew at each access."""
+    return module._parameters
+
+
+def forward_hooks_of(module: nn.Module) -> dict[int, Any]:
+    """The hooks that run after a module's forward."""
+    return module._forward_hooks
+
+
+def convolve(convolution: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """`x`, convolved as this layer does, with another weight and no bias."""
+    y: Tensor = convolution._conv_forward(x, weight, None)
+    return y
+
+
+# torch.compile
+
+
+def eager_module(model: Any) -> Any:
+    """The model itself, without torch.compile's wrapper."""
+    return getattr(model, "_orig_mod", model)
+
+
+def is_compiled_module(module: nn.Module) -> bool:
+    """Whether torch.compile wraps it, or `module.compile()` was called."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
+def _dynamo() -> Any:
+    return sys.modules.get("torch._dynamo")
+
+
+def is_compiler_loaded() -> bool:
+    """Whether anything can have been compiled: nothing is before torch.compile is first called."""
+    return _dynamo() is not None
+
+
+def compiled_graphs() -> int:
+    """How many graphs were compiled in this process."""
+    dynamo = _dynamo()
+    return 0 if dynamo is None else dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def forget_graphs() -> None:
+    """Have everything compiled anew when it is next called."""
+    _dynamo().reset()
+
+
+def hook_guards() -> contextlib.AbstractContextManager[Any]:
+    """While entered, code compiled for one module is not run for its twin with other hooks."""
+    dynamo = _dynamo()
+    if dynamo is None:
+        return contextlib.nullcontext()
+    patch: contextlib.AbstractContextManager[Any] = dynamo.config.patch(
+        skip_nnmodule_hook_guards=False
+    )
+    return patch
