@@ -9,8 +9,7 @@ from reludiag import Diagnosis
 from reludiag.diagnosis.from_recording import diagnose_run
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.recording import RecordedRun, RecordedSite
-from reludiag.sites.rectifiers import Rectifier
-from reludiag.sites.site import Site
+from reludiag.sites.site import Rectifier, Site
 
 EVERY = 10
 SAMPLES = 512

@@ -32,8 +32,7 @@ from reludiag.measure.unit_counts import UnitCounts
 from reludiag.recording import RecordedRun, RecordedSite
 from reludiag.recording.observations import Baseline, Observations
 from reludiag.reports.run.markdown import markdown
-from reludiag.sites.rectifiers import Rectifier
-from reludiag.sites.site import Site
+from reludiag.sites.site import Rectifier, Site
 
 PROBE = torch.randn(128, 8, generator=torch.Generator().manual_seed(5))
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

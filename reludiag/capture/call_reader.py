@@ -15,7 +15,8 @@ from reludiag.capture.forward_pass import ForwardPass, PerThread
 from reludiag.capture.idle import Idle
 from reludiag.capture.missed import MissedCalls
 from reludiag.capture.site_registry import SiteRegistry
-from reludiag.sites.rectifiers import Rectifier, is_fused_rectifier, rectifier_call
+from reludiag.sites.rectifiers import is_fused_rectifier, rectifier_call
+from reludiag.sites.site import Rectifier
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
     backward_task,

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reludiag.sites.layout import Layout, arrange
-from reludiag.sites.rectifiers import Rectifier
-from reludiag.sites.site import Identity
+from reludiag.sites.site import Identity, Rectifier
 
 
 class Call:

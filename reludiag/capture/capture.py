@@ -35,7 +35,8 @@ from reludiag.capture.missed import MissedCalls
 from reludiag.capture.pass_tracker import PassTracker
 from reludiag.capture.site_registry import SiteRegistry
 from reludiag.sites.functional import functional_calls
-from reludiag.sites.site import Site, rectifier_modules
+from reludiag.sites.rectifiers import rectifier_modules
+from reludiag.sites.site import Site
 
 
 class Capture:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
-from reludiag.sites.site import rectifier_modules
+from reludiag.sites.rectifiers import rectifier_modules
 from reludiag.sites.torch_internals import is_exporting, is_tracing
 
 _numbers = itertools.count()

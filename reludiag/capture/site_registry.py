@@ -14,8 +14,7 @@ from reludiag.capture.calls import ExpectedCall, KnownSite, UnitView
 from reludiag.sites.axes import Coordinate, Origin
 from reludiag.sites.layout import UNKNOWN_AXIS, Layout, find_layout
 from reludiag.sites.provenance import ProvenanceMode
-from reludiag.sites.rectifiers import Rectifier
-from reludiag.sites.site import Identity, Site, site_names
+from reludiag.sites.site import Identity, Rectifier, Site, site_names
 
 
 class SiteMatch(NamedTuple):

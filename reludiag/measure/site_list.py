@@ -10,8 +10,7 @@ from torch import nn
 from reludiag.capture.capture import Capture
 from reludiag.measure.frozen_pass import Scanner, eager_model
 from reludiag.sites.functional import functional_calls
-from reludiag.sites.rectifiers import Rectifier
-from reludiag.sites.site import Site
+from reludiag.sites.site import Rectifier, Site
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import special  # not stats, whose import takes longer than a small scan
 
 from reludiag.measure.unit_counts import UnitCounts
-from reludiag.sites.rectifiers import Rectifier
+from reludiag.sites.site import Rectifier
 
 CONFIDENCE = 0.95
 

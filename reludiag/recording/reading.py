@@ -24,8 +24,7 @@ from reludiag.recording.observations import (
 )
 from reludiag.recording.records import Pulse, RecordedRun, RecordedSite
 from reludiag.recording.schema import APPLICATION_ID, SCHEMA_VERSION, mask_of, unpacked
-from reludiag.sites.rectifiers import Rectifier
-from reludiag.sites.site import Site
+from reludiag.sites.site import Rectifier, Site
 
 
 def read_recording(path: str | Path) -> RecordedRun:

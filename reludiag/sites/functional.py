@@ -18,13 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from reludiag.sites.rectifiers import (
-    Rectifier,
-    is_zero,
-    operator_names,
-    rectifier_call,
-    rectifier_of,
-)
+from reludiag.sites.rectifiers import is_zero, operator_names, rectifier_call, rectifier_of
+from reludiag.sites.site import Rectifier
 from reludiag.sites.torch_internals import version_of
 
 

@@ -4,28 +4,16 @@ A rectifier is a row of `RECTIFIERS`, as a module, as an operator, or as both. T
 another one, add a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from reludiag.sites.site import Rectifier
+
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Rectifier:
-    """How one rectifier is read."""
-
-    activation: str
-    """Its name in reports: `ReLU6` of a module, `relu6` of a function."""
-    can_die: bool
-    """Whether it has a region in which its gradient is zero and its output is 0."""
-    signed: bool = False
-    """Its output may be negative outside that region, so that a unit fires where it is not 0."""
-    passes_input: bool = False
-    """Its output is its input wherever it fires."""
 
 
 def is_zero(value: Any) -> bool:
@@ -160,6 +148,14 @@ def rectifier_of(module: nn.Module) -> Rectifier | None:
         if row.module is not None and isinstance(module, row.module) and row.module_if(module):
             return row.rectifier(type(module).__name__)
     return None
+
+
+def rectifier_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rectifier]]:
+    """Path, module and description of every rectifier module, leaky ones included."""
+    for path, module in model.named_modules():
+        rectifier = rectifier_of(module)
+        if rectifier is not None:
+            yield path, module, rectifier
 
 
 def rectifier_call(operator: str, args: Arguments, kwargs: Keywords) -> Rectifier | None:

@@ -2,16 +2,27 @@
 
 A site is a rectifier module, or a module that calls a rectifying function, and the ordinal of the
 call. Two calls are told apart by the weights that fed them, not by counting alone: on a
-data-dependent path the second call of one batch may be the first of the next.
+data-dependent path the second call of one batch may be the first of the next. These are plain
+records: a recording is read without torch.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-from torch import nn
 
-from reludiag.sites.rectifiers import Rectifier, rectifier_of
+@dataclass(frozen=True)
+class Rectifier:
+    """How one rectifier is read."""
+
+    activation: str
+    """Its name in reports: `ReLU6` of a module, `relu6` of a function."""
+    can_die: bool
+    """Whether it has a region in which its gradient is zero and its output is 0."""
+    signed: bool = False
+    """Its output may be negative outside that region, so that a unit fires where it is not 0."""
+    passes_input: bool = False
+    """Its output is its input wherever it fires."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +48,6 @@ class Site:
     """Path of the module whose weights feed it."""
     norm: str | None
     """Path of the BatchNorm between the producer and the site, if there is one."""
-
-
-def rectifier_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rectifier]]:
-    """Path, module and description of every rectifier module, leaky ones included."""
-    for path, module in model.named_modules():
-        rectifier = rectifier_of(module)
-        if rectifier is not None:
-            yield path, module, rectifier
 
 
 @dataclass(frozen=True)
