@@ -104,9 +104,9 @@ class _Stratum:
 
 
 def _unit_ranks(values: Sequence[float]) -> Floats:
-    ranks = pd.Series(values, dtype=float).rank().to_numpy() - (len(values) + 1) / 2
-    length = np.linalg.norm(ranks)
-    return ranks / length if length else ranks
+    ranks = pd.Series(values, dtype=float).rank().to_numpy(np.float64) - (len(values) + 1) / 2
+    length = float(np.linalg.norm(ranks))
+    return np.asarray(ranks / length if length else ranks, np.float64)
 
 
 def _trend(
