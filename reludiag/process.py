@@ -1,4 +1,4 @@
-"""Owner: which process runs a trial or writes a recording, and whether it is gone.
+"""Process identity: which process runs a trial or writes a recording, and whether it is gone.
 
 On its own host a process is known by its number and the time it started, for numbers are used
 again. Of a process elsewhere only its lease is known, which it renews while it lives.
@@ -22,7 +22,7 @@ _SAME_START = 2.0  # seconds: a process's start is counted from boot in ticks, a
 
 
 @dataclass(frozen=True)
-class Owner:
+class ProcessId:
     """A process, among those of all hosts and of all times."""
 
     host: str
@@ -31,9 +31,9 @@ class Owner:
     """Unix time."""
 
 
-def this_process() -> Owner:
+def this_process() -> ProcessId:
     """The process that calls."""
-    return Owner(this_host(), os.getpid(), psutil.Process().create_time())
+    return ProcessId(this_host(), os.getpid(), psutil.Process().create_time())
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def this_host() -> str:
     return "/".join(parts)
 
 
-def is_gone(owner: Owner, lease: float) -> bool:
+def is_gone(owner: ProcessId, lease: float) -> bool:
     """Whether the process has ended; elsewhere, whether its `lease` (Unix time) has."""
     if owner.host != this_host():
         return time.time() > lease

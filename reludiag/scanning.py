@@ -15,7 +15,7 @@ from reludiag.diagnosis.build import SiteFindings, diagnose
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import checkpoint_timeline
 from reludiag.loading.checkpoints import Checkpoint, load_weights
-from reludiag.measure.frozen_pass import Measurement, Progress, Scanner, eager_model
+from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, eager_model
 from reludiag.measure.verdicts import Thresholds
 
 
@@ -30,7 +30,7 @@ def scan(
     thresholds: Thresholds | None = None,
     subject: str | None = None,
     notes: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Diagnosis:
     """Scan a model's rectifiers with its weights frozen.
 

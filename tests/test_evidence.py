@@ -320,12 +320,12 @@ def test_a_run_says_how_its_layers_began_and_what_they_were_given(
             model(x).sum().backward()
             optimizer.step()
     seen = read_recording(path).observations
-    starts = {start.module: start.layer for start in seen.starts}
+    starts = {start.module: start.layer for start in seen.initial_layers}
     assert set(starts) == {"0", "2"}  # the head feeds no rectifier
     assert starts["0"]["scheme"] == "pytorch"
     assert starts["2"]["bias_mean"] == -3.0
     assert "negative_bias" in [problem["kind"] for problem in starts["2"]["problems"]]
-    (first,) = [given for given in seen.given if given.is_first]
+    (first,) = [given for given in seen.inputs if given.is_first]
     gamma = float(x.mean(0).norm() / x.std(0, correction=0).norm())
     assert (first.module, first.samples) == ("0", 64)
     assert first.gamma == pytest.approx(gamma, rel=1e-5)
@@ -349,8 +349,8 @@ def test_a_model_that_cannot_be_copied_is_recorded_all_the_same(tmp_path: Path) 
         model(PROBE).sum().backward()
         optimizer.step()
     seen = read_recording(tmp_path / "run").observations
-    assert {start.module for start in seen.starts} == {"body.0", "body.2"}
-    assert seen.given == ()
+    assert {start.module for start in seen.initial_layers} == {"body.0", "body.2"}
+    assert seen.inputs == ()
     model.handle.close()
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import reludiag
 from reludiag.experiments.queue.queue import DEATHS_ALLOWED, Cell, Result
-from reludiag.process import Owner, this_process
+from reludiag.process import ProcessId, this_process
 
 optuna = pytest.importorskip("optuna")
 from reludiag.experiments.queue.optuna_queue import SharedQueue  # noqa: E402
@@ -92,7 +92,7 @@ def test_cells_that_two_enqueued_at_once_are_run_once(storage: str) -> None:
 
 
 def test_the_cell_of_a_process_that_is_gone_is_enqueued_again(storage: str) -> None:
-    queue, gone = prepared(storage), Owner(ME.host, ME.pid, ME.started - 100)
+    queue, gone = prepared(storage), ProcessId(ME.host, ME.pid, ME.started - 100)
     assert queue.claim(gone) == CELLS[0]
     queue.tend([])
     rest = [queue.claim(ME) for _ in range(4)]

@@ -15,12 +15,12 @@ import reludiag
 from reludiag.experiments.queue.queue import DEATHS_ALLOWED, Cell, Queue, Result
 from reludiag.experiments.queue.sqlite_queue import TrialStore
 from reludiag.experiments.trial_table import trials_table
-from reludiag.process import Owner, is_gone, this_host, this_process
+from reludiag.process import ProcessId, is_gone, this_host, this_process
 
 SETTINGS = {"train": "digits.py:train", "lr": [0.1, 0.01], "init": ["default"], "seeds": [0, 1]}
 CELLS = [Cell(n, seed=n % 2, lr=(0.1, 0.01)[n // 2]) for n in range(4)]
 ME = this_process()
-ELSEWHERE = Owner("another host", 1, 0.0)
+ELSEWHERE = ProcessId("another host", 1, 0.0)
 DONE = Result("complete", 0.1, 20, 32, 1, 2, 0, 3, 0, 0.1, 1.5, metrics={"loss": 0.5, "f1": 1e9})
 
 
@@ -29,10 +29,10 @@ def store(tmp_path: Path) -> Queue:
     return TrialStore.prepare(tmp_path / "trials.sqlite", SETTINGS, CELLS)
 
 
-def gone() -> Owner:
+def gone() -> ProcessId:
     """A process that was, and is no more."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        return Owner(this_host(), child.pid, psutil.Process(child.pid).create_time())
+        return ProcessId(this_host(), child.pid, psutil.Process(child.pid).create_time())
 
 
 def test_cells_are_claimed_in_order_and_each_once(store: Queue) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 import reludiag
-from reludiag.monitoring.follow import Follower, Sight
+from reludiag.monitoring.follow import Follower, LiveView
 from reludiag.reports.live import frame
 from tests.test_cli import ENVIRONMENT, reludiag_command
 
@@ -46,9 +46,9 @@ def recorded(path: Path, steps: int = 5, model: nn.Module | None = None) -> Path
     return path
 
 
-def text(sight: Sight, height: int | None = None, width: int = 80) -> str:
+def text(view: LiveView, height: int | None = None, width: int = 80) -> str:
     page = io.StringIO()
-    Console(file=page, width=width, color_system=None).print(frame(sight, height))
+    Console(file=page, width=width, color_system=None).print(frame(view, height))
     return page.getvalue()
 
 
@@ -73,9 +73,9 @@ def test_a_run_is_seen_step_by_step(tmp_path: Path) -> None:
 def test_a_run_that_raised_is_interrupted(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), monitored(tmp_path / "r"):
         _ = 1 / 0
-    sight = Follower(tmp_path / "r").look()
-    assert sight.state == "interrupted"
-    assert sight.sentence == "The run was interrupted by ZeroDivisionError."
+    view = Follower(tmp_path / "r").look()
+    assert view.state == "interrupted"
+    assert view.sentence == "The run was interrupted by ZeroDivisionError."
 
 
 def test_a_run_that_was_killed_has_died(tmp_path: Path) -> None:
@@ -89,10 +89,10 @@ with reludiag.Monitor(nn.Sequential(nn.Linear(1, 4), nn.ReLU()), path=sys.argv[1
 """
     command = [sys.executable, "-c", program, tmp_path / "r"]
     assert subprocess.run(command, env=ENVIRONMENT).returncode == -signal.SIGKILL
-    sight = Follower(tmp_path / "r").look()
-    assert (sight.state, sight.step) == ("died", 1)
-    assert "its process is gone" in sight.sentence
-    assert sight.diagnosis is not None
+    view = Follower(tmp_path / "r").look()
+    assert (view.state, view.step) == ("died", 1)
+    assert "its process is gone" in view.sentence
+    assert view.diagnosis is not None
 
 
 def set_fact(path: Path, key: str, value: object) -> None:
@@ -115,11 +115,11 @@ def test_a_run_elsewhere_is_taken_to_have_died_when_it_was_long_silent(
     follower = Follower(path, clock=lambda: now[0])
     assert follower.look().state == "running"
     now[0] = last + 60 * 210
-    sight = follower.look()
-    assert sight.state == "died" and "silent for long" in sight.sentence
-    assert sight.silent == 60 * 210
-    assert sight.steps_per_second == pytest.approx(1 / 600)
-    assert "0.0017 steps/s" in text(sight) and "snapshot 4 h ago" in text(sight)
+    view = follower.look()
+    assert view.state == "died" and "silent for long" in view.sentence
+    assert view.silent == 60 * 210
+    assert view.steps_per_second == pytest.approx(1 / 600)
+    assert "0.0017 steps/s" in text(view) and "snapshot 4 h ago" in text(view)
 
 
 def test_a_recording_that_is_replaced_is_followed(tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_a_recording_that_is_replaced_is_followed(tmp_path: Path) -> None:
     follower = Follower(path)
     assert follower.look().step == 5
     recorded(path, steps=2)
-    sight = follower.look()
-    assert sight.step == 2 and len(sight.diagnosis.timeline) == 3
-    assert sight.sentence == "A new run took the place of the one before."
+    view = follower.look()
+    assert view.step == 2 and len(view.diagnosis.timeline) == 3
+    assert view.sentence == "A new run took the place of the one before."
 
 
 def test_a_recording_that_is_removed_is_kept_in_sight_until_another_comes(tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_a_recording_that_is_removed_is_kept_in_sight_until_another_comes(tmp_pa
     follower = Follower(path)
     seen = follower.look()
     path.unlink()
-    sight = follower.look()
-    assert sight.state == "lost" and "was removed" in sight.sentence
-    assert sight.diagnosis is seen.diagnosis
+    view = follower.look()
+    assert view.state == "lost" and "was removed" in view.sentence
+    assert view.diagnosis is seen.diagnosis
     path.write_bytes(b"SQLite format 3\0 and then nothing of the kind" * 40)
     assert follower.look().state == "lost"
     path.unlink()
@@ -180,8 +180,8 @@ def test_a_large_recording_is_not_read_all_the_time(tmp_path: Path) -> None:
         follower = Follower(path, clock=slow_clock)
         first = follower.look().diagnosis
         monitor.step()
-        sight = follower.look()
-        assert sight.step == 1 and sight.diagnosis is first
+        view = follower.look()
+        assert view.step == 1 and view.diagnosis is first
         now[0] += 100.0
         assert follower.look().diagnosis is not first
 
@@ -189,17 +189,17 @@ def test_a_large_recording_is_not_read_all_the_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("height", [24, 40, 60])
 def test_a_frame_fits_the_terminal(tmp_path: Path, height: int) -> None:
     model = nn.Sequential(*(m for _ in range(30) for m in (nn.Linear(1, 1), nn.ReLU())))
-    sight = Follower(recorded(tmp_path / "r", 40, model)).look()
-    lines = text(sight, height).splitlines()
+    view = Follower(recorded(tmp_path / "r", 40, model)).look()
+    lines = text(view, height).splitlines()
     assert len(lines) <= height and max(map(len, lines)) <= 80
     assert "q or Ctrl-C leaves" in lines[-1]
-    assert "Deaths over time" in text(sight, height) and "Worst sites" in text(sight, height)
+    assert "Deaths over time" in text(view, height) and "Worst sites" in text(view, height)
 
 
 def test_a_hostile_name_does_nothing_in_a_frame(tmp_path: Path) -> None:
-    sight = Follower(recorded(tmp_path / "r", 1, network("[bold red]x[/]\x1b[31m"))).look()
-    assert "[bold red]x[/]" in text(sight)
-    assert "\x1b" not in text(sight)
+    view = Follower(recorded(tmp_path / "r", 1, network("[bold red]x[/]\x1b[31m"))).look()
+    assert "[bold red]x[/]" in text(view)
+    assert "\x1b" not in text(view)
 
 
 def test_once_prints_a_frame_and_leaves(tmp_path: Path) -> None:

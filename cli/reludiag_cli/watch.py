@@ -32,10 +32,10 @@ def watch(
 
     console, follower = Console(), Follower(recording)
     if once:
-        sight = follower.look()
-        if sight.diagnosis is None:
-            raise RecordingError(sight.sentence)
-        print_frame(sight, console)
+        view = follower.look()
+        if view.diagnosis is None:
+            raise RecordingError(view.sentence)
+        print_frame(view, console)
     elif console.is_terminal:
         with contextlib.suppress(KeyboardInterrupt):
             _follow(follower, console, interval)
@@ -51,16 +51,16 @@ def _follow(follower: "Follower", console: "Console", interval: float) -> None:
     from reludiag_cli.keys import key_presses
 
     plain = not speaks_unicode(console)
-    sight = follower.look()
+    view = follower.look()
     try:
         with (
             key_presses() as pressed,
             Live(console=console, screen=True, auto_refresh=False) as live,
         ):
             while True:
-                sight = follower.look()
-                live.update(frame(sight, console.height, plain), refresh=True)
+                view = follower.look()
+                live.update(frame(view, console.height, plain), refresh=True)
                 if "q" in pressed(interval).lower():
                     break
     finally:
-        print_frame(sight, console)  # what was seen last stays on the screen
+        print_frame(view, console)  # what was seen last stays on the screen

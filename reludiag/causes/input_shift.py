@@ -11,12 +11,12 @@ from reludiag.causes.cause import Evidence, rounded
 from reludiag.causes.chance import FEW, born_by_chance, chance_evidence, more_died, several_born
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.initialization.birth import UNCENTRED, born_dead_by_depth
-from reludiag.recording.observations import Given
+from reludiag.recording.observations import InputStatistics
 
 
-def uncentred_input(run: RunLives) -> Given | None:
+def uncentred_input(run: RunLives) -> InputStatistics | None:
     """The first layer's input that is furthest from centred; None if all are centred enough."""
-    inputs = run.recorded.observations.given
+    inputs = run.recorded.observations.inputs
     first = [each for each in inputs if each.is_first and each.gamma > UNCENTRED]
     return max(first, key=lambda each: each.gamma, default=None)
 

@@ -9,7 +9,7 @@ import numpy as np
 from reludiag.recording import RecordedRun, RecordedSite
 from reludiag.recording.learning_rates import LearningRates
 from reludiag.recording.ledger import NEVER, Ledger, trace_lives
-from reludiag.recording.observations import Baseline, Death, Given
+from reludiag.recording.observations import Baseline, Death, InputStatistics
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -55,7 +55,7 @@ class SiteLives:
     baseline: Baseline | None
     layer: dict[str, Any] | None
     """How the layer that feeds it began."""
-    given: Given | None
+    given: InputStatistics | None
 
     @property
     def name(self) -> str:
@@ -83,8 +83,8 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
     rates = LearningRates(run)
     seen = run.observations
     baselines = {baseline.site: baseline for baseline in seen.baselines}
-    layers = {start.module: dict(start.layer) for start in seen.starts}
-    given = {each.module: each for each in seen.given}
+    layers = {start.module: dict(start.layer) for start in seen.initial_layers}
+    given = {each.module: each for each in seen.inputs}
     deaths: dict[str, list[Death]] = {}
     for death in seen.deaths:
         deaths.setdefault(death.site, []).append(death)

@@ -19,7 +19,7 @@ from reludiag.initialization.schemes import TRANSPOSED, WEIGHTED, reinitialize
 from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
-from reludiag.recording.observations import Baseline, Given, Observations, Start
+from reludiag.recording.observations import Baseline, InitialLayer, InputStatistics, Observations
 from reludiag.sites.torch_internals import forward_hooks_of
 
 BASELINE = "kaiming_normal"
@@ -53,7 +53,7 @@ def observe_initial_state(
     copied = dict(twin.named_modules())
     measured = measure_inputs(twin, batches, {path: copied[path] for path in layers})
     given = tuple(
-        Given(path, found.samples, found.is_first, found.gamma, found.cosine)
+        InputStatistics(path, found.samples, found.is_first, found.gamma, found.cosine)
         for path, found in measured.items()
     )
     born = any(bool((state.dead & state.known).any()) for state in mortal)
@@ -61,13 +61,15 @@ def observe_initial_state(
     return Observations(starts, given, baselines)
 
 
-def _start(path: str, layer: Any) -> Start:
+def _start(path: str, layer: Any) -> InitialLayer:
     weight, bias = (
         None if tensor is None else tensor.detach().cpu().double().numpy()
         for tensor in (layer.weight, layer.bias)
     )
     assert weight is not None
-    return Start(path, asdict(describe_layer(path, weight, bias, isinstance(layer, TRANSPOSED))))
+    return InitialLayer(
+        path, asdict(describe_layer(path, weight, bias, isinstance(layer, TRANSPOSED)))
+    )
 
 
 def _copied(model: nn.Module) -> nn.Module | None:

@@ -29,7 +29,7 @@ from reludiag.initialization.layer_init import (
 from reludiag.initialization.layer_inputs import LayerInput, measure_inputs
 from reludiag.initialization.schemes import TRANSPOSED, WEIGHTED, reinitialize
 from reludiag.loading.data import batches_of
-from reludiag.measure.frozen_pass import Measurement, Progress, Scanner, limited
+from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, limited
 from reludiag.measure.verdicts import is_dead
 from reludiag.tables import Column, table_of
 
@@ -121,7 +121,7 @@ def examine_initialization(
     seeds: int = SEEDS,
     dtype: torch.dtype | None = None,
     notes: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> InitExamination:
     """Say how an untrained model was initialized, and what is wrong with it.
 
@@ -290,7 +290,7 @@ def _redraw(
     batches: Sequence[Any],
     seeds: int,
     dtype: torch.dtype | None,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> tuple[list[_Redraw], list[str]]:
     """The same pass with the weights drawn anew; and sentences on what could not be drawn."""
     done: list[_Redraw] = []

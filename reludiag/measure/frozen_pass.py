@@ -25,7 +25,7 @@ from reludiag.measure.unit_stats import UnitStats
 from reludiag.sites.functional import may_rectify
 from reludiag.sites.torch_internals import eager_module
 
-Progress = Callable[[int, int | None], None]
+ProgressCallback = Callable[[int, int | None], None]
 """Called with the number of batches done, and of all of them if that is known."""
 
 
@@ -67,7 +67,7 @@ class Scanner:
         limit: int | None = None,
         train_mode: bool = False,
         dtype: torch.dtype | None = None,
-        progress: Progress | None = None,
+        progress: ProgressCallback | None = None,
     ) -> Measurement:
         """One pass; see `scan`."""
         model, capture = self.model, self._capture

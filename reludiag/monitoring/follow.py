@@ -11,8 +11,8 @@ from typing import Any
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.from_recording import load
 from reludiag.errors import RecordingError
-from reludiag.process import Owner, is_gone, this_host
-from reludiag.recording import Pulse, read_pulse
+from reludiag.process import ProcessId, is_gone, this_host
+from reludiag.recording import RecordingProgress, read_progress
 
 _RECENT = 10  # snapshots that the speed of a run is told by
 _LOAD_SHARE = 0.2  # of a core, at most: reading a large recording must not slow the run down
@@ -22,7 +22,7 @@ _PATIENCE, _LEAST_PATIENCE = 20.0, 60.0  # times the usual distance of snapshots
 
 
 @dataclass(frozen=True)
-class Sight:
+class LiveView:
     """What was seen of a recording at one moment."""
 
     subject: str
@@ -45,101 +45,101 @@ class Follower:
     def __init__(self, path: str | Path, clock: Callable[[], float] = time.time) -> None:
         self._path = Path(path)
         self._clock = clock
-        self._pulse: Pulse | None = None
+        self._progress: RecordingProgress | None = None
         self._diagnosis: Diagnosis | None = None
-        self._read_pulse: Pulse | None = None
+        self._loaded_progress: RecordingProgress | None = None
         self._next_load = 0.0
         self._replaced = 0
 
-    def look(self) -> Sight:
+    def look(self) -> LiveView:
         """What is to be seen now. Raises RecordingError if the file never was a recording."""
         try:
-            pulse = read_pulse(self._path)
-            if self._pulse is not None and _identity(pulse) != _identity(self._pulse):
+            progress = read_progress(self._path)
+            if self._progress is not None and _identity(progress) != _identity(self._progress):
                 self._replaced += 1
                 self._diagnosis, self._next_load = None, 0.0
-            self._pulse = pulse
+            self._progress = progress
             self._load()
         except RecordingError as error:
             return self._without(error)
-        state, sentence = _state(pulse, self._clock())
+        state, sentence = _state(progress, self._clock())
         if self._replaced and not sentence:
             times = "" if self._replaced == 1 else f", for the {self._replaced}th time"
             sentence = f"A new run took the place of the one before{times}."
-        return self._sight(pulse, state, sentence)
+        return self._view(progress, state, sentence)
 
     def _load(self) -> None:
         """Read the whole recording where it has grown, but not all the time."""
         begun = self._clock()
-        if self._pulse == self._read_pulse or begun < self._next_load:
+        if self._progress == self._loaded_progress or begun < self._next_load:
             return
-        self._diagnosis, self._read_pulse = load(self._path), self._pulse
+        self._diagnosis, self._loaded_progress = load(self._path), self._progress
         ended = self._clock()
         self._next_load = ended + (ended - begun) / _LOAD_SHARE
 
-    def _without(self, error: RecordingError) -> Sight:
-        if self._pulse is not None:
+    def _without(self, error: RecordingError) -> LiveView:
+        if self._progress is not None:
             gone = not self._path.exists()
             why = f"{self._path} was removed" if gone else str(error)
             sentence = f"{why}. This is the last that was seen of the run."
-            return self._sight(self._pulse, "lost", sentence)
+            return self._view(self._progress, "lost", sentence)
         if self._path.exists() and self._clock() - self._path.stat().st_mtime > _YOUNG:
             raise error
         if not self._path.parent.is_dir():
             raise error
         sentence = f"There is no recording at {self._path} yet."
-        return Sight(str(self._path), "waiting", sentence, None, None, None, None)
+        return LiveView(str(self._path), "waiting", sentence, None, None, None, None)
 
-    def _sight(self, pulse: Pulse, state: str, sentence: str) -> Sight:
-        return Sight(
+    def _view(self, progress: RecordingProgress, state: str, sentence: str) -> LiveView:
+        return LiveView(
             subject=str(self._path),
             state=state,
             sentence=sentence,
             diagnosis=self._diagnosis,
-            step=pulse.steps[-1] if pulse.steps else None,
-            steps_per_second=_speed(pulse, recent=state == "running"),
-            silent=max(0.0, self._clock() - pulse.times[-1]) if pulse.times else None,
+            step=progress.steps[-1] if progress.steps else None,
+            steps_per_second=_speed(progress, recent=state == "running"),
+            silent=max(0.0, self._clock() - progress.times[-1]) if progress.times else None,
         )
 
 
-def _identity(pulse: Pulse) -> object:
+def _identity(progress: RecordingProgress) -> object:
     """Tells one run from another that is written to the same path."""
-    return pulse.facts.get("process"), pulse.times[:1]
+    return progress.facts.get("process"), progress.times[:1]
 
 
-def _state(pulse: Pulse, now: float) -> tuple[str, str]:
+def _state(progress: RecordingProgress, now: float) -> tuple[str, str]:
     """The state of the run, and the sentence on it."""
-    status = str(pulse.facts.get("status", "running"))
+    status = str(progress.facts.get("status", "running"))
     if status == "complete":
         return "complete", ""
     if status != "running":
         return "interrupted", f"The run was {status}."
-    if not pulse.times:
+    if not progress.times:
         return "running", "No snapshot has been taken yet."
-    distances = [after - before for before, after in itertools.pairwise(pulse.times)]
+    distances = [after - before for before, after in itertools.pairwise(progress.times)]
     usual = statistics.median(distances) if distances else 0.0
     patience = max(_LEAST_PATIENCE, _PATIENCE * usual)
-    owner = _owner(pulse.facts.get("process"))
+    owner = _owner(progress.facts.get("process"))
     if owner is not None and owner.host == this_host():
         gone, why = is_gone(owner, now), "its process is gone"
     else:
-        gone, why = now > pulse.times[-1] + patience, "it has been silent for long"
+        gone, why = now > progress.times[-1] + patience, "it has been silent for long"
     if gone:
         return "died", f"The run died without a word: {why}."
     return "running", ""
 
 
-def _owner(process: Any) -> Owner | None:
+def _owner(process: Any) -> ProcessId | None:
     """The process that writes the recording; None where it does not say."""
     try:
-        return Owner(str(process["host"]), int(process["pid"]), float(process["started"]))
+        return ProcessId(str(process["host"]), int(process["pid"]), float(process["started"]))
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def _speed(pulse: Pulse, recent: bool) -> float | None:
+def _speed(progress: RecordingProgress, recent: bool) -> float | None:
     first = -_RECENT if recent else 0
-    steps, times = pulse.steps[first:], pulse.times[first:]
+    steps, times = progress.steps[first:], progress.times[first:]
     if len(times) < 2 or times[-1] <= times[0]:
         return None
     return (steps[-1] - steps[0]) / (times[-1] - times[0])

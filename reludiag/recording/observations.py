@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialLayer:
     """One layer before the first step."""
 
     module: str
@@ -20,7 +20,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Given:
+class InputStatistics:
     """What one layer was given as input before the first step."""
 
     module: str
@@ -93,8 +93,8 @@ class Death:
 class Observations:
     """All of these, of a whole run or of what is new since the last snapshot."""
 
-    starts: tuple[Start, ...] = ()
-    given: tuple[Given, ...] = ()
+    initial_layers: tuple[InitialLayer, ...] = ()
+    inputs: tuple[InputStatistics, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     updates: tuple[Update, ...] = ()
     deaths: tuple[Death, ...] = ()

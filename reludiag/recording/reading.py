@@ -17,12 +17,12 @@ from reludiag.recording.observations import (
     Baseline,
     Death,
     Drift,
-    Given,
+    InitialLayer,
+    InputStatistics,
     Observations,
-    Start,
     Update,
 )
-from reludiag.recording.records import Pulse, RecordedRun, RecordedSite
+from reludiag.recording.records import RecordedRun, RecordedSite, RecordingProgress
 from reludiag.recording.schema import APPLICATION_ID, SCHEMA_VERSION, mask_of, unpacked
 from reludiag.sites.site import Rectifier, Site
 
@@ -41,7 +41,7 @@ def read_recording(path: str | Path) -> RecordedRun:
         return read_run(db)
 
 
-def read_pulse(path: str | Path) -> Pulse:
+def read_progress(path: str | Path) -> RecordingProgress:
     """Read how far a recording is, which is cheap however large it is.
 
     Raises RecordingError as `read_recording` does.
@@ -51,7 +51,7 @@ def read_pulse(path: str | Path) -> Pulse:
         facts = {key: json.loads(value) for key, value in db.execute("SELECT * FROM run")}
         rows = db.execute("SELECT step, taken FROM snapshot ORDER BY step").fetchall()
     times = (datetime.datetime.fromisoformat(taken).timestamp() for _, taken in rows)
-    return Pulse(facts, tuple(step for step, _ in rows), tuple(times))
+    return RecordingProgress(facts, tuple(step for step, _ in rows), tuple(times))
 
 
 @contextlib.contextmanager
@@ -131,12 +131,12 @@ def _read_observations(db: sqlite3.Connection) -> Observations:
     # Sites are known by their names here: their keys are not kept.
     names = dict(db.execute("SELECT id, name FROM site"))
     return Observations(
-        starts=tuple(
-            Start(module, json.loads(layer))
+        initial_layers=tuple(
+            InitialLayer(module, json.loads(layer))
             for module, layer in db.execute("SELECT * FROM initialization ORDER BY rowid")
         ),
-        given=tuple(
-            Given(module, samples, bool(is_first), _known(gamma), _known(cosine))
+        inputs=tuple(
+            InputStatistics(module, samples, bool(is_first), _known(gamma), _known(cosine))
             for module, samples, is_first, gamma, cosine in db.execute(
                 "SELECT * FROM input ORDER BY rowid"
             )

@@ -53,7 +53,7 @@ class RecordedRun:
 
 
 @dataclass(frozen=True)
-class Pulse:
+class RecordingProgress:
     """How far a recording is."""
 
     facts: Mapping[str, Any]

@@ -101,8 +101,8 @@ class RecordingWriter:
 
     def _write_observations(self, seen: Observations) -> None:
         rows: dict[str, list[tuple[Any, ...]]] = {
-            "initialization": [(s.module, json.dumps(dict(s.layer))) for s in seen.starts],
-            "input": [(g.module, g.samples, g.is_first, g.gamma, g.cosine) for g in seen.given],
+            "initialization": [(s.module, json.dumps(dict(s.layer))) for s in seen.initial_layers],
+            "input": [(g.module, g.samples, g.is_first, g.gamma, g.cosine) for g in seen.inputs],
             "baseline": [
                 (self._site_ids[b.site], b.born_dead, b.draws)
                 for b in seen.baselines

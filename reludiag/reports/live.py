@@ -11,7 +11,7 @@ from rich.text import Text
 
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICTS
-from reludiag.monitoring.follow import Sight
+from reludiag.monitoring.follow import LiveView
 from reludiag.reports.console import Harmless, speaks_unicode
 from reludiag.reports.run.summary import WINDOWS
 from reludiag.reports.run.terminal import BAR, bar, life_table
@@ -29,15 +29,15 @@ _HEAD, _TITLES, _FOOT = 6, 8, 1  # lines that are taken whatever there is to sho
 _FEWEST = 3  # rows of each of the two tables on the smallest screen
 
 
-def print_frame(sight: Sight, console: Console) -> None:
+def print_frame(view: LiveView, console: Console) -> None:
     """Print one frame, as high as it has to be."""
-    console.print(frame(sight, None, ascii_only=not speaks_unicode(console)))
+    console.print(frame(view, None, ascii_only=not speaks_unicode(console)))
 
 
-def frame(sight: Sight, height: int | None, ascii_only: bool = False) -> RenderableType:
+def frame(view: LiveView, height: int | None, ascii_only: bool = False) -> RenderableType:
     """One frame in `height` lines of a terminal; in as many as it takes where that is None."""
-    parts = [_head(sight)]
-    diagnosis = sight.diagnosis
+    parts = [_head(view)]
+    diagnosis = view.diagnosis
     if diagnosis is not None and diagnosis.timeline is not None and len(diagnosis.timeline):
         rows = 99 if height is None else max(0, height - _HEAD - _TITLES - _FOOT)
         sites = max(_FEWEST, min(len(diagnosis.sites), rows // 3, 10))
@@ -49,31 +49,31 @@ def frame(sight: Sight, height: int | None, ascii_only: bool = False) -> Rendera
     return Harmless(*parts)
 
 
-def _head(sight: Sight) -> RenderableType:
-    diagnosis = sight.diagnosis
+def _head(view: LiveView) -> RenderableType:
+    diagnosis = view.diagnosis
     title = Text(diagnosis.head.model if diagnosis is not None else "", style="bold")
-    title.append(f"  {sight.subject}" if diagnosis is not None else sight.subject, "not bold")
-    lines = [title, _pulse(sight)]
+    title.append(f"  {view.subject}" if diagnosis is not None else view.subject, "not bold")
+    lines = [title, _progress_line(view)]
     if diagnosis is not None:
         lines.append(_totals(diagnosis))
-    if sight.sentence:
-        lines.append(Text(sight.sentence, style=_STYLES[sight.state].replace("green", "yellow")))
+    if view.sentence:
+        lines.append(Text(view.sentence, style=_STYLES[view.state].replace("green", "yellow")))
     return Panel(
         Group(*lines), title=Text("reludiag watch"), title_align="left", border_style="dim"
     )
 
 
-def _pulse(sight: Sight) -> Text:
-    parts = [Text(sight.state, style=_STYLES[sight.state])]
-    if sight.step is not None:
-        parts.append(Text(f"step {sight.step:,}"))
-    if sight.steps_per_second is not None:
-        parts.append(Text(f"{_speed(sight.steps_per_second)} steps/s"))
-    rate = _latest_rate(sight.diagnosis)
+def _progress_line(view: LiveView) -> Text:
+    parts = [Text(view.state, style=_STYLES[view.state])]
+    if view.step is not None:
+        parts.append(Text(f"step {view.step:,}"))
+    if view.steps_per_second is not None:
+        parts.append(Text(f"{_speed(view.steps_per_second)} steps/s"))
+    rate = _latest_rate(view.diagnosis)
     if not math.isnan(rate):
         parts.append(Text(f"learning rate {rate:.4g}"))
-    if sight.silent is not None:
-        parts.append(Text(f"snapshot {_duration(sight.silent)} ago", style="dim"))
+    if view.silent is not None:
+        parts.append(Text(f"snapshot {_duration(view.silent)} ago", style="dim"))
     return Text("  ").join(parts)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from reludiag.errors import UsageError
 from reludiag.experiments.queue.queue import DEATHS_ALLOWED, Cell, Result, crash_of
 from reludiag.experiments.queue.sqlite_queue import check_settings
-from reludiag.process import LEASE, Owner, is_gone
+from reludiag.process import LEASE, ProcessId, is_gone
 
 if TYPE_CHECKING:  # an extra, imported when a storage is given
     from optuna import Study
@@ -71,7 +71,7 @@ class SharedQueue:
         queue._fill_up()
         return queue
 
-    def claim(self, owner: Owner) -> Cell | None:
+    def claim(self, owner: ProcessId) -> Cell | None:
         """As in `Queue`."""
         states = self._optuna.trial.TrialState
         for waiting in self._trials(states.WAITING):
@@ -88,23 +88,23 @@ class SharedQueue:
             self._exchange(waiting, states.FAIL)
         return None
 
-    def renew(self, owner: Owner) -> None:
+    def renew(self, owner: ProcessId) -> None:
         """As in `Queue`."""
         for trial in self._owned(owner):
             self._set(trial, "lease", time.time() + LEASE)
 
-    def finish(self, cell: Cell, owner: Owner, result: Result) -> bool:
+    def finish(self, cell: Cell, owner: ProcessId, result: Result) -> bool:
         """As in `Queue`."""
         owned = [t for t in self._owned(owner) if t.user_attrs["cell"] == cell.trial]
         return bool(owned) and self._finish(owned[0], result)
 
-    def release(self, owner: Owner) -> None:
+    def release(self, owner: ProcessId) -> None:
         """As in `Queue`."""
         for trial in self._owned(owner):
             self._fail(trial, "given back", died=False)
         self._fill_up()
 
-    def bury(self, owner: Owner, how: str) -> None:
+    def bury(self, owner: ProcessId, how: str) -> None:
         """As in `Queue`."""
         for trial in self._owned(owner):
             cell = self._cells()[trial.user_attrs["cell"]]
@@ -118,7 +118,7 @@ class SharedQueue:
                 self._fail(trial, f"its process {how}", died=True)
         self._fill_up()
 
-    def tend(self, spared: Collection[Owner]) -> None:
+    def tend(self, spared: Collection[ProcessId]) -> None:
         """As in `Queue`; enqueues what is neither waiting, running, nor done."""
         for trial in self._trials(self._optuna.trial.TrialState.RUNNING):
             owner, lease = trial.user_attrs.get("owner"), trial.user_attrs.get("lease")
@@ -126,7 +126,7 @@ class SharedQueue:
                 seen = self._ownerless.setdefault(trial.number, time.monotonic())
                 gone = time.monotonic() - seen > LEASE
             else:
-                gone = Owner(**owner) not in spared and is_gone(Owner(**owner), lease)
+                gone = ProcessId(**owner) not in spared and is_gone(ProcessId(**owner), lease)
             if gone:
                 self._fail(trial, "its process is gone", died=False)
         self._fill_up()
@@ -158,7 +158,7 @@ class SharedQueue:
         finished = self._trials(states.COMPLETE, states.PRUNED)
         return {t.user_attrs["cell"]: t for t in reversed(finished)}
 
-    def _owned(self, owner: Owner) -> "list[FrozenTrial]":
+    def _owned(self, owner: ProcessId) -> "list[FrozenTrial]":
         running = self._trials(self._optuna.trial.TrialState.RUNNING)
         return [t for t in running if t.user_attrs.get("owner") == asdict(owner)]
 

@@ -13,7 +13,7 @@ from reludiag import errors
 from reludiag.errors import ReludiagError, UsageError, UserCodeError
 from reludiag.experiments.queue.queue import Queue
 from reludiag.experiments.queue.worker import FAILED, OpenQueue, work
-from reludiag.process import Owner
+from reludiag.process import ProcessId
 
 Progress = Callable[[int, int], None]
 """Called with the number of cells that have a result, and of all."""
@@ -88,7 +88,7 @@ def check_not_a_worker(call: str) -> None:
 class _Worker:
     process: BaseProcess
     messages: Connection
-    owner: Owner | None = None
+    owner: ProcessId | None = None
     """As it calls itself when it is ready to run trials."""
 
     @classmethod

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 from reludiag.initialization.schemes import DEFAULT
-from reludiag.process import Owner
+from reludiag.process import ProcessId
 
 DEATHS_ALLOWED = 2
 """A trial whose process died is run again as often: it may have been killed by mistake, or by
@@ -56,22 +56,22 @@ RESULT_FIELDS = tuple(f.name for f in fields(Result) if f.name != "metrics")
 class Queue(Protocol):
     """Hands out cells to workers, each to one, and takes their results, one for each."""
 
-    def claim(self, owner: Owner) -> Cell | None:
+    def claim(self, owner: ProcessId) -> Cell | None:
         """A cell that nobody runs, now the owner's; None where there is none at the moment."""
 
-    def renew(self, owner: Owner) -> None:
+    def renew(self, owner: ProcessId) -> None:
         """The owner is alive: nobody may take its cell."""
 
-    def finish(self, cell: Cell, owner: Owner, result: Result) -> bool:
+    def finish(self, cell: Cell, owner: ProcessId, result: Result) -> bool:
         """Keep the result; False, and nothing is kept, if the cell is not the owner's any more."""
 
-    def release(self, owner: Owner) -> None:
+    def release(self, owner: ProcessId) -> None:
         """Give the owner's cell back, to be run again."""
 
-    def bury(self, owner: Owner, how: str) -> None:
+    def bury(self, owner: ProcessId, how: str) -> None:
         """The owner died: its cell is run again, or is a crash after `DEATHS_ALLOWED` deaths."""
 
-    def tend(self, spared: Collection[Owner]) -> None:
+    def tend(self, spared: Collection[ProcessId]) -> None:
         """Give back the cells of owners that are gone, but for those that the caller buries."""
 
     def unfinished(self) -> int:

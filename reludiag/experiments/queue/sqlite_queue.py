@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from reludiag.errors import UsageError
 from reludiag.experiments.queue.queue import DEATHS_ALLOWED, RESULT_FIELDS, Cell, Result, crash_of
-from reludiag.process import LEASE, Owner, is_gone
+from reludiag.process import LEASE, ProcessId, is_gone
 
 APPLICATION_ID = 0x52654C53  # "ReLS"
 
@@ -103,7 +103,7 @@ class TrialStore:
             raise UsageError(f"{path} cannot be used for the trials of a sweep: {error}") from error
         return store
 
-    def claim(self, owner: Owner) -> Cell | None:
+    def claim(self, owner: ProcessId) -> Cell | None:
         """As in `Queue`."""
         waiting = "SELECT trial FROM cell WHERE state = 'waiting' ORDER BY trial LIMIT 1"
         if self._db.execute(waiting).fetchone() is None:  # without stopping those who write
@@ -116,14 +116,14 @@ class TrialStore:
             ).fetchone()
         return None if row is None else Cell(*row)
 
-    def renew(self, owner: Owner) -> None:
+    def renew(self, owner: ProcessId) -> None:
         """As in `Queue`."""
         with self._writing():
             self._db.execute(
                 f"UPDATE cell SET lease = ? WHERE {_OWNED}", (time.time() + LEASE, *_key(owner))
             )
 
-    def finish(self, cell: Cell, owner: Owner, result: Result) -> bool:
+    def finish(self, cell: Cell, owner: ProcessId, result: Result) -> bool:
         """As in `Queue`."""
         with self._writing():
             done = self._db.execute(
@@ -136,12 +136,12 @@ class TrialStore:
             self._write(cell.trial, result)
         return True
 
-    def release(self, owner: Owner) -> None:
+    def release(self, owner: ProcessId) -> None:
         """As in `Queue`."""
         with self._writing():
             self._db.execute(f"{_GIVE_BACK} WHERE {_OWNED}", _key(owner))
 
-    def bury(self, owner: Owner, how: str) -> None:
+    def bury(self, owner: ProcessId, how: str) -> None:
         """As in `Queue`."""
         with self._writing():
             rows = self._db.execute(
@@ -158,13 +158,13 @@ class TrialStore:
                     )
                     self._write(cell.trial, crash_of(cell, how))
 
-    def tend(self, spared: Collection[Owner]) -> None:
+    def tend(self, spared: Collection[ProcessId]) -> None:
         """As in `Queue`."""
         running = self._db.execute(
             "SELECT DISTINCT host, pid, started, lease FROM cell WHERE state = 'running'"
         ).fetchall()
         for host, pid, started, lease in running:
-            owner = Owner(host, pid, started)
+            owner = ProcessId(host, pid, started)
             if owner not in spared and is_gone(owner, lease):
                 self.release(owner)
 
@@ -265,7 +265,7 @@ _GIVE_BACK = (
 )
 
 
-def _key(owner: Owner) -> tuple[str, int, float]:
+def _key(owner: ProcessId) -> tuple[str, int, float]:
     return owner.host, owner.pid, owner.started
 
 

@@ -20,7 +20,7 @@ from reludiag.experiments.compare import trial_row
 from reludiag.experiments.queue.queue import Cell, Queue, Result
 from reludiag.experiments.trial import Trial
 from reludiag.loading.specs import load_attribute, user_code_error
-from reludiag.process import LEASE, RENEWALS, Owner, this_process
+from reludiag.process import LEASE, RENEWALS, ProcessId, this_process
 from reludiag.recording import read_recording
 
 IDLE = 0.1
@@ -127,7 +127,7 @@ def _in_one_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _lease(open_queue: OpenQueue, owner: Owner) -> Iterator[None]:
+def _lease(open_queue: OpenQueue, owner: ProcessId) -> Iterator[None]:
     """Renew the owner's lease from a thread, which has the queue open for itself."""
     ended = threading.Event()
 

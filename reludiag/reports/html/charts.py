@@ -9,14 +9,14 @@ import numpy as np
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.recording.ledger import Life
 from reludiag.reports.csv_file import write_frame
-from reludiag.reports.run.lifelines import Lifelines, SiteLine
+from reludiag.reports.run.lifelines import LifelineChart, SiteLine
 
 MOST_LISTED = 10_000
 """Dead units that a page lists; more are left to the CSV."""
 _BINS = 20  # of firing rates above 0: 5 % each
 
 
-def charts(diagnosis: Diagnosis, lives: Lifelines | None) -> dict[str, Any]:
+def charts(diagnosis: Diagnosis, lives: LifelineChart | None) -> dict[str, Any]:
     """All of them; an array is what Plotly calls a typed array: dtype, bdata, shape."""
     return {
         "lives": None if lives is None else _lives(lives),
@@ -34,7 +34,7 @@ def dead_csv(diagnosis: Diagnosis) -> str:
     return stream.getvalue()
 
 
-def _lives(lives: Lifelines) -> dict[str, Any]:
+def _lives(lives: LifelineChart) -> dict[str, Any]:
     return {
         "edges": list(lives.edges),
         "joined": lives.joined,

@@ -7,7 +7,7 @@ from reludiag.reports.html import content
 from reludiag.reports.html.charts import MOST_LISTED, charts
 from reludiag.reports.html.shell import fragment_of, page_of
 from reludiag.reports.run.formats import Choices
-from reludiag.reports.run.lifelines import MOST_UNITS, Lifelines, lifelines
+from reludiag.reports.run.lifelines import MOST_UNITS, LifelineChart, lifelines
 from reludiag.reports.wording import many
 
 if TYPE_CHECKING:  # the analysis of several runs takes its time to import
@@ -66,7 +66,7 @@ def _said(diagnosis: Diagnosis) -> dict[str, Any]:
     }
 
 
-def _abridged(diagnosis: Diagnosis, lives: Lifelines | None) -> list[str]:
+def _abridged(diagnosis: Diagnosis, lives: LifelineChart | None) -> list[str]:
     """What the pictures leave out, said so."""
     if lives is None:
         return []

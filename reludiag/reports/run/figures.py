@@ -22,7 +22,7 @@ from reludiag.reports.figure_style import (
     one_line,
     styled,
 )
-from reludiag.reports.run.lifelines import Lifelines, SiteLine, lifelines, raster
+from reludiag.reports.run.lifelines import LifelineChart, SiteLine, lifelines, raster
 from reludiag.reports.wording import many
 
 if TYPE_CHECKING:  # an extra: only those who draw need it
@@ -114,7 +114,7 @@ def _deaths(axes: "Axes", edges: np.ndarray[Any, Any], line: SiteLine) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):,.0f}")
 
 
-def _raster(axes: "Axes", lives: Lifelines, edges: np.ndarray[Any, Any]) -> None:
+def _raster(axes: "Axes", lives: LifelineChart, edges: np.ndarray[Any, Any]) -> None:
     from matplotlib.colors import ListedColormap
 
     states, ends = raster(lives.sites, _MOST_ROWS)
@@ -135,7 +135,7 @@ def _raster(axes: "Axes", lives: Lifelines, edges: np.ndarray[Any, Any]) -> None
     axes.set_ylim(len(states), 0)
 
 
-def _shares(axes: "Axes", lives: Lifelines, edges: np.ndarray[Any, Any]) -> None:
+def _shares(axes: "Axes", lives: LifelineChart, edges: np.ndarray[Any, Any]) -> None:
     parts = np.array([site.dead / site.units for site in lives.sites])
     parts[np.array([site.nonfinite for site in lives.sites]) > 0] = np.nan
     colours, norm = heat_colours()

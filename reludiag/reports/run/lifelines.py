@@ -38,7 +38,7 @@ class SiteLine:
 
 
 @dataclass(frozen=True)
-class Lifelines:
+class LifelineChart:
     """The windows, and what became of each site in them."""
 
     edges: tuple[float, ...]
@@ -51,7 +51,7 @@ class Lifelines:
     whole: SiteLine
 
 
-def lifelines(diagnosis: Diagnosis) -> Lifelines | None:
+def lifelines(diagnosis: Diagnosis) -> LifelineChart | None:
     """The lives of a Diagnosis in windows; None where it has no timeline."""
     timeline = diagnosis.timeline
     if timeline is None or timeline.empty:
@@ -98,7 +98,7 @@ def lifelines(diagnosis: Diagnosis) -> Lifelines | None:
     # No wider than this, or an axis would have room for a step before the first.
     width = min(steps[1] - steps[0], (steps[-1] - steps[0]) / 20) if len(steps) > 1 else 1
     edges = (steps[0] - width, *(steps[end] for end in ends))
-    return Lifelines(edges, joined, sites, _together(sites, len(starts)))
+    return LifelineChart(edges, joined, sites, _together(sites, len(starts)))
 
 
 def raster(sites: Sequence[SiteLine], most: int) -> tuple[States, tuple[int, ...]]:
