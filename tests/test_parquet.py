@@ -121,4 +121,5 @@ def test_a_scan_that_could_not_be_written_is_not_begun(
     with pytest.raises(SystemExit) as done:
         main()
     assert done.value.code == 2
-    assert "expected the name of a file" in " ".join(capsys.readouterr().err.split())
+    panel = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "expected the name of a file" in panel
