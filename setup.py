@@ -29,5 +29,9 @@ setup(
             optional=True,
         )
     ],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}} if has_stable_abi else {},
+    options={
+        # What lies in build/ may be of other sources, and modification times do not tell.
+        "build_ext": {"force": True},
+        **({"bdist_wheel": {"py_limited_api": "cp311"}} if has_stable_abi else {}),
+    },
 )

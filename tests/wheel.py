@@ -80,11 +80,8 @@ def pythons() -> dict[str, str]:
 
 def _works(path: Path, version: str) -> bool:
     """Not so a shim of pyenv for a version that is not chosen, nor a Python without its pip."""
-    try:
-        told = run(str(path), "-m", "pip", "--version")
-    except (OSError, subprocess.CalledProcessError):
-        return False
-    return f"(python {version})" in told
+    done = subprocess.run([path, "-m", "pip", "--version"], capture_output=True, text=True)
+    return f"(python {version})" in done.stdout
 
 
 def run(*command: str, cwd: Path | None = None) -> str:
