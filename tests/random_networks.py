@@ -44,7 +44,7 @@ class RandomNetwork(nn.Module):
             self._steps.append(Drawn(lambda y: y.flatten(1), (index,)))
             width = made[index].flatten(1).shape[1]
             made.append(made[index])
-            if draw.random() < 0.8:
+            if draw.random() < 0.9:
                 self._steps.append(Drawn(self._part(nn.Linear(width, 3)), (len(made) - 1,)))
                 made.append(made[index])
             self.results = self.results - {index} | {len(made) - 1}
@@ -74,7 +74,7 @@ class RandomNetwork(nn.Module):
     def _drawn(self, made: list[Tensor], rectify: bool) -> Drawn | None:
         draw = self._draw
         recent = [index for index in range(len(made)) if made[index].numel() < 2000][-5:]
-        index = draw.choice(recent)
+        index = recent[-1] if draw.random() < 0.6 else draw.choice(recent)
         x = made[index]
         if rectify:
             known = [part for part in self.parts if isinstance(part, nn.ReLU)]
@@ -85,7 +85,7 @@ class RandomNetwork(nn.Module):
         choices = [self._weighted, self._moved, self._pointwise]
         if same:
             choices += [self._paired] * 2
-        if draw.random() < 0.25:
+        if draw.random() < 0.12:
             choices = [self._mixed]
         kind = draw.choice(choices)
         if kind == self._paired:

@@ -103,6 +103,12 @@ def _in_place(m: Any, y: Tensor) -> Any:
     return m.b(buffer)
 
 
+def _through_a_view(m: Any, y: Tensor) -> Any:
+    y = m.b(y)
+    m.in_place(y[:, :3])
+    return m.c(y)
+
+
 Case = tuple[Callable[[], tuple[nn.Module, Tensor]], dict[str, list[Consumer]]]
 
 PLAIN, FLAT = (0, 0, 6, 1), (0, 0, 4, 1)
@@ -333,6 +339,20 @@ CASES: dict[str, Case] = {
         lambda: linear(_in_place, b=nn.Linear(8, 3)),
         {"relu": [Consumer("unknown", "addmm")]},
     ),
+    "summed with another order of itself": (
+        lambda: linear(lambda m, y: m.b(y + y.flip(1)), b=nn.Linear(6, 3)),
+        {"relu": [Consumer("mixes", "add")]},
+    ),
+    "rectified in place through a view": (
+        lambda: linear(
+            _through_a_view, b=nn.Linear(6, 6), in_place=nn.ReLU(inplace=True), c=nn.Linear(6, 3)
+        ),
+        {"relu": [reads("b.weight", PLAIN)], "in_place": [Consumer("unknown", "addmm")]},
+    ),
+    "dropped out, in training": (
+        lambda: image(lambda m, y: m.b(F.dropout2d(F.dropout(y))), b=nn.Conv2d(4, 2, 1)),
+        {"relu": [reads("b.weight", FLAT, operator="convolution", through=("mul",))]},
+    ),
     "a weight computed from others": (
         lambda: linear(
             lambda m, y: m.b(y), b=nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))
@@ -518,6 +538,7 @@ def entries_at_zero(model: nn.Module, consumers: Any, unit: int) -> Iterator[Non
 
 
 def called(model: nn.Module, batch: Any) -> list[Tensor]:
+    torch.manual_seed(1)
     with torch.no_grad():
         values = model(**batch) if isinstance(batch, dict) else model(*batch)
     return list(tensors_of(values))
