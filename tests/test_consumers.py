@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 import reludiag
 from reludiag.capture.capture import Capture
+from reludiag.measure.frozen_pass import Scanner
+from reludiag.measure.site_list import list_sites
 from reludiag.recording import read_recording
-from reludiag.scanning import Scanner, list_sites
 from reludiag.sites.consumers import KNOWN, Consumer, Run
 from reludiag.sites.site import Site
 from tests import architectures
@@ -431,7 +432,7 @@ def test_consumers_are_those_of_all_forwards_that_were_followed() -> None:
     model, _ = linear(_either, b=nn.Linear(6, 3), c=nn.Linear(6, 3))
     first, second = torch.randn(1, 4), torch.randn(5, 4)
     scanner = Scanner(model)
-    (found,) = scanner.run([first, second]).findings
+    (found,) = scanner.run([first, second]).sites
     assert {consumer.parameter for consumer in found.site.consumers or ()} == {
         "b.weight",
         "c.weight",
