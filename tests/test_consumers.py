@@ -4,6 +4,7 @@ import contextlib
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,12 @@ def _through_a_view(m: Any, y: Tensor) -> Any:
     y = m.b(y)
     m.in_place(y[:, :3])
     return m.c(y)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y * 2
 
 
 Case = tuple[Callable[[], tuple[nn.Module, Tensor]], dict[str, list[Consumer]]]
@@ -354,6 +361,17 @@ CASES: dict[str, Case] = {
         lambda: image(lambda m, y: m.b(F.dropout2d(F.dropout(y))), b=nn.Conv2d(4, 2, 1)),
         {"relu": [reads("b.weight", FLAT, operator="convolution", through=("mul",))]},
     ),
+    "a part in TorchScript": (
+        lambda: linear(
+            lambda m, y: m.b(y),
+            b=torch.jit.script(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))),
+        ),
+        {"relu": [reads("b.0.weight", PLAIN)]},
+    ),
+    "a function with a backward of its own": (
+        lambda: linear(lambda m, y: m.b(Doubled.apply(y)), b=nn.Linear(6, 3)),
+        {"relu": [reads("b.weight", PLAIN, through=("mul",))]},
+    ),
     "a weight computed from others": (
         lambda: linear(
             lambda m, y: m.b(y), b=nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))
@@ -421,6 +439,16 @@ def test_a_forward_that_was_not_followed_to_its_end_tells_nothing() -> None:
         capture.run(refusing, (inputs,), {})
     capture.detach()
     assert [site.consumers for site in capture.sites] == [None]
+
+
+def _in_a_thread(m: Any, y: Tensor) -> Tensor:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(m.b, y).result()
+
+
+def test_a_forward_that_goes_on_in_another_thread_tells_nothing() -> None:
+    model, inputs = linear(_in_a_thread, b=nn.Linear(6, 3))
+    assert sites_of(model, inputs)["relu"].consumers is None
 
 
 def _either(m: Any, y: Tensor) -> Tensor:

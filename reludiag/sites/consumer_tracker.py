@@ -150,7 +150,8 @@ class ConsumerTracker:
         for tensor in self._inside(output):
             self._leaves(tensor, "output", "output")
         for path, module in self._model.named_modules():
-            for name, value in (vars(module) | module._buffers).items():
+            buffers = dict(module.named_buffers(recurse=False))
+            for name, value in {**vars(module), **buffers}.items():
                 if name not in {"_parameters", "_modules", "_buffers"}:
                     for tensor in _tensors_in([value]):
                         self._leaves(tensor, "state", f"{path}.{name}" if path else name)
