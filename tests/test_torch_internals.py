@@ -266,3 +266,27 @@ def test_a_graph_is_not_used_for_a_twin_with_hooks_while_guarded() -> None:
             torch.compile(model, backend="eager")(torch.ones(1, 1))
     torch._dynamo.reset()
     assert calls
+
+
+def test_operators_of_our_own_are_seen_by_no_dispatch_mode() -> None:
+    class Counting(torch_internals.TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    with Counting() as mode:
+        with torch_internals.without_dispatch_modes():
+            torch.ones(1)
+        assert mode.calls == 0
+        torch.ones(1)
+    assert mode.calls == 1
+
+
+def test_an_operator_names_its_arguments_and_those_that_it_writes_to() -> None:
+    arguments = torch_internals.operator_arguments(torch.ops.aten.add_.Tensor)
+    assert [argument.name for argument in arguments] == ["self", "other", "alpha"]
+    assert arguments[2].default_value == 1
+    written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    assert written == ["self"]

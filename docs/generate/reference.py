@@ -101,7 +101,8 @@ def recording_schema() -> str:
         "belong to it; when it ends, the log is folded in.\n\n"
         "Nothing needs to read it but `reludiag.load` and the commands; this is for who wants to "
         f"do so in SQL. The schema's version is {schema.SCHEMA_VERSION} (`PRAGMA "
-        "user_version`); a file of another version is refused with a sentence. Its "
+        f"user_version`). Version {schema.OLDEST_READ} is read as well; a file of any other is "
+        "refused with a sentence. Its "
         f"`application_id` is {schema.APPLICATION_ID:#x}.\n\n"
         f"```sql\n{schema.SCHEMA.strip()}\n```\n"
     )

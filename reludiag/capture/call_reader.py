@@ -225,6 +225,8 @@ class CallReader:
             call, rectifier, output, samples, provenance, following.deferred if may_wait else None
         )
         self._registry.add(call, match)
+        if provenance is not None and match.site is not None and match.layout is not None:
+            provenance.begin_site(match.site.index, output.detach(), match.layout.unit)
         call.site, call.view = match.site, match.view
         if match.site is None:
             following.deferred.add(call)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import Layout, arrange
 from reludiag.sites.site import Identity, Rectifier
 
@@ -133,5 +134,7 @@ class KnownSite:
     label: str
     producer: str | None
     norm: str | None
+    consumers: tuple[Consumer, ...] | None = None
+    """As in `Site`."""
     numbers: set[int] = field(default_factory=set)
     """Which call of its owner it was, in each of the forwards that made it."""

@@ -63,11 +63,11 @@ class PassTracker:
         """Call the model, or what calls it, as one pass."""
         self._open(self._model, [*args, *kwargs.values()])
         try:
-            call(*args, **kwargs)
+            output = call(*args, **kwargs)
         except BaseException:
             self._close(complete=False)
             raise
-        self._close(complete=True)
+        self._close(complete=True, output=output)
 
     def run_surely(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Call the model; again, if it met a call of a path not taken before that cannot be read.
@@ -116,7 +116,7 @@ class PassTracker:
         """After it; without an output, if it raised an error."""
         current = self._threads.current
         if current.depth == 1:
-            self._close(complete=output is not None)
+            self._close(complete=output is not None, output=output)
         elif current.depth:
             current.depth -= 1
 
@@ -157,12 +157,12 @@ class PassTracker:
             current.provenance = ProvenanceMode(self._model, self._on_operator)
             if current.samples is not None:
                 current.provenance.mark_inputs(tensors_in(values), current.samples)
-            current.provenance.__enter__()  # type: ignore[no-untyped-call]
+            current.provenance.__enter__()
         if (self.functional and not traced) or follow:
             current.function_mode = RectifierMode(self._on_function)
             current.function_mode.__enter__()  # type: ignore[no-untyped-call]
 
-    def _close(self, complete: bool) -> None:
+    def _close(self, complete: bool, output: Any = None) -> None:
         current = self._threads.current
         current.depth = 0
         if current.unwatched:
@@ -178,7 +178,9 @@ class PassTracker:
             current.function_mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             current.function_mode = None
         if current.provenance is not None:
-            current.provenance.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            current.provenance.__exit__(None, None, None)
+            if complete and not self._missed.elsewhere:
+                self._registry.note_consumers(current.provenance.end(output))
             current.provenance = None
             self._missed.unobserved |= current.unobserved
             if complete:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from reludiag.capture.calls import ExpectedCall, KnownSite, UnitView
 from reludiag.sites.axes import Coordinate, Origin
+from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import UNKNOWN_AXIS, Layout, find_layout
 from reludiag.sites.provenance import ProvenanceMode
 from reludiag.sites.site import Identity, Rectifier, Site, site_names
@@ -35,7 +36,7 @@ class SiteRegistry:
     """The sites of one model, in the order of their first calls.
 
     `paths` are those of its modules; `unit_axes` as in `Capture`. `match` changes nothing; `add`
-    is the one method that does.
+    and `note_consumers` are the methods that do.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class SiteRegistry:
                     units=site.layout.unit.size,
                     producer=site.producer,
                     norm=site.norm,
+                    consumers=site.consumers,
                 )
                 for name, site in zip(names, self._sites, strict=True)
             ]
@@ -150,6 +152,13 @@ class SiteRegistry:
         if call.number not in site.numbers:
             site.numbers.add(call.number)
             self._site_list = None
+
+    def note_consumers(self, consumers: Mapping[int, tuple[Consumer, ...]]) -> None:
+        """Take in what reads the units of sites, by their index, in a forward that was followed."""
+        for index, seen in consumers.items():
+            site = self._sites[index]
+            site.consumers = tuple(dict.fromkeys((*(site.consumers or ()), *seen)))
+        self._site_list = None
 
     def _new_site(
         self,

@@ -23,7 +23,14 @@ from reludiag.recording.observations import (
     Update,
 )
 from reludiag.recording.records import RecordedRun, RecordedSite, RecordingProgress
-from reludiag.recording.schema import APPLICATION_ID, SCHEMA_VERSION, mask_of, unpacked
+from reludiag.recording.schema import (
+    APPLICATION_ID,
+    OLDEST_READ,
+    SCHEMA_VERSION,
+    mask_of,
+    unpacked,
+)
+from reludiag.sites.consumers import Consumer
 from reludiag.sites.site import Rectifier, Site
 
 
@@ -75,10 +82,10 @@ def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if application != APPLICATION_ID:
                 raise RecordingError(f"{path} is an SQLite file, but no recording of reludiag")
-            if version < SCHEMA_VERSION:
+            if version < OLDEST_READ:
                 raise RecordingError(
                     f"{path} has schema version {version}, of a development version: this "
-                    f"reludiag reads {SCHEMA_VERSION}. Record the run again"
+                    f"reludiag reads {OLDEST_READ} to {SCHEMA_VERSION}. Record the run again"
                 )
             if version > SCHEMA_VERSION:
                 raise RecordingError(
@@ -116,9 +123,10 @@ def read_run(db: sqlite3.Connection) -> RecordedRun:
         rates = tuple(
             db.execute("SELECT step, param_group, learning_rate FROM learning_rate ORDER BY step")
         )
+        consumers = "consumers" if db.execute("PRAGMA user_version").fetchone()[0] > 3 else "NULL"
         rows = db.execute(
             "SELECT id, name, module, operator, activation, can_die, signed, unit_axis, units,"
-            " producer, norm, param_group FROM site ORDER BY id"
+            f" producer, norm, param_group, {consumers} FROM site ORDER BY id"
         ).fetchall()
         sites = tuple(_read_site(db, row, steps) for row in rows)
         observations = _read_observations(db)
@@ -171,9 +179,12 @@ def _known(value: float | None) -> float:
 
 def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> RecordedSite:
     site_id, name, module, operator, activation, can_die, signed, axis, units, *rest = row
-    producer, norm, group = rest
+    producer, norm, group, consumers = rest
     rectifier = Rectifier(activation, bool(can_die), bool(signed))
-    site = Site(name, name, module, operator, rectifier, axis, units, producer, norm)
+    read_by = None
+    if consumers is not None:
+        read_by = tuple(Consumer.from_json(content) for content in json.loads(consumers))
+    site = Site(name, name, module, operator, rectifier, axis, units, producer, norm, read_by)
     width = units or 0
     position = {step: index for index, step in enumerate(steps)}
     seen = np.zeros(len(steps), dtype=np.int64)

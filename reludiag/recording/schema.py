@@ -6,13 +6,16 @@ import numpy as np
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+OLDEST_READ = 3
+"""The oldest version that can be read: what a later one added is then not known."""
 # What each version changed:
 #   1  the first
 #   2  site: operator, norm; statistics: counted, silent, total_square, before_maximum. Version 1
 #      was never released, and is not read.
 #   3  initialization, input, baseline, update, death: what the causes are weighed by. Version 2
 #      was never released either.
+#   4  site: consumers.
 
 SCHEMA = """
 CREATE TABLE run (                  -- what is known of the run as a whole
@@ -31,6 +34,7 @@ CREATE TABLE site (                 -- the places where rectifiers run, in forwa
     units INTEGER,                  -- null if never called
     producer TEXT,                  -- path of the module whose weights feed it
     norm TEXT,                      -- path of the BatchNorm in between
+    consumers TEXT,                 -- what reads the units next: a list, as JSON; null: not known
     param_group TEXT                -- "optimizer/group" that trains the producer, if one does
 );
 CREATE TABLE learning_rate (        -- a row when it changes, so that every step's can be told

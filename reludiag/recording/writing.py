@@ -165,12 +165,15 @@ class RecordingWriter:
             site.producer,
             site.norm,
             group,
+            None
+            if site.consumers is None
+            else json.dumps([consumer.to_json() for consumer in site.consumers]),
         )
         if self._site_rows.get(index) != row:
             self._db.execute(
                 "INSERT OR REPLACE INTO site (id, name, module, operator, activation, can_die,"
-                " signed, unit_axis, units, producer, norm, param_group)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " signed, unit_axis, units, producer, norm, param_group, consumers)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (index, *row),
             )
             self._site_rows[index] = row

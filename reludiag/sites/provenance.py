@@ -26,10 +26,13 @@ from reludiag.sites.axes import (
     resized,
     without,
 )
+from reludiag.sites.consumer_tracker import ConsumerTracker
+from reludiag.sites.consumers import Consumer
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
     TorchDispatchMode,
     operator_name,
+    without_dispatch_modes,
 )
 from reludiag.sites.torch_internals import storage_of as _storage
 
@@ -88,7 +91,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows origins through the operators run while it is active; changes none of them.
 
     `origin_of(tensor)` answers for any tensor made since. Origins are kept by storage, not by
-    tensor object: autograd hands out new objects for the same memory.
+    tensor object: autograd hands out new objects for the same memory. `begin_site` says where a
+    site's units are; `end` what reads them.
     """
 
     def __init__(self, model: nn.Module, on_operator: OperatorObserver) -> None:
@@ -102,6 +106,29 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._origins: dict[int, dict[tuple[Any, ...], Origin]] = {}
         self._products = 0
         self._paused = False
+        self._consumers = ConsumerTracker(model, lambda tensor: self.origin_of(tensor).producer)
+        self._entered = 0
+
+    def __enter__(self) -> Any:
+        self._entered += 1
+        if self._entered == 1:
+            self._consumers.escapes.__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._entered -= 1
+        if self._entered == 0:
+            self._consumers.escapes.__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def begin_site(self, site: int, output: Tensor, unit: Coordinate) -> None:
+        """Follow the units of a site, which are at this coordinate of its output, from here on."""
+        with DisableTorchFunction(), without_dispatch_modes():
+            self._consumers.begin(site, output, unit)
+
+    def end(self, output: Any) -> dict[int, tuple[Consumer, ...]]:
+        """What reads each site's units, after a forward that returned `output`."""
+        return self._consumers.end(output)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -150,6 +177,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Handing it on is no call: a function mode would take what TorchScript calls for one,
         # and see it in this forward only.
         with DisableTorchFunction():
+            followed = self._consumers.before(func, args, kwargs)
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
         reused = {_storage(given.tensor) for given in inputs}
@@ -158,6 +186,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 # Fresh memory: what was known of an earlier tensor at this address is void.
                 self._origins.pop(_storage(output), None)
                 self._made_of_parameters.pop(_storage(output), None)
+        if followed is not None:
+            with DisableTorchFunction(), without_dispatch_modes():
+                self._consumers.after(followed, outputs)
         try:
             self._follow(call, outputs)
         except (IndexError, KeyError, TypeError, ValueError, AttributeError):

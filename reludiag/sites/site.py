@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+from reludiag.sites.consumers import Consumer
+
 
 @dataclass(frozen=True)
 class Rectifier:
@@ -48,6 +50,9 @@ class Site:
     """Path of the module whose weights feed it."""
     norm: str | None
     """Path of the BatchNorm between the producer and the site, if there is one."""
+    consumers: tuple[Consumer, ...] | None = None
+    """What reads the units next, in the forwards that were followed; none where nothing does. None
+    where that is not known: it was never called, or its forward was not followed to the end."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ one is gone, importing this file raises a TorchVersionError that names it.
 | `MODULE_CALL`, `HOOKED_FORWARD` | who calls, by the stack | `torch.nn.Module._call_impl` |
 | `DisableTorchFunction` | hide operators from function modes | `torch._C.DisableTorchFunction` |
 | `TorchDispatchMode` | follow every operator | `torch.utils._python_dispatch` |
+| `without_dispatch_modes` | run operators of our own unseen | `torch.utils._python_dispatch` |
 | `function_modes` | is a mode of the user's active? | `torch._C._len_torch_function_stack` |
 | `is_autocasting` | do not take operators apart then | `torch._C._is_any_autocast_enabled` |
 | `ENCODER_LAYER` | the fused encoder layer | `torch.ops.aten._transformer_encoder_layer_fwd` |
@@ -19,6 +20,7 @@ one is gone, importing this file raises a TorchVersionError that names it.
 | `version_of` | was a tensor changed in place? | `torch.Tensor._version` |
 | `storage_of` | do two tensors share memory? | `torch.UntypedStorage._cdata` |
 | `operator_name` | name of a dispatched operator | `torch._ops.OpOverload._schema` |
+| `operator_arguments` | names of its arguments, and which it writes to | the same |
 | `OpOverload` | an operator in a program's graph | `torch._ops.OpOverload` |
 | `AnyBatchNorm` | BatchNorm of any dimension | `torch.nn.modules.batchnorm._BatchNorm` |
 | `buffers_of` | restore a model's buffers | `torch.nn.Module._buffers` |
@@ -111,17 +113,27 @@ def is_transformed() -> bool:
 DisableTorchFunction: Callable[[], contextlib.AbstractContextManager[Any]] = internal(
     "torch._C.DisableTorchFunction"
 )
+without_dispatch_modes: Callable[[], contextlib.AbstractContextManager[Any]] = internal(
+    "torch.utils._python_dispatch._disable_current_modes"
+)
 OpOverload: type = internal("torch._ops.OpOverload")
 ENCODER_LAYER: Any = internal("torch.ops.aten._transformer_encoder_layer_fwd.default")
 multi_head_attention: Callable[..., Any] = internal("torch._native_multi_head_attention")
 
 internal("torch.ops.aten.relu.default._schema.name")
+internal("torch.ops.aten.relu.default._schema.arguments")
 
 
 def operator_name(operator: Any) -> str:
     """The dispatcher's name of an operator: `relu_`."""
     name: str = operator._schema.name
     return name.rpartition("::")[2]
+
+
+def operator_arguments(operator: Any) -> list[Any]:
+    """Its arguments in order: of each the `name`, `default_value` and `alias_info`."""
+    arguments: list[Any] = operator._schema.arguments
+    return arguments
 
 
 # Tensors

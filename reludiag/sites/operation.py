@@ -1,0 +1,131 @@
+"""A call of an operator in a followed forward, and what is known of the tensors it is given."""
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from reludiag.sites.consumers import Kind
+
+# Operators by their dispatcher's names without underscores around them, which say "in place".
+RESHAPES = frozenset(
+    {
+        *("view", "unsafe_view", "reshape", "reshape_alias", "squeeze", "unsqueeze", "alias"),
+        *("detach", "clone", "to_copy", "contiguous", "lift_fresh"),
+    }
+)
+MOVES_VIEWS = frozenset(
+    {
+        *("permute", "transpose", "t", "movedim", "expand", "select", "unbind", "slice", "split"),
+        *("split_with_sizes", "chunk", "narrow", "unfold", "diagonal"),
+    }
+)
+MOVES_COPIES = frozenset(
+    {
+        *("flip", "roll", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
+        *("native_channel_shuffle", "index_select", "index", "unsafe_index", "gather"),
+        *("split_copy", "split_with_sizes_copy", "permute_copy", "expand_copy"),
+    }
+)
+OVERWRITES = frozenset({"copy", "fill", "zero"})
+
+SHAPES = re.compile(r".*_like|new_(?:empty|zeros|ones|full).*")
+BATCH_NORM = re.compile(r".*batch_norm(?:_legit)?(?:_no_training|_with_update|_no_update|_elemt)?")
+
+
+class EndError(Exception):
+    """The units of a site go no further as such."""
+
+    def __init__(self, kind: Kind, parameter: str | None = None) -> None:
+        super().__init__()
+        self.kind, self.parameter = kind, parameter
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The units of one site in one tensor."""
+
+    labels: Tensor
+    through: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What a tensor is of a parameter."""
+
+    path: str
+    axes: tuple[int | None, ...] | None
+    """For each axis of the tensor that of the parameter; None where it was computed from it."""
+    bounds: tuple[tuple[int, int], ...] = ()
+    """What it has of each axis of the parameter: (start, stop)."""
+    shape: tuple[int, ...] = ()
+
+    def part(self, axis: int | None) -> tuple[tuple[int, int, int], ...]:
+        """Where it is sliced along other axes than this one."""
+        return tuple(
+            (other, *self.bounds[other])
+            for other, length in enumerate(self.shape)
+            if other != axis and self.bounds[other] != (0, length)
+        )
+
+
+@dataclass(frozen=True)
+class Given:
+    """A tensor that an operator is given, as it was before."""
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    traces: Mapping[int, Trace]
+    lost: Mapping[int, tuple[str, ...]]
+    shaped_by: frozenset[int]
+    weight: Weight | None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A call of an operator, before it has run."""
+
+    function: Any
+    operator: str
+    arguments: Mapping[str, Any]
+    """By name, with their defaults."""
+    given: Mapping[int, Given]
+    """By the identity of the tensor."""
+    written: frozenset[int]
+    """Identities of the tensors that it writes to."""
+
+    def of(self, *names: str) -> Given | None:
+        """The tensor among these arguments, the first that there is."""
+        for name in names:
+            value = self.arguments.get(name)
+            if isinstance(value, Tensor):
+                return self.given[id(value)]
+        return None
+
+    def only(self, site: int, given: Given | None) -> Trace:
+        """The trace of a site, which no other tensor may have. Raises EndError if one has."""
+        if given is None or site not in given.traces or len(self.having(site)) > 1:
+            raise EndError("unknown")
+        return given.traces[site]
+
+    def having(self, site: int) -> list[Given]:
+        """The tensors with a trace of a site."""
+        return [given for given in self.given.values() if site in given.traces]
+
+    def through(self, site: int) -> tuple[str, ...]:
+        """The operators that a site's value has come through to here."""
+        ways = (given.traces[site].through for given in self.having(site))
+        return tuple(dict.fromkeys(itertools.chain(*ways)))
+
+
+def plain_name(operator: str) -> str:
+    """The name of an operator without what says how it is done."""
+    name = operator.removeprefix("native_").removeprefix("unsafe_").removesuffix("_with_indices")
+    if "batch_norm" in name:
+        return "batch_norm"
+    if "convolution" in name:
+        return "convolution"
+    return {"local_scalar_dense": "item", "prelu_kernel": "prelu"}.get(name, name)
