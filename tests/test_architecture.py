@@ -72,6 +72,28 @@ def test_every_module_stands_on_the_line() -> None:
     assert own - {"__init__"} == set(LINE)
 
 
+def test_a_newcomer_sees_the_whole_house_at_a_glance() -> None:
+    assert len(LINE) <= 20
+    assert len(list(PACKAGE.glob("*.py"))) <= 9
+
+
+def test_contributing_names_every_room() -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name in LINE:
+        kind = f"`{name}.py`" if (PACKAGE / f"{name}.py").exists() else f"`{name}/`"
+        assert kind in text, name
+
+
+def test_contributing_names_files_that_exist() -> None:
+    root = PACKAGE.parent
+    text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`([\w./]+/[\w./]+|\w+\.(?:py|toml|md))`", text)
+    assert len(paths) > 20
+    for path in paths:
+        if "NAME" not in path and path not in {".venv/bin/python"}:
+            assert any((base / path).exists() for base in (root, PACKAGE)), path
+
+
 # A result and the files of its own reports, which it calls in its methods and which are made of it.
 OWN_REPORTS = {
     "diagnosis.diagnosis": (
