@@ -482,7 +482,7 @@ def test_no_hook_and_no_mode_where_none_is_needed() -> None:
 
     modes: list[int] = []
     sites(Net(active, relu=nn.ReLU()), *[torch.randn(8, 4)] * 3)
-    assert modes == [2, 0, 0]  # while the first forward is followed
+    assert modes == [1, 0, 0]  # while the first forward is followed
 
 
 def test_outputs_of_a_monitored_model_are_equal_to_the_last_bit() -> None:

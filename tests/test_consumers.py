@@ -433,7 +433,7 @@ def test_a_forward_that_was_not_followed_to_its_end_tells_nothing() -> None:
             raise ValueError
 
     refusing = nn.Sequential(model, Refusing())
-    capture = Capture(refusing, lambda call: None)
+    capture = Capture(refusing, lambda call: None, finds_consumers=True)
     capture.attach()
     with pytest.raises(ValueError):
         capture.run(refusing, (inputs,), {})
@@ -459,7 +459,7 @@ def test_consumers_are_those_of_all_forwards_that_were_followed() -> None:
     """Of one sample, any axis of length 1 may be the samples': the next batch is followed again."""
     model, _ = linear(_either, b=nn.Linear(6, 3), c=nn.Linear(6, 3))
     first, second = torch.randn(1, 4), torch.randn(5, 4)
-    scanner = Scanner(model)
+    scanner = Scanner(model, finds_consumers=True)
     (found,) = scanner.run([first, second]).sites
     assert {consumer.parameter for consumer in found.site.consumers or ()} == {
         "b.weight",

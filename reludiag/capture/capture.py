@@ -57,7 +57,7 @@ class Capture:
     a call, which is expected to be of that site (None: of one never met). Where that is overwritten
     by the call, it is handed to `note_pre_activation(site, pre_activation, view)` ahead of it, or
     without that copied. `unit_axes` maps names or modules of sites to the axis of their units,
-    where the one found is to be overruled.
+    where the one found is to be overruled. `finds_consumers` says whether sites have `consumers`.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Capture:
         note_pre_activation: Callable[[int, Tensor, UnitView], None] | None = None,
         unit_axes: Mapping[str, int] | None = None,
         in_loop: bool = False,
+        finds_consumers: bool = False,
     ) -> None:
         self.model = model
         self.missed = MissedCalls()
@@ -100,6 +101,7 @@ class Capture:
             self._idle,
             self.missed,
             bool(functions),
+            finds_consumers,
             reader.read_function,
             reader.note_operator,
         )

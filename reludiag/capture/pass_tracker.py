@@ -46,6 +46,7 @@ class PassTracker:
         idle: Idle,
         missed: MissedCalls,
         functional: bool,
+        finds_consumers: bool,
         on_function: OnCall,
         on_operator: OperatorObserver,
     ) -> None:
@@ -53,6 +54,7 @@ class PassTracker:
         self._model, self._registry, self._threads = model, registry, threads
         self._following, self._idle, self._missed = following, idle, missed
         self._on_function, self._on_operator = on_function, on_operator
+        self._finds_consumers = finds_consumers
         self._open_passes = threads.open_passes
         self.passes = 0
         """Number of complete passes."""
@@ -154,7 +156,9 @@ class PassTracker:
         )
         if follow:
             current.unobserved = Counter()
-            current.provenance = ProvenanceMode(self._model, self._on_operator)
+            current.provenance = ProvenanceMode(
+                self._model, self._on_operator, self._finds_consumers
+            )
             if current.samples is not None:
                 current.provenance.mark_inputs(tensors_in(values), current.samples)
             current.provenance.__enter__()

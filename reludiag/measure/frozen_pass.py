@@ -46,7 +46,12 @@ class Scanner:
     Raises ModelError for a model that cannot hold a rectifier.
     """
 
-    def __init__(self, model: nn.Module, unit_axes: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        unit_axes: Mapping[str, int] | None = None,
+        finds_consumers: bool = False,
+    ) -> None:
         self.model = eager_model(model)
         if not may_rectify(self.model):
             raise ModelError(no_rectifier(self.model))
@@ -58,6 +63,7 @@ class Scanner:
             self._wants_pre_activation,
             self._note_pre_activation,
             unit_axes,
+            finds_consumers=finds_consumers,
         )
 
     def run(

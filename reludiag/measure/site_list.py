@@ -35,7 +35,9 @@ def list_sites(
     Raises DataError if the model refuses the batch.
     """
     if batches is not None:
-        measured = Scanner(model, unit_axes).run(batches, limit=1, dtype=dtype)
+        measured = Scanner(model, unit_axes, finds_consumers=True).run(
+            batches, limit=1, dtype=dtype
+        )
         return SiteList([each.site for each in measured.sites], measured.blind_spots, ran=True)
     model = eager_model(model)
     sites = Capture(model, lambda call: None).uncalled()

@@ -65,7 +65,7 @@ class ProbeSource:
         self.ready = True
         self.blind_spots: Sequence[str] = ()
         self.notes: Sequence[str] = _lagging_statistics(model)
-        self._scanner = Scanner(model, unit_axes)
+        self._scanner = Scanner(model, unit_axes, finds_consumers=True)
         self._batches, self._every = batches, every
         self._samples: int | None = None  # known from the first pass on
 
@@ -116,6 +116,7 @@ class TrainingSource:
             self._note_pre_activation,
             unit_axes,
             in_loop=True,
+            finds_consumers=True,
         )
         self.notes: Sequence[str] = _uncompiled_run(compiled and self._capture.functional)
         # Of the window: replaced as a whole when a snapshot is taken.

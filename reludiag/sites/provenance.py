@@ -92,10 +92,12 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     `origin_of(tensor)` answers for any tensor made since. Origins are kept by storage, not by
     tensor object: autograd hands out new objects for the same memory. `begin_site` says where a
-    site's units are; `end` what reads them.
+    site's units are; `end` what reads them, if `finds_consumers`, which costs as much again.
     """
 
-    def __init__(self, model: nn.Module, on_operator: OperatorObserver) -> None:
+    def __init__(
+        self, model: nn.Module, on_operator: OperatorObserver, finds_consumers: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._on_operator = on_operator
         self._parameters = {
@@ -106,29 +108,32 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._origins: dict[int, dict[tuple[Any, ...], Origin]] = {}
         self._products = 0
         self._paused = False
-        self._consumers = ConsumerTracker(model, lambda tensor: self.origin_of(tensor).producer)
+        self._consumers: ConsumerTracker | None = None
+        if finds_consumers:
+            self._consumers = ConsumerTracker(model, lambda tensor: self.origin_of(tensor).producer)
         self._entered = 0
 
     def __enter__(self) -> Any:
         self._entered += 1
-        if self._entered == 1:
+        if self._entered == 1 and self._consumers is not None:
             self._consumers.escapes.__enter__()  # type: ignore[no-untyped-call]
         return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._entered -= 1
-        if self._entered == 0:
+        if self._entered == 0 and self._consumers is not None:
             self._consumers.escapes.__exit__(*error)  # type: ignore[no-untyped-call]
 
     def begin_site(self, site: int, output: Tensor, unit: Coordinate) -> None:
         """Follow the units of a site, which are at this coordinate of its output, from here on."""
-        with DisableTorchFunction(), without_dispatch_modes():
-            self._consumers.begin(site, output, unit)
+        if self._consumers is not None:
+            with DisableTorchFunction(), without_dispatch_modes():
+                self._consumers.begin(site, output, unit)
 
     def end(self, output: Any) -> dict[int, tuple[Consumer, ...]]:
         """What reads each site's units, after a forward that returned `output`."""
-        return self._consumers.end(output)
+        return {} if self._consumers is None else self._consumers.end(output)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -177,7 +182,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Handing it on is no call: a function mode would take what TorchScript calls for one,
         # and see it in this forward only.
         with DisableTorchFunction():
-            followed = self._consumers.before(func, args, kwargs)
+            tracker = self._consumers
+            operation = None if tracker is None else tracker.before(func, args, kwargs)
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
         reused = {_storage(given.tensor) for given in inputs}
@@ -186,9 +192,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 # Fresh memory: what was known of an earlier tensor at this address is void.
                 self._origins.pop(_storage(output), None)
                 self._made_of_parameters.pop(_storage(output), None)
-        if followed is not None:
+        if tracker is not None and operation is not None:
             with DisableTorchFunction(), without_dispatch_modes():
-                self._consumers.after(followed, outputs)
+                tracker.after(operation, outputs)
         try:
             self._follow(call, outputs)
         except (IndexError, KeyError, TypeError, ValueError, AttributeError):
