@@ -1,4 +1,4 @@
-"""How long `reludiag --help` takes beside importing what it is made of.
+"""How long `reludiag --help` takes, compared with importing its libraries.
 
 Method: 15 rounds; in each, every command once, in random order; medians of the wall time. The
 second row of typer and rich is the same command again, and shows the noise.

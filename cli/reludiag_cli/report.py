@@ -9,7 +9,10 @@ from reludiag_cli import options, results
 
 def report(
     recording: Annotated[
-        str, typer.Argument(metavar="RECORDING", help="The file that a Monitor wrote.")
+        str,
+        typer.Argument(
+            metavar="RECORDING", help="The file that a Monitor wrote, or is still writing."
+        ),
     ],
     rare: options.Rare = options.RARE,
     dormant: options.Dormant = options.DORMANT,
@@ -26,10 +29,7 @@ def report(
     all_sites: options.AllSites = False,
     fail_over: options.FailOver = None,
 ) -> None:
-    """Report on a training run from its recording.
-
-    Also while it is being written.
-    """
+    """Report on a training run from its recording."""
     from reludiag.diagnosis.from_recording import load
     from reludiag.diagnosis.gate import Gate
     from reludiag.measure.verdicts import Thresholds

@@ -1,4 +1,4 @@
-"""Results: what a command found goes to the files that were asked for, and to the terminal."""
+"""Results: writes the result of a command to its output files and to the terminal."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,16 +17,16 @@ if TYPE_CHECKING:  # importing these loads torch; --help must not
     from reludiag.experiments.replay import Replay
 
 STDOUT = "-"
-TOLD = 5  # limits that a gate tells of one by one
+LISTED_LIMITS = 5  # exceeded limits that a gate names one by one
 
 File = tuple[str | None, Callable[[str], None]]
-"""What an option names, if it was given, and what writes there."""
+"""The target that an option names, or None; and the function that writes there."""
 
 
 def check_outputs(
     output: str, as_json: bool, *files: str | None, parquet: str | None = None
 ) -> None:
-    """Raise now rather than after a long pass."""
+    """Raise before a long pass, not after it, if a file cannot be written."""
     from reludiag.errors import UsageError
     from reludiag.reports import check_parquet, check_writable
 
@@ -36,7 +36,7 @@ def check_outputs(
         if target is not None:
             check_writable(target)
     if files.count(STDOUT) > 1 or (as_json and output == STDOUT and STDOUT in files):
-        raise UsageError("only one of --json and the files can go to the standard output")
+        raise UsageError("only one of --json and the output files can go to stdout")
 
 
 def write_reports(
@@ -55,7 +55,7 @@ def write_reports(
     all_units: bool,
     all_sites: bool,
 ) -> None:
-    """Write all that was asked for; exit 1 if more is dead than the gate allows."""
+    """Write every report that an option names; exit 1 if the gate fails."""
     from reludiag import reports
     from reludiag.diagnosis.gate import exceeded
     from reludiag.printable import printable
@@ -79,10 +79,10 @@ def write_reports(
     )
     gate.require_matches(diagnosis)
     failed = exceeded(checks)
-    for check in failed[:TOLD]:
+    for check in failed[:LISTED_LIMITS]:
         typer.echo(printable(f"--fail-over: {check.sentence}"), err=True)
-    if len(failed) > TOLD:
-        typer.echo(f"--fail-over: {len(failed) - TOLD:,} sites more", err=True)
+    if len(failed) > LISTED_LIMITS:
+        typer.echo(f"--fail-over: {len(failed) - LISTED_LIMITS:,} more sites", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -90,7 +90,7 @@ def write_reports(
 def write_effects(
     effects: "Effects", *, output: str, as_json: bool, csv: str | None, html: str | None
 ) -> None:
-    """Write what several runs say together, and their table, where each was asked for."""
+    """Write the comparison of several runs, and their table if an option names it."""
     from reludiag import reports
 
     _write(
@@ -106,7 +106,7 @@ def write_effects(
 
 
 def write_replay(replay: "Replay", *, output: str, as_json: bool, csv: str | None) -> None:
-    """Write the answer of a replay, and the table of its runs, where each was asked for."""
+    """Write the answer of a replay, and the table of its runs if an option names it."""
     from reludiag import reports
 
     _write(
@@ -119,7 +119,7 @@ def write_replay(replay: "Replay", *, output: str, as_json: bool, csv: str | Non
 
 
 def fail_if_all_crashed(trials: "pd.DataFrame") -> None:
-    """Exit 1: a training that never ran to its end has told nothing."""
+    """Exit 1 if every run crashed: there is no result then."""
     if len(trials) and (trials["status"] == "crashed").all():
         raise typer.Exit(1)
 
@@ -127,7 +127,7 @@ def fail_if_all_crashed(trials: "pd.DataFrame") -> None:
 def write_difference(
     difference: "Difference", *, output: str, as_json: bool, csv: str | None, all_units: bool
 ) -> None:
-    """Write what changed between two looks, and the units that did, where each was asked for."""
+    """Write a difference, and the table of its units if an option names it."""
     from reludiag import reports
 
     _write(
@@ -149,7 +149,7 @@ def _write(
 ) -> None:
     """Write the files, then the report: as `document` if there is one, in colour on a terminal.
 
-    Where a file took the standard output, nothing else may stand in it.
+    If a file goes to stdout, nothing else is written there.
     """
     from rich.console import Console
 
@@ -169,7 +169,7 @@ def _write(
 
 
 def say_written(target: str) -> None:
-    """Say on stderr that a file is there now."""
+    """Say on stderr that a file was written."""
     from reludiag.printable import printable
 
     if target != STDOUT:
