@@ -441,7 +441,7 @@ def test_ctrl_c_exits_130_and_writes_nothing(place: Path, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bug_of_ours_exits_4_and_shows_its_traceback(place: Path, tmp_path: Path) -> None:
+def test_an_internal_error_exits_4_and_shows_its_traceback(place: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "class Finder:\n"
@@ -454,7 +454,7 @@ def test_a_bug_of_ours_exits_4_and_shows_its_traceback(place: Path, tmp_path: Pa
     )
     assert done.code == 4
     assert "Traceback" in done.err
-    assert "bug of reludiag" in done.err
+    assert "Internal error in reludiag" in done.err
 
 
 COMMANDS = (

@@ -1,4 +1,4 @@
-"""`reludiag sites`: where a model's rectifiers run."""
+"""`reludiag sites`: the rectifier calls of a model."""
 
 from reludiag_cli import options
 
@@ -15,7 +15,7 @@ def sites(
     dtype: options.DType = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List where a model's rectifiers run, with their unit counts."""
+    """List the rectifier calls of a model, with their unit counts."""
     from rich.console import Console
 
     from reludiag.measure.site_list import list_sites
