@@ -1,4 +1,4 @@
-"""For tests of your own models: an assertion that their units are alive.
+"""For tests of your models: an assertion that their units are alive.
 
 def test_no_unit_is_born_dead():
     assert_alive(build(), batches, max_dead="5%")
@@ -27,9 +27,9 @@ def assert_alive(
     """Fail if more than `max_dead` of a model's units (a share, or a number) are dead on data.
 
     Units with a NaN or an infinity count as dead. `batches` and `settings` are those of
-    `reludiag.scan`, which says what else is raised. The Diagnosis is for further assertions.
+    `reludiag.scan`, with the same exceptions. Returns the Diagnosis for further assertions.
     """
-    __tracebackhide__ = True  # pytest shows the test, and not this function
+    __tracebackhide__ = True  # pytest shows the test instead of this function
     limit = Limit.parse(str(max_dead), "max_dead")
     diagnosis = scan(model, batches, **settings)
     if limit.less_than(diagnosis.lost, diagnosis.unit_count):

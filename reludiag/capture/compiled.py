@@ -17,7 +17,7 @@ from reludiag.sites.torch_internals import (
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """While entered, what torch.compile compiled runs as it was written."""
+    """A context in which compiled code runs uncompiled."""
     if not is_compiler_loaded():
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -32,11 +32,11 @@ def forget_compiled() -> None:
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """While entered, what is compiled for one module is not run for its twin with other hooks."""
+    """Prevents that code compiled for one module is reused for another with other hooks."""
     with hook_guards():
         yield
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether the model, or part of it, is known to be compiled."""
+    """Whether the model or a part of it is compiled."""
     return any(is_compiled_module(module) for module in model.modules())

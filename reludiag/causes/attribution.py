@@ -1,4 +1,4 @@
-"""Attribution: to each unit that is dead in the end, the kind of cause that explains it best."""
+"""Attribution: the kind of cause that best explains each unit that is dead at the end."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

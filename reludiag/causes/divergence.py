@@ -31,11 +31,11 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
                 step,
                 f"snapshot at which '{first.name}' had NaN or infinite values",
             ),
-            Evidence("not finite", rounded(share), "share of units, in the end"),
+            Evidence("not finite", rounded(share), "share of units, at the end"),
         ),
         sentence=(
-            f"The run diverged by step {step}{at}: its units are NaN or infinite, neither dead "
-            "nor alive."
+            f"The run diverged by step {step}{at}: its units are NaN or infinite, so they are "
+            "neither dead nor alive."
         ),
         advice=(
             f"lower the learning rate of {group_in_words(run, first)}{lower}, or clip the gradients"

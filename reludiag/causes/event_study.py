@@ -17,17 +17,18 @@ from reludiag.causes.kind import RunLives
 from reludiag.causes.site_lives import Floats, Integers, SiteLives
 
 CONTRAST = 3.0
-"""Largest over smallest learning rate, from which on there is a high and a low to compare."""
+"""Smallest ratio of the largest to the smallest learning rate for a comparison."""
 EARLY = 0.02
-"""Share of all exposure that must have been at the low rate before it was first high."""
+"""Share of the exposure that must be at the low rate before it is first high."""
 FEWEST = 5
-"""Deaths needed for a study."""
+"""Smallest number of deaths for a study."""
 RATE_RATIO = 3.0
-"""Deaths per exposure at the high rate over those at the low."""
+"""Smallest ratio of deaths per exposure at the high rate to those at the low rate."""
 SIGNIFICANT = 0.01
 SPLITS = 16
-"""Levels of the learning rate at which high is divided from low, at most; the best is taken, and
-its p-value multiplied by their number (Bonferroni)."""
+"""Largest number of thresholds between high and low rates; the best is used, with its p-value
+multiplied by their number (Bonferroni).
+"""
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,19 @@ class EventStudy:
     exposure_high: float
     """Share of all exposure."""
     p_value: float
-    """Exact, one-sided, as if units died independently. They die together, so that it says less
-    than it seems to: one run is one cluster."""
+    """Exact and one-sided, for units that die independently.
+
+    They die together (one run is one cluster), so the evidence is weaker than this suggests.
+    """
     first: int
-    """Steps between which the rate was first to last high."""
+    """First and last step at the high rate."""
     last: int
     level: float = math.nan
-    """From this rate on it counts as high."""
+    """Rates from this one on are high."""
 
     @property
     def tells(self) -> bool:
-        """Whether this run can tell that the high learning rate killed."""
+        """Whether this run shows that the high learning rate killed units."""
         if self.regime not in {"warm-up", "spike"} or self.deaths < FEWEST:
             return False
         return self.rate_ratio >= RATE_RATIO and self.p_value < SIGNIFICANT
@@ -68,7 +71,7 @@ class EventStudy:
 
 
 def event_study(sites: Sequence[SiteLives], steps: Sequence[int]) -> EventStudy | None:
-    """Compare the windows of these sites; None where no learning rate is known or nothing lived."""
+    """Compare the windows of these sites; None without learning rates or living units."""
     if len(steps) < 2 or not sites:
         return None
     rates = np.stack([site.window_rates for site in sites])
@@ -90,7 +93,7 @@ def event_study(sites: Sequence[SiteLives], steps: Sequence[int]) -> EventStudy 
     studies = [
         _divided(float(level), rates, exposure * known, died * known, windows) for level in levels
     ]
-    # The rate is known to have been several times lower: of equals the one divided by most.
+    # The low rate is several times lower; among equal p-values, the split with the largest ratio.
     best = min(studies, key=lambda study: (study.p_value, -study.exposure_high))
     return replace(best, p_value=min(1.0, best.p_value * len(studies)))
 
@@ -102,7 +105,7 @@ def _divided(
     died: Integers,
     windows: Sequence[tuple[int, int]],
 ) -> EventStudy:
-    """The study with all rates from `level` on as high; arrays are `[site, window]`."""
+    """The study in which rates from `level` on are high; arrays are `[site, window]`."""
     is_high = np.isfinite(rates) & (rates >= level) & (exposure > 0)
     at = np.flatnonzero(is_high.any(axis=0))
     first, last = int(at[0]), int(at[-1])
@@ -133,7 +136,7 @@ def study_of(run: RunLives) -> EventStudy | None:
 
 
 def study_evidence(study: EventStudy | None) -> list[Evidence]:
-    """Whether deaths came where the learning rate was high."""
+    """Whether units died while the learning rate was high."""
     if study is None:
         return []
     if study.regime == "constant":
@@ -141,7 +144,7 @@ def study_evidence(study: EventStudy | None) -> list[Evidence]:
             Evidence(
                 "learning rate",
                 rounded(study.high),
-                "constant, or nearly: there is no lower rate to compare with",
+                "constant or nearly constant, so there is no lower rate to compare with",
             )
         ]
     return [

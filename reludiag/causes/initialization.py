@@ -20,14 +20,14 @@ Problem = Mapping[str, Any]
 
 
 def birth_problem(site: SiteAttribution) -> Problem | None:
-    """What is wrong with how its layer began, that makes units dead at birth."""
+    """The problem of its layer's initialization that kills units at step 0."""
     problems = (site.lives.layer or {}).get("problems", ())
     return next((problem for problem in problems if problem["kills_at_birth"]), None)
 
 
 def began_wrong(site: SiteAttribution) -> bool:
-    """Whether what is wrong with how its layer began shows in more births than chance leaves, or
-    cannot be told from what a dead site above does.
+    """Whether the problem of its layer shows in more units born dead than by chance, or cannot be
+    separated from the effect of a dead earlier site.
     """
     if birth_problem(site) is None or not several_born(site):
         return False
@@ -41,7 +41,7 @@ def _births(site: SiteAttribution) -> bool:
 
 
 def _deaths(site: SiteAttribution) -> bool:
-    """What silenced units at birth goes on to where it did so to most of those that are dead."""
+    """A cause of births also gets later deaths at sites where it explains most dead units."""
     lives = site.lives
     again = int((lives.born & lives.dead).sum())
     return bool((site.births == KIND.name).any()) and 2 * again >= int(lives.dead.sum())
@@ -55,7 +55,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     wrong = [site] if birth_problem(site) else []
     wrong += [each for each in others if began_wrong(each)]
     wrong.sort(key=lambda each: each.lives.order)
-    # By layer: one that feeds several sites is named once.
+    # By layer: a layer that feeds several sites is named once.
     problems = {(each.lives.layer or {})["module"]: birth_problem(each) or {} for each in wrong}
     evidence = chance_evidence(lives)
     evidence += [
@@ -67,7 +67,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             Evidence(
                 f"weights of '{layer['module']}'",
                 layer["scheme"] if layer["scheme"] != "unknown" else layer["distribution"],
-                "the scheme that they are from, by likelihood",
+                "the initialization scheme with the highest likelihood",
             )
         )
     if problems:
@@ -86,7 +86,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         )
         advice = f"start {layer.get('module', lives.name)} with kaiming_normal and its bias at 0"
     return Account(
-        # At step 0 no learning rate has acted: what is born dead this run can tell.
+        # At step 0 no learning rate has acted yet, so this run can prove births.
         identifiable=site.tally[KIND.name] <= 2 * int(lives.never_alive.sum()),
         evidence=tuple(evidence),
         sentence=sentence,
@@ -96,7 +96,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
 
 
 def _problems_in_words(problems: Mapping[str, Problem]) -> str:
-    """What is wrong with each layer; of those with the same kind of problem the first in full."""
+    """The problem of each layer; in full only for the first layer of each kind of problem."""
     by_kind: dict[str, list[str]] = {}
     for module, problem in problems.items():
         by_kind.setdefault(problem["kind"], []).append(module)
@@ -108,14 +108,14 @@ def _problems_in_words(problems: Mapping[str, Problem]) -> str:
 
 
 def _advice_on(problems: Mapping[str, Problem]) -> str:
-    """What to do about each layer; layers of which the same is to be said are named together."""
+    """The advice for each layer; layers with the same advice are named together."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for module, problem in problems.items():
         parts = problem["advice"].partition(f" of {module} ")
         alike.setdefault((parts[0], parts[2]), []).append(module)
     sentences = []
     for (start, rest), modules in alike.items():
-        if not rest:  # an advice that names no layer in this way
+        if not rest:  # an advice without a layer
             sentences.append(start)
             continue
         end = rest.replace("start it at", "start them at") if len(modules) > 1 else rest

@@ -1,4 +1,4 @@
-"""Input: whether the data is centred, and how many births of dead units that accounts for.
+"""Input shift: whether the data is centred, and how many units born dead that explains.
 
 Inputs that point the same way are all on the same side of a unit's plane, whatever the scheme that
 drew it. gamma = |mean| / |standard deviation| of the input predicts death at initialization (Simon
@@ -22,7 +22,7 @@ def uncentred_input(run: RunLives) -> InputStatistics | None:
 
 
 def _centred_share(site: SiteAttribution) -> float:
-    """Share of a site's units that would be born dead by chance were the input centred.
+    """Share of a site's units that would be born dead by chance if the input were centred.
 
     `depth` layers lie between the input and the layer that feeds it.
     """
@@ -60,7 +60,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     compared = not math.isnan(born_by_chance(lives))
     if compared:
         evidence += chance_evidence(lives)
-        drawn = ", and would be under any scheme"
+        drawn = ", as they would be under any scheme"
     born = int(lives.born.sum())
     return Account(
         identifiable=compared,

@@ -103,7 +103,7 @@ class RunAttribution:
 
 @dataclass(frozen=True)
 class Account:
-    """What is said of a cause; the fields are those of `Cause`."""
+    """The account of a cause; the fields are those of `Cause`."""
 
     identifiable: bool
     evidence: tuple[Evidence, ...]

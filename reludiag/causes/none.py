@@ -20,7 +20,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     where = "" if only is None else f"of '{only.lives.name}' "
     if dead:
         verb = "is" if dead == 1 else "are"
-        sentence = f"{dead} of {units} units {where}{verb} dead, no more than in a healthy run."
+        sentence = (
+            f"{dead} of {units} units {where}{verb} dead, which is not more than in a healthy run."
+        )
     else:
         sentence = f"No unit {where}is dead."
     evidence: list[Evidence] = []
@@ -32,7 +34,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
 
 KIND = CauseKind(
     name="none",
-    title="no cause",
+    title="no cause needed",
     badge="nothing unusual",
     clue="no more is dead than in a healthy run",
     rule=(

@@ -1,4 +1,4 @@
-"""Lives: what became of a run's units, as all kinds of evidence read it."""
+"""Site lives: the life of a run's units, as all kinds of evidence read it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 NEARLY = 0.95
-"""A site of which this share is dead is all but wholly dead: one unit that lives gives inputs of
-one direction, on which half of the units that it feeds are silent."""
+"""A site with this share of dead units is almost completely dead: if one unit lives, its output has
+one direction, on which half of the units that it feeds are silent.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,32 +30,32 @@ class SiteLives:
     """Its place among the sites, in forward order."""
     ledger: Ledger
     born: Mask
-    """Dead at step 0, whatever became of them."""
+    """Dead at step 0, also if they revived."""
     never_alive: Mask
     """Of these, dead at every snapshot."""
     new: Mask
-    """Dead in the end, and alive at some snapshot before; or found dead after step 0."""
+    """Dead at the end, and alive at an earlier snapshot or first seen after step 0."""
     nonfinite: int
-    """Units that are not finite in the end."""
+    """Units that are not finite at the end."""
     window_rates: Floats
-    """Largest learning rate in each window; NaN where none is known."""
+    """Largest learning rate in each window; NaN if unknown."""
     exposure: Floats
     """Steps of each window times units alive at its beginning."""
     died: Integers
     """Units that died in each window."""
     rate_at_death: Floats
-    """Learning rate of the window in which a unit died last; NaN where it did not."""
+    """Learning rate of the window in which a unit last died; NaN if it did not."""
     dead_from: int
-    """First snapshot from which on all units were dead to the end; NEVER if they are not."""
+    """First snapshot from which all units stay dead to the end; NEVER if there is none."""
     nearly_dead_from: int
-    """The same of a share of `NEARLY` of them."""
+    """The same for a share of `NEARLY` of the units."""
     is_constant: bool
     """Whether at the last snapshot no unit's output varied over the samples."""
     deaths: tuple[Death, ...]
-    """As observed between snapshots on a probe."""
+    """Deaths observed between snapshots on a probe."""
     baseline: Baseline | None
     layer: dict[str, Any] | None
-    """How the layer that feeds it began."""
+    """Initialization of the layer that feeds it."""
     given: InputStatistics | None
 
     @property
@@ -69,12 +70,12 @@ class SiteLives:
 
     @property
     def dead(self) -> Mask:
-        """Dead in the end."""
+        """Dead at the end."""
         return self.never_alive | self.new
 
     @property
     def collapsed_from(self) -> int:
-        """Snapshot from which on all units were dead; where some live, all but a few."""
+        """Snapshot from which all units are dead; if some live, almost all."""
         return self.nearly_dead_from if self.dead_from == NEVER else self.dead_from
 
 
@@ -124,10 +125,10 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
 
 
 def collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives | None:
-    """The first site above that is wholly dead, if what comes here is a constant since; else the
-    one right above, if it is all but wholly dead.
+    """The first earlier site that is completely dead, if the input here is constant since then;
+    else the site directly before, if it is almost completely dead.
 
-    Beside a shortcut a dead site silences nothing; then outputs here still vary.
+    A dead site with a shortcut around it silences nothing: outputs here still vary.
     """
     whole = next((each for each in above if each.dead_from != NEVER), None)
     if whole is not None:
@@ -140,7 +141,7 @@ def collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives | 
 
 
 def _states(recorded: RecordedSite) -> Mask:
-    """`[snapshot, unit]`: dead; where that is not known, as at the snapshot before."""
+    """`[snapshot, unit]`: dead; if unknown, as at the previous snapshot."""
     states = recorded.dead & recorded.known
     for index in range(1, len(states)):
         states[index] = np.where(recorded.known[index], states[index], states[index - 1])

@@ -22,9 +22,9 @@ def _births(site: SiteAttribution) -> bool:
 
 
 def _deaths(site: SiteAttribution) -> Mask:
-    """Which units died when the site above was dead; in the same window, if through their input.
+    """Units that died after the earlier site was dead, or in the same window through their input.
 
-    Where a few units above live, only those that died through their input.
+    If a few units of the earlier site live, only units that died through their input.
     """
     above, died = site.above, site.lives.ledger.died_step
     if above is None:
@@ -55,21 +55,21 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     dead = above.units if wholly else int(above.dead.sum())
     evidence = (
         Evidence(
-            f"'{above.name}' wholly dead",
+            f"'{above.name}' completely dead",
             step,
-            "step from which on it gives nothing but zeros, and later layers get only constants",
+            "step from which it outputs only zeros, so later layers get only constants",
         )
         if wholly
         else Evidence(
-            f"'{above.name}' all but wholly dead",
+            f"'{above.name}' almost completely dead",
             step,
-            f"step from which on at least {100 * NEARLY:g} % of it was dead; in the end {dead} of "
+            f"step from which at least {100 * NEARLY:g} % of it was dead; at the end {dead} of "
             f"{above.units} units",
         ),
     )
     root = attribution.site(above.name)
     if root.kind is KIND or root.kind.claim == "nothing":
-        advice, confirm = f"see to '{above.name}' first", ""
+        advice, confirm = f"fix '{above.name}' first", ""
     else:
         account = root.kind.account(attribution, root)
         advice, confirm = f"see to '{above.name}' first: {account.advice}", account.confirm
@@ -78,18 +78,18 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         advice += f"; then {problem['advice']}"
     silenced = f"silenced {site.tally[KIND.name]} units of '{site.lives.name}'."
     sentence = (
-        f"All units of '{above.name}' are dead since step {step}: what comes from there is "
-        f"constant, and {silenced}"
+        f"All units of '{above.name}' are dead since step {step}: its output is constant, which "
+        f"{silenced}"
         if wholly
         else f"{dead} of {above.units} units of '{above.name}' are dead, nearly all since step "
-        f"{step}: what is left of the signal from there is little, and {silenced}"
+        f"{step}: little of its signal is left, which {silenced}"
     )
     return Account(wholly, evidence, sentence, advice, confirm)
 
 
 KIND = CauseKind(
     name="upstream_collapse",
-    title="a dead site above",
+    title="a dead earlier site",
     clue="a site above was wholly dead, so that only a constant arrived",
     rule=(
         "it is dead since step 0, and so is all of a site above; it came after a site above was "

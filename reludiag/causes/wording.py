@@ -6,7 +6,7 @@ from reludiag.causes.site_lives import SiteLives
 from reludiag.recording import RecordedRun
 
 FALLBACK_SCALE = 0.1
-"""Of the learning rate to try where no critical one is known."""
+"""Factor of the learning rate to try if no critical rate is known."""
 
 
 def group_in_words(run: RecordedRun, site: SiteLives) -> str:

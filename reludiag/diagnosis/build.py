@@ -1,4 +1,4 @@
-"""diagnose(): makes the tables of a Diagnosis from what was counted at each site."""
+"""diagnose(): makes the tables of a Diagnosis from the counts of each site."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from reludiag.tables import table_of
 
 @dataclass(frozen=True)
 class SiteFindings:
-    """One site with what was counted there."""
+    """One site with its counts."""
 
     site: Site
     counts: UnitCounts
@@ -42,7 +42,7 @@ def diagnose(
     timeline: pd.DataFrame | None = None,
     causes: Sequence[Cause] = (),
 ) -> Diagnosis:
-    """Make the tables from what was counted."""
+    """Make the tables from the counts."""
     units = [_unit_rows(head, found, thresholds) for found in findings]
     ledger = timeline is not None
     unit_columns = UNIT_COLUMNS + (LEDGER_COLUMNS if ledger else ())
@@ -131,7 +131,7 @@ def _site_row(found: SiteFindings, units: Mapping[str, Any], ledger: bool) -> di
         **{verdict: tally.get(verdict, 0) for verdict in VERDICTS},
     }
     if site.units is None:
-        row["unobserved"] = 0  # the site is, its units are not known
+        row["unobserved"] = 0  # the site is known, its units are not
     row["dead_fraction"] = row["dead"] / site.units if site.units else np.nan
     if found.counts.counted:
         row["mean_firing_rate"] = np.mean(units["firing_rate"])

@@ -1,4 +1,4 @@
-"""The timeline: what the sites were at each snapshot, or in each of several checkpoints."""
+"""The timeline: the state of the sites at each snapshot, or in each of several checkpoints."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from reludiag.tables import table_of
 def checkpoint_timeline(
     steps: Sequence[int], scans: Sequence[Sequence[SiteCounts]]
 ) -> tuple[list[SiteFindings], pd.DataFrame]:
-    """The last scan's findings with the ledger of all, and the timeline of the scans."""
+    """The results of the last scan with the ledger of all scans, and their timeline."""
     by_name = [{found.site.name: found for found in scan} for scan in scans]
     findings, timelines = [], []
     for found in scans[-1]:

@@ -1,6 +1,7 @@
-"""What a run began with: how its layers were initialized, what they were given, what chance kills.
+"""Initial state of a run: how its layers were initialized, their inputs, and how many units are
+born dead by chance.
 
-All of it is found out on a copy of the model, before the first step.
+Everything is measured on a copy of the model, before the first step.
 """
 
 import copy
@@ -23,10 +24,10 @@ from reludiag.recording.observations import Baseline, InitialLayer, InputStatist
 from reludiag.sites.torch_internals import forward_hooks_of
 
 BASELINE = "kaiming_normal"
-"""The scheme that the weights are drawn anew by, with biases of 0: what a ReLU asks for."""
+"""The scheme of the baseline, with biases of 0: the right one for a ReLU."""
 DRAWS = 3
-"""So many draws, each one frozen pass; made only where units are born dead."""
-_SEED = 1_903_067  # far from what users choose: a model may have been drawn by the same function
+"""Number of draws, each with one frozen pass; only made if units are born dead."""
+_SEED = 1_903_067  # unlike the seeds of users: the model may have been drawn by the same function
 
 
 def observe_initial_state(
@@ -37,7 +38,7 @@ def observe_initial_state(
 ) -> Observations:
     """Describe the layers that feed the sites in `states`, and run `batches` through a copy.
 
-    A model that cannot be copied, or a scheme that cannot be drawn, leaves that part out.
+    Parts that need a copy or a draw that fails are left out.
     """
     mortal = [state for state in states if state.site.rectifier.can_die]
     fed = {state.site.producer for state in mortal}
@@ -73,13 +74,13 @@ def _start(path: str, layer: Any) -> InitialLayer:
 
 
 def _copied(model: nn.Module) -> nn.Module | None:
-    """A copy whose passes call no hook of the user's: whatever that counts, they are none of it.
+    """A copy that calls no hooks of the user, who may count passes in them.
 
-    What comes before a forward stays: weight norms and pruning make the weights there.
+    Pre-forward hooks stay, because weight norms and pruning compute the weights there.
     """
     try:
         twin = copy.deepcopy(model)
-    except Exception:  # a module may hold anything: a lock, a file, a tensor of a graph
+    except Exception:  # a module may hold a lock, a file, a tensor of a graph
         return None
     for module in twin.modules():
         forward_hooks_of(module).clear()

@@ -1,4 +1,4 @@
-"""Compare: recordings of runs that were simply made, put into the table that a sweep has."""
+"""Compare: puts recordings of existing runs into the table of a sweep."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from reludiag.recording.ledger import trace_lives
 from reludiag.tables import table_of
 
 UNKNOWN = "unknown"
-"""The initialization of a run whose recording does not name it."""
+"""The name of the initialization if a recording does not name it."""
 
 
 def compare(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The table of trials of these recordings, a row each, in their order: `TRIAL_COLUMNS`.
+    """The table of trials of these recordings, one row each, in their order: `TRIAL_COLUMNS`.
 
-    The learning rate is the largest that a step of the run used, of all groups. A run that has
-    not ended, or was interrupted, is `crashed`: it had less time to kill units than the others.
+    The learning rate is the largest of all steps and groups of the run. A run that has not ended or
+    was interrupted is `crashed`, because its units had less time to die.
 
     Raises UsageError if a recording is given twice, RecordingError if one cannot be read.
     """
@@ -30,8 +30,8 @@ def compare(paths: Sequence[str | Path]) -> pd.DataFrame:
     twice = sorted({str(f) for f in files if [g.resolve() for g in files].count(f.resolve()) > 1})
     if twice:
         raise UsageError(
-            f"{', '.join(twice)} was given more than once; expected each run once, for a run that "
-            "counts twice makes every difference look surer than it is"
+            f"{', '.join(twice)} was given more than once; expected each run once, because a run "
+            "that counts twice makes every difference look surer than it is"
         )
     rows = [
         {"trial": index, **trial_row(read_recording(file)), "recording": str(file)}
@@ -41,7 +41,7 @@ def compare(paths: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def trial_row(run: RecordedRun) -> dict[str, Any]:
-    """What one recording says as a row of the table of trials; None where it does not say."""
+    """One recording as a row of the table of trials; None for unknown values."""
     told = _told(run.facts)
     lives = [_lives(run, site) for site in run.sites if _can_die(site)]
     units, born, new, revived, dead, nonfinite = (
@@ -70,7 +70,7 @@ def trial_row(run: RecordedRun) -> dict[str, Any]:
 
 
 def _told(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the run was told to be: of a trial's recording, or of one whose facts name it."""
+    """The settings of the run, from the facts of its recording."""
     trial = facts.get("trial")
     return {**facts, **trial} if isinstance(trial, Mapping) else facts
 
@@ -80,7 +80,7 @@ def _can_die(site: RecordedSite) -> bool:
 
 
 def _lives(run: RecordedRun, site: RecordedSite) -> tuple[int, int, int, int, int, int]:
-    """Of one site: units, born, new, revived, dead at the end, not finite at the end."""
+    """Counts of one site: units, born, new, revived, dead at the end, not finite at the end."""
     units = site.site.units or 0
     if not run.steps:
         return units, 0, 0, 0, 0, 0

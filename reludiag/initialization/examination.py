@@ -1,6 +1,6 @@
-"""examine_initialization(): how an untrained model was initialized, and what is dead at birth.
+"""examine_initialization(): how an untrained model was initialized, and which units are born dead.
 
-All measuring is done on a copy; the model itself is only read.
+All measurements use a copy; the model itself is only read.
 """
 
 import copy
@@ -38,65 +38,65 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 BIRTH_COLUMNS = (
     Column("site", "str", "as in the unit table of a scan"),
     Column("layer", "str", "module whose weights feed the site"),
-    Column("norm", "str", "BatchNorm between the two"),
+    Column("norm", "str", "BatchNorm between that module and the site"),
     Column("units", "Int64", "number of units"),
     Column("born_dead", "Int64", "units that fired in no sample"),
     Column("nonfinite", "Int64", "units with a NaN or an infinity; never counted as dead"),
     Column("cosine", "float64", "mean cosine of two inputs of the layer"),
+    Column("expected", "float64", "share that is dead by chance alone at that cosine, by formula"),
     Column(
-        "expected", "float64", "share that chance alone leaves dead, at that cosine; by formula"
+        "with_bias", "float64", "the same with the model's own biases, at the scale of the inputs"
     ),
-    Column("with_bias", "float64", "the same for biases as they are, at the scale of the inputs"),
-    Column("bias_ratio", "float64", "standard deviation of the biases over that of w.x"),
-    Column("redrawn", "float64", "mean share where the model is drawn anew by kaiming_normal"),
+    Column("bias_ratio", "float64", "standard deviation of the biases / that of w.x"),
+    Column("redrawn", "float64", "mean share when the model is drawn again by kaiming_normal"),
 )
 REDRAW_COLUMNS = (
-    Column("scheme", "str", "by which the copy's weights were drawn anew"),
-    Column("seed", "Int64", "of the draw"),
+    Column("scheme", "str", "scheme by which the copy's weights were drawn"),
+    Column("seed", "Int64", "seed of the draw"),
     Column("units", "Int64", "units that can die"),
     Column("born_dead", "Int64", "of these, units that fired in no sample"),
     Column("nonfinite", "Int64", "of these, units with a NaN or an infinity"),
 )
 INPUT_COLUMNS = (
-    Column("layer", "str", "a layer that is fed by the model's input, and by no other layer"),
+    Column("layer", "str", "a layer that is fed only by the model's input"),
     Column("samples", "Int64", "samples seen"),
-    Column("gamma", "float64", "norm of the input's mean over norm of its standard deviation"),
+    Column("gamma", "float64", "norm of the input's mean / norm of its standard deviation"),
 )
 
 REDRAWN = ("pytorch", "kaiming_normal", "xavier_normal", "orthogonal")
 """Schemes that the model is compared with."""
 BASELINE = "kaiming_normal"
 OUTWEIGHED = 0.5
-"""A bias_ratio above which biases have a large say in which units fire: a fifth of the variance."""
+"""A bias_ratio above which biases largely decide which units fire: a fifth of the variance."""
 EXCESS = 0.05
-"""They are worth a word where this much more is dead than if the model were drawn anew."""
+"""They are reported if the share of dead units exceeds that of a new draw by this much."""
 SEEDS = 3
 LIMIT = 32
-"""Batches used at most: they are kept in memory, and run once for each scheme and seed."""
+"""Largest number of batches: they are kept in memory and run once per scheme and seed."""
 
 UNTRAINED = (
-    "This is only of weights before the first step: of a trained model it says nothing about how "
-    "it began."
+    "This is valid only for weights before the first step. For a trained model it says nothing "
+    "about its initialization."
 )
 WITHOUT_DATA = (
-    "Without data it is not known which layers feed a rectifier, nor what is dead: --data SPEC "
-    "(or batches) measures it."
+    "Without data it is unknown which layers feed a rectifier and which units are dead. Pass "
+    "--data SPEC (or batches) to measure it."
 )
 UNFILLED = (
-    "BatchNorm uses its running statistics in eval mode, and before training they have seen no "
-    "data: a unit dead here may fire in training."
+    "In eval mode BatchNorm uses its running statistics, which have seen no data before "
+    "training: a unit dead here may fire in training."
 )
 
 
 @dataclass(frozen=True)
 class InitExamination:
-    """How a model was initialized; the tables are None where no data was given."""
+    """How a model was initialized; the tables are None without data."""
 
     model: str
     layers: tuple[LayerInit, ...]
     """Linear layers and convolutions, in the order of the model's modules."""
     problems: tuple[InitProblem, ...]
-    """Of the network as a whole, and of its input."""
+    """Problems of the whole network and of its input."""
     samples: int
     births: pd.DataFrame | None
     """A row per site that can die: `BIRTH_COLUMNS`."""
@@ -123,10 +123,10 @@ def examine_initialization(
     notes: Sequence[str] = (),
     progress: ProgressCallback | None = None,
 ) -> InitExamination:
-    """Say how an untrained model was initialized, and what is wrong with it.
+    """Examine how an untrained model was initialized, and what is wrong with it.
 
     With `batches` (as in `scan`; at most `limit` of them) also how many units are born dead, how
-    many chance alone would leave, and how many other schemes would, each drawn `seeds` times on a
+    many would be by chance alone, and how many with other schemes, each drawn `seeds` times on a
     copy of the model. Floating-point inputs are cast to `dtype` if it is given.
 
     Raises ModelError for a model without rectifiers or one that cannot be copied, DataError as
@@ -137,7 +137,7 @@ def examine_initialization(
         scanner = Scanner(twin)
         layers = _layers(scanner.model)
         described = {path: _described(path, layer) for path, layer in layers.items()}
-        # Kept: the copy will be drawn anew.
+        # Kept, because the copy will be drawn again.
         biases = {path: _array(layer.bias).ravel() for path, layer in layers.items()}
         name = type(scanner.model).__name__
         if batches is None:
@@ -173,15 +173,15 @@ def examine_initialization(
 def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
-    except Exception as error:  # a module may hold anything: a lock, a file, a tensor of a graph
+    except Exception as error:  # a module may hold a lock, a file, a tensor of a graph
         raise ModelError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and it is "
-            "not to be touched. Give a freshly built model"
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and the "
+            "original must not be changed. Pass a newly built model"
         ) from error
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers and convolutions by path; one that has several paths by its first."""
+    """Linear layers and convolutions by path; by the first path if there are several."""
     return {
         path: module
         for path, module in model.named_modules()
@@ -201,7 +201,7 @@ def _array(parameter: Any) -> Floats:
 
 
 def _as_used(layer: LayerInit, measured: Measurement, births: pd.DataFrame) -> LayerInit:
-    """Only what is wrong where the layer is: a BatchNorm takes out any bias, mean and scale."""
+    """Only problems that matter: a BatchNorm removes any bias, mean and scale."""
     sites = [f.site for f in measured.sites if f.site.producer == layer.module]
     if not any(site.rectifier.can_die for site in sites):
         wrong = {"nonfinite"}
@@ -214,7 +214,7 @@ def _as_used(layer: LayerInit, measured: Measurement, births: pd.DataFrame) -> L
 
 
 def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
-    """Biases drawn around 0 that are large beside what is left of the signal, if so."""
+    """The problem of biases around 0 that are large relative to the remaining signal, if any."""
     for row in births[births["layer"] == layer.module].to_dict("records"):
         otherwise = row["expected"] if math.isnan(row["redrawn"]) else row["redrawn"]
         measured = row["born_dead"] / row["units"]
@@ -224,10 +224,10 @@ def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
                 InitProblem(
                     "bias_outweighs",
                     row["bias_ratio"],
-                    f"the signal has shrunk where it reaches {layer.module}: the biases there are "
-                    f"{row['bias_ratio']:.2g} times as large as w.x, and say which units fire, "
-                    f"whatever the sample. Of its units {percent(measured)} are "
-                    "born dead; zero biases and weights that keep the scale would leave "
+                    f"the signal has shrunk before it reaches {layer.module}: the biases there are "
+                    f"{row['bias_ratio']:.2g} times as large as w.x, so they decide which units "
+                    f"fire, for every sample. {percent(measured)} of its units are born dead; "
+                    "with zero biases and weights that keep the scale it would be "
                     f"{percent(otherwise)}",
                     f"start the bias of {layer.module} at 0, and the layers before it with "
                     "kaiming_normal",
@@ -238,7 +238,7 @@ def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
 
 
 def _unfilled(norms: Sequence[nn.Module]) -> list[str]:
-    """The note on running statistics that have seen no batch, and that eval mode relies on."""
+    """The note on running statistics that have seen no batch but are used in eval mode."""
     unfilled = [
         norm
         for norm in norms
@@ -267,8 +267,8 @@ def _input_problems(first: dict[str, LayerInput]) -> list[InitProblem]:
             "input_shift",
             given.gamma,
             f"the input of {path or 'the model'} is not centred: its mean is {given.gamma:.3g} "
-            "times as long as its standard deviation, so that samples point the same way, and "
-            "units that point away from them are born dead under any scheme",
+            "times as long as its standard deviation. So all samples point the same way, and "
+            "units that point the other way are born dead under any scheme",
             "subtract the mean of each feature from the data (and divide by its standard "
             "deviation)",
             kills_at_birth=True,
@@ -292,14 +292,14 @@ def _redraw(
     dtype: torch.dtype | None,
     progress: ProgressCallback | None,
 ) -> tuple[list[_Redraw], list[str]]:
-    """The same pass with the weights drawn anew; and sentences on what could not be drawn."""
+    """The same pass with the weights drawn again; and sentences on schemes that failed."""
     done: list[_Redraw] = []
     draws = list(itertools.product(REDRAWN, range(seeds)))
     for index, (scheme, seed) in enumerate(draws):
         try:
             reinitialize(scanner.model, scheme, seed)
         except UsageError as error:
-            return [], [f"No other scheme was tried: {error}."]
+            return [], [f"Other schemes were not tried: {error}."]
         done.append(_Redraw(scheme, seed, scanner.run(batches, dtype=dtype)))
         if progress is not None:
             progress(index + 1, len(draws))
@@ -308,7 +308,7 @@ def _redraw(
 
 @dataclass(frozen=True)
 class _Chance:
-    """What chance alone leaves dead of a layer's units; see `BIRTH_COLUMNS`."""
+    """Share of a layer's units that is dead by chance alone; see `BIRTH_COLUMNS`."""
 
     expected: float = math.nan
     with_bias: float = math.nan

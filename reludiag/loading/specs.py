@@ -21,9 +21,9 @@ _LISTED = 12  # attributes shown when one is missing
 
 
 def parse_arguments(pairs: Iterable[str], option: str) -> dict[str, Any]:
-    """`["width=64", "name=big"]` as keyword arguments; values are JSON, or else plain text.
+    """`["width=64", "name=big"]` as keyword arguments; values are JSON or plain text.
 
-    Raises UsageError where a pair has no `=`. `option` is the flag to name in that error.
+    Raises UsageError if a pair has no `=`. `option` is the flag to name in that error.
     """
     arguments: dict[str, Any] = {}
     for pair in pairs:
@@ -42,8 +42,8 @@ def parse_arguments(pairs: Iterable[str], option: str) -> dict[str, Any]:
 def load_model(spec: str, arguments: dict[str, Any] | None = None) -> nn.Module:
     """The model that `spec` names: a module object, or what a class or factory returns.
 
-    Of a file `*.pt2` it is the program in it.
-    Raises ModelError if it cannot be found or is no module, UserCodeError if its code raises.
+    For a file `*.pt2` it is the program in it. Raises ModelError if it cannot be found or is not a
+    module, UserCodeError if its code raises.
     """
     if spec.endswith(".pt2"):
         if arguments:
@@ -69,7 +69,7 @@ def load_model(spec: str, arguments: dict[str, Any] | None = None) -> nn.Module:
 def load_attribute(spec: str) -> Any:
     """The object that `pkg.module:attr` or `path/file.py:attr` names.
 
-    Raises ModelError where the module or the attribute is missing, UserCodeError if importing
+    Raises ModelError if the module or the attribute is missing, UserCodeError if importing
     it raises.
     """
     source, colon, attribute = spec.rpartition(":")
@@ -91,7 +91,7 @@ def load_attribute(spec: str) -> Any:
 
 
 def function_spec(function: Callable[..., Any]) -> str:
-    """The spec by which another process finds a function: its module's, or its file's.
+    """The spec by which another process can import a function, with its module or its file.
 
     Raises UsageError for a function that no other process can import.
     """
@@ -100,7 +100,7 @@ def function_spec(function: Callable[..., Any]) -> str:
     if source is None or "<" in name or not Path(source).is_file():
         raise UsageError(
             f"{function!r:.80} was given; expected a function that other processes can import: "
-            "one at the top level of a file, or its spec, such as "
+            "one at the top level of a file, or its spec such as "
             '"path/file.py:train"'
         )
     file = _importable_file(function.__module__)
@@ -114,7 +114,7 @@ def _importable_file(module: str) -> Path | None:
     folders, found = None, None
     for end in range(1, module.count(".") + 2):
         name = ".".join(module.split(".")[:end])
-        # importlib.util.find_spec would be content with what this process has imported somehow.
+        # importlib.util.find_spec would accept modules that only this process has imported.
         specs = (finder.find_spec(name, folders) for finder in sys.meta_path)
         found = next((spec for spec in specs if spec is not None), None)
         if found is None:
@@ -124,7 +124,7 @@ def _importable_file(module: str) -> Path | None:
 
 
 def call_user_code(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -> Any:
-    """Call it with keyword arguments; whatever it raises becomes a UserCodeError."""
+    """Call it with keyword arguments; an exception becomes a UserCodeError."""
     try:
         return function(**arguments)
     except (Exception, SystemExit) as error:
@@ -133,7 +133,7 @@ def call_user_code(function: Callable[..., Any], spec: str, arguments: dict[str,
 
 
 def user_code_error(doing: str, error: BaseException) -> UserCodeError:
-    """The user's error with its traceback, from the first frame that is not ours."""
+    """The user's error with its traceback, from the first frame outside reludiag."""
     frame = error.__traceback__
     ours = str(Path(__file__).parents[1])
     while frame is not None and (
@@ -177,7 +177,7 @@ def _import_file(path: Path) -> ModuleType:
             sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(name, resolved)
     if spec is None or spec.loader is None:
-        raise ModelError(f"{path} is no Python file")
+        raise ModelError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -200,7 +200,7 @@ def _missing(source: str, attribute: str, part: str, found: Any) -> str:
             found, "__name__", None
         )
 
-    usable.sort(key=is_imported)  # what is written there comes first
+    usable.sort(key=is_imported)  # names defined there come first
     near = difflib.get_close_matches(part, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     listed = ", ".join(usable[:_LISTED]) + (", ..." if len(usable) > _LISTED else "")

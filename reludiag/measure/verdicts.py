@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special  # not stats, whose import takes longer than a small scan
+from scipy import special  # not scipy.stats, whose import takes longer than a small scan
 
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.sites.site import Rectifier
@@ -68,9 +68,9 @@ def is_dead(counts: UnitCounts, rectifier: Rectifier) -> Mask:
 
 
 def tau_score(counts: UnitCounts) -> Floats:
-    """Mean absolute activation over the site's mean (Sokar et al. 2023, definition 3.1).
+    """Mean absolute activation / the site's mean (Sokar et al. 2023, definition 3.1).
 
-    NaN for units that are not finite; they are left out of the site's mean.
+    NaN for units that are not finite; these are left out of the site's mean.
     """
     finite = ~counts.nonfinite
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -89,7 +89,7 @@ def upper_bound(fired: Any, samples: int) -> Floats:
     fired = np.asarray(fired, dtype=np.float64)
     if samples == 0:
         return np.full(fired.shape, np.nan)
-    # A million units have few distinct counts, and the quantile is dear.
+    # A million units have few distinct counts, and the quantile is expensive.
     counts, of = np.unique(fired, return_inverse=True)
     below = counts < samples
     bounds = np.ones(counts.shape)
@@ -171,7 +171,7 @@ VERDICT_TABLE = (
         name="constant",
         meaning="it fires, but always with the same value",
         rule="its largest and its smallest output are the same",
-        # By its extremes, not by a variance: sums round, and a constant must not be missed.
+        # By its extremes, not by a variance: sums are rounded, and a constant must not be missed.
         holds=lambda counts, rectifier, thresholds: (
             (counts.maximum == counts.minimum) & (counts.counted > 0)
         ),
@@ -214,7 +214,8 @@ LOST = [verdict.name for verdict in VERDICT_TABLE if verdict.lost]
 def judge(counts: UnitCounts, rectifier: Rectifier, thresholds: Thresholds) -> Strings:
     """The verdict of each unit, `[unit]`: the first in the table that holds.
 
-    A leaky activation cannot die, so its units are never dead, nor rare: negative is not off.
+    A leaky activation cannot die, so its units are never dead or rare: a negative output is not
+    off.
     """
     holds = [
         np.broadcast_to(verdict.holds(counts, rectifier, thresholds), counts.fired.shape)

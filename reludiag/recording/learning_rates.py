@@ -23,9 +23,9 @@ class LearningRates:
         }
 
     def largest(self, recorded: RecordedSite, before: int, step: int) -> float:
-        """The largest used in steps `before + 1 .. step` for the weights that feed a site.
+        """The largest rate in steps `before + 1 .. step` for the weights that feed a site.
 
-        NaN if no optimizer trains them; of all groups where it is not known what feeds the site.
+        NaN if no optimizer trains them; over all groups if the producer of the site is unknown.
         """
         if recorded.param_group is not None:
             names = [recorded.param_group]
@@ -39,12 +39,12 @@ class LearningRates:
         return max(largest, default=float("nan"))
 
     def by_window(self, recorded: RecordedSite, steps: Sequence[int]) -> list[float]:
-        """The largest in the window that ends at each snapshot; none before the first."""
+        """The largest rate in the window that ends at each snapshot; NaN for the first."""
         windows = [self.largest(recorded, *window) for window in itertools.pairwise(steps)]
         return [float("nan"), *windows][: len(steps)]
 
     def at_death(self, recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, Any]:
-        """For each unit, the largest in the window in which it died; NaN where it did not."""
+        """For each unit, the largest rate in the window in which it died; NaN if it did not die."""
         rates = np.full(len(ledger.died_step), np.nan)
         died = (ledger.died_step != NEVER) & (ledger.previous_step != NEVER)
         for before, step in {*zip(ledger.previous_step[died], ledger.died_step[died], strict=True)}:

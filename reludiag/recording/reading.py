@@ -1,4 +1,4 @@
-"""Reading a recording, also one that is still being written or whose run was killed."""
+"""Reads a recording, also while it is being written or after its run was killed."""
 
 import contextlib
 import datetime
@@ -35,21 +35,19 @@ from reludiag.sites.site import Rectifier, Site
 
 
 def read_recording(path: str | Path) -> RecordedRun:
-    """Read a recording, also one that is still being written or whose run was killed.
+    """Read a recording, also while it is being written or after its run was killed.
 
-    Raises RecordingError if the file is missing, damaged, something else, or of a newer version.
+    Raises RecordingError if the file is missing, damaged, not a recording, or of a newer version.
     """
     with _opened(path) as db:
         problems = [row[0] for row in db.execute("PRAGMA quick_check(3)")]
         if problems != ["ok"]:
-            raise RecordingError(
-                f"{path} is damaged: {problems[0]}. It may have been cut short in copying"
-            )
+            raise RecordingError(f"{path} is damaged: {problems[0]}. The copy may be incomplete")
         return read_run(db)
 
 
 def read_progress(path: str | Path) -> RecordingProgress:
-    """Read how far a recording is, which is cheap however large it is.
+    """Read the progress of a recording, which is cheap also for large ones.
 
     Raises RecordingError as `read_recording` does.
     """
@@ -63,7 +61,7 @@ def read_progress(path: str | Path) -> RecordingProgress:
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
-    """A recording of a version that can be read, open for reading."""
+    """Open a recording for reading; raises RecordingError for an unsupported version."""
     path = Path(path)
     if not path.is_file():
         raise RecordingError(f"{path} does not exist")
@@ -71,9 +69,9 @@ def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
         head = file.read(16)
     if not head.startswith(b"SQLite format 3"):
         raise RecordingError(
-            f"{path} is no recording: it begins with {head[:12]!r}, not as an SQLite file does. "
-            "Expected the file that reludiag.Monitor(..., path=...) wrote; a checkpoint is for "
-            "`reludiag scan MODEL CHECKPOINT`"
+            f"{path} is not a recording: it begins with {head[:12]!r}, so it is not an SQLite "
+            "file. Expected a file written by reludiag.Monitor(..., path=...); for a checkpoint "
+            "use `reludiag scan MODEL CHECKPOINT`"
         )
     try:
         db = _open(path)
@@ -81,7 +79,7 @@ def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
             application = db.execute("PRAGMA application_id").fetchone()[0]
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if application != APPLICATION_ID:
-                raise RecordingError(f"{path} is an SQLite file, but no recording of reludiag")
+                raise RecordingError(f"{path} is an SQLite file, but not a recording of reludiag")
             if version < OLDEST_READ:
                 raise RecordingError(
                     f"{path} has schema version {version}, of a development version: this "
@@ -97,7 +95,7 @@ def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
             db.close()
     except sqlite3.Error as error:
         raise RecordingError(
-            f"{path} cannot be read: {error}. It may have been cut short in copying"
+            f"{path} cannot be read: {error}. The copy may be incomplete"
         ) from error
 
 
@@ -107,15 +105,15 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         db.execute("SELECT 1 FROM sqlite_master").fetchone()
     except sqlite3.OperationalError:
-        # A log cannot be shared in a folder that cannot be written; nobody else writes there.
+        # In a read-only folder the log cannot be shared, and nobody else writes there.
         db.close()
         db = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
     return db
 
 
 def read_run(db: sqlite3.Connection) -> RecordedRun:
-    """All that is there, from an open database."""
-    # One transaction, so that all tables are of the same moment.
+    """The whole content of an open database."""
+    # One transaction, so that all tables are from the same moment.
     db.execute("BEGIN")
     try:
         facts = {key: json.loads(value) for key, value in db.execute("SELECT * FROM run")}
@@ -136,7 +134,7 @@ def read_run(db: sqlite3.Connection) -> RecordedRun:
 
 
 def _read_observations(db: sqlite3.Connection) -> Observations:
-    # Sites are known by their names here: their keys are not kept.
+    # Sites are identified by name here, because keys are not stored.
     names = dict(db.execute("SELECT id, name FROM site"))
     return Observations(
         initial_layers=tuple(
@@ -173,7 +171,7 @@ def _read_observations(db: sqlite3.Connection) -> Observations:
 
 
 def _known(value: float | None) -> float:
-    """SQLite keeps a NaN as null."""
+    """SQLite stores NaN as null."""
     return float("nan") if value is None else value
 
 

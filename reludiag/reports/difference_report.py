@@ -1,4 +1,4 @@
-"""The difference between two looks at a model: on the terminal, as text, as JSON."""
+"""The report of a Difference: on the terminal, as text, as JSON."""
 
 from dataclasses import asdict
 
@@ -26,12 +26,12 @@ def print_difference(difference: Difference, console: Console) -> None:
 
 
 def difference_text(difference: Difference, encoding: str = "utf-8") -> str:
-    """The report as plain text, 80 columns wide, of characters that `encoding` has."""
+    """The report as plain text, 80 columns wide, with characters that `encoding` has."""
     return plain_text(lambda console: print_difference(difference, console), encoding)
 
 
 def difference_document(difference: Difference, all_units: bool = False) -> str:
-    """The JSON text; numbers that are unknown are null."""
+    """The JSON text; unknown numbers are null."""
     content = {
         "schema_version": SCHEMA_VERSION,
         "before": asdict(difference.before),
@@ -48,7 +48,7 @@ def difference_document(difference: Difference, all_units: bool = False) -> str:
 
 
 def changed_units(difference: Difference, all_units: bool) -> pd.DataFrame:
-    """All units, or those that are not what they were."""
+    """All units, or those that changed."""
     units = difference.units
     return units if all_units else units[units["change"] != "unchanged"]
 
@@ -107,7 +107,7 @@ def _site_table(difference: Difference) -> list[RenderableType]:
 
 
 def _change(before: int, after: int) -> str:
-    """`12`, `12 > 15`, or with a dash for what is not there."""
+    """`12`, `12 > 15`, or with a dash for a missing value."""
     first, second = ("-" if pd.isna(count) else f"{count:,}" for count in (before, after))
     return first if first == second else f"{first} > {second}"
 
@@ -119,7 +119,7 @@ def _count(count: int, style: str) -> Text:
 
 
 def _named_units(difference: Difference) -> dict[str, str]:
-    """For each site, the units that died, or else those that diverged, revived, or are unknown."""
+    """For each site, the units that died, or else those that diverged, revived or are unknown."""
     named: dict[str, str] = {}
     for change in ("died", "diverged", "revived", "unknown"):
         found = difference.units[difference.units["change"] == change]

@@ -1,4 +1,4 @@
-"""The live view: a run as it is at one moment, in as many lines as the terminal has."""
+"""The live view: the current state of a run, fitted to the lines of the terminal."""
 
 import math
 
@@ -25,17 +25,17 @@ _STYLES = {
     "died": "bold red",
     "lost": "bold red",
 }
-_HEAD, _TITLES, _FOOT = 6, 8, 1  # lines that are taken whatever there is to show
+_HEAD, _TITLES, _FOOT = 6, 8, 1  # lines that are always used
 _FEWEST = 3  # rows of each of the two tables on the smallest screen
 
 
 def print_frame(view: LiveView, console: Console) -> None:
-    """Print one frame, as high as it has to be."""
+    """Print one frame in full height."""
     console.print(frame(view, None, ascii_only=not speaks_unicode(console)))
 
 
 def frame(view: LiveView, height: int | None, ascii_only: bool = False) -> RenderableType:
-    """One frame in `height` lines of a terminal; in as many as it takes where that is None."""
+    """One frame in `height` lines of a terminal; in full height if None."""
     parts = [_head(view)]
     diagnosis = view.diagnosis
     if diagnosis is not None and diagnosis.timeline is not None and len(diagnosis.timeline):
@@ -45,7 +45,7 @@ def frame(view: LiveView, height: int | None, ascii_only: bool = False) -> Rende
         parts.append(life_table(diagnosis, ascii_only, windows))
         parts.append(_worst_sites(diagnosis, sites, ascii_only))
     if height is not None:
-        parts.append(Text(" q or Ctrl-C leaves; the run goes on.", style="dim"))
+        parts.append(Text(" q or Ctrl-C quits; the run continues.", style="dim"))
     return Harmless(*parts)
 
 
@@ -129,7 +129,7 @@ def _speed(steps: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """`3 s`, `12 min`, `5 h`, `2 days`: as much as a glance needs."""
+    """`3 s`, `12 min`, `5 h`, `2 days`: rounded for a quick look."""
     for unit, length in (("days", 172_800.0), ("h", 7200.0), ("min", 120.0)):
         if seconds >= length:
             return f"{seconds / {'days': 86_400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"

@@ -12,7 +12,7 @@ from reludiag.reports.json_text import text_of
 
 
 def print_sites(listed: SiteList, console: Console) -> None:
-    """A table of the sites, and what is not among them."""
+    """A table of the sites, and notes on what is missing."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     table.add_column("Site", overflow="fold")
     table.add_column("Units", justify="right")
@@ -37,10 +37,10 @@ def site_notes(listed: SiteList) -> list[str]:
     if listed.ran:
         return list(listed.blind_spots)
     if not listed.sites:
-        return ["No rectifier was found in this model's modules, nor in their source."]
+        return ["No rectifier was found in this model's modules or their source code."]
     return [
-        "Modules, and functions in their source, each once: --data or --input-shape runs a batch, "
-        "which shows repeated calls, unit counts and axes."
+        "This lists modules, and functions in their source code, each once. --data or "
+        "--input-shape runs a batch, which shows repeated calls, unit counts and axes."
     ]
 
 

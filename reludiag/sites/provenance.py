@@ -1,9 +1,10 @@
-"""Where each tensor's unit axis, sample axis and producer come from, followed through one forward.
+"""Provenance: the unit axis, sample axis and producer of each tensor, followed through one forward
+pass.
 
 A dispatch mode watches every operator of one forward pass. A parameter's product (convolution,
 matrix product, embedding, normalisation) has a unit axis by definition; views, permutations,
-pooling and element-wise operators carry it on by the rules below. What no rule covers loses it:
-an axis is found, never guessed.
+pooling and element-wise operators carry it on by the rules below. An operator without a rule loses
+it: an axis is never guessed.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ from reludiag.sites.torch_internals import storage_of as _storage
 OperatorObserver = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 """Called with the dispatcher's name of each operator (`relu_`) and its arguments."""
 
-# Operators that keep every axis in its place, though sizes may change along positions.
+# Operators that keep every axis in place; sizes of position axes may change.
 _KEEP_AXES = (
     "max_pool",
     "avg_pool",
@@ -88,10 +89,10 @@ _REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "max", "min", "var", "st
 
 
 class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows origins through the operators run while it is active; changes none of them.
+    """Follows origins through the operators that run while it is active, without changing them.
 
-    `origin_of(tensor)` answers for any tensor made since. Origins are kept by storage, not by
-    tensor object: autograd hands out new objects for the same memory. `begin_site` says where a
+    `origin_of(tensor)` works for any tensor made since. Origins are stored by memory, not by tensor
+    object, because autograd creates new objects for the same memory. `begin_site` says where a
     site's units are; `end` what reads them, if `finds_consumers`, which costs as much again.
     """
 
@@ -137,7 +138,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Follow nothing inside: what an onlooker does with a tensor says nothing of the model."""
+        """Follow nothing inside: operators of observers are not part of the model."""
         self._paused = True
         try:
             yield
@@ -151,7 +152,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._set(tensor, Origin(sample=Coordinate(0, samples)))
 
     def origin_of(self, tensor: Tensor) -> Origin:
-        """What is known of `tensor`; `UNKNOWN` if nothing is."""
+        """The origin of `tensor`; `UNKNOWN` if there is none."""
         return self._origins.get(_storage(tensor), {}).get(_layout(tensor), UNKNOWN)
 
     def _set(self, tensor: Tensor, origin: Origin) -> None:
@@ -167,7 +168,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        # Under inference_mode composite operators arrive whole; their parts have the rules.
+        # Under inference_mode composite operators arrive undivided; the rules are for their parts.
         with self:
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
@@ -179,8 +180,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
         call = _Call(operator_name(func), func.tags, args, kwargs, inputs)
         self._on_operator(call.name, args, kwargs)
-        # Handing it on is no call: a function mode would take what TorchScript calls for one,
-        # and see it in this forward only.
+        # Calling it here must not count as a call: a function mode would see what TorchScript
+        # calls, and see it in this forward only.
         with DisableTorchFunction():
             tracker = self._consumers
             operation = None if tracker is None else tracker.before(func, args, kwargs)
@@ -189,7 +190,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         reused = {_storage(given.tensor) for given in inputs}
         for output in outputs:
             if _storage(output) not in reused:
-                # Fresh memory: what was known of an earlier tensor at this address is void.
+                # New memory: forget the origin of an earlier tensor at this address.
                 self._origins.pop(_storage(output), None)
                 self._made_of_parameters.pop(_storage(output), None)
         if tracker is not None and operation is not None:
@@ -198,7 +199,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             self._follow(call, outputs)
         except (IndexError, KeyError, TypeError, ValueError, AttributeError):
-            # An operator with arguments that no rule foresaw: unknown, and the forward goes on.
+            # An operator with unexpected arguments: unknown, and the forward pass continues.
             for output in outputs:
                 self._set(output, UNKNOWN)
         return result
@@ -215,8 +216,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             call = replace(call, inputs=call.inputs[:1])
         weights = [given.origin for given in call.inputs if isinstance(given.origin, str)]
         if weights and len(weights) == len(call.inputs):
-            # Made from parameters alone (a transpose, a cast, weight norm): still a parameter,
-            # and yet it may be an activation as well, as learned queries are.
+            # Made only from parameters (a transpose, a cast, weight norm): still a parameter,
+            # but it may also be an activation, as learned queries are.
             for output in outputs:
                 self._made_of_parameters[_storage(output)] = weights[0]
             call = replace(
@@ -287,9 +288,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.pointwise in call.tags or name == "copy_":
             return broadcast(activations, out.shape)
         if name == "index_put_":
-            return first  # x[mask] = 0: whatever is written, its axes are where they were
+            return first  # x[mask] = 0: the axes do not change
         if len(activations) == 1 and shape == tuple(out.shape):
-            return first  # one tensor in, the same shape out: every axis is where it was
+            return first  # one input of the same shape: every axis stays in place
         return UNKNOWN
 
     def _matmul(self, call: "_Call", out: Tensor) -> Origin:
@@ -302,7 +303,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (weight := call.weight(left)) is not None:
             kept = after if after and after.axis != right.ndim - 2 else None
             return self._product(rows, kept, weight, out)
-        # Of two activations (attention): what is summed over is lost, the other axes stay.
+        # A product of two activations (attention): summed axes are lost, the others stay.
         factors = [
             moved(call.origin(left), lambda c: None if c.axis == left.ndim - 1 else c),
             moved(call.origin(right), lambda c: None if c.axis == right.ndim - 2 else c),
@@ -317,7 +318,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def _batch_norm(self, call: "_Call", out: Tensor) -> Origin:
-        # It scales and shifts axis 1, which makes that the unit axis whatever came before.
+        # It scales and shifts axis 1, which therefore is the unit axis.
         before, norm = call.origin(call.args[0]), call.weight(call.args[1])
         if before.unit == Coordinate(1, out.shape[1]):
             return replace(before, norm=norm)
@@ -326,12 +327,12 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class _Input:
-    """A tensor given to an operator, as it was before."""
+    """A tensor argument of an operator, before the call."""
 
     tensor: Tensor
     shape: tuple[int, ...]
     origin: Origin | str
-    """Of a parameter, or of what was made of one: the path of the module that has it."""
+    """For a parameter, or a tensor made from one: the path of its module."""
 
 
 @dataclass(frozen=True)
@@ -351,12 +352,12 @@ class _Call:
         return factor
 
     def origin(self, tensor: Tensor) -> Origin:
-        """What is known of an activation among the inputs."""
+        """The origin of an activation among the inputs."""
         found = self._found(tensor)
         return found if isinstance(found, Origin) else UNKNOWN
 
     def weight(self, tensor: Tensor | None) -> str | None:
-        """The module whose parameter this input is, if it is one."""
+        """The module of this input, if it is a parameter."""
         found = self._found(tensor)
         return found if isinstance(found, str) else None
 

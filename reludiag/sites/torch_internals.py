@@ -79,9 +79,9 @@ except ImportError:
 
 is_tracing: Callable[[], bool] = internal("torch._C._is_tracing")
 backward_task: Callable[[], int] = internal("torch._C._current_graph_task_id")
-"""Number of the backward pass that is running, -1 if none is."""
+"""Number of the running backward pass, -1 if there is none."""
 innermost_transform: Callable[[], Any] = internal("torch._C._functorch.peek_interpreter_stack")
-"""The `torch.func` transform that is at work, None if none is."""
+"""The active `torch.func` transform, None if there is none."""
 is_autocasting: Callable[[], bool] = internal("torch._C._is_any_autocast_enabled")
 function_modes: Callable[[], int] = internal("torch._C._len_torch_function_stack")
 """Number of function modes that are active."""
@@ -104,7 +104,7 @@ def is_recomputed() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether vmap, grad or jvp is at work: its tensors cannot be read from outside."""
+    """Whether vmap, grad or jvp is active: its tensors cannot be read from outside."""
     return innermost_transform() is not None
 
 
@@ -156,7 +156,7 @@ def storage_of(tensor: Tensor) -> int:
 # Modules
 
 MODULE_CALL: CodeType = internal("torch.nn.Module._call_impl").__code__
-"""Of every module call, between the caller and `forward`."""
+"""PyTorch's function between the caller of a module and its `forward`."""
 
 
 def _function_in(code: CodeType, name: str) -> CodeType:

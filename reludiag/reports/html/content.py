@@ -1,4 +1,4 @@
-"""What the page says, as plain values: the template only lays it out."""
+"""The content of the page as plain values; the template only lays it out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from reludiag.reports.run.summary import (
 from reludiag.reports.wording import many, share
 
 MOST_TILES_NAMED = 24
-"""Sites beyond which the map has squares without names."""
+"""Number of sites above which the map has squares without names."""
 _MOSTLY = 0.05  # up to this share of dead units a network is mostly healthy
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether the network is healthy, in a word and a sentence."""
+    """Whether the network is healthy: a word and a sentence."""
 
     tone: str
     """`good`, `fair`, `bad` or `unknown`: the colour."""
@@ -53,7 +53,7 @@ class SiteRow:
     """Place in forward order, from 1."""
     name: str
     label: str
-    """The end of its name, which tells it from its neighbours."""
+    """The end of its name, which distinguishes it from its neighbours."""
     heat: str
     """`0` none dead, `1` to `4` some, `5` all; `nan` not finite, `none` never called."""
     text: str
@@ -72,7 +72,7 @@ class SiteRow:
 
     @property
     def told(self) -> str:
-        """The whole of it in a line."""
+        """All of this in one line."""
         if self.units is None:
             return f"{self.name}: never called"
         return f"{self.name}: {self.dead:,} of {many(self.units, 'unit')} dead" + (
@@ -97,7 +97,7 @@ class Why:
     name: str
     sentence: str
     certainty: str
-    """Whether this run alone can tell, and how many of the dead units it explains."""
+    """Whether this run alone proves the cause, and how many of the dead units it explains."""
     evidence: tuple[Proof, ...]
     instruction: str
     confirm: str
@@ -112,12 +112,12 @@ def answer(diagnosis: Diagnosis) -> Answer:
         verb = "is" if lost == 1 else "are"
         return Answer(
             "bad",
-            "No, it diverged.",
+            "No: it diverged.",
             f"{lost:,} of {many(units, 'unit')} {verb} not finite"
             + (f"; {dead:,} more {'is' if dead == 1 else 'are'} dead." if dead else "."),
         )
     if not units or diagnosis.head.samples == 0:
-        return Answer("unknown", "Not known.", "Nothing has been observed yet.")
+        return Answer("unknown", "Not known.", "No unit has been observed yet.")
     if not dead:
         return Answer("good", "Yes.", f"None of {many(units, 'unit')} is dead.")
     silent = (diagnosis.sites["dead"] == diagnosis.sites["units"]).fillna(False).any()
@@ -127,7 +127,7 @@ def answer(diagnosis: Diagnosis) -> Answer:
 
 
 def bar(diagnosis: Diagnosis) -> list[Part]:
-    """The units by verdict, the grave ones first."""
+    """The units by verdict, the worst first."""
     units = int(diagnosis.sites["units"].sum())
     counts = {verdict: int(diagnosis.sites[verdict].sum()) for verdict in VERDICTS}
     return [
@@ -177,7 +177,7 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
 
 
 def since(diagnosis: Diagnosis) -> str:
-    """When units died, in a sentence; empty where there is no timeline."""
+    """When units died, in a sentence; empty without a timeline."""
     if diagnosis.timeline is None or diagnosis.timeline.empty:
         return ""
     most = thick_of_deaths(diagnosis.timeline)
@@ -201,7 +201,7 @@ def windows(diagnosis: Diagnosis) -> list[LifeWindow]:
 
 
 def whys(diagnosis: Diagnosis) -> list[Why]:
-    """The causes: the run's own first."""
+    """The causes: that of the run first."""
     return [
         Why(
             site=cause.site or "",
@@ -221,18 +221,18 @@ def whys(diagnosis: Diagnosis) -> list[Why]:
 def _certainty(cause: Cause) -> str:
     kind = kind_named(cause.kind)
     if cause.identifiable:
-        certainty = "This run alone can tell."
+        certainty = "This run alone proves it."
     elif kind.claim == "unknown":
-        return "This run alone cannot tell."
+        return "This run alone does not show the cause."
     else:
-        certainty = "This run alone cannot tell for sure: it is the likeliest."
+        certainty = "This is the likeliest cause; this run alone cannot prove it."
     if kind.claim == "nothing" or kind.share_of != "deaths":
         return certainty
     return f"{certainty} It explains {share(cause.share, 1)} of the dead units."
 
 
 def advice(diagnosis: Diagnosis, causes: Sequence[Why]) -> list[str]:
-    """What to do and what to look at next, the gravest first."""
+    """What to do and what to look at next, the most serious first."""
     cures = [cause.instruction for cause in causes if cause.instruction and not cause.site]
     looks = [line for line in next_steps(diagnosis) if not line.startswith("--csv FILE")]
     return list(dict.fromkeys([*cures, *looks]))
@@ -253,7 +253,7 @@ def _share_of_one(value: Any) -> str:
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """The last part of each name, or as many as tell it from the rest; never a number alone."""
+    """The last part of each name, or enough parts to distinguish it; never only a number."""
     labels = [_end(name, 2 if _end(name, 1)[:1].isdigit() else 1) for name in names]
     for parts in (2, 3):
         labels = [

@@ -29,7 +29,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a sweep says."""
+    """The results of a sweep."""
 
     headline: str
     maps: tuple[HeatMap, ...]
@@ -37,7 +37,7 @@ class Grid:
 
 
 def grid_of(effects: Effects) -> Grid:
-    """The heat maps of a sweep and what they say."""
+    """The heat maps of a sweep and its results."""
     return Grid(
         headline(effects),
         tuple(heat_map(effects, response) for response in _RESPONSES if len(effects.cells)),
@@ -55,7 +55,7 @@ def heat_map(
     title: str = "",
     shown: Callable[[float], tuple[str, str]] = _share_and_heat,
 ) -> HeatMap:
-    """One column of `cells` as a table of texts and colours: a share of dead units, if not else."""
+    """One column of `cells` as a table of texts and colours; by default a share of dead units."""
     table = effects.heat_map(name)
     places = effects.cells.set_index(["init", "lr"]).to_dict("index")
 

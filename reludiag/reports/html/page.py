@@ -42,7 +42,7 @@ def page(diagnosis: Diagnosis, effects: "Effects | None" = None) -> str:
 
 
 def fragment(diagnosis: Diagnosis) -> str:
-    """What a notebook shows: the answer, the map, the worst sites and what to do; no script."""
+    """The HTML for a notebook: the answer, the map, the worst sites and what to do; no script."""
     said = _said(diagnosis)
     worst = sorted(said["sites"], key=lambda row: (-row.share, row.index))
     return fragment_of("notebook.html.j2", **said, worst=worst[:_MOST_SITES_IN_NOTEBOOK])
@@ -67,7 +67,7 @@ def _said(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _abridged(diagnosis: Diagnosis, lives: LifelineChart | None) -> list[str]:
-    """What the pictures leave out, said so."""
+    """Notes on what the charts leave out."""
     if lives is None:
         return []
     said = []
@@ -75,13 +75,13 @@ def _abridged(diagnosis: Diagnosis, lives: LifelineChart | None) -> list[str]:
     if hidden:
         said.append(
             f"{len(hidden):,} of {many(len(lives.sites), 'site')} "
-            f"{'has' if len(hidden) == 1 else 'have'} one row for the whole site, not one for "
-            f"each unit: a site has more than {MOST_UNITS:,} units, or all have more than a page "
-            "can hold."
+            f"{'has' if len(hidden) == 1 else 'have'} one row for the whole site instead of one "
+            f"per unit: the site has more than {MOST_UNITS:,} units, or all sites together have "
+            "more than a page can hold."
         )
     if lives.joined > 1:
         said.append(
-            f"A column is {lives.joined:,} snapshots: the state at the last of them, the deaths "
-            "of all."
+            f"A column shows {lives.joined:,} snapshots: the state at the last one, and the "
+            "deaths in all of them."
         )
     return said

@@ -1,4 +1,4 @@
-"""What the page of a sweep says, as plain values: the template only lays it out."""
+"""The content of the page of a sweep as plain values; the template only lays it out."""
 
 import io
 import math
@@ -25,14 +25,14 @@ from reludiag.reports.sweep.summary import (
 from reludiag.reports.wording import many, number, p_text, rate, share
 
 MOST_LISTED = 2_000
-"""Runs that a page lists; the download has them all."""
+"""Largest number of runs that a page lists; the download has all."""
 _MOST_FAILURES = 10
 _TITLES = {"born": "Born dead", "new": "New deaths", "dead": "Dead at the end"}
 
 
 @dataclass(frozen=True)
 class Share:
-    """What goes with one source, of one response."""
+    """The share of one response that one source explains."""
 
     text: str
     interval: str = ""
@@ -43,7 +43,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Source:
-    """A row of what goes with which."""
+    """A row of the table of explained shares."""
 
     name: str
     cells: tuple[Share, ...]
@@ -51,7 +51,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Safe:
-    """Up to which learning rate an initialization is safe."""
+    """The highest safe learning rate of an initialization."""
 
     init: str
     born: str
@@ -67,7 +67,7 @@ class Cell:
 
     text: str
     key: str
-    """What it is sorted by: a number in full, or its text; empty if it is not known."""
+    """The sort key: a number in full, or its text; empty if unknown."""
     kind: str
     """`n` for a number, else `t`."""
 
@@ -77,12 +77,12 @@ class Run:
     """A row of it."""
 
     name: str
-    """What the search looks in."""
+    """The text that the search uses."""
     cells: tuple[Cell, ...]
 
 
 def said(effects: Effects) -> dict[str, Any]:
-    """All that the page and the notebook say."""
+    """The content of the page and the notebook."""
     known = len(effects.cells) > 0
     runs = runs_of(effects)
     return {
@@ -158,7 +158,7 @@ def _safe(effects: Effects) -> list[Safe]:
 
 
 def _failures(trials: pd.DataFrame) -> list[str]:
-    """Each error once, with how many runs it ended, the most frequent first."""
+    """Each error once, with the number of its runs, the most frequent first."""
     if "error" not in trials:
         return []
     counts = trials["error"].dropna().astype(str)
@@ -188,7 +188,7 @@ _ORDER = (
 
 
 def _shown(trials: pd.DataFrame) -> list[str]:
-    """The columns of which something is known; what train returned before what it took."""
+    """The columns with values; what train returned comes before its duration."""
     metrics = [str(name) for name in trials.columns if str(name).startswith(METRIC)]
     order = [*_ORDER[:-3], *metrics, *_ORDER[-3:]]
     return [

@@ -25,7 +25,7 @@ from reludiag.reports.figure_style import (
 from reludiag.reports.run.lifelines import LifelineChart, SiteLine, lifelines, raster
 from reludiag.reports.wording import many
 
-if TYPE_CHECKING:  # an extra: only those who draw need it
+if TYPE_CHECKING:  # an extra: only needed for drawing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -55,11 +55,11 @@ _MOST_PANELS = 12
 def figure(diagnosis: Diagnosis, kind: str) -> "Figure":
     """A matplotlib figure: `lifelines`, `sites` or `rates`.
 
-    Raises MissingLibraryError without matplotlib, UsageError where there is nothing to show.
+    Raises MissingLibraryError without matplotlib, UsageError if there is nothing to show.
     """
     kinds = {"lifelines": _lifelines, "sites": _sites, "rates": _rates}
     if kind not in kinds:
-        raise UsageError(f"figure {kind!r} was asked for; expected one of {', '.join(kinds)}")
+        raise UsageError(f"figure {kind!r} does not exist; expected one of {', '.join(kinds)}")
     with styled():
         return kinds[kind](diagnosis)
 
@@ -68,7 +68,7 @@ def _lifelines(diagnosis: Diagnosis) -> "Figure":
     lives = lifelines(diagnosis)
     if lives is None or not lives.sites:
         raise UsageError(
-            "lifelines were asked for, of what has no timeline; expected a recording, or several "
+            "there is no timeline to draw lifelines from; expected a recording, or several "
             "checkpoints"
         )
     whole = lives.whole
@@ -89,7 +89,7 @@ def _lifelines(diagnosis: Diagnosis) -> "Figure":
     if by_unit:
         _raster(below, lives, edges)
         joined = -(-whole.units // _MOST_ROWS)
-        told = f": a row is up to {joined}, in the gravest of their states" if joined > 1 else ""
+        told = f": a row shows up to {joined}, in their worst state" if joined > 1 else ""
         below.set_title(many(whole.units, "unit") + told)
         used = {int(state) for site in lives.sites for state in np.unique(_states(site))}
         colour_key(below, [(STATE_COLOURS[s], n) for s, n in _STATE_NAMES.items() if s in used])
@@ -150,7 +150,7 @@ def _shares(axes: "Axes", lives: LifelineChart, edges: np.ndarray[Any, Any]) -> 
 def _sites(diagnosis: Diagnosis) -> "Figure":
     sites = diagnosis.sites[diagnosis.sites["units"].fillna(0) > 0]
     if sites.empty:
-        raise UsageError("a figure of the sites was asked for, but none was called")
+        raise UsageError("there is no site to draw: none was called")
     drawn = new_figure(min(8.0, 0.9 + 0.2 * len(sites)))
     axes = drawn.subplots()
     units, left = sites["units"].to_numpy(float), np.zeros(len(sites))
@@ -181,7 +181,7 @@ def _rates(diagnosis: Diagnosis) -> "Figure":
     units = units[units["firing_rate"].notna() & (units["verdict"] != "nonfinite")]
     names = list(units["site"].unique())
     if not names:
-        raise UsageError("firing rates were asked for, but none is known")
+        raise UsageError("there are no firing rates to draw: none is known")
     worst = set(
         diagnosis.sites.sort_values("dead_fraction", ascending=False)["site"][:_MOST_PANELS]
     )

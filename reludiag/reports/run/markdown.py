@@ -1,4 +1,4 @@
-"""Markdown: the summary that a CI service shows beside a run."""
+"""Markdown: the summary that a CI service shows next to a run."""
 
 import math
 import re
@@ -31,7 +31,7 @@ def write_markdown(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> N
 
 
 def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
-    """The summary as GitHub's Markdown; `checks` are what a gate said of this diagnosis."""
+    """The summary as GitHub's Markdown; `checks` are the gate's results for this diagnosis."""
     parts = [
         _headline(diagnosis, checks),
         _site_table(diagnosis, checks),
@@ -92,7 +92,7 @@ def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
         lines.append(_row(cells))
     left_out = len(sites) - len(worst)
     if left_out:
-        lines += ["", f"{many(left_out, 'site')} with fewer dead units left out."]
+        lines += ["", f"{many(left_out, 'site')} with fewer dead units not shown."]
     return "\n".join(lines)
 
 
@@ -137,14 +137,14 @@ def _dead_units(diagnosis: Diagnosis) -> str:
 
 
 def _name(name: str) -> str:
-    """A name as code; what could end the code, or the table's cell, is written by its number."""
+    """A name as code; characters that could end the code or the table cell are escaped."""
     if _PLAIN.fullmatch(name):
         return f"`{name}`"
     return "<code>" + re.sub(r"[^A-Za-z0-9 .]", lambda m: f"&#{ord(m[0])};", name) + "</code>"
 
 
 def _text(text: str) -> str:
-    """A sentence in which names do nothing: no emphasis, link, mention, or line of its own."""
+    """A sentence in which names have no effect: no emphasis, link, mention or new line."""
     text = _SPECIAL.sub(r"\\\g<0>", printable(" ".join(text.split())))
-    # GitHub makes links of these after the escapes are gone; a comment in between stops it.
+    # GitHub turns these into links after unescaping; a comment in between prevents that.
     return re.sub(r"(?<=@)(?=\w)|(?<=:)(?=//)|(?<=www)(?=\.)", "<!-- -->", text)

@@ -47,7 +47,7 @@ def print_report(diagnosis: Diagnosis, console: Console, all_sites: bool = False
 
 
 def terminal_text(diagnosis: Diagnosis, all_sites: bool = False, encoding: str = "utf-8") -> str:
-    """The report as plain text, 80 columns wide, of characters that `encoding` has."""
+    """The report as plain text, 80 columns wide, with characters that `encoding` has."""
     return plain_text(lambda console: print_report(diagnosis, console, all_sites), encoding)
 
 
@@ -134,12 +134,14 @@ def _site_table(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool) -> Rend
         parts.append(Padding(legend, (0, 0, 0, 1)))
     if grouped:
         count = len(diagnosis.sites)
-        parts.append(Text(f" {count:,} sites, by module: --all-sites lists each.", style="dim"))
+        parts.append(
+            Text(f" {count:,} sites, grouped by module: --all-sites lists each.", style="dim")
+        )
     return Group(*parts)
 
 
 def _rows(diagnosis: Diagnosis, all_sites: bool) -> tuple[pd.DataFrame, bool]:
-    """A row per site, or, where they are many, per module or range of modules that holds them."""
+    """A row per site or, if there are many, per module or range of modules."""
     sites = diagnosis.sites
     if all_sites or len(sites) <= _MOST_ROWS:
         return sites, False
@@ -153,7 +155,7 @@ def _rows(diagnosis: Diagnosis, all_sites: bool) -> tuple[pd.DataFrame, bool]:
 
 
 def _ranges(owners: list[str]) -> list[str]:
-    """A label for each owner: its name, or `layers.0 ... 24` where there are too many."""
+    """A label for each owner: its name, or `layers.0 ... 24` if there are too many."""
     names = list(dict.fromkeys(owners))
     if len(names) <= _MOST_ROWS:
         return [name or "(model)" for name in owners]
@@ -175,7 +177,7 @@ def bar(counts: dict[str, int], units: int, ascii_only: bool) -> Text:
     widths = {verdict: max(1, round(width)) for verdict, width in cells.items()}
     while sum(widths.values()) != BAR:
         step = 1 if sum(widths.values()) < BAR else -1
-        # The widest takes up the rounding: it hides there best.
+        # The widest part absorbs the rounding, where it shows least.
         widths[max(widths, key=lambda verdict: widths[verdict])] += step
     drawn = Text()
     for verdict, width in widths.items():
@@ -185,7 +187,7 @@ def bar(counts: dict[str, int], units: int, ascii_only: bool) -> Text:
 
 
 def _legend(diagnosis: Diagnosis, ascii_only: bool) -> Text:
-    """The glyphs that occur, beyond full blocks."""
+    """The glyphs that occur, except full blocks."""
     seen: dict[str, tuple[list[str], str]] = {}
     for verdict, look in _LOOKS.items():
         if int(diagnosis.sites[verdict].sum()):
@@ -200,7 +202,7 @@ def _legend(diagnosis: Diagnosis, ascii_only: bool) -> Text:
 
 
 def _worst_units(diagnosis: Diagnosis) -> dict[str, str]:
-    """For each site, the units of the worst verdict that occurs there; of the dead no word."""
+    """For each site, the units with the worst verdict there, without the word "dead"."""
     units = diagnosis.units[diagnosis.units["unit"].notna()]
     named: dict[str, str] = {}
     for verdict in (verdict.name for verdict in VERDICT_TABLE if verdict.is_listed):
@@ -214,7 +216,7 @@ def _worst_units(diagnosis: Diagnosis) -> dict[str, str]:
 
 
 def life_table(diagnosis: Diagnosis, ascii_only: bool, most: int = WINDOWS) -> RenderableType:
-    """What died and revived in each of at most `most` windows of the run, and the state before."""
+    """Deaths and revivals in each of at most `most` windows of the run, and the initial state."""
     assert diagnosis.timeline is not None
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
     table.add_column("Steps", justify="right", no_wrap=True)

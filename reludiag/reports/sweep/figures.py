@@ -9,14 +9,14 @@ from reludiag.experiments.analysis.effects import Effects
 from reludiag.reports.figure_style import INK, heat_colours, name_rows, new_figure, styled
 from reludiag.reports.wording import rate, share
 
-if TYPE_CHECKING:  # an extra: only those who draw need it
+if TYPE_CHECKING:  # an extra: only needed for drawing
     from matplotlib.figure import Figure
 
 
 def sweep_figure(effects: Effects) -> "Figure":
     """A matplotlib figure: heat maps of deaths by learning rate and initialization.
 
-    Raises MissingLibraryError without matplotlib, UsageError where there is nothing to show.
+    Raises MissingLibraryError without matplotlib, UsageError if there is nothing to show.
     """
     with styled():
         return _sweep(effects)
@@ -24,7 +24,9 @@ def sweep_figure(effects: Effects) -> "Figure":
 
 def _sweep(effects: Effects) -> "Figure":
     if effects.cells.empty:
-        raise UsageError("a figure of a sweep was asked for, of which no run can be placed")
+        raise UsageError(
+            "there is no run to draw: none has a known learning rate and initialization"
+        )
     titles = {"new": "New deaths", "born": "Born dead"}
     maps = {response: effects.heat_map(response) for response in titles}
     size = maps["new"].shape
