@@ -51,8 +51,8 @@ def is_gone(owner: ProcessId, lease: float) -> bool:
     if owner.host != this_host():
         return time.time() > lease
     try:
-        found = psutil.Process(owner.pid)
-        ended = found.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-        return ended or abs(found.create_time() - owner.started) > _SAME_START
+        process = psutil.Process(owner.pid)
+        ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return ended or abs(process.create_time() - owner.started) > _SAME_START
     except psutil.NoSuchProcess:
         return True

@@ -55,5 +55,5 @@ def _failure(diagnosis: Diagnosis, limit: Limit) -> str:
 
 
 def _line(site: "pd.Series[Any]", width: int) -> str:
-    fed = f"  fed by {printable(site['producer'])}" if pd.notna(site["producer"]) else ""
-    return f"  {printable(site['site']):{width}}  {site['lost']:,} of {site['units']:,}{fed}"
+    producer = f"  fed by {printable(site['producer'])}" if pd.notna(site["producer"]) else ""
+    return f"  {printable(site['site']):{width}}  {site['lost']:,} of {site['units']:,}{producer}"

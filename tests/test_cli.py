@@ -152,7 +152,7 @@ def test_the_page_is_written_beside_the_other_reports(place: Path, tmp_path: Pat
     assert "3 of 8 units dead" in done.out
     assert "3 of 8 units are dead (38 %)" in page.read_text(encoding="utf-8")
     assert reludiag_command("report", "run.reludiag", "--html", page, cwd=place).code == 0
-    assert "Since when?" in page.read_text(encoding="utf-8")
+    assert "When did they die?" in page.read_text(encoding="utf-8")
     alone = reludiag_command("report", "run.reludiag", "--html", "-", cwd=place)
     assert alone.out.startswith("<!DOCTYPE html>")
     assert alone.out.rstrip().endswith("</html>")
@@ -209,7 +209,7 @@ def test_random_input_says_that_it_is_no_evidence(place: Path) -> None:
     assert "3 of 8 units dead" in done.out
     assert "95 %" not in done.out  # of noise there is no bound that holds for data
     assert any(
-        "no evidence of death" in note
+        "not evidence of death" in note
         for note in json.loads(scan(place, "--input-shape", "4", "--json", data=None).out)["notes"]
     )
 
@@ -251,7 +251,7 @@ def test_report_shows_the_recording(place: Path) -> None:
 def test_init_says_how_a_model_was_initialized_and_what_is_dead_at_birth(place: Path) -> None:
     without = reludiag_command("init", "net.py:build", cwd=place)
     assert without.code == 0 and "pytorch" in without.out
-    assert "Without data it is not known" in " ".join(without.out.split())
+    assert "Without data it is unknown" in " ".join(without.out.split())
     done = reludiag_command(
         "init", "net.py:build", "--data", "net.py:batches", "--seeds", "2", "--json", cwd=place
     )
@@ -360,7 +360,7 @@ def bad_inputs(place: Path) -> dict[str, tuple[list[object], int, str]]:
         "no attribute": (["scan", "net.py", weights, *data], 3, "names no attribute"),
         "factory raising": (["scan", "net.py:raising", weights, *data], 3, "my own mistake"),
         "no model": (["scan", "net.py:empty", weights, *data], 3, "returned list"),
-        "truncated": (["scan", net, "cut.pt", *data], 3, "cut short"),
+        "truncated": (["scan", net, "cut.pt", *data], 3, "truncated"),
         "empty": (["scan", net, "empty.pt", *data], 3, "is empty"),
         "garbage": (["scan", net, "garbage.pt", *data], 3, "neither a PyTorch file"),
         "whole model": (["scan", net, "whole.pt", *data], 3, "would run code"),
@@ -384,9 +384,9 @@ def bad_inputs(place: Path) -> dict[str, tuple[list[object], int, str]]:
         "two on stdout": ([*scan_, *data, "--csv", "-", "--json"], 2, "only one of"),
         "output is folder": ([*scan_, *data, "--csv", "."], 2, "it is a folder"),
         "recording missing": (["report", "gone.reludiag"], 3, "does not exist"),
-        "recording cut": (["report", "cut.reludiag"], 3, "cut short"),
-        "no recording": (["report", "text.reludiag"], 3, "not as an SQLite file does"),
-        "other SQLite": (["report", "other.sqlite"], 3, "no recording of reludiag"),
+        "recording cut": (["report", "cut.reludiag"], 3, "truncated"),
+        "no recording": (["report", "text.reludiag"], 3, "so it is not an SQLite file"),
+        "other SQLite": (["report", "other.sqlite"], 3, "not a recording of reludiag"),
         "newer schema": (["report", "newer.reludiag"], 3, "schema version 99"),
         "unknown option": (["scan", "--no-such-option"], 2, "No such option"),
         "unknown command": (["scam"], 2, "No such command"),

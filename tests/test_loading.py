@@ -285,7 +285,7 @@ def _scripted(path: Path) -> None:
         (lambda path: path.mkdir(), "is a folder without model.safetensors"),
         (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.write_bytes(b"garbage" * 99), "neither a PyTorch file nor safetensors"),
-        (_truncated, "cut short"),
+        (_truncated, "truncated"),
         (_other_zip, r"zip file of something else \(it holds photo.jpg\)"),
         (_scripted, "TorchScript"),
         (lambda path: torch.save([torch.zeros(2)], path), "holds a list"),
@@ -306,7 +306,7 @@ def test_a_truncated_safetensors_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(net().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(reludiag.CheckpointError, match="cut short"):
+    with pytest.raises(reludiag.CheckpointError, match="truncated"):
         read_checkpoint(path)
 
 

@@ -240,7 +240,7 @@ def test_500_sites_are_grouped_and_lose_nobody() -> None:
     text = str(diagnosis)
     assert len(text.splitlines()) < 60
     assert "blocks.0 ... 24" in text
-    assert "500 sites, by module: --all-sites lists each." in text
+    assert "500 sites, grouped by module: --all-sites lists each." in text
     rows = [line.split() for line in text.splitlines() if line.startswith(" blocks.")]
     assert sum(int(row[3]) for row in rows) == 500
     assert sum(int(row[4].replace(",", "")) for row in rows) == 1500

@@ -140,7 +140,7 @@ def test_another_file_is_not_taken_for_a_store(tmp_path: Path) -> None:
     text, other = tmp_path / "text", tmp_path / "other.sqlite"
     text.write_text("no database, but long enough to be looked at" * 50)
     sqlite3.connect(other).execute("CREATE TABLE t (x)")
-    for path, what in ((text, "cannot be used"), (other, "not of a sweep's trials")):
+    for path, what in ((text, "cannot be used"), (other, "not the file of a sweep")):
         with pytest.raises(reludiag.UsageError, match=what):
             TrialStore.prepare(path, SETTINGS, CELLS)
 

@@ -66,10 +66,10 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 def _default(defaults: dict[str, Any]) -> str:
     """The default, or each command's where they differ."""
-    shown = {name: _shown(value) for name, value in defaults.items()}
-    if len(set(shown.values())) == 1:
-        return next(iter(shown.values()))
-    return ", ".join(f"{name}: {value}" for name, value in shown.items())
+    texts = {name: _shown(value) for name, value in defaults.items()}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return ", ".join(f"{name}: {value}" for name, value in texts.items())
 
 
 def _shown(value: Any) -> str:

@@ -72,13 +72,13 @@ def scan(
         raise UsageError(
             "no data was given; expected --data SPEC, or --input-shape 3,224,224 to scan with noise"
         )
-    read = [read_checkpoint(path, ema) for path in checkpoints or []]
+    loaded = [read_checkpoint(path, ema) for path in checkpoints or []]
     cast, thresholds = options.input_dtype(network), Thresholds(rare, dormant)
     with batch_progress() as progress:
-        if read:
+        if loaded:
             diagnosis = scan_checkpoints(
                 network,
-                read,
+                loaded,
                 batches,
                 strict=strict,
                 notes=notes,

@@ -24,10 +24,10 @@ def sites(
     axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)
     batches, _ = options.build_batches(data, data_arg, input_shape, batch_size)
-    listed = list_sites(
+    site_list = list_sites(
         network, None if batches is None else batches(), options.input_dtype(network), axes
     )
     if as_json:
-        print(sites_document(listed), end="")
+        print(sites_document(site_list), end="")
     else:
-        print_sites(listed, Console())
+        print_sites(site_list, Console())

@@ -22,12 +22,12 @@ _MADE = "<!-- Made from the code by `make pages`. -->\n\n"
 
 def reference_pages() -> dict[Path, str]:
     """Path -> text."""
-    made: Mapping[str, Callable[[], str]] = {
+    makers: Mapping[str, Callable[[], str]] = {
         "command-line.md": command_line,
         "tables.md": tables,
         "recording.md": recording_schema,
     }
-    return {FOLDER / name: _MADE + make() for name, make in made.items()}
+    return {FOLDER / name: _MADE + make() for name, make in makers.items()}
 
 
 def command_line() -> str:
@@ -106,8 +106,8 @@ def recording_schema() -> str:
         "at the end they are merged into it.\n\n"
         "`reludiag.load` and the commands read it for you; this page is for reading it in SQL. "
         f"The schema's version is {schema.SCHEMA_VERSION} (`PRAGMA "
-        f"user_version`). Version {schema.OLDEST_READ} is read as well; a file of another version is "
-        "refused with an error. Its "
+        f"user_version`). Version {schema.OLDEST_READ} is read as well; a file of another version "
+        "is refused with an error. Its "
         f"`application_id` is {schema.APPLICATION_ID:#x}.\n\n"
         f"```sql\n{schema.SCHEMA.strip()}\n```\n"
     )
@@ -138,9 +138,9 @@ def _option_table(options: Iterable[Any]) -> str:
         value = "" if option.is_flag else f" `{_metavar(option)}`"
         dot = "" if key in COMMAND_LINE_ONLY else " ·"
         default = option.default
-        shown = "" if default in (None, False, ()) else f" Default: `{_shown(default)}`."
-        many = " May be repeated." if option.multiple and "epeat" not in option.help else ""
-        rows.append((f"`{names}`{value}{dot}", f"{option.help}{many}{shown}"))
+        default_text = "" if default in (None, False, ()) else f" Default: `{_shown(default)}`."
+        repeatable = " May be repeated." if option.multiple and "epeat" not in option.help else ""
+        rows.append((f"`{names}`{value}{dot}", f"{option.help}{repeatable}{default_text}"))
     return _rows(("Option", "Meaning"), rows)
 
 

@@ -77,21 +77,22 @@ def event_study(sites: Sequence[SiteLives], steps: Sequence[int]) -> EventStudy 
     rates = np.stack([site.window_rates for site in sites])
     exposure = np.stack([site.exposure for site in sites])
     died = np.stack([site.died for site in sites])
-    known = np.isfinite(rates) & (exposure > 0)
-    if not known.any() or rates[known].max() <= 0:
+    rates_known = np.isfinite(rates) & (exposure > 0)
+    if not rates_known.any() or rates[rates_known].max() <= 0:
         return None
-    high = float(rates[known].max())
-    positive = rates[known & (rates > 0)]
+    high = float(rates[rates_known].max())
+    positive = rates[rates_known & (rates > 0)]
     low = float(positive.min())
     windows = list(itertools.pairwise(steps))
-    deaths = int(died[known].sum())
-    if high < CONTRAST * low and (rates[known] > 0).all():
+    deaths = int(died[rates_known].sum())
+    if high < CONTRAST * low and (rates[rates_known] > 0).all():
         span = windows[0][0], windows[-1][1]
         return EventStudy("constant", low, high, deaths, deaths, 1.0, 1.0, *span)
-    levels = np.unique(rates[known])[1:]
+    levels = np.unique(rates[rates_known])[1:]
     levels = levels[np.unique(np.linspace(0, len(levels) - 1, SPLITS).round().astype(int))]
     studies = [
-        _divided(float(level), rates, exposure * known, died * known, windows) for level in levels
+        _divided(float(level), rates, exposure * rates_known, died * rates_known, windows)
+        for level in levels
     ]
     # The low rate is several times lower; among equal p-values, the split with the largest ratio.
     best = min(studies, key=lambda study: (study.p_value, -study.exposure_high))
@@ -110,8 +111,8 @@ def _divided(
     at = np.flatnonzero(is_high.any(axis=0))
     first, last = int(at[0]), int(at[-1])
     total, deaths = float(exposure.sum()), int(died.sum())
-    before, after = exposure[:, :first].sum() / total, exposure[:, last + 1 :].sum() / total
-    regime = "decay" if before < EARLY else "spike" if after >= EARLY else "warm-up"
+    earlier, after = exposure[:, :first].sum() / total, exposure[:, last + 1 :].sum() / total
+    regime = "decay" if earlier < EARLY else "spike" if after >= EARLY else "warm-up"
     share, deaths_high = float(exposure[is_high].sum()) / total, int(died[is_high].sum())
     p_value = 1.0
     if deaths_high and 0 < share < 1:  # one-sided binomial test

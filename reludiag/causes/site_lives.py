@@ -82,12 +82,12 @@ class SiteLives:
 def trace_sites(run: RecordedRun) -> list[SiteLives]:
     """The lives of all sites whose units can die, in forward order."""
     rates = LearningRates(run)
-    seen = run.observations
-    baselines = {baseline.site: baseline for baseline in seen.baselines}
-    layers = {start.module: dict(start.layer) for start in seen.initial_layers}
-    given = {each.module: each for each in seen.inputs}
+    observations = run.observations
+    baselines = {baseline.site: baseline for baseline in observations.baselines}
+    layers = {start.module: dict(start.layer) for start in observations.initial_layers}
+    inputs = {each.module: each for each in observations.inputs}
     deaths: dict[str, list[Death]] = {}
-    for death in seen.deaths:
+    for death in observations.deaths:
         deaths.setdefault(death.site, []).append(death)
     lives = []
     for order, recorded in enumerate(run.sites):
@@ -118,7 +118,7 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
                 deaths=tuple(deaths.get(site.name, ())),
                 baseline=baselines.get(site.name),
                 layer=layers.get(site.producer or ""),
-                given=given.get(site.producer or ""),
+                given=inputs.get(site.producer or ""),
             )
         )
     return lives

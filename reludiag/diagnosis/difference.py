@@ -115,7 +115,8 @@ def diff(before: Diagnosis | str | Path, after: Diagnosis | str | Path) -> Diffe
     and index. Raises UsageError if they have no site in common.
     """
     first, second = (
-        given if isinstance(given, Diagnosis) else open_stored(given) for given in (before, after)
+        subject if isinstance(subject, Diagnosis) else open_stored(subject)
+        for subject in (before, after)
     )
     sites = _paired_sites(first, second)
     if not (sites["status"] == "compared").any():
@@ -151,9 +152,10 @@ def _paired_sites(first: Diagnosis, second: Diagnosis) -> pd.DataFrame:
 
 def _paired_units(first: Diagnosis, second: Diagnosis, statuses: pd.Series) -> pd.DataFrame:
     """The units of the sites that have unit rows, in the order of `statuses`."""
-    shown = ["site", "unit", "verdict", "samples", "firing_rate"]
+    columns = ["site", "unit", "verdict", "samples", "firing_rate"]
     old, new = (
-        diagnosis.units.loc[diagnosis.units["unit"].notna(), shown] for diagnosis in (first, second)
+        diagnosis.units.loc[diagnosis.units["unit"].notna(), columns]
+        for diagnosis in (first, second)
     )
     pairs = old.merge(new, on=["site", "unit"], how="outer", suffixes=("_before", "_after"))
     status = pairs["site"].map(statuses)

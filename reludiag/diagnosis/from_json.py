@@ -74,8 +74,8 @@ def _diagnosis(content: dict[str, Any]) -> Diagnosis:
     # A document of an older version has no column for a verdict that came later.
     sites = sites.fillna(dict.fromkeys(VERDICTS, 0))
     columns = UNIT_COLUMNS + (LEDGER_COLUMNS if recorded else ())
-    listed = table_of(columns, [pd.DataFrame(content["units"])])
-    by_site = dict(list(listed.groupby("site", sort=False)))
+    rows = table_of(columns, [pd.DataFrame(content["units"])])
+    by_site = dict(list(rows.groupby("site", sort=False)))
     units = [_with_the_rest(by_site.get(row["site"]), row) for row in sites.to_dict("records")]
     names = ("source", "model", "subject", "evidence", "frozen", "samples", "status")
     return Diagnosis(
@@ -95,13 +95,13 @@ def _cause(content: dict[str, Any]) -> Cause:
     return Cause(**{**content, "evidence": evidence})
 
 
-def _with_the_rest(listed: pd.DataFrame | None, site: dict[Any, Any]) -> pd.DataFrame:
+def _with_the_rest(rows: pd.DataFrame | None, site: dict[Any, Any]) -> pd.DataFrame:
     """All units of a site: the listed ones and the others, which are alive."""
-    listed = pd.DataFrame({"unit": [], "verdict": []}) if listed is None else listed
+    rows = pd.DataFrame({"unit": [], "verdict": []}) if rows is None else rows
     count = 0 if pd.isna(site["units"]) else int(site["units"])
-    numbers = listed["unit"].dropna().to_numpy(dtype=np.int64)
+    numbers = rows["unit"].dropna().to_numpy(dtype=np.int64)
     rest = np.setdiff1d(np.arange(count), numbers)
-    tally = Counter(listed.loc[listed["unit"].notna(), "verdict"])
+    tally = Counter(rows.loc[rows["unit"].notna(), "verdict"])
     tally["alive"] += len(rest)
     if tally != Counter({verdict: int(site[verdict]) for verdict in VERDICTS}):
         raise ValueError(f"the units listed for site '{site['site']}' do not match its counts")
@@ -109,6 +109,6 @@ def _with_the_rest(listed: pd.DataFrame | None, site: dict[Any, Any]) -> pd.Data
         {"site": site["site"], "unit": rest, "verdict": "alive", "samples": site["samples"]}
     )
     if not len(rest):
-        return listed
-    whole = alive if listed.empty else pd.concat([listed, alive])
+        return rows
+    whole = alive if rows.empty else pd.concat([rows, alive])
     return whole.sort_values("unit", kind="stable")

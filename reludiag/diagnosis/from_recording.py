@@ -76,18 +76,20 @@ def _at_death(
 
 def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) -> Head:
     facts = run.facts
-    samples = max((found.counts.samples for found in findings), default=0)
+    samples = max((finding.counts.samples for finding in findings), default=0)
     last = run.steps[-1] if run.steps else 0
     snapshots = f"{len(run.steps):,} snapshot{'s' * (len(run.steps) != 1)}"
     every = "every step" if facts["every"] == 1 else f"every {facts['every']:,} steps"
-    many = f"{snapshots}, {every}"
+    snapshot_count = f"{snapshots}, {every}"
     notes = []
     frozen = facts.get("probe_samples") is not None
     steps = f"steps 0-{last:,}" if last else "step 0"
     if frozen:
-        evidence = f"{steps}, {many}, each on a fixed probe of {samples:,} samples in eval mode"
+        evidence = (
+            f"{steps}, {snapshot_count}, each on a fixed probe of {samples:,} samples in eval mode"
+        )
     else:
-        evidence = f"{steps}, {many}, the last on {samples:,} training samples"
+        evidence = f"{steps}, {snapshot_count}, the last on {samples:,} training samples"
         notes.append(
             "Without a probe, dead means silent in all training batches of a window. The weights "
             "changed meanwhile, so there is no bound on the firing rate."

@@ -51,8 +51,8 @@ class Gate:
         whole: Limit | None = None
         rules = []
         for text in texts:
-            pattern, given, limit = text.rpartition("=")
-            if given and not pattern:
+            pattern, limit_texts, limit = text.rpartition("=")
+            if limit_texts and not pattern:
                 raise UsageError(
                     f"--fail-over {text!r} was given; expected a pattern of sites before the =, "
                     "such as encoder.*=10%"
@@ -87,10 +87,10 @@ class Gate:
         names = [str(name) for name in sites["site"]]
         for pattern, limit in self.rules:
             if not any(fnmatchcase(name, pattern) for name in names):
-                listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                site_names = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
                 raise UsageError(
                     f"--fail-over {pattern}={limit.text} was given, but no site name matches. "
-                    f"The sites are {listed}"
+                    f"The sites are {site_names}"
                 )
 
     def _site_check(self, row: dict[Any, Any], whole_is_over: bool) -> Check:

@@ -19,25 +19,25 @@ def checkpoint_timeline(
     steps: Sequence[int], scans: Sequence[Sequence[SiteCounts]]
 ) -> tuple[list[SiteFindings], pd.DataFrame]:
     """The results of the last scan with the ledger of all scans, and their timeline."""
-    by_name = [{found.site.name: found for found in scan} for scan in scans]
+    by_name = [{finding.site.name: finding for finding in scan} for scan in scans]
     findings, timelines = [], []
-    for found in scans[-1]:
-        width = found.site.units or 0
+    for finding in scans[-1]:
+        width = finding.site.units or 0
         samples = np.zeros(len(steps), dtype=np.int64)
         dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
         for index, scan in enumerate(by_name):
-            then = scan.get(found.site.name)
+            then = scan.get(finding.site.name)
             if then is not None and then.site.units == width:
                 dead[index] = is_dead(then.counts, then.site.rectifier)
                 nonfinite[index] = then.counts.nonfinite
                 samples[index] = then.counts.samples
                 known[index] = then.counts.samples > 0
         recorded = RecordedSite(
-            found.site, None, found.counts, samples, dead, known & ~nonfinite, nonfinite
+            finding.site, None, finding.counts, samples, dead, known & ~nonfinite, nonfinite
         )
         ledger = trace_lives(steps, dead, recorded.known)
         states = states_of(recorded, ledger)
-        findings.append(SiteFindings(found.site, found.counts, ledger, states=states))
+        findings.append(SiteFindings(finding.site, finding.counts, ledger, states=states))
         timelines.append(timeline_rows(steps, recorded, ledger, [np.nan] * len(steps)))
     return findings, timeline_table(timelines)
 

@@ -84,28 +84,28 @@ class EvidenceCollector:
         """The observations since the last snapshot."""
         states = [
             UnitState(
-                found.site,
-                is_dead(found.counts, found.site.rectifier),
-                ~found.counts.nonfinite & (found.counts.samples > 0),
+                finding.site,
+                is_dead(finding.counts, finding.site.rectifier),
+                ~finding.counts.nonfinite & (finding.counts.samples > 0),
             )
-            for found in findings
+            for finding in findings
         ]
         self._producers = {
             state.site.producer
             for state in states
             if state.site.rectifier.can_die and state.site.producer is not None
         }
-        seen, deaths = Observations(), self._deaths
+        observations, deaths = Observations(), self._deaths
         if step == 0:
-            seen = self._guarded(
+            observations = self._guarded(
                 lambda: observe_initial_state(self._model, states, self._batches, self._unit_axes),
-                seen,
+                observations,
             )
         if deaths is not None:
             died: list[Death] = self._guarded(lambda: deaths.observe(step, states), [])
-            seen = replace(seen, deaths=tuple(died))
+            observations = replace(observations, deaths=tuple(died))
         updates, self._updates = tuple(self._updates), []
-        return replace(seen, updates=updates)
+        return replace(observations, updates=updates)
 
     def _expect(self) -> None:
         """Prepare to measure the next step."""

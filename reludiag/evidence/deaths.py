@@ -93,20 +93,20 @@ class DeathWatch:
         return deaths
 
     def _died(self, state: UnitState) -> np.ndarray[Any, Any]:
-        before = self._states.get(state.site.key)
-        if before is None or before.dead.shape != state.dead.shape:
+        previous = self._states.get(state.site.key)
+        if previous is None or previous.dead.shape != state.dead.shape:
             return np.zeros(0, dtype=np.int64)
-        return np.flatnonzero(state.dead & state.known & ~before.dead & before.known)
+        return np.flatnonzero(state.dead & state.known & ~previous.dead & previous.known)
 
     def _keep(self) -> None:
         """Copy the weights, into the same memory if it fits."""
         now = _floating(self._model)
         for name, tensor in now.items():
-            kept = self._weights.get(name)
-            if kept is None or kept.shape != tensor.shape or kept.device != tensor.device:
+            copy = self._weights.get(name)
+            if copy is None or copy.shape != tensor.shape or copy.device != tensor.device:
                 self._weights[name] = tensor.clone()
             else:
-                kept.copy_(tensor)
+                copy.copy_(tensor)
         for name in self._weights.keys() - now.keys():
             del self._weights[name]
 
@@ -116,18 +116,16 @@ class DeathWatch:
         model = self._model
         with preserve_state(model), torch.no_grad(), uncompiled():
             model.train(False)
-            after = _floating(model)
-            if after.keys() != self._weights.keys():  # the model was rebuilt in between
-                before = after
+            end = _floating(model)
+            if end.keys() != self._weights.keys():  # the model was rebuilt in between
+                start = end
             else:
-                before = {
-                    n: w.to(after[n].device, after[n].dtype) for n, w in self._weights.items()
-                }
+                start = {n: w.to(end[n].device, end[n].dtype) for n, w in self._weights.items()}
             sites = {key: site for key, (site, _) in died.items()}
-            then, now = self._passes.full(before, sites), self._passes.full(after, sites)
+            then, now = self._passes.full(start, sites), self._passes.full(end, sites)
 
             def fires(fraction: float) -> Mapping[str, Mask]:
-                between = {n: torch.lerp(w, after[n], fraction) for n, w in before.items()}
+                between = {n: torch.lerp(w, end[n], fraction) for n, w in start.items()}
                 return self._passes.fired(between, sites)
 
             units = {
@@ -141,8 +139,8 @@ class DeathWatch:
             drifts = _drifts(then.of(key), now.of(key))
             for unit in numbers.tolist():
                 fraction = fractions.get((key, unit), float("nan"))
-                found = None if drifts is None else drifts(unit)
-                deaths.append(Death(key, unit, step, self._step, fraction, found))
+                drift = None if drifts is None else drifts(unit)
+                deaths.append(Death(key, unit, step, self._step, fraction, drift))
         return deaths
 
 
@@ -230,10 +228,10 @@ class ProbePasses:
 
     def full(self, weights: Weights, sites: Mapping[str, Site]) -> _Pass:
         """The same, with the data to decompose their layers."""
-        found = {
+        results = {
             key: Layer.of(self._model, site.producer, site.norm) for key, site in sites.items()
         }
-        layers = {key: layer for key, layer in found.items() if layer is not None}
+        layers = {key: layer for key, layer in results.items() if layer is not None}
         inputs = {key: InputSums(layer.module) for key, layer in layers.items()}
         self._run(weights, sites, inputs, full=True)
         result = _Pass(layers, weights, inputs=inputs)
@@ -279,8 +277,8 @@ class ProbePasses:
         places = [dim for dim in range(x.ndim) if dim != 1]
         fired = (x != 0 if site.rectifier.signed else x > 0).any(dim=0)
         fired = fired.flatten(1).any(dim=1) if fired.ndim > 1 else fired
-        before = self._fired.get(site.key)
-        self._fired[site.key] = fired if before is None else fired | before
+        pre_activation = self._fired.get(site.key)
+        self._fired[site.key] = fired if pre_activation is None else fired | pre_activation
         z = call.pre_activation() if self._is_full else None
         if z is None:
             return
@@ -298,12 +296,12 @@ def _call_with(model: nn.Module, weights: dict[str, Tensor], *args: Any, **kwarg
     functional_call(model, weights, args, kwargs)
 
 
-def _drifts(before: Folded | None, after: Folded | None) -> Callable[[int], Drift] | None:
+def _drifts(first: Folded | None, second: Folded | None) -> Callable[[int], Drift] | None:
     """The reason for the change of a unit's mean pre-activation."""
-    if before is None or after is None:
+    if first is None or second is None:
         return None
-    start, end = before.mean().cpu().numpy(), after.mean().cpu().numpy()
-    parts = drift(before, after)
+    start, end = first.mean().cpu().numpy(), second.mean().cpu().numpy()
+    parts = drift(first, second)
     return lambda unit: Drift(
         float(start[unit]), float(end[unit]), *(float(part[unit]) for part in parts)
     )

@@ -55,12 +55,12 @@ class Folded:
         return (self.weight * self.mean_input).abs().sum(1) + self.bias.abs()
 
 
-def drift(before: Folded, after: Folded) -> tuple[Reals, Reals, Reals]:
+def drift(start: Folded, end: Folded) -> tuple[Reals, Reals, Reals]:
     """The parts of the weights, of the input and of the bias, each `[unit]`."""
-    x, w = before.mean_input + after.mean_input, before.weight + after.weight
-    weights = ((after.weight - before.weight) * x).sum(1) / 2
-    inputs = ((after.mean_input - before.mean_input) * w).sum(1) / 2
-    return weights.cpu().numpy(), inputs.cpu().numpy(), (after.bias - before.bias).cpu().numpy()
+    x, w = start.mean_input + end.mean_input, start.weight + end.weight
+    weights = ((end.weight - start.weight) * x).sum(1) / 2
+    inputs = ((end.mean_input - start.mean_input) * w).sum(1) / 2
+    return weights.cpu().numpy(), inputs.cpu().numpy(), (end.bias - start.bias).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,12 @@ class InputSums:
             x = x.reshape(-1, x.shape[-1])
         elif x.ndim < self._axes:  # a single sample
             x = x.unsqueeze(0)
-        total, before = x.double().sum(0), 0
+        total, previous_sum = x.double().sum(0), 0
         shape = tuple(total.shape)
         if shape in self._sums:
-            earlier, before = self._sums[shape]
+            earlier, previous_sum = self._sums[shape]
             total = total + earlier
-        self._sums[shape] = total, before + len(x)
+        self._sums[shape] = total, previous_sum + len(x)
 
     def mean(self) -> Tensor | None:
         """Mean input of the weights over samples and positions.

@@ -41,25 +41,27 @@ def observe_initial_state(
     Parts that need a copy or a draw that fails are left out.
     """
     mortal = [state for state in states if state.site.rectifier.can_die]
-    fed = {state.site.producer for state in mortal}
+    producers = {state.site.producer for state in mortal}
     layers = {
         path: module
         for path, module in model.named_modules()
         if isinstance(module, WEIGHTED) and not is_lazy(module.weight)
     }
-    starts = tuple(_start(path, layer) for path, layer in layers.items() if path in fed)
+    starts = tuple(_start(path, layer) for path, layer in layers.items() if path in producers)
     twin = _copied(model) if batches else None
     if twin is None:
         return Observations(starts)
     copied = dict(twin.named_modules())
     measured = measure_inputs(twin, batches, {path: copied[path] for path in layers})
-    given = tuple(
-        InputStatistics(path, found.samples, found.is_first, found.gamma, found.cosine)
-        for path, found in measured.items()
+    inputs = tuple(
+        InputStatistics(
+            path, layer_input.samples, layer_input.is_first, layer_input.gamma, layer_input.cosine
+        )
+        for path, layer_input in measured.items()
     )
     born = any(bool((state.dead & state.known).any()) for state in mortal)
     baselines = _baselines(twin, batches, unit_axes) if born else ()
-    return Observations(starts, given, baselines)
+    return Observations(starts, inputs, baselines)
 
 
 def _start(path: str, layer: Any) -> InitialLayer:
@@ -95,13 +97,13 @@ def _baselines(
     try:
         for draw in range(DRAWS):
             reinitialize(twin, BASELINE, _SEED + draw)
-            for found in scanner.run(batches).sites:
-                if found.site.units and found.site.rectifier.can_die:
-                    shares.setdefault(found.site.key, []).append(_dead_share(found))
+            for counts in scanner.run(batches).sites:
+                if counts.site.units and counts.site.rectifier.can_die:
+                    shares.setdefault(counts.site.key, []).append(_dead_share(counts))
     except ReludiagError:
         return ()
     return tuple(Baseline(key, sum(each) / len(each), len(each)) for key, each in shares.items())
 
 
-def _dead_share(found: SiteCounts) -> float:
-    return float(is_dead(found.counts, found.site.rectifier).mean())
+def _dead_share(counts: SiteCounts) -> float:
+    return float(is_dead(counts.counts, counts.site.rectifier).mean())

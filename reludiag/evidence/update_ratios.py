@@ -39,12 +39,12 @@ class UpdateMeter:
     def measure(self, step: int) -> list[Update]:
         """The updates by `step` of the copied layers, without layers whose weights are all 0."""
         updates = []
-        for path, (weight, before) in self._before.items():
+        for path, (weight, weights) in self._before.items():
             after = _sample(weight)
-            if after.shape != before.shape or after.device != before.device:
+            if after.shape != weights.shape or after.device != weights.device:
                 continue
-            size = float(before.norm())
-            change = float((after - before).norm())
+            size = float(weights.norm())
+            change = float((after - weights).norm())
             if size > 0 and change == change and change < float("inf"):
                 updates.append(Update(step, path, change / size))
         self._before = {}

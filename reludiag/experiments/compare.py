@@ -42,7 +42,7 @@ def compare(paths: Sequence[str | Path]) -> pd.DataFrame:
 
 def trial_row(run: RecordedRun) -> dict[str, Any]:
     """One recording as a row of the table of trials; None for unknown values."""
-    told = _told(run.facts)
+    settings = _told(run.facts)
     lives = [_lives(run, site) for site in run.sites if _can_die(site)]
     units, born, new, revived, dead, nonfinite = (
         sum(column) for column in (zip(*lives, strict=True) if lives else [()] * 6)
@@ -52,8 +52,8 @@ def trial_row(run: RecordedRun) -> dict[str, Any]:
     error = "" if ended == "complete" else f"not complete: {ended}"
     return {
         "lr": max((rate for _, _, rate in run.learning_rates), default=math.nan),
-        "init": str(told.get("init", UNKNOWN)),
-        "seed": told.get("seed"),
+        "init": str(settings.get("init", UNKNOWN)),
+        "seed": settings.get("seed"),
         "status": "crashed" if error else "diverged" if nonfinite else "complete",
         "steps": run.steps[-1] if run.steps else 0,
         "units": units,
@@ -86,8 +86,8 @@ def _lives(run: RecordedRun, site: RecordedSite) -> tuple[int, int, int, int, in
         return units, 0, 0, 0, 0, 0
     ledger = trace_lives(run.steps, site.dead, site.known)
     # A window in which the site was not called says nothing: the last that does, stands.
-    told = site.known | site.nonfinite
-    last = len(run.steps) - 1 - np.argmax(told[::-1], axis=0)
+    informative = site.known | site.nonfinite
+    last = len(run.steps) - 1 - np.argmax(informative[::-1], axis=0)
     here = (last, np.arange(units))
     nonfinite = site.nonfinite[here]
     dead = site.dead[here] & site.known[here] & ~nonfinite

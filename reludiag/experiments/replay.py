@@ -126,16 +126,16 @@ def replay(
 
 def judged(trials: pd.DataFrame, train: str, lr_scale: float | None, init: str | None) -> Replay:
     """The Replay of a table of trials that has a column `arm`."""
-    found, arms = answer(trials), arms_of(trials)
+    conclusion, arms = answer(trials), arms_of(trials)
     rates = trials[trials["arm"] == FACTUAL]["lr"].dropna()
     rate = float(rates.iloc[0]) if len(rates) else None
-    words = Explanation({arm.name: arm for arm in arms}, found, rate, lr_scale, init)
+    words = Explanation({arm.name: arm for arm in arms}, conclusion, rate, lr_scale, init)
     return Replay(
         train=train,
         lr=rate,
         lr_scale=lr_scale,
         init=init,
-        answer=found,
+        answer=conclusion,
         arms=arms,
         sentence=words.sentence(),
         advice=words.advice(),

@@ -141,16 +141,20 @@ def examine_initialization(
         biases = {path: _array(layer.bias).ravel() for path, layer in layers.items()}
         name = type(scanner.model).__name__
         if batches is None:
-            found = tuple(described.values())
-            said = (*notes, UNTRAINED, WITHOUT_DATA)
-            return InitExamination(name, found, (), 0, None, None, None, said)
-        kept = list(limited(batches_of(batches), limit))
-        measured = scanner.run(kept, dtype=dtype)
-        inputs = measure_inputs(scanner.model, kept, layers, dtype)
-        norms = {found.site.norm for found in measured.sites if found.site.norm is not None}
+            layer_inits = tuple(described.values())
+            all_notes = (*notes, UNTRAINED, WITHOUT_DATA)
+            return InitExamination(name, layer_inits, (), 0, None, None, None, all_notes)
+        batch_list = list(limited(batches_of(batches), limit))
+        measured = scanner.run(batch_list, dtype=dtype)
+        inputs = measure_inputs(scanner.model, batch_list, layers, dtype)
+        norms = {
+            layer_inits.site.norm
+            for layer_inits in measured.sites
+            if layer_inits.site.norm is not None
+        }
         normed = [m for path, m in scanner.model.named_modules() if path in norms]
-        redrawn, refused = _redraw(scanner, kept, seeds, dtype, progress)
-    first = {path: given for path, given in inputs.items() if given.is_first}
+        redrawn, refused = _redraw(scanner, batch_list, seeds, dtype, progress)
+    first = {path: layer_input for path, layer_input in inputs.items() if layer_input.is_first}
     births = _births(measured, inputs, described, biases, redrawn)
     return InitExamination(
         model=name,
@@ -162,8 +166,8 @@ def examine_initialization(
         inputs=table_of(
             INPUT_COLUMNS,
             [
-                {"layer": path, "samples": given.samples, "gamma": given.gamma}
-                for path, given in first.items()
+                {"layer": path, "samples": layer_input.samples, "gamma": layer_input.gamma}
+                for path, layer_input in first.items()
             ],
         ),
         notes=(*notes, UNTRAINED, *measured.blind_spots, *_unfilled(normed), *refused),
@@ -209,8 +213,8 @@ def _as_used(layer: LayerInit, measured: Measurement, births: pd.DataFrame) -> L
         wrong = {"nonfinite", "constant"}
     else:
         return replace(layer, problems=(*layer.problems, *_outweighing(layer, births)))
-    kept = tuple(problem for problem in layer.problems if problem.kind in wrong)
-    return replace(layer, problems=kept)
+    problems = tuple(problem for problem in layer.problems if problem.kind in wrong)
+    return replace(layer, problems=problems)
 
 
 def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
@@ -250,12 +254,12 @@ def _unfilled(norms: Sequence[nn.Module]) -> list[str]:
 
 def _width_problems(measured: Measurement) -> list[InitProblem]:
     widths = [
-        found.site.units
-        for found in measured.sites
-        if found.site.rectifier.can_die
-        and found.site.producer is not None
-        and found.site.norm is None
-        and found.site.units
+        counts.site.units
+        for counts in measured.sites
+        if counts.site.rectifier.can_die
+        and counts.site.producer is not None
+        and counts.site.norm is None
+        and counts.site.units
     ]
     problem = narrowness(widths)
     return [] if problem is None else [problem]
@@ -265,16 +269,16 @@ def _input_problems(first: dict[str, LayerInput]) -> list[InitProblem]:
     return [
         InitProblem(
             "input_shift",
-            given.gamma,
-            f"the input of {path or 'the model'} is not centred: its mean is {given.gamma:.3g} "
+            entry.gamma,
+            f"the input of {path or 'the model'} is not centred: its mean is {entry.gamma:.3g} "
             "times as long as its standard deviation. So all samples point the same way, and "
             "units that point the other way are born dead under any scheme",
             "subtract the mean of each feature from the data (and divide by its standard "
             "deviation)",
             kills_at_birth=True,
         )
-        for path, given in first.items()
-        if given.gamma > UNCENTRED
+        for path, entry in first.items()
+        if entry.gamma > UNCENTRED
     ]
 
 
@@ -315,16 +319,16 @@ class _Chance:
     bias_ratio: float = math.nan
 
     @classmethod
-    def of(cls, given: LayerInput, layer: LayerInit, bias: Floats, samples: int) -> "_Chance":
+    def of(cls, layer_input: LayerInput, layer: LayerInit, bias: Floats, samples: int) -> "_Chance":
         """By the integrals of `causes.birth`."""
-        if math.isnan(given.cosine) or layer.std is None or not np.isfinite(bias).all():
+        if math.isnan(layer_input.cosine) or layer.std is None or not np.isfinite(bias).all():
             return cls()
-        expected = silent_on_all(given.cosine, samples)
-        spreads = layer.std * given.lengths
+        expected = silent_on_all(layer_input.cosine, samples)
+        spreads = layer.std * layer_input.lengths
         signal = math.sqrt(np.square(spreads).mean())
         if not bias.any() or signal == 0 or not math.isfinite(signal):
             return cls(expected, expected, 0.0)
-        with_bias = silent_with_bias(given.cosine, spreads, bias)
+        with_bias = silent_with_bias(layer_input.cosine, spreads, bias)
         return cls(expected, with_bias, float(bias.std()) / signal)
 
 
@@ -337,28 +341,33 @@ def _births(
 ) -> pd.DataFrame:
     again: dict[str, list[float]] = {}
     for redraw in redrawn:
-        for found in redraw.measured.sites if redraw.scheme == BASELINE else ():
-            if found.site.units:
-                share = is_dead(found.counts, found.site.rectifier).sum() / found.site.units
-                again.setdefault(found.site.key, []).append(float(share))
+        for site_counts in redraw.measured.sites if redraw.scheme == BASELINE else ():
+            if site_counts.site.units:
+                share = (
+                    is_dead(site_counts.counts, site_counts.site.rectifier).sum()
+                    / site_counts.site.units
+                )
+                again.setdefault(site_counts.site.key, []).append(float(share))
     rows = []
-    for found in measured.sites:
-        site = found.site
+    for site_counts in measured.sites:
+        site = site_counts.site
         if not site.rectifier.can_die or not site.units:
             continue
-        given, layer = inputs.get(site.producer or ""), layers.get(site.producer or "")
+        layer_input, layer = inputs.get(site.producer or ""), layers.get(site.producer or "")
         chance = _Chance()
-        if given is not None and layer is not None and site.key in given.rectified:
-            chance = _Chance.of(given, layer, biases[layer.module], found.counts.samples)
+        if layer_input is not None and layer is not None and site.key in layer_input.rectified:
+            chance = _Chance.of(
+                layer_input, layer, biases[layer.module], site_counts.counts.samples
+            )
         shares = again.get(site.key)
         row = {
             "site": site.name,
             "layer": site.producer,
             "norm": site.norm,
             "units": site.units,
-            "born_dead": int(is_dead(found.counts, site.rectifier).sum()),
-            "nonfinite": int(found.counts.nonfinite.sum()),
-            "cosine": math.nan if given is None else given.cosine,
+            "born_dead": int(is_dead(site_counts.counts, site.rectifier).sum()),
+            "nonfinite": int(site_counts.counts.nonfinite.sum()),
+            "cosine": math.nan if layer_input is None else layer_input.cosine,
             **vars(chance),
             "redrawn": float(np.mean(shares)) if shares else math.nan,
         }
@@ -373,9 +382,9 @@ def _redraw_table(redrawn: Sequence[_Redraw]) -> pd.DataFrame:
         row = {
             "scheme": redraw.scheme,
             "seed": redraw.seed,
-            "units": sum(found.site.units or 0 for found in mortal),
+            "units": sum(counts.site.units or 0 for counts in mortal),
             "born_dead": sum(int(is_dead(f.counts, f.site.rectifier).sum()) for f in mortal),
-            "nonfinite": sum(int(found.counts.nonfinite.sum()) for found in mortal),
+            "nonfinite": sum(int(counts.counts.nonfinite.sum()) for counts in mortal),
         }
         rows.append(row)
     return table_of(REDRAW_COLUMNS, rows)

@@ -122,13 +122,13 @@ def describe_layer(
     if transposed:  # torch.nn.init counts the fans of a transposed convolution the other way round
         fan_in, fan_out = fan_out, fan_in
     matrix = np.asarray(weight, dtype=np.float64).reshape(weight.shape[0], counted.fan_in)
-    found = identify(matrix, counted)
+    scheme = identify(matrix, counted)
     mean = std = mean_z = None
     spread = 0.0
-    if found.distribution not in {"nonfinite", "empty"}:
+    if scheme.distribution not in {"nonfinite", "empty"}:
         mean = float(matrix.mean())
         # NumPy's standard deviation of equal numbers is not exactly 0.
-        std = 0.0 if found.distribution in {"zero", "constant"} else float(matrix.std())
+        std = 0.0 if scheme.distribution in {"zero", "constant"} else float(matrix.std())
         mean_z = mean / std * math.sqrt(matrix.size) if std > 0 else None
         spread = math.sqrt(fan_in * (std**2 + mean**2))
     start = _Bias.of(bias, counted, spread)
@@ -137,9 +137,9 @@ def describe_layer(
         shape=tuple(int(length) for length in weight.shape),
         fan_in=fan_in,
         fan_out=fan_out,
-        distribution=found.distribution,
-        scheme=found.scheme,
-        alike=found.alike,
+        distribution=scheme.distribution,
+        scheme=scheme.scheme,
+        alike=scheme.alike,
         mean=mean,
         std=std,
         mean_z=mean_z,
@@ -166,14 +166,14 @@ def narrowness(widths: Sequence[int]) -> InitProblem | None:
     chance = layer_dies_single_direction(widths)
     if chance <= NARROW:
         return None
-    wanted = needed_width(len(widths), NARROW)
+    width = needed_width(len(widths), NARROW)
     return InitProblem(
         "too_narrow",
         chance,
         f"{len(widths)} layers, the narrowest of {min(widths)} units: with a probability of up "
         f"to {percent(chance)} one of them is completely dead at step 0, and the output of the "
         "network is constant",
-        f"make each layer at least {wanted} units wide, or the network shallower",
+        f"make each layer at least {width} units wide, or the network shallower",
         kills_at_birth=True,
     )
 

@@ -182,7 +182,7 @@ def _rectified_outputs(
 ) -> dict[str, str]:
     """Site key -> the layer whose output it rectifies directly."""
     outputs: dict[str, Tensor] = {}
-    found: dict[int, str] = {}
+    producers: dict[int, str] = {}
 
     def keep(path: str, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -190,12 +190,12 @@ def _rectified_outputs(
 
     def compare(call: Call) -> None:
         producer = capture.sites[call.site].producer
-        made = outputs.get(producer or "")
-        if producer is None or made is None:
+        output = outputs.get(producer or "")
+        if producer is None or output is None:
             return
         rectified = call.view.of(call.output)
-        if made.shape == rectified.shape and torch.equal(made.clamp(min=0), rectified):
-            found[call.site] = producer
+        if output.shape == rectified.shape and torch.equal(output.clamp(min=0), rectified):
+            producers[call.site] = producer
 
     capture = Capture(model, compare)
     handles = [
@@ -210,4 +210,4 @@ def _rectified_outputs(
         capture.detach()
         for handle in handles:
             handle.remove()
-    return {capture.sites[index].key: producer for index, producer in found.items()}
+    return {capture.sites[index].key: producer for index, producer in producers.items()}

@@ -105,14 +105,14 @@ def scheme_named(name: str) -> Scheme | None:
     """The scheme with this name or alias, None for "default"; raises UsageError for others."""
     if name == DEFAULT:
         return None
-    found = _BY_NAME.get(ALIASES.get(name, name))
-    if found is None:
+    scheme = _BY_NAME.get(ALIASES.get(name, name))
+    if scheme is None:
         raise UsageError(
             f"there is no initialization scheme {name!r}; expected one of "
             f"{', '.join([DEFAULT, *_BY_NAME])} "
             f"({', '.join(f'{short} is {long}' for short, long in ALIASES.items())})"
         )
-    return found
+    return scheme
 
 
 def fans_of(shape: Sequence[int]) -> Fans:

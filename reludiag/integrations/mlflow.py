@@ -34,5 +34,5 @@ class MlflowSink:
 
 def _metric_name(name: str) -> str:
     """A name that MLflow accepts. Names are paths there; the name of a site is one component."""
-    before, of_site, site = name.partition("dead_fraction/")
-    return before + of_site + re.sub(r"[^\w\-.:]", " ", site)[-_LONGEST:]
+    path, of_site, site = name.partition("dead_fraction/")
+    return path + of_site + re.sub(r"[^\w\-.:]", " ", site)[-_LONGEST:]

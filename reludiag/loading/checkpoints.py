@@ -160,8 +160,8 @@ def _reason(path: Path, error: Exception) -> str:
         if any(name.endswith("models/model.json") for name in names):
             return "it is a torch.export program: pass it as the MODEL"
         if not any(name.endswith("data.pkl") for name in names):
-            shown = ", ".join(names[:3]) or "nothing"
-            return f"it is a zip file of something else (it holds {shown})"
+            listing = ", ".join(names[:3]) or "nothing"
+            return f"it is a zip file of something else (it holds {listing})"
     with path.open("rb") as file:
         head = file.read(4)
     if head.startswith(b"PK"):
@@ -240,20 +240,20 @@ def _find_weights(content: Any, path: Path, ema: bool) -> StateDict:
         )
     if ema:
         for key in EMA_WRAPPERS:
-            found = next(_state_dicts(content.get(key)), None)
-            if found is not None:
-                return found
+            candidates = next(_state_dicts(content.get(key)), None)
+            if candidates is not None:
+                return candidates
         raise CheckpointError(
             f"{path} has no averaged weights (looked for {', '.join(EMA_WRAPPERS)}). "
             f"It has: {_keys(content)}. Leave out --ema"
         )
-    found = next(_state_dicts(content), None)
-    if found is None:
+    candidates = next(_state_dicts(content), None)
+    if candidates is None:
         raise CheckpointError(
             f"{path} holds no weights: expected tensors by name, or a dict of them under "
             f"{', '.join(WRAPPERS)}. It has: {_keys(content)}"
         )
-    return found
+    return candidates
 
 
 def _state_dicts(content: Any) -> Iterator[StateDict]:
@@ -317,5 +317,5 @@ def _keys(content: Mapping[Any, Any]) -> str:
 def _listed(names: list[str], sentence: str) -> str:
     if not names:
         return ""
-    shown = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-    return sentence.format(len(names), shown)
+    part = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return sentence.format(len(names), part)

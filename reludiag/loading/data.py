@@ -34,12 +34,12 @@ def load_batches(
             raise UsageError(f"{spec} is a file of inputs, so it takes no --data-arg")
         inputs = _read_inputs(Path(spec))
         return lambda: _split(inputs, batch_size)
-    found = load_attribute(spec)
-    if callable(found) and not isinstance(found, Iterable):
-        return lambda: _checked(call_user_code(found, spec, arguments or {}), spec, batch_size)
+    data = load_attribute(spec)
+    if callable(data) and not isinstance(data, Iterable):
+        return lambda: _checked(call_user_code(data, spec, arguments or {}), spec, batch_size)
     if arguments:
         raise UsageError(f"{spec} is not a function, so it takes no --data-arg")
-    return lambda: _checked(found, spec, batch_size)
+    return lambda: _checked(data, spec, batch_size)
 
 
 def noise_batches(
@@ -124,14 +124,14 @@ def batches_of(data: Any, batch_size: int = 64) -> Any:
     return data
 
 
-def _checked(found: Any, spec: str, batch_size: int) -> Iterable[Any]:
-    found = batches_of(found, batch_size)
-    if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
+def _checked(batches: Any, spec: str, batch_size: int) -> Iterable[Any]:
+    batches = batches_of(batches, batch_size)
+    if isinstance(batches, str | bytes | Mapping) or not isinstance(batches, Iterable):
         raise DataError(
-            f"{spec} gives a {type(found).__name__}; expected an iterable of batches (a "
+            f"{spec} gives a {type(batches).__name__}; expected an iterable of batches (a "
             "DataLoader, a list), a tensor of inputs, or a function that returns one"
         )
-    return found
+    return batches
 
 
 def _split(inputs: Tensor, batch_size: int) -> Iterable[Tensor]:

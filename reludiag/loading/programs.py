@@ -98,10 +98,10 @@ def _give_back(module: GraphModule, node: Node) -> None:
         return
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path, cls = stack[-1] if stack else ("", "")
-    made = _MODULES.get(str(cls))
-    if path and made is not None:
-        if not any(known == path for known, _ in module.named_modules()):
-            rectifier: Any = made(*(node.args[1:] if made in _SET else ()))
+    rectifier_class = _MODULES.get(str(cls))
+    if path and rectifier_class is not None:
+        if not any(existing == path for existing, _ in module.named_modules()):
+            rectifier: Any = rectifier_class(*(node.args[1:] if rectifier_class in _SET else ()))
             if name.endswith("_"):
                 rectifier.inplace = True
             module.add_submodule(path, rectifier)
@@ -111,7 +111,7 @@ def _give_back(module: GraphModule, node: Node) -> None:
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
         return
-    if path and not any(known == path for known, _ in module.named_modules()):
+    if path and not any(existing == path for existing, _ in module.named_modules()):
         module.add_submodule(path, nn.Module())
     owner = module.get_submodule(path)
     node.target = _called_in(owner, node.target)  # type: ignore[arg-type]

@@ -19,10 +19,10 @@ def blind_spots(capture: Capture) -> list[str]:
     if missed.unobserved:
         owners = list(dict.fromkeys(owner or "the model itself" for owner, _ in missed.unobserved))
         calls = missed.unobserved.total()
-        listed = ", ".join(owners[:3]) + (f" and {len(owners) - 3} more" * (len(owners) > 3))
+        names = ", ".join(owners[:3]) + (f" and {len(owners) - 3} more" * (len(owners) > 3))
         operators = ", ".join(sorted({operator for _, operator in missed.unobserved}))
         spots.append(
-            f"NOT OBSERVED: {calls} rectifier call{'s' * (calls != 1)} ({operators}) in {listed}. "
+            f"NOT OBSERVED: {calls} rectifier call{'s' * (calls != 1)} ({operators}) in {names}. "
             "They run where reludiag cannot read them, so their units get no verdict."
         )
     if missed.transformed:

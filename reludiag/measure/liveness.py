@@ -25,8 +25,8 @@ class Liveness:
             self._states = torch.zeros(units, dtype=torch.uint8, device=device)
             # In double precision this would take 8 bytes per unit, so it is stored in the states
             # instead.
-            kept = 0 if dtype == torch.float64 else units
-            self._highest = torch.zeros(kept, dtype=torch.float32, device=device)
+            length = 0 if dtype == torch.float64 else units
+            self._highest = torch.zeros(length, dtype=torch.float32, device=device)
 
     def observe(self, x: Tensor, view: UnitView | None = None) -> None:
         """Add one call's output, as `UnitStats.update` takes it."""

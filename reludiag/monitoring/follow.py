@@ -116,7 +116,7 @@ def _state(progress: RecordingProgress, now: float) -> tuple[str, str]:
         return "interrupted", f"The run was {status}."
     if not progress.times:
         return "running", "No snapshot has been taken yet."
-    distances = [after - before for before, after in itertools.pairwise(progress.times)]
+    distances = [after - previous for previous, after in itertools.pairwise(progress.times)]
     usual = statistics.median(distances) if distances else 0.0
     patience = max(_LEAST_PATIENCE, _PATIENCE * usual)
     owner = _owner(progress.facts.get("process"))

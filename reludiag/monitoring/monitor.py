@@ -145,8 +145,8 @@ class Monitor:
             last = len(self._optimizers) - 1
             for index, optimizer in enumerate(self._optimizers):
                 changed = partial(self._before_step, index)
-                before = BeforeStep(self._rates.current[index], changed)
-                self._handles.append(optimizer.register_step_pre_hook(before))
+                initial = BeforeStep(self._rates.current[index], changed)
+                self._handles.append(optimizer.register_step_pre_hook(initial))
                 if index == last:
                     self._handles.append(optimizer.register_step_post_hook(self._after_step))
             self._collector.attach()

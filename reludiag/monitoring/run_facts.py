@@ -31,8 +31,8 @@ def untrained_weights(
     left_out = sorted(owners - param_groups.keys())
     if not optimizers or not left_out:
         return []
-    listed = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+    names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
     return [
-        f"The optimizer does not train {listed}, so their learning rate is unknown. "
+        f"The optimizer does not train {names}, so their learning rate is unknown. "
         "Monitor(model, [first, second]) takes several optimizers."
     ]

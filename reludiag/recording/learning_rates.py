@@ -47,7 +47,9 @@ class LearningRates:
         """For each unit, the largest rate in the window in which it died; NaN if it did not die."""
         rates = np.full(len(ledger.died_step), np.nan)
         died = (ledger.died_step != NEVER) & (ledger.previous_step != NEVER)
-        for before, step in {*zip(ledger.previous_step[died], ledger.died_step[died], strict=True)}:
-            inside = died & (ledger.died_step == step) & (ledger.previous_step == before)
-            rates[inside] = self.largest(recorded, int(before), int(step))
+        for previous, step in {
+            *zip(ledger.previous_step[died], ledger.died_step[died], strict=True)
+        }:
+            inside = died & (ledger.died_step == step) & (ledger.previous_step == previous)
+            rates[inside] = self.largest(recorded, int(previous), int(step))
         return rates

@@ -185,7 +185,7 @@ def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> Reco
     site = Site(name, name, module, operator, rectifier, axis, units, producer, norm, read_by)
     width = units or 0
     position = {step: index for index, step in enumerate(steps)}
-    seen = np.zeros(len(steps), dtype=np.int64)
+    sample_counts = np.zeros(len(steps), dtype=np.int64)
     dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
     for step, samples, dead_bits, nonfinite_bits in db.execute(
         "SELECT step, samples, dead, nonfinite FROM state WHERE site = ?", (site_id,)
@@ -194,14 +194,14 @@ def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> Reco
         dead[index] = mask_of(dead_bits, width)
         nonfinite[index] = mask_of(nonfinite_bits, width)
         known[index] = samples > 0
-        seen[index] = samples
-    found = db.execute("SELECT * FROM statistics WHERE site = ?", (site_id,)).fetchone()
+        sample_counts[index] = samples
+    statistics = db.execute("SELECT * FROM statistics WHERE site = ?", (site_id,)).fetchone()
     counts = UnitCounts.nothing(width)
-    if found is not None:
+    if statistics is not None:
         counts = UnitCounts(
             **{
                 f.name: unpacked(f.name, value, width)
-                for f, value in zip(fields(UnitCounts), found[1:], strict=True)
+                for f, value in zip(fields(UnitCounts), statistics[1:], strict=True)
             }
         )
-    return RecordedSite(site, group, counts, seen, dead, known & ~nonfinite, nonfinite)
+    return RecordedSite(site, group, counts, sample_counts, dead, known & ~nonfinite, nonfinite)

@@ -64,10 +64,10 @@ class RecordingWriter:
 
         `param_groups` maps each producer to the parameter group that trains it.
         """
-        taken = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         with self._transaction():
             self._db.execute(
-                "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", (step, first_step, taken)
+                "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", (step, first_step, time)
             )
             self._db.executemany(
                 "INSERT OR REPLACE INTO learning_rate VALUES (?, ?, ?)", learning_rates
@@ -99,23 +99,27 @@ class RecordingWriter:
             if observations is not None:
                 self._write_observations(observations)
 
-    def _write_observations(self, seen: Observations) -> None:
+    def _write_observations(self, observations: Observations) -> None:
         rows: dict[str, list[tuple[Any, ...]]] = {
-            "initialization": [(s.module, json.dumps(dict(s.layer))) for s in seen.initial_layers],
-            "input": [(g.module, g.samples, g.is_first, g.gamma, g.cosine) for g in seen.inputs],
+            "initialization": [
+                (s.module, json.dumps(dict(s.layer))) for s in observations.initial_layers
+            ],
+            "input": [
+                (g.module, g.samples, g.is_first, g.gamma, g.cosine) for g in observations.inputs
+            ],
             "baseline": [
                 (self._site_ids[b.site], b.born_dead, b.draws)
-                for b in seen.baselines
+                for b in observations.baselines
                 if b.site in self._site_ids
             ],
-            '"update"': [(u.step, u.module, u.ratio) for u in seen.updates],
+            '"update"': [(u.step, u.module, u.ratio) for u in observations.updates],
             "death": [
                 (
                     *(self._site_ids[death.site], death.unit, death.step, death.previous),
                     death.critical_fraction,
                     *(vars(death.drift).values() if death.drift else [None] * 5),
                 )
-                for death in seen.deaths
+                for death in observations.deaths
                 if death.site in self._site_ids
             ],
         }
@@ -138,11 +142,11 @@ class RecordingWriter:
     def _transaction(self) -> "_Transaction":
         return _Transaction(self._db)
 
-    def _drop_sites(self, kept: set[str]) -> None:
+    def _drop_sites(self, keys: set[str]) -> None:
         """Remove sites that no longer exist: the placeholder of an uncalled module, once it is
         called.
         """
-        for key in self._site_ids.keys() - kept:
+        for key in self._site_ids.keys() - keys:
             site = self._site_ids.pop(key)
             del self._site_rows[site]
             for table, column in (

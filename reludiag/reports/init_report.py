@@ -67,12 +67,12 @@ def _head(examination: InitExamination) -> RenderableType:
     births, redraws = examination.births, examination.redraws
     if births is not None:
         dead, units = int(births["born_dead"].sum()), int(births["units"].sum())
-        found = Text(
+        headline = Text(
             f"{dead:,} of {many(units, 'unit')} born dead ({share(dead, units)})",
             style="bold red" if dead else "bold green",
         )
-        found.append(f" on {many(examination.samples, 'sample')}", style="not bold default")
-        lines.append(found)
+        headline.append(f" on {many(examination.samples, 'sample')}", style="not bold default")
+        lines.append(headline)
         if redraws is not None and len(redraws):
             low, mean, high = _shares(redraws, "kaiming_normal")
             lines.append(
@@ -201,10 +201,14 @@ def _problems(examination: InitExamination) -> RenderableType:
     """One problem of each kind in full, those that kill units first, and the other layers that have
     it.
     """
-    found: list[tuple[str, InitProblem]] = [("", problem) for problem in examination.problems]
-    found += [(layer.module, problem) for layer in examination.layers for problem in layer.problems]
+    problem_list: list[tuple[str, InitProblem]] = [
+        ("", problem) for problem in examination.problems
+    ]
+    problem_list += [
+        (layer.module, problem) for layer in examination.layers for problem in layer.problems
+    ]
     by_kind: dict[tuple[bool, str], list[tuple[str, InitProblem]]] = {}
-    for module, problem in found:
+    for module, problem in problem_list:
         kind = (not problem.kills_at_birth, problem.kind)
         by_kind.setdefault(kind, []).append((module, problem))
     table = Table.grid(padding=(0, 1, 0, 0))
@@ -220,7 +224,7 @@ def _problems(examination: InitExamination) -> RenderableType:
             more = len(others) - _LIKEWISE
             named = ", ".join(others[:_LIKEWISE]) + (f" and {more:,} more" if more > 0 else "")
             table.add_row("", Text(f"The same applies to {named}.", style="dim"))
-    if not found:
+    if not problem_list:
         table.add_row("-", "No problem was found.")
     return Padding(Group(Text("What is wrong with it", style="bold"), table), (1, 0, 0, 1))
 

@@ -187,7 +187,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operation = None if tracker is None else tracker.before(func, args, kwargs)
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
-        reused = {_storage(given.tensor) for given in inputs}
+        reused = {_storage(argument.tensor) for argument in inputs}
         for output in outputs:
             if _storage(output) not in reused:
                 # New memory: forget the origin of an earlier tensor at this address.
@@ -214,7 +214,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if "fake_quant" in call.name or call.name.endswith("_fq_helper"):
             # Rounds its first input; the others are the scales of a quantization.
             call = replace(call, inputs=call.inputs[:1])
-        weights = [given.origin for given in call.inputs if isinstance(given.origin, str)]
+        weights = [argument.origin for argument in call.inputs if isinstance(argument.origin, str)]
         if weights and len(weights) == len(call.inputs):
             # Made only from parameters (a transpose, a cast, weight norm): still a parameter,
             # but it may also be an activation, as learned queries are.
@@ -223,10 +223,10 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             call = replace(
                 call,
                 inputs=[
-                    replace(given, origin=self.origin_of(given.tensor))
-                    if call.name not in _PRODUCTS or given.tensor is call.factor
-                    else given
-                    for given in call.inputs
+                    replace(argument, origin=self.origin_of(argument.tensor))
+                    if call.name not in _PRODUCTS or argument.tensor is call.factor
+                    else argument
+                    for argument in call.inputs
                 ],
             )
         for index, output in enumerate(outputs):
@@ -243,8 +243,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, args = call.name, call.args
         if "convolution" in name or name.startswith("mkldnn_conv"):
             sample = call.origin(args[0]).sample
-            kept = sample if sample and sample.axis == 0 else None
-            return self._product(1, kept, call.weight(args[1]), out)
+            sample_axis = sample if sample and sample.axis == 0 else None
+            return self._product(1, sample_axis, call.weight(args[1]), out)
         if name in _PRODUCTS:
             return self._matmul(call, out)
         if name == "embedding":
@@ -255,7 +255,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._batch_norm(call, out) if index == 0 else UNKNOWN
 
         activations = [
-            (given.origin, given.shape) for given in call.inputs if isinstance(given.origin, Origin)
+            (argument.origin, argument.shape)
+            for argument in call.inputs
+            if isinstance(argument.origin, Origin)
         ]
         if not activations:
             return UNKNOWN
@@ -296,13 +298,15 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _matmul(self, call: "_Call", out: Tensor) -> Origin:
         left, right = call.factor, call.args[2 if call.name in _BIASED else 1]
         rows, columns = out.ndim - 2, out.ndim - 1
-        before, after = call.origin(left).sample, call.origin(right).sample
-        kept = before if before and before.axis != left.ndim - 1 else None
+        left_sample, right_sample = call.origin(left).sample, call.origin(right).sample
+        sample_axis = left_sample if left_sample and left_sample.axis != left.ndim - 1 else None
         if (weight := call.weight(right)) is not None:
-            return self._product(columns, kept, weight, out)
+            return self._product(columns, sample_axis, weight, out)
         if (weight := call.weight(left)) is not None:
-            kept = after if after and after.axis != right.ndim - 2 else None
-            return self._product(rows, kept, weight, out)
+            sample_axis = (
+                right_sample if right_sample and right_sample.axis != right.ndim - 2 else None
+            )
+            return self._product(rows, sample_axis, weight, out)
         # A product of two activations (attention): summed axes are lost, the others stay.
         factors = [
             moved(call.origin(left), lambda c: None if c.axis == left.ndim - 1 else c),
@@ -319,10 +323,10 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _batch_norm(self, call: "_Call", out: Tensor) -> Origin:
         # It scales and shifts axis 1, which therefore is the unit axis.
-        before, norm = call.origin(call.args[0]), call.weight(call.args[1])
-        if before.unit == Coordinate(1, out.shape[1]):
-            return replace(before, norm=norm)
-        return self._product(1, before.sample, norm, out)
+        origin, norm = call.origin(call.args[0]), call.weight(call.args[1])
+        if origin.unit == Coordinate(1, out.shape[1]):
+            return replace(origin, norm=norm)
+        return self._product(1, origin.sample, norm, out)
 
 
 @dataclass(frozen=True)
@@ -353,16 +357,18 @@ class _Call:
 
     def origin(self, tensor: Tensor) -> Origin:
         """The origin of an activation among the inputs."""
-        found = self._found(tensor)
-        return found if isinstance(found, Origin) else UNKNOWN
+        origin = self._found(tensor)
+        return origin if isinstance(origin, Origin) else UNKNOWN
 
     def weight(self, tensor: Tensor | None) -> str | None:
         """The module of this input, if it is a parameter."""
-        found = self._found(tensor)
-        return found if isinstance(found, str) else None
+        path = self._found(tensor)
+        return path if isinstance(path, str) else None
 
     def _found(self, tensor: Tensor | None) -> Origin | str | None:
-        return next((given.origin for given in self.inputs if given.tensor is tensor), None)
+        return next(
+            (argument.origin for argument in self.inputs if argument.tensor is tensor), None
+        )
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

@@ -151,10 +151,10 @@ def _decide(arms: Mapping[str, Arm]) -> tuple[str, str | None]:
     return ("undetermined" if lost else "neither"), None
 
 
-def _of_all(prevented: float, before: float, arm: Arm | None) -> float:
-    if arm is None or arm.dead is None or arm.dead <= (1 - MOSTLY) * before:
+def _of_all(prevented: float, factual_dead: float, arm: Arm | None) -> float:
+    if arm is None or arm.dead is None or arm.dead <= (1 - MOSTLY) * factual_dead:
         return prevented
-    return min(prevented, 1 - arm.dead / before)
+    return min(prevented, 1 - arm.dead / factual_dead)
 
 
 def _births_prevented(arms: Mapping[str, Arm]) -> float:
@@ -183,7 +183,9 @@ def _prevented(arm: Arm | None) -> float:
 def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame, floor: float) -> Arm:
     # Seeds differ: a change is only seen beside the same seed unchanged.
     both = set(_completed(rows)["seed"]) & set(_completed(factual)["seed"])
-    before, after = (_mean(of[of["seed"].isin(both)], "dead") for of in (factual, rows))
+    dead_unchanged, dead_changed = (
+        _mean(of[of["seed"].isin(both)], "dead") for of in (factual, rows)
+    )
     return Arm(
         name=name,
         runs=len(rows),
@@ -193,7 +195,7 @@ def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame, floor: float) -> 
         dead=_mean(rows, "dead"),
         born=_mean(rows, "born"),
         new=_mean(rows, "new"),
-        prevented=_prevented_share(before, after, floor),
+        prevented=_prevented_share(dead_unchanged, dead_changed, floor),
         metrics={
             str(name).removeprefix(METRIC): float(mean)
             for name, mean in _completed(rows).filter(like=METRIC).mean().items()
@@ -201,11 +203,13 @@ def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame, floor: float) -> 
     )
 
 
-def _prevented_share(before: float | None, after: float | None, floor: float) -> float | None:
-    if before is None or after is None or not before:
+def _prevented_share(
+    dead_unchanged: float | None, dead_changed: float | None, floor: float
+) -> float | None:
+    if dead_unchanged is None or dead_changed is None or not dead_unchanged:
         return None
-    preventable = before - floor if before - floor > HEALTHY else before
-    return (before - after) / preventable
+    preventable = dead_unchanged - floor if dead_unchanged - floor > HEALTHY else dead_unchanged
+    return (dead_unchanged - dead_changed) / preventable
 
 
 def _mean(rows: pd.DataFrame, column: str) -> float | None:

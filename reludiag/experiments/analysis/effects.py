@@ -142,9 +142,9 @@ def effects(trials: pd.DataFrame, *, safe_new: float = SAFE_NEW, seed: int = 0) 
     """
     runs = _runs(trials, safe_new)
     counted = runs[runs["counted"]]
-    placed = runs[~runs["unplaced"] & ~runs["repeated"]]
-    known = {response: counted[counted[response].notna()] for response in RESPONSES}
-    new = known["new"]
+    runs_in_cells = runs[~runs["unplaced"] & ~runs["repeated"]]
+    runs_by_response = {response: counted[counted[response].notna()] for response in RESPONSES}
+    new = runs_by_response["new"]
     trends, trend = rank_trends(
         {str(init): _pair(group) for init, group in _in_order(new, "init")}, seed=seed
     )
@@ -156,12 +156,12 @@ def effects(trials: pd.DataFrame, *, safe_new: float = SAFE_NEW, seed: int = 0) 
         crashed=int(runs["crashed"].sum()),
         unplaced=int(runs["unplaced"].sum()),
         repeated=int(runs["repeated"].sum()),
-        cells=_cells(placed),
+        cells=_cells(runs_in_cells),
         trends=trends,
         trend=trend,
         variance=tuple(
             share
-            for response, of in known.items()
+            for response, of in runs_by_response.items()
             for share in variance_shares(
                 response, of["lr"].tolist(), of["init"].tolist(), of[response].tolist(), seed=seed
             )
@@ -171,7 +171,7 @@ def effects(trials: pd.DataFrame, *, safe_new: float = SAFE_NEW, seed: int = 0) 
         ),
         safe=tuple(
             safe_rate(str(init), group[["lr", "diverged", "new"]], safe_new)
-            for init, group in _in_order(placed, "init")
+            for init, group in _in_order(runs_in_cells, "init")
         ),
         safe_new=safe_new,
         notes=tuple(_notes(trials[runs["counted"].to_numpy()], runs)),

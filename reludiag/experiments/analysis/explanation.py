@@ -22,12 +22,12 @@ class Explanation:
     def __init__(
         self,
         arms: dict[str, Arm],
-        found: Answer,
+        answer: Answer,
         rate: float | None,
         lr_scale: float | None,
         init: str | None,
     ) -> None:
-        self._arms, self._found = arms, found
+        self._arms, self._found = arms, answer
         self._rate = "" if rate is None else f" {rate:.4g}"
         self._lowered = f"{rate * lr_scale:.4g}" if rate and lr_scale else f"x {lr_scale}"
         self._init = init
@@ -123,13 +123,13 @@ class Explanation:
 
     def notes(self, trials: pd.DataFrame) -> list[str]:
         """What weakens the answer."""
-        found, notes = self._found, []
-        if found.agreeing < found.seeds:
+        answer, notes = self._found, []
+        if answer.agreeing < answer.seeds:
             notes.append(
-                f"{found.agreeing} of {found.seeds} seeds alone give this answer: more seeds "
+                f"{answer.agreeing} of {answer.seeds} seeds alone give this answer: more seeds "
                 "would make it surer."
             )
-        elif found.seeds == 1:
+        elif answer.seeds == 1:
             notes.append("This is one seed only: another seed may give another answer.")
         for arm in self._arms.values():
             lost = [
@@ -139,10 +139,12 @@ class Explanation:
             ]
             if lost:
                 runs = "run" if arm.runs == 1 else "runs"
-                told = "left out" if arm.counted else "what it prevents is unknown"
-                notes.append(f"Of {arm.runs} {runs} of {arm.name}, {' and '.join(lost)}: {told}.")
+                consequence = "left out" if arm.counted else "what it prevents is unknown"
+                notes.append(
+                    f"Of {arm.runs} {runs} of {arm.name}, {' and '.join(lost)}: {consequence}."
+                )
         born = self._arms[FACTUAL].born
-        if found.kind in ("learning_rate", "initialization", "neither") and born is not None:
+        if answer.kind in ("learning_rate", "initialization", "neither") and born is not None:
             notes.append(f"Dead at step 0, before any learning: {_share(born)} of the units.")
         notes += recording_notes(trials[trials["status"] == "complete"])
         errors = trials["error"][trials["error"] != ""]

@@ -131,5 +131,7 @@ def _separated(x: Floats, died: Floats, exposed: Floats) -> bool:
     from scipy.optimize import linprog  # here: what tells of one run must not wait for it
 
     signed = np.concatenate([x[died > 0], -x[died < exposed]])
-    found = linprog(-signed.sum(axis=0), A_ub=-signed, b_ub=np.zeros(len(signed)), bounds=(-1, 1))
-    return found.fun is None or bool(found.fun < -_FLAT * len(signed))
+    solution = linprog(
+        -signed.sum(axis=0), A_ub=-signed, b_ub=np.zeros(len(signed)), bounds=(-1, 1)
+    )
+    return solution.fun is None or bool(solution.fun < -_FLAT * len(signed))

@@ -42,7 +42,7 @@ def safe_rate(init: str, runs: pd.DataFrame, threshold: float = SAFE_NEW) -> Saf
     """
     safe: dict[float, int] = {}
     unsafe: list[float] = []
-    untold: list[float] = []
+    unknown: list[float] = []
     for lr in sorted(runs["lr"].unique().tolist()):
         group = runs[runs["lr"] == lr]
         known = group["new"].notna() & ~group["diverged"]
@@ -51,7 +51,7 @@ def safe_rate(init: str, runs: pd.DataFrame, threshold: float = SAFE_NEW) -> Saf
         elif known.any():
             safe[lr] = int(known.sum())
         else:
-            untold.append(lr)
+            unknown.append(lr)
     lowest_unsafe = min(unsafe, default=None)
     below = [lr for lr in safe if lowest_unsafe is None or lr < lowest_unsafe]
     there = runs[runs["lr"] == lowest_unsafe] if lowest_unsafe is not None else runs.iloc[:0]
@@ -63,6 +63,6 @@ def safe_rate(init: str, runs: pd.DataFrame, threshold: float = SAFE_NEW) -> Saf
         unsafe_new=None if pd.isna(new) or new <= threshold else float(new),
         unsafe_diverged=int(there["diverged"].sum()),
         safe_above=tuple(lr for lr in safe if lr not in below),
-        untold=tuple(untold),
+        untold=tuple(unknown),
         fewest_runs=min((safe[lr] for lr in below), default=0),
     )

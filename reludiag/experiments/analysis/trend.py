@@ -100,8 +100,8 @@ class _Stratum:
         return np.asarray(self.deaths[orders] @ self.rates)
 
     def some_correlations(self, count: int, rng: np.random.Generator) -> Floats:
-        drawn = rng.permuted(np.tile(self.deaths, (count, 1)), axis=1)
-        return np.asarray(drawn @ self.rates)
+        permutations = rng.permuted(np.tile(self.deaths, (count, 1)), axis=1)
+        return np.asarray(permutations @ self.rates)
 
 
 def _unit_ranks(values: Sequence[float]) -> Floats:

@@ -76,21 +76,23 @@ def variance_shares(
     if all(reasons.values()):
         return tuple(VarianceShare(response, s, None, None, None, reasons[s]) for s in SOURCES)
     design = _Design.of(rates, inits, separable=not reasons["interaction"])
-    told = np.array([not reasons[source] for source in SOURCES])
-    shares = _shares(design.sums_of_squares(y[:, None]), told)[:, 0]
+    has_share = np.array([not reasons[source] for source in SOURCES])
+    shares = _shares(design.sums_of_squares(y[:, None]), has_share)[:, 0]
     low = high = np.full(len(SOURCES), np.nan)
     sure = design.shows_spread(y)
     if sure:
-        drawn = design.resampled(y, resamples, np.random.default_rng(seed))
+        samples = design.resampled(y, resamples, np.random.default_rng(seed))
         tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(_shares(design.true_sums(drawn), told), [tail, 1 - tail], axis=1)
+        low, high = np.quantile(
+            _shares(design.true_sums(samples), has_share), [tail, 1 - tail], axis=1
+        )
     return tuple(
         VarianceShare(
             response,
             source,
-            share=float(shares[k]) if told[k] else None,
-            low=float(min(low[k], shares[k])) if told[k] and sure else None,
-            high=float(max(high[k], shares[k])) if told[k] and sure else None,
+            share=float(shares[k]) if has_share[k] else None,
+            low=float(min(low[k], shares[k])) if has_share[k] and sure else None,
+            high=float(max(high[k], shares[k])) if has_share[k] and sure else None,
             reason=reasons[source],
         )
         for k, source in enumerate(SOURCES)
@@ -222,8 +224,8 @@ class _Design:
         return np.where(several[:, None], variances, variances[several].mean(axis=0))
 
 
-def _shares(sums: Floats, told: np.ndarray[Any, np.dtype[np.bool_]]) -> Floats:
-    sums = np.where(told[:, None], sums, 0.0)
+def _shares(sums: Floats, has_share: np.ndarray[Any, np.dtype[np.bool_]]) -> Floats:
+    sums = np.where(has_share[:, None], sums, 0.0)
     total = sums.sum(axis=0)
     return np.asarray(sums / np.where(total > 0, total, 1.0))
 

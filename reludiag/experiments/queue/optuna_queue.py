@@ -123,8 +123,8 @@ class SharedQueue:
         for trial in self._trials(self._optuna.trial.TrialState.RUNNING):
             owner, lease = trial.user_attrs.get("owner"), trial.user_attrs.get("lease")
             if owner is None or lease is None:  # its process has not written its name yet, or died
-                seen = self._ownerless.setdefault(trial.number, time.monotonic())
-                gone = time.monotonic() - seen > LEASE
+                owner_lease = self._ownerless.setdefault(trial.number, time.monotonic())
+                gone = time.monotonic() - owner_lease > LEASE
             else:
                 gone = ProcessId(**owner) not in spared and is_gone(ProcessId(**owner), lease)
             if gone:

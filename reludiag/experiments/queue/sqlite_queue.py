@@ -182,13 +182,13 @@ class TrialStore:
                 "SELECT trial, name, value FROM metric ORDER BY trial, place"
             ):
                 metrics.setdefault(trial, {})[name] = math.nan if value is None else value
-            found = self._db.execute(
+            rows = self._db.execute(
                 f"SELECT trial, seed, cell.lr, lr_scale, init, {_RESULT}"
                 " FROM cell JOIN result USING (trial) ORDER BY trial"
             ).fetchall()
         finally:
             self._db.execute("COMMIT")
-        return [(Cell(*row[:5]), _result(row[5:], metrics.get(row[0], {}))) for row in found]
+        return [(Cell(*row[:5]), _result(row[5:], metrics.get(row[0], {}))) for row in rows]
 
     def close(self) -> None:
         """As in `Queue`."""
@@ -219,8 +219,8 @@ class TrialStore:
                 f"{self.path} has schema version {version}; this reludiag reads {SCHEMA_VERSION}. "
                 "Use the version of reludiag that made it, or another folder"
             )
-        made = {k: json.loads(v) for k, v in self._db.execute("SELECT * FROM setting")}
-        check_settings(made, settings, str(self.path))
+        stored = {k: json.loads(v) for k, v in self._db.execute("SELECT * FROM setting")}
+        check_settings(stored, settings, str(self.path))
 
     def _write(self, trial: int, result: Result) -> None:
         values = [getattr(result, name) for name in RESULT_FIELDS]
@@ -243,13 +243,13 @@ class TrialStore:
         self._db.execute("COMMIT")
 
 
-def check_settings(made: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+def check_settings(stored: Mapping[str, Any], requested: Mapping[str, Any], where: str) -> None:
     """Raise UsageError if a sweep would be continued with other settings."""
-    for key in dict.fromkeys([*made, *given]):
-        before, now = made.get(key), json.loads(json.dumps(given.get(key)))
-        if before != now:
+    for key in dict.fromkeys([*stored, *requested]):
+        old, new = stored.get(key), json.loads(json.dumps(requested.get(key)))
+        if old != new:
             raise UsageError(
-                f"{where} was started with {key} {_shown(before)}; now {_shown(now)} was given. "
+                f"{where} was started with {key} {_shown(old)}; now {_shown(new)} was given. "
                 "Give the same value to continue it, or another folder to start another experiment"
             )
 

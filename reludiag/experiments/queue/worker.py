@@ -55,8 +55,8 @@ def work(open_queue: OpenQueue, spec: str, recordings: Path, parent: Connection)
                 queue.finish(cell, owner, run_cell(train, cell, recordings))
     except ReludiagError as error:
         queue.release(owner)
-        shown = error.user_traceback if isinstance(error, UserCodeError) else ""
-        parent.send((FAILED, type(error).__name__, str(error), shown))
+        traceback_text = error.user_traceback if isinstance(error, UserCodeError) else ""
+        parent.send((FAILED, type(error).__name__, str(error), traceback_text))
     finally:
         queue.close()
 

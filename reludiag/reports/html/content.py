@@ -188,8 +188,8 @@ def since(diagnosis: Diagnosis) -> str:
     if most is None:
         return at_birth or "No unit died in this run."
     total = int(diagnosis.timeline["died"].sum())
-    known = most.learning_rate == most.learning_rate
-    at = f", at a learning rate of {most.learning_rate:.4g}" if known else ""
+    has_rate = most.learning_rate == most.learning_rate
+    at = f", at a learning rate of {most.learning_rate:.4g}" if has_rate else ""
     deaths = f"{most.died:,} of {many(total, 'death')} came in steps {most.steps}{at}."
     return f"{at_birth} {deaths}".strip()
 

@@ -53,7 +53,7 @@ def heat_map(
     effects: Effects,
     name: str,
     title: str = "",
-    shown: Callable[[float], tuple[str, str]] = _share_and_heat,
+    text_of: Callable[[float], tuple[str, str]] = _share_and_heat,
 ) -> HeatMap:
     """One column of `cells` as a table of texts and colours; by default a share of dead units."""
     table = effects.heat_map(name)
@@ -63,7 +63,7 @@ def heat_map(
         if place is None:
             return "", "none"
         if not pd.isna(part):
-            text, colour = shown(part)
+            text, colour = text_of(part)
             return text + ("!" if place["diverged"] else ""), colour
         return (
             ("NaN", "nan") if place["diverged"] else ("crash" if place["crashed"] else "?", "none")

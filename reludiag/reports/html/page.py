@@ -43,9 +43,9 @@ def page(diagnosis: Diagnosis, effects: "Effects | None" = None) -> str:
 
 def fragment(diagnosis: Diagnosis) -> str:
     """The HTML for a notebook: the answer, the map, the worst sites and what to do; no script."""
-    said = _said(diagnosis)
-    worst = sorted(said["sites"], key=lambda row: (-row.share, row.index))
-    return fragment_of("notebook.html.j2", **said, worst=worst[:_MOST_SITES_IN_NOTEBOOK])
+    content = _said(diagnosis)
+    worst = sorted(content["sites"], key=lambda row: (-row.share, row.index))
+    return fragment_of("notebook.html.j2", **content, worst=worst[:_MOST_SITES_IN_NOTEBOOK])
 
 
 def _said(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -70,18 +70,18 @@ def _abridged(diagnosis: Diagnosis, lives: LifelineChart | None) -> list[str]:
     """Notes on what the charts leave out."""
     if lives is None:
         return []
-    said = []
+    notes = []
     hidden = [site for site in lives.sites if site.states is None]
     if hidden:
-        said.append(
+        notes.append(
             f"{len(hidden):,} of {many(len(lives.sites), 'site')} "
             f"{'has' if len(hidden) == 1 else 'have'} one row for the whole site instead of one "
             f"per unit: the site has more than {MOST_UNITS:,} units, or all sites together have "
             "more than a page can hold."
         )
     if lives.joined > 1:
-        said.append(
+        notes.append(
             f"A column shows {lives.joined:,} snapshots: the state at the last one, and the "
             "deaths in all of them."
         )
-    return said
+    return notes

@@ -83,20 +83,20 @@ class Run:
 
 def said(effects: Effects) -> dict[str, Any]:
     """The content of the page and the notebook."""
-    known = len(effects.cells) > 0
+    has_cells = len(effects.cells) > 0
     runs = runs_of(effects)
     return {
         "size": size(effects),
         "headline": headline(effects),
         "notes": caveats(effects),
         "findings": findings(effects),
-        "maps": [heat_map(effects, response) for response in ("new", "born")] if known else [],
+        "maps": [heat_map(effects, response) for response in ("new", "born")] if has_cells else [],
         "marks": marks(effects),
         "metrics": [_metric_map(effects, name) for name in effects.metrics],
         "responses": list(_TITLES.values()),
         "explained": _explained(effects),
         "limit": f"{100 * effects.safe_new:g} %",
-        "safe": _safe(effects) if known else [],
+        "safe": _safe(effects) if has_cells else [],
         "failures": _failures(effects.trials),
         "columns": _columns(effects.trials),
         "runs": runs,
@@ -120,9 +120,9 @@ def _metric_map(effects: Effects, name: str) -> HeatMap:
 def _explained(effects: Effects) -> list[Source]:
     rows = []
     for source, name in SOURCES.items():
-        found = [effects.variance_share(response, source) for response in RESPONSES]
-        if any(item.share is not None for item in found):
-            rows.append(Source(name.capitalize(), tuple(_share(item) for item in found)))
+        shares = [effects.variance_share(response, source) for response in RESPONSES]
+        if any(item.share is not None for item in shares):
+            rows.append(Source(name.capitalize(), tuple(_share(item) for item in shares)))
     return rows
 
 
@@ -162,8 +162,8 @@ def _failures(trials: pd.DataFrame) -> list[str]:
     if "error" not in trials:
         return []
     counts = trials["error"].dropna().astype(str)
-    told = counts[counts != ""].value_counts().to_dict()
-    lines = [f"{many(count, 'run')}: {error}" for error, count in told.items()]
+    sentences = counts[counts != ""].value_counts().to_dict()
+    lines = [f"{many(count, 'run')}: {error}" for error, count in sentences.items()]
     more = len(lines) - _MOST_FAILURES
     return lines[:_MOST_FAILURES] + ([f"{more:,} other errors, in the table"] if more > 0 else [])
 

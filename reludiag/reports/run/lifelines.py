@@ -76,7 +76,7 @@ def lifelines(diagnosis: Diagnosis) -> LifelineChart | None:
     counts = {name: by_site(name) for name in ("dead", "nonfinite", "died", "revived")}
     units = dict(zip(names, (int(number) for number in called["units"]), strict=True))
     troubled = {name: bool(counts["dead"][name].any()) for name in names}
-    shown = _shown(diagnosis, units, troubled, len(starts))
+    by_unit = _shown(diagnosis, units, troubled, len(starts))
 
     def at_end(kind: str, name: str) -> Integers:
         return np.asarray(counts[kind][name][ends], dtype=np.int64)
@@ -94,7 +94,7 @@ def lifelines(diagnosis: Diagnosis) -> LifelineChart | None:
             died=within("died", name),
             revived=within("revived", name),
             states=diagnosis.lives.states[name][ends].T
-            if diagnosis.lives and name in shown
+            if diagnosis.lives and name in by_unit
             else None,
         )
         for name in names
@@ -128,13 +128,13 @@ def _shown(
     diagnosis: Diagnosis, units: dict[str, int], troubled: dict[str, bool], windows: int
 ) -> set[str]:
     """The sites whose units are shown: first those with deaths, then small ones."""
-    shown, cells = set[str](), 0
+    names, cells = set[str](), 0
     states = {} if diagnosis.lives is None else diagnosis.lives.states
     for name in sorted(units, key=lambda name: (not troubled[name], units[name])):
         cells += units[name] * windows
         if name in states and units[name] <= MOST_UNITS and cells <= _MOST_CELLS:
-            shown.add(name)
-    return shown
+            names.add(name)
+    return names
 
 
 def _together(sites: tuple[SiteLine, ...], windows: int) -> SiteLine:

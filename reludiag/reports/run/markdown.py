@@ -46,8 +46,8 @@ def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
 def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     head, sites = diagnosis.head, diagnosis.sites
     units = int(sites["units"].sum())
-    found = f"**{diagnosis.dead:,} of {many(units, 'unit')} dead**"
-    found += f" ({share(diagnosis.dead, units)})" if diagnosis.dead else ""
+    counts = f"**{diagnosis.dead:,} of {many(units, 'unit')} dead**"
+    counts += f" ({share(diagnosis.dead, units)})" if diagnosis.dead else ""
     others = [
         f"{int(sites[verdict].sum()):,} {verdict.replace('_', ' ')}"
         for verdict in VERDICTS
@@ -55,7 +55,7 @@ def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     ]
     lines = [
         f"### reludiag: {_text(head.model)}",
-        ", ".join([found, *others]),
+        ", ".join([counts, *others]),
         f"{_name(head.subject)}: {_text(head.evidence)}.",
     ]
     failed = exceeded(checks)
@@ -74,12 +74,12 @@ def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     sites = diagnosis.sites
     lost = sites[LOST].sum(axis=1)
     worst = lost.sort_values(ascending=False, kind="stable").index[:_MOST_SITES]
-    judged = {check.site: check for check in checks}
+    checks_by_site = {check.site: check for check in checks}
     gated = any(check.limit is not None for check in checks)
     titles = ["Site", "Units", "Dead", "", "Nonfinite", *(["Limit", ""] if gated else [])]
     lines = [_row(titles), "|:--|" + "--:|" * (len(titles) - 1)]
     for row in sites.loc[sorted(worst)].to_dict("records"):
-        check = judged.get(str(row["site"]))
+        check = checks_by_site.get(str(row["site"]))
         cells = [_name(str(row["site"]))]
         if check is None or check.units is not None:
             cells += [f"{row['units']:,}", f"{row['dead']:,}", share(row["dead"], row["units"])]
@@ -127,10 +127,8 @@ def _dead_units(diagnosis: Diagnosis) -> str:
     lines = []
     for site, rows in list(dead.groupby("site", sort=False))[:_MOST_SITES]:
         more = len(rows) - _MOST_UNITS
-        listed = ", ".join(str(unit) for unit in rows["unit"].head(_MOST_UNITS))
-        lines.append(
-            f"- {_name(str(site))}: {listed}" + (f" and {more:,} more" if more > 0 else "")
-        )
+        names = ", ".join(str(unit) for unit in rows["unit"].head(_MOST_UNITS))
+        lines.append(f"- {_name(str(site))}: {names}" + (f" and {more:,} more" if more > 0 else ""))
     if not lines:
         return ""
     return "\n".join(["<details><summary>Dead units</summary>", "", *lines, "", "</details>"])

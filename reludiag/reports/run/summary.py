@@ -85,11 +85,11 @@ def _whole_model(timeline: pd.DataFrame) -> list[LifeWindow]:
 
 
 def _joined(windows: list[LifeWindow]) -> LifeWindow:
-    known = [w.learning_rate for w in windows if not math.isnan(w.learning_rate)]
+    rates = [w.learning_rate for w in windows if not math.isnan(w.learning_rate)]
     return LifeWindow(
         first=windows[0].first,
         last=windows[-1].last,
-        learning_rate=max(known, default=math.nan),
+        learning_rate=max(rates, default=math.nan),
         dead=windows[-1].dead,
         died=sum(window.died for window in windows),
         revived=sum(window.revived for window in windows),
@@ -120,9 +120,11 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     if diagnosis.dead:
         worst = sites.sort_values(["dead_fraction", "dead"], ascending=False, kind="stable").iloc[0]
         if not len(silent):
-            fed = f" (its weights: '{worst['producer']}')" if pd.notna(worst["producer"]) else ""
+            producer = (
+                f" (its weights: '{worst['producer']}')" if pd.notna(worst["producer"]) else ""
+            )
             lines.append(
-                f"The worst site is '{worst['site']}'{fed}: {worst['dead']:,} of "
+                f"The worst site is '{worst['site']}'{producer}: {worst['dead']:,} of "
                 f"{many(worst['units'], 'unit')} dead."
             )
         if head.frozen and RANDOM_INPUT not in head.notes:  # noise is not a sample of any data
@@ -145,9 +147,9 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
         lines.insert(0, "No unit has been observed yet.")
     elif diagnosis.dead == 0 and not diagnosis.diverged:
         lines.insert(0, "No unit is dead.")
-    listed = int(((diagnosis.units["verdict"] != "alive") & diagnosis.units["unit"].notna()).sum())
-    if listed:
-        lines.append(f"Use --csv FILE to save the {many(listed, 'unit')} that are not alive.")
+    count = int(((diagnosis.units["verdict"] != "alive") & diagnosis.units["unit"].notna()).sum())
+    if count:
+        lines.append(f"Use --csv FILE to save the {many(count, 'unit')} that are not alive.")
     return lines
 
 
@@ -169,9 +171,9 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
     born = int(diagnosis.sites["born_dead"].sum())
     if born:
         was = "was" if born == 1 else "were"
-        seen = int(diagnosis.timeline["samples"].iloc[0])
+        n = int(diagnosis.timeline["samples"].iloc[0])
         lines.append(
-            f"{many(born, 'unit')} {was} dead at step 0 (silent on {many(seen, 'sample')}), before "
+            f"{many(born, 'unit')} {was} dead at step 0 (silent on {many(n, 'sample')}), before "
             "any training"
             + ("." if diagnosis.causes else ": look at the initialization and at the input.")
         )
@@ -197,6 +199,6 @@ def instruction(cause: Cause) -> str:
 
 
 def _named(names: "pd.Series[str]", most: int = 3) -> str:
-    shown = list(names.head(most))
-    more = len(names) - len(shown)
-    return ", ".join(f"'{name}'" for name in shown) + (f" and {more} more" if more else "")
+    names_shown = list(names.head(most))
+    more = len(names) - len(names_shown)
+    return ", ".join(f"'{name}'" for name in names_shown) + (f" and {more} more" if more else "")

@@ -162,9 +162,9 @@ def _ranges(owners: list[str]) -> list[str]:
     size = math.ceil(2 * len(names) / _MOST_ROWS)
     labels: dict[str, str] = {}
     for holder, members in itertools.groupby(names, key=lambda name: name.rpartition(".")[0]):
-        listed = list(members)
-        for start in range(0, len(listed), size):
-            part = listed[start : start + size]
+        group = list(members)
+        for start in range(0, len(group), size):
+            part = group[start : start + size]
             first = part[0] or holder or "(model)"
             label = first if len(part) == 1 else f"{first} ... {part[-1].rpartition('.')[2]}"
             labels.update(dict.fromkeys(part, label))
@@ -179,23 +179,23 @@ def bar(counts: dict[str, int], units: int, ascii_only: bool) -> Text:
         step = 1 if sum(widths.values()) < BAR else -1
         # The widest part absorbs the rounding, where it shows least.
         widths[max(widths, key=lambda verdict: widths[verdict])] += step
-    drawn = Text()
+    text = Text()
     for verdict, width in widths.items():
         look = _LOOKS[verdict]
-        drawn.append((look.plain if ascii_only else look.glyph) * width, style=look.style)
-    return drawn
+        text.append((look.plain if ascii_only else look.glyph) * width, style=look.style)
+    return text
 
 
 def _legend(diagnosis: Diagnosis, ascii_only: bool) -> Text:
     """The glyphs that occur, except full blocks."""
-    seen: dict[str, tuple[list[str], str]] = {}
+    glyphs: dict[str, tuple[list[str], str]] = {}
     for verdict, look in _LOOKS.items():
         if int(diagnosis.sites[verdict].sum()):
             glyph = look.plain if ascii_only else look.glyph
-            names, _ = seen.setdefault(glyph, ([], look.style))
+            names, _ = glyphs.setdefault(glyph, ([], look.style))
             names.append(verdict.replace("_", " "))
     legend = Text(style="dim")
-    for glyph, (names, style) in seen.items():
+    for glyph, (names, style) in glyphs.items():
         legend.append(glyph, style=style)
         legend.append(f" {', '.join(names)}   ")
     return legend
@@ -206,12 +206,14 @@ def _worst_units(diagnosis: Diagnosis) -> dict[str, str]:
     units = diagnosis.units[diagnosis.units["unit"].notna()]
     named: dict[str, str] = {}
     for verdict in (verdict.name for verdict in VERDICT_TABLE if verdict.is_listed):
-        found = units[units["verdict"] == verdict].sort_values("firing_rate", kind="stable")
-        for site, rows in found.groupby("site", sort=False):
-            shown = ", ".join(str(unit) for unit in rows["unit"].head(_WORST))
+        rows_of_verdict = units[units["verdict"] == verdict].sort_values(
+            "firing_rate", kind="stable"
+        )
+        for site, rows in rows_of_verdict.groupby("site", sort=False):
+            numbers = ", ".join(str(unit) for unit in rows["unit"].head(_WORST))
             more = len(rows) - _WORST
             label = "" if verdict == "dead" else f"{verdict} "
-            named.setdefault(str(site), label + shown + (f" +{more:,}" if more > 0 else ""))
+            named.setdefault(str(site), label + numbers + (f" +{more:,}" if more > 0 else ""))
     return named
 
 

@@ -49,12 +49,12 @@ def headline(effects: Effects) -> str:
             f"(p = {p_text(trend.p_value)})."
         )
     shares = [effects.variance_share("new", source) for source in SOURCES]
-    told = [item for item in shares[:3] if item.share is not None]
-    if not told or told[0].source != "lr":
+    explained = [item for item in shares[:3] if item.share is not None]
+    if not explained or explained[0].source != "lr":
         return f"{_direction(trend)} ({_test(trend)})."
     return (
-        f"Learning rate explains {_explained(told[0])} of the differences in new deaths"
-        + "".join(f", {SOURCES[item.source]} {_explained(item)}" for item in told[1:])
+        f"Learning rate explains {_explained(explained[0])} of the differences in new deaths"
+        + "".join(f", {SOURCES[item.source]} {_explained(item)}" for item in explained[1:])
         + f" ({_test(trend)})."
     )
 
@@ -114,12 +114,12 @@ def size(effects: Effects) -> str:
 
 def marks(effects: Effects) -> str:
     """The legend of the marks in the cells of a heat map."""
-    cells, told = effects.cells, []
+    cells, legend = effects.cells, []
     if cells["diverged"].any():
-        told.append("NaN: all runs diverged   !: some runs diverged, the share is of the others")
+        legend.append("NaN: all runs diverged   !: some runs diverged, the share is of the others")
     if (cells["crashed"] == cells["runs"]).any():
-        told.append("crash: all runs crashed")
-    return "   ".join(told)
+        legend.append("crash: all runs crashed")
+    return "   ".join(legend)
 
 
 def interval(item: VarianceShare) -> str:
@@ -190,7 +190,7 @@ def _safe_sentences(effects: Effects) -> list[str]:
     if never:
         why = _listed(f"{i.init} ({_why_unsafe(i)} at {rate(i.lowest_unsafe or 0)})" for i in never)
         lines.append(f"Not safe at any of these learning rates: {why}.")
-    untold: dict[str, list[str]] = {}
+    unknown: dict[str, list[str]] = {}
     for item in effects.safe:
         if item.safe_above and item.lowest_unsafe is not None:
             again = _listed(rate(value) for value in item.safe_above)
@@ -199,8 +199,8 @@ def _safe_sentences(effects: Effects) -> list[str]:
                 f"but is again at {again}: do not rely on that."
             )
         if item.untold:
-            untold.setdefault(_listed(rate(lr) for lr in item.untold), []).append(item.init)
-    lines += [f"For {_listed(of)} at {at}, no run gives an answer." for at, of in untold.items()]
+            unknown.setdefault(_listed(rate(lr) for lr in item.untold), []).append(item.init)
+    lines += [f"For {_listed(of)} at {at}, no run gives an answer." for at, of in unknown.items()]
     return lines
 
 
@@ -218,16 +218,16 @@ def _why_unsafe(item: SafeRate) -> str:
 
 def _born_sentences(effects: Effects) -> list[str]:
     born = effects.heat_map("born").mean(axis=1)
-    found = effects.variance_share("born", "init")
-    much = born[born >= _MUCH_BORN].sort_values(ascending=False)
-    listed = _listed(f"{init} {share(part, 1)}" for init, part in much.items())
-    if found.share is None:
-        return [f"Dead at step 0: {listed}."] if len(much) else []
-    if not len(much):
+    explained = effects.variance_share("born", "init")
+    high = born[born >= _MUCH_BORN].sort_values(ascending=False)
+    text = _listed(f"{init} {share(part, 1)}" for init, part in high.items())
+    if explained.share is None:
+        return [f"Dead at step 0: {text}."] if len(high) else []
+    if not len(high):
         return []
     return [
-        f"Dead at step 0, before any training: {listed}. Initialization explains "
-        f"{_explained(found)} of the differences."
+        f"Dead at step 0, before any training: {text}. Initialization explains "
+        f"{_explained(explained)} of the differences."
     ]
 
 
@@ -259,8 +259,8 @@ def _untold_sentences(effects: Effects) -> list[str]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    given: Sequence[str] = list(names)
-    shown, more = given[:_MOST_NAMED], len(given) - _MOST_NAMED
+    all_names: Sequence[str] = list(names)
+    part, more = all_names[:_MOST_NAMED], len(all_names) - _MOST_NAMED
     if more > 0:
-        return ", ".join(shown) + f" and {more} more"
-    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
+        return ", ".join(part) + f" and {more} more"
+    return " and ".join([", ".join(part[:-1]), part[-1]]) if len(part) > 1 else "".join(part)

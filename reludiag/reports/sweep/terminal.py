@@ -84,7 +84,7 @@ def _metric(value: float, mark: str = "") -> Text:
 
 
 def _grid(
-    effects: Effects, name: str, title: str, shown: Callable[[float, str], Text], most: int
+    effects: Effects, name: str, title: str, columns: Callable[[float, str], Text], most: int
 ) -> RenderableType:
     """A column of `cells` by rate and initialization, with a limited number of rates per table."""
     by_place = effects.cells.set_index(["init", "lr"]).to_dict("index")
@@ -100,7 +100,9 @@ def _grid(
             table.add_column(rate(float(value)), justify="right", no_wrap=True)
         for init, row in heat.iterrows():
             cells = [
-                _cell(row[value], by_place[init, value], shown) if (init, value) in by_place else ""
+                _cell(row[value], by_place[init, value], columns)
+                if (init, value) in by_place
+                else ""
                 for value in rates
             ]
             table.add_row(Text(str(init)), *cells)
@@ -129,8 +131,8 @@ def _share(part: float, mark: str = "") -> Text:
 
 
 def _legend(effects: Effects) -> RenderableType:
-    told = marks(effects)
-    return Padding(Text(told, style="dim"), (0, 0, 0, 1)) if told else Group()
+    parts = marks(effects)
+    return Padding(Text(parts, style="dim"), (0, 0, 0, 1)) if parts else Group()
 
 
 def _explanations(effects: Effects) -> RenderableType:
@@ -139,8 +141,8 @@ def _explanations(effects: Effects) -> RenderableType:
     for title in ("Born dead", "New deaths", "Dead at the end"):
         table.add_column(title, justify="right", no_wrap=True)
     for source, name in SOURCES.items():
-        found = [effects.variance_share(response, source) for response in RESPONSES]
-        if all(item.share is None for item in found):
+        shares = [effects.variance_share(response, source) for response in RESPONSES]
+        if all(item.share is None for item in shares):
             continue
         cells = [
             ("the same" if item.reason == ALWAYS_SAME else "not known")
@@ -148,7 +150,7 @@ def _explanations(effects: Effects) -> RenderableType:
             else f"{share(item.share, 1)} ({interval(item).removesuffix(' %')})"
             if interval(item)
             else share(item.share, 1)
-            for item in found
+            for item in shares
         ]
         table.add_row(name.capitalize(), *cells)
     return Padding(table, (1, 0, 0, 1)) if table.row_count else Group()
@@ -165,11 +167,11 @@ def _initializations(effects: Effects) -> RenderableType:
     trends = {trend.init: trend for trend in effects.trends}
     for item in effects.safe:
         trend = trends.get(item.init)
-        known = trend is not None and trend.correlation is not None
+        has_trend = trend is not None and trend.correlation is not None
         table.add_row(
             Text(item.init),
             *([] if born is None else [_share(born[item.init])]),
-            f"{trend.correlation:.2f}" if trend is not None and known else "not known",
+            f"{trend.correlation:.2f}" if trend is not None and has_trend else "not known",
             p_text(trend.p_value) if trend is not None else "",
             rate(item.highest_safe)
             if item.highest_safe is not None
