@@ -87,7 +87,9 @@ DType = Annotated[
         help="Dtype of weights and inputs: float32, bfloat16, float16 or float64.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of the table.")
+]
 Output = Annotated[
     str,
     typer.Option("--output", "-o", metavar="FILE", help="Write the report here; - is stdout."),

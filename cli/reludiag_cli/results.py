@@ -26,7 +26,7 @@ File = tuple[str | None, Callable[[str], None]]
 
 
 def check_outputs(output: str, as_json: bool, *files: str | None) -> None:
-    """Raise now rather than after a long pass."""
+    """Raise before a long pass, not after it, if a file cannot be written."""
     from reludiag.errors import UsageError
     from reludiag.reports.output import check_writable
 
@@ -47,7 +47,7 @@ def check_report(request: "ReportRequest") -> None:
 
 
 def write_report(diagnosis: "Diagnosis", gate: "Gate", request: "ReportRequest") -> None:
-    """Write all that was asked for; exit 1 if more is dead than the gate allows."""
+    """Write every report that an option names; exit 1 if the gate fails."""
     from reludiag.diagnosis.gate import exceeded
     from reludiag.printable import printable
     from reludiag.reports.output import append
@@ -84,7 +84,7 @@ def write_report(diagnosis: "Diagnosis", gate: "Gate", request: "ReportRequest")
 def write_effects(
     effects: "Effects", *, output: str, as_json: bool, csv: str | None, html: str | None
 ) -> None:
-    """Write what several runs say together, and their table, where each was asked for."""
+    """Write the comparison of several runs, and their table if an option names it."""
     from reludiag.reports.output import write
     from reludiag.reports.sweep.terminal import effects_text, print_effects
 
@@ -99,7 +99,7 @@ def write_effects(
 
 
 def write_replay(replay: "Replay", *, output: str, as_json: bool, csv: str | None) -> None:
-    """Write the answer of a replay, and the table of its runs, where each was asked for."""
+    """Write the answer of a replay, and the table of its runs if an option names it."""
     from reludiag.reports.csv_file import write_csv
     from reludiag.reports.output import write
     from reludiag.reports.replay_report import print_replay, replay_text
@@ -123,7 +123,7 @@ def fail_if_all_crashed(trials: "pd.DataFrame") -> None:
 def write_difference(
     difference: "Difference", *, output: str, as_json: bool, csv: str | None, all_units: bool
 ) -> None:
-    """Write what changed between two looks, and the units that did, where each was asked for."""
+    """Write a difference, and the table of its units if an option names it."""
     from reludiag.reports.difference_report import difference_text, print_difference
     from reludiag.reports.output import write
 

@@ -19,9 +19,9 @@ from reludiag.reports.run.formats import OPTIONS
 
 COMMAND_LINE_ONLY = frozenset(
     {
-        *(each.name for each in OPTIONS),  # of one call
+        *(each.name for each in OPTIONS),  # the files of one call
         *("json", "out", "output"),
-        *("data-arg", "init", "input-shape", "kind", "lr"),  # what is asked
+        *("data-arg", "init", "input-shape", "kind", "lr"),  # the question of one call
         *("model-arg", "once", "shard"),
         *("help", "install-completion", "show-completion", "version"),
     }

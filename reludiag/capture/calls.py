@@ -65,7 +65,7 @@ class UnitView:
         self.fits = arranged is not None
         """Whether such a tensor can be viewed so at all."""
         self.rows = 0 if arranged is None else arranged.shape[0]
-        """Number of samples; 1 if they cannot be told apart."""
+        """Number of samples; 1 if they cannot be distinguished."""
         self.positions = 1 if arranged is None or arranged.ndim == 2 else arranged.shape[2]
 
     def rows_of(self, samples: int | None) -> int:

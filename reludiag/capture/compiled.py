@@ -1,4 +1,4 @@
-"""torch.compile: what of it must not run, or must be compiled anew, while a model is watched."""
+"""torch.compile: what of it must not run, or must be compiled again, while a model is watched."""
 
 import contextlib
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def uncompiled() -> contextlib.AbstractContextManager[Any]:
 
 
 def forget_compiled() -> None:
-    """Have everything compiled anew: code that was compiled earlier does not see new hooks."""
+    """Have everything compiled again: code that was compiled earlier does not see new hooks."""
     if compiled_graphs():
         forget_graphs()
 

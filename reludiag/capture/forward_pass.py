@@ -40,7 +40,7 @@ class ForwardPass:
         """Length of `expected_calls` when it began."""
         self.function_mode: RectifierMode | None = None
         self.provenance: ProvenanceMode | None = None
-        # Set by CallReader, from call to call; all but the first begin anew with each pass:
+        # Set by CallReader, from call to call; all but the first are reset for each pass:
         self.expected_calls: list[ExpectedCall] = []
         """The calls of the last pass, which this pass is expected to repeat."""
         self.call_count = 0

@@ -1,4 +1,4 @@
-"""Chance: how many units are dead in a healthy run, and where the same model is drawn anew."""
+"""Chance: how many units are dead in a healthy run, and in the same model with new weights."""
 
 import math
 
@@ -28,10 +28,10 @@ def several_born(site: SiteAttribution) -> bool:
 
 
 def more_born(lives: SiteLives, suspect: bool) -> bool:
-    """Whether more units of a site are born dead than if the model were drawn anew.
+    """Whether more units of a site are born dead than if its weights were drawn again.
 
-    By far more, where nothing is seen that would kill them (not `suspect`): units of a layer are
-    not independent.
+    By far more if nothing is known that would kill them (not `suspect`): units of a layer are not
+    independent.
     """
     if lives.baseline is None:
         return suspect

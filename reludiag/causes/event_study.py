@@ -1,7 +1,7 @@
-"""Event study: did deaths come where the learning rate was high, beyond the exposure there?
+"""Event study: did more units die when the learning rate was high than the exposure explains?
 
-Exposure is steps times units alive. A run at a constant rate has no contrast, and cannot tell; nor
-can one that only decays, for time and rate fall together there.
+Exposure is steps times units alive. A run at a constant rate has no contrast and proves nothing;
+nor does one whose rate only decays, because there time and rate change together.
 """
 
 import itertools

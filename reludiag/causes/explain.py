@@ -69,7 +69,7 @@ def _with_others(
     others: Sequence[CauseKind],
     counts: Counter[str],
 ) -> Account:
-    """The account of the cause with most deaths, and what is to be said of others beside it."""
+    """The account of the cause with most deaths, and the advice on others beside it."""
     dead = sum(counts.values())
     seconds = "; ".join(
         f"{other.subject or other.title} explains {counts[other.name]} of the {dead} dead units"

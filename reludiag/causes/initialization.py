@@ -131,10 +131,10 @@ KIND = CauseKind(
         "or scale is wrong is named"
     ),
     rule=(
-        "it is dead since step 0, and its site has more births than the baseline: "
-        f"{100 * FEW:g} % of its units more and three standard errors, where something is wrong "
-        f"with how its layer began; {100 * FEW_UNEXPLAINED:g} % and five where nothing is seen "
-        "that would explain it"
+        "it is dead since step 0, and more units of its site were born dead than in the baseline: "
+        f"by {100 * FEW:g} % of its units and three standard errors if something is wrong with the "
+        f"initial weights of its layer; by {100 * FEW_UNEXPLAINED:g} % and five standard errors if "
+        "nothing is known that would explain it"
     ),
     births=_births,
     deaths=_deaths,

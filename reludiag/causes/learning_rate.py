@@ -1,6 +1,6 @@
-"""Learning rate: whether it killed, and at which one units would have lived.
+"""Learning rate: whether it killed units, and at which rate they would have survived.
 
-- The event study says whether deaths came where it was high.
+- The event study says whether units died when it was high.
 - The largest ratio of an update to the weights it changed, before the last death. After a collapse
   gradients are 0: a mean over the run would be too low.
 - The critical learning rate: the fraction of the window's update that a unit would have survived,
@@ -31,8 +31,8 @@ SMALLEST_SCALE = 0.03
 """Critical rates are estimates over windows, so advice lowers the rate by at most this factor."""
 WARMS_UP = 2.0
 """A rate up to this many times the critical one may be kept behind a warm-up. On digits with Adam,
-at 0.03 (1.8 times) a warm-up cut deaths from 0.12 to 0.04, at 0.1 (2.9 times) it only put them
-off."""
+at 0.03 (1.8 times) a warm-up cut deaths from 0.12 to 0.04, at 0.1 (2.9 times) it only delayed
+them."""
 
 
 @dataclass(frozen=True)
@@ -216,13 +216,13 @@ KIND = CauseKind(
     name="learning_rate",
     title="the learning rate",
     clue=(
-        "deaths came where the rate was high, beyond the time units spent there; or updates were "
-        "large beside the weights"
+        "units died more often while the rate was high, or updates were large relative to the "
+        "weights"
     ),
     rule=(
-        f"it died in training, and the event study below tells; or more than {100 * FEW:g} % of "
-        "all units so died, and the largest update ρ of its layer or one above was at least "
-        f"{LARGE_UPDATE:g}"
+        "it died in training, and the event study below is conclusive; or more than "
+        f"{100 * FEW:g} % of all units died in training, and the largest update ρ of its layer or "
+        f"an earlier one was at least {LARGE_UPDATE:g}"
     ),
     deaths=_deaths,
     account=_account,

@@ -36,10 +36,10 @@ KIND = CauseKind(
     name="none",
     title="no cause needed",
     badge="nothing unusual",
-    clue="no more is dead than in a healthy run",
+    clue="not more units are dead than in a healthy run",
     rule=(
         f"fewer than {FEWEST_BORN} units of its site were born dead, or at most {100 * FEW:g} % of "
-        "all units died in training: as in a healthy run"
+        "all units died in training, as in a healthy run"
     ),
     births=_births,
     deaths=_deaths,

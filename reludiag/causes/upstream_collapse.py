@@ -1,4 +1,4 @@
-"""Upstream collapse: a site above was dead, and what came from there could make no unit fire."""
+"""Upstream collapse: an earlier site was dead, and its output could make no unit fire."""
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         advice, confirm = f"fix '{above.name}' first", ""
     else:
         account = root.kind.account(attribution, root)
-        advice, confirm = f"see to '{above.name}' first: {account.advice}", account.confirm
+        advice, confirm = f"fix '{above.name}' first: {account.advice}", account.confirm
     problem = birth_problem(site)
     if problem is not None and began_wrong(site):
         advice += f"; then {problem['advice']}"
@@ -90,11 +90,12 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
 KIND = CauseKind(
     name="upstream_collapse",
     title="a dead earlier site",
-    clue="a site above was wholly dead, so that only a constant arrived",
+    clue="an earlier site was completely dead, so its output was constant",
     rule=(
-        "it is dead since step 0, and so is all of a site above; it came after a site above was "
-        "wholly dead, and what arrives is constant; or after the site right above was at least "
-        f"{100 * NEARLY:g} % dead, and more than half of its fall came through its input"
+        "it is dead since step 0, and so is all of an earlier site; it died after an earlier site "
+        "was completely dead, so that its input is constant; or it died after the site directly "
+        f"before was at least {100 * NEARLY:g} % dead, and more than half of the drop of its "
+        "pre-activation came through its input"
     ),
     births=_births,
     deaths=_deaths,

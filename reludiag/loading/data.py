@@ -25,7 +25,7 @@ _NOISE_SAMPLES = 256
 def load_batches(
     spec: str, arguments: dict[str, Any] | None = None, batch_size: int = 64
 ) -> Callable[[], Iterable[Any]]:
-    """A function that returns the batches anew at each call, from a file of inputs or a data spec.
+    """A function that returns new batches at each call, from a file of inputs or a data spec.
 
     Raises DataError or ModelError if that is not possible.
     """

@@ -1,7 +1,7 @@
 """Verdicts: from a unit's statistics to the one word that describes it.
 
-All that is to be said of a verdict stands in its row of `VERDICT_TABLE`, at the end: when it holds,
-whether such a unit is lost, and how reports show it.
+The row of a verdict in `VERDICT_TABLE`, at the end, has everything about it: when it holds, whether
+such a unit is lost, and how reports show it.
 """
 
 from collections.abc import Callable
@@ -141,7 +141,7 @@ VERDICT_TABLE = (
     Verdict(
         name="rare",
         meaning=f"it fired in fewer than {100 * Thresholds.rare:g} % of samples (`--rare`)",
-        rule=f"it fired in less than {100 * Thresholds.rare:g} % of samples (`--rare`)",
+        rule=f"it fired in fewer than {100 * Thresholds.rare:g} % of samples (`--rare`)",
         holds=lambda counts, rectifier, thresholds: (
             (counts.fired < thresholds.rare * counts.counted) & rectifier.can_die
         ),
@@ -184,8 +184,8 @@ VERDICT_TABLE = (
     ),
     Verdict(
         name="always_on",
-        meaning="it is > 0 everywhere: linear",
-        rule="its smallest output is above 0: it is linear",
+        meaning="it is > 0 everywhere, so it is linear",
+        rule="its smallest output is above 0, so it is linear",
         holds=lambda counts, rectifier, thresholds: (counts.minimum > 0) & (counts.counted > 0),
         glyph="█",
         plain="#",
@@ -195,8 +195,8 @@ VERDICT_TABLE = (
     ),
     Verdict(
         name="alive",
-        meaning="the rest",
-        rule="the rest",
+        meaning="all others",
+        rule="all others",
         holds=lambda counts, rectifier, thresholds: True,
         glyph="█",
         plain="#",

@@ -31,7 +31,7 @@ def of_units(shape: Sequence[int], unit: Coordinate) -> Tensor:
 
 
 def varying(labels: Tensor) -> set[int]:
-    """The axes along which units are told apart."""
+    """The axes along which units differ."""
     return {axis for axis, length in enumerate(labels.shape) if length != 1}
 
 

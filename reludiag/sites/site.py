@@ -1,7 +1,7 @@
 """Sites: the places where rectifiers run, and their names.
 
 A site is a rectifier module, or a module that calls a rectifying function, and the ordinal of the
-call. Two calls are told apart by the weights that fed them, not by counting alone: on a
+call. Two calls are distinguished by the weights that fed them, not by counting alone: on a
 data-dependent path the second call of one batch may be the first of the next. These are plain
 records: a recording is read without torch.
 """

@@ -29,7 +29,7 @@ one is gone, importing this file raises a TorchVersionError that names it.
 | `convolve` | convolve with another weight | `torch.nn.Conv1d._conv_forward`, of 2d, 3d |
 | `eager_module` | unwrap a compiled model | `_orig_mod` of what torch.compile returns |
 | `is_compiled_module` | does it run compiled? | `torch.nn.Module._compiled_call_impl` |
-| `compiled_graphs`, `forget_graphs`, `hook_guards` | compile anew with hooks | `torch._dynamo` |
+| `compiled_graphs`, `forget_graphs`, `hook_guards` | compile again with hooks | `torch._dynamo` |
 
 `torch._dynamo` is looked at only where something else has imported it: that takes a second. Its
 names, and `_orig_mod`, are so not looked for when this file is imported.
@@ -184,7 +184,7 @@ def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """A module's own parameters by name; not those that are computed anew at each access."""
+    """A module's own parameters by name; not those that are computed again at each access."""
     return module._parameters
 
 
@@ -228,7 +228,7 @@ def compiled_graphs() -> int:
 
 
 def forget_graphs() -> None:
-    """Have everything compiled anew when it is next called."""
+    """Have everything compiled again when it is next called."""
     _dynamo().reset()
 
 

@@ -100,7 +100,7 @@ def death_odds(
 
 def _fit(x: Floats, died: Floats, exposed: Floats) -> tuple[Any, Any] | None:
     """The regression with the naive errors, and with those by run; None if it does not converge."""
-    import statsmodels.api as sm  # an extra; and what tells of one run must not wait for it
+    import statsmodels.api as sm  # an extra; and a report on one run must not wait for it
     from statsmodels.tools.sm_exceptions import (
         ConvergenceWarning,
         PerfectSeparationWarning,
@@ -128,7 +128,7 @@ def _separated(x: Floats, died: Floats, exposed: Floats) -> bool:
     A linear program (Konis 2007) looks for a direction in which no death and no survival gets less
     likely, and at least one gets more likely.
     """
-    from scipy.optimize import linprog  # here: what tells of one run must not wait for it
+    from scipy.optimize import linprog  # here: a report on one run must not wait for it
 
     signed = np.concatenate([x[died > 0], -x[died < exposed]])
     solution = linprog(
