@@ -53,10 +53,10 @@ def reshaped(coordinate: Coordinate, old: Sequence[int], new: Sequence[int]) -> 
     """
     stride = coordinate.inner * math.prod(old[coordinate.axis + 1 :])
     for axis, length in enumerate(new):
-        after = math.prod(new[axis + 1 :])
-        if after == 0 or stride % after:
+        new_stride = math.prod(new[axis + 1 :])
+        if new_stride == 0 or stride % new_stride:
             continue
-        inner = stride // after
+        inner = stride // new_stride
         if length % (inner * coordinate.size) == 0 and length > 0:
             return Coordinate(axis, coordinate.size, inner)
     return None
@@ -112,13 +112,13 @@ def concatenated(
 def reduced(origin: Origin, dim: int | Sequence[int], ndim: int, out: Tensor) -> Origin:
     """After a sum over `dim`: one axis, several, or all if empty."""
     dims = [dim] if isinstance(dim, int) else dim
-    gone = {d % ndim for d in dims} or set(range(ndim))
+    axes = {d % ndim for d in dims} or set(range(ndim))
     keepdim = out.ndim == ndim
 
     def move(coordinate: Coordinate) -> Coordinate | None:
-        if coordinate.axis in gone:
+        if coordinate.axis in axes:
             return None
-        shift = 0 if keepdim else sum(d < coordinate.axis for d in gone)
+        shift = 0 if keepdim else sum(d < coordinate.axis for d in axes)
         return replace(coordinate, axis=coordinate.axis - shift)
 
     return moved(origin, move)

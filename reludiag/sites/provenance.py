@@ -184,7 +184,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # calls, and see it in this forward only.
         with DisableTorchFunction():
             tracker = self._consumers
-            operation = None if tracker is None else tracker.before(func, args, kwargs)
+            operation = None if tracker is None else tracker.prepare(func, args, kwargs)
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
         reused = {_storage(argument.tensor) for argument in inputs}
@@ -195,7 +195,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._made_of_parameters.pop(_storage(output), None)
         if tracker is not None and operation is not None:
             with DisableTorchFunction(), without_dispatch_modes():
-                tracker.after(operation, outputs)
+                tracker.follow(operation, outputs)
         try:
             self._follow(call, outputs)
         except (IndexError, KeyError, TypeError, ValueError, AttributeError):
@@ -357,15 +357,15 @@ class _Call:
 
     def origin(self, tensor: Tensor) -> Origin:
         """The origin of an activation among the inputs."""
-        origin = self._found(tensor)
+        origin = self._origin_of(tensor)
         return origin if isinstance(origin, Origin) else UNKNOWN
 
     def weight(self, tensor: Tensor | None) -> str | None:
         """The module of this input, if it is a parameter."""
-        path = self._found(tensor)
+        path = self._origin_of(tensor)
         return path if isinstance(path, str) else None
 
-    def _found(self, tensor: Tensor | None) -> Origin | str | None:
+    def _origin_of(self, tensor: Tensor | None) -> Origin | str | None:
         return next(
             (argument.origin for argument in self.inputs if argument.tensor is tensor), None
         )

@@ -58,11 +58,11 @@ def internal(path: str) -> Any:
         try:
             value = getattr(value, name)
         except AttributeError:
-            raise _gone(path) from None
+            raise _missing_internal(path) from None
     return value
 
 
-def _gone(path: str) -> TorchVersionError:
+def _missing_internal(path: str) -> TorchVersionError:
     return TorchVersionError(
         f"torch {torch.__version__} has no {path}, which reludiag needs: it is not part of torch's "
         f"public interface, and changes without notice. Install a newer reludiag, or a version of "
@@ -73,7 +73,7 @@ def _gone(path: str) -> TorchVersionError:
 try:
     from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 except ImportError:
-    raise _gone("torch.utils._python_dispatch.TorchDispatchMode") from None
+    raise _missing_internal("torch.utils._python_dispatch.TorchDispatchMode") from None
 
 # What the forward pass is in, at the moment
 
@@ -163,7 +163,7 @@ def _function_in(code: CodeType, name: str) -> CodeType:
     for constant in code.co_consts:
         if isinstance(constant, CodeType) and constant.co_name == name:
             return constant
-    raise _gone(f"torch.nn.Module._call_impl.{name}")
+    raise _missing_internal(f"torch.nn.Module._call_impl.{name}")
 
 
 HOOKED_FORWARD = _function_in(MODULE_CALL, "inner")
@@ -173,7 +173,7 @@ AnyBatchNorm: type[nn.Module] = internal("torch.nn.modules.batchnorm._BatchNorm"
 
 for _name in ("_buffers", "_parameters", "_forward_hooks"):
     if not hasattr(nn.Identity(), _name):
-        raise _gone(f"torch.nn.Module.{_name}")
+        raise _missing_internal(f"torch.nn.Module.{_name}")
 internal("torch.nn.Module._compiled_call_impl")
 internal("torch.nn.Conv1d._conv_forward")
 
