@@ -15,7 +15,7 @@ from reludiag.limits import Limit
 from reludiag.measure.verdicts import LOST
 from reludiag.printable import printable
 from reludiag.reports.run.summary import next_steps
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 from reludiag.scanning import scan
 
 _SHOWN = 10  # sites in a failure
@@ -42,14 +42,14 @@ def _failure(diagnosis: Diagnosis, limit: Limit) -> str:
     lost, units = diagnosis.lost, diagnosis.unit_count
     what = "dead or not finite" if diagnosis.diverged else "dead"
     lines = [
-        f"{lost:,} of {many(units, 'unit')} ({share(lost, units)}) are {what}, more than "
-        f"max_dead={limit.text!r}, on {many(diagnosis.head.samples, 'sample')}:"
+        f"{lost:,} of {plural(units, 'unit')} ({share(lost, units)}) are {what}, more than "
+        f"max_dead={limit.text!r}, on {plural(diagnosis.head.samples, 'sample')}:"
     ]
     hit = sites[sites["lost"] > 0]
     width = max(len(printable(name)) for name in hit["site"].head(_SHOWN))
     lines += [_line(site, width) for _, site in hit.head(_SHOWN).iterrows()]
     if len(hit) > _SHOWN:
-        lines.append(f"  and {many(len(hit) - _SHOWN, 'more site')}")
+        lines.append(f"  and {plural(len(hit) - _SHOWN, 'more site')}")
     lines += [printable(step) for step in next_steps(diagnosis) if "--csv" not in step]
     return "\n".join(lines)
 

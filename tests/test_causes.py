@@ -78,32 +78,32 @@ def test_deaths_in_a_spike_of_the_learning_rate_are_told_from_it() -> None:
     # 7 of 10 units are there in half of the windows.
     alive = [100] * 4 + [99] * 7 + [69] * 5 + [68] * 4
     assert study.exposure_high == pytest.approx(alive[10] / sum(alive), rel=1e-12)
-    assert study.tells
+    assert study.is_conclusive
 
 
 def test_a_constant_learning_rate_has_no_contrast() -> None:
     study = study_of({0: 40, 1: 10}, [(1, 0.1)])
     assert study.regime == "constant"
-    assert not study.tells
+    assert not study.is_conclusive
 
 
 def test_deaths_at_the_beginning_of_a_decay_may_be_of_the_beginning() -> None:
     study = study_of({0: 40, 1: 10}, [(1, 0.1), (51, 0.01), (101, 0.001)])
     assert study.regime == "decay"
     assert study.p_value < 1e-6
-    assert not study.tells
+    assert not study.is_conclusive
 
 
 def test_deaths_behind_a_warm_up_are_told_from_its_end() -> None:
     rates = [(step, 0.1 * min(1, step / 100)) for step in range(1, 201)]
     study = study_of({8: 10, 9: 20, 10: 10, 11: 10}, rates)
     assert study.regime == "warm-up"
-    assert study.tells
-    assert not study_of({1: 5, 8: 5, 15: 5}, rates).tells
+    assert study.is_conclusive
+    assert not study_of({1: 5, 8: 5, 15: 5}, rates).is_conclusive
 
 
 def test_a_handful_of_deaths_tells_nothing() -> None:
-    assert not study_of({10: 4}, [(1, 1e-3), (101, 0.1), (106, 1e-3)]).tells
+    assert not study_of({10: 4}, [(1, 1e-3), (101, 0.1), (106, 1e-3)]).is_conclusive
 
 
 def test_deaths_that_follow_no_learning_rate_are_seldom_put_down_to_it() -> None:
@@ -112,7 +112,7 @@ def test_deaths_that_follow_no_learning_rate_are_seldom_put_down_to_it() -> None
     told = 0
     for _ in range(200):
         deaths = dict(enumerate(generator.poisson(1.5, 20).tolist()))
-        told += study_of(deaths, rates).tells
+        told += study_of(deaths, rates).is_conclusive
     assert told <= 4
 
 
@@ -404,9 +404,7 @@ def test_a_new_kind_of_cause_is_one_row() -> None:
     whole, site = explained.causes
     assert (whole.kind, whole.share, whole.advice) == ("cold_start", 0.75, "warm it up")
     assert whole.evidence[1].what == "degrees"
-    assert whole.sentence == (
-        "It was cold; something that is not known explains 10 of the 40 dead units."
-    )
+    assert whole.sentence == ("It was cold; an unknown cause explains 10 of the 40 dead units.")
     assert (site.kind, site.site, site.sentence) == ("cold_start", "0", "It was cold.")
 
 

@@ -168,6 +168,12 @@ def test_the_answer_is_a_word() -> None:
     assert word([alive] * 99, [dead]) == "No."  # a whole site, however small
 
 
+def test_the_page_names_no_option_of_the_command_line() -> None:
+    run = planted_run({"relu": [(1, NEVER), (NEVER, NEVER)]}, 3)
+    assert "--csv FILE" in str(run)
+    assert "--csv FILE" not in html(run)
+
+
 def test_one_dead_of_100000_is_not_rounded_away() -> None:
     page = html(planted_run({"relu": [(1, NEVER)] + [(NEVER, NEVER)] * 99_999}, 3))
     assert "1 of 100,000 units is dead (&lt;0.1\u00a0%)" in page

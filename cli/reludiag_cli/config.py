@@ -55,7 +55,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         table.add_column(title, overflow="fold")
     for row in rows:
         is_set = row["source"] != "default"
-        value = _shown(row["value"]) if is_set else _default(row["defaults"])
+        value = _as_text(row["value"]) if is_set else _default(row["defaults"])
         table.add_row(
             Text(row["setting"], style="bold" if is_set else ""),
             Text(value, style="" if is_set else "dim"),
@@ -66,13 +66,13 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 def _default(defaults: dict[str, Any]) -> str:
     """The default, or each command's where they differ."""
-    texts = {name: _shown(value) for name, value in defaults.items()}
+    texts = {name: _as_text(value) for name, value in defaults.items()}
     if len(set(texts.values())) == 1:
         return next(iter(texts.values()))
     return ", ".join(f"{name}: {value}" for name, value in texts.items())
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):

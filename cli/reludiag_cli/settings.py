@@ -62,22 +62,22 @@ def settings_in_force(commands: Commands, folder: Path | None = None) -> dict[st
     A variable overrides the file. Raises UsageError for a key that no command has, or a value that
     a command refuses.
     """
-    known = options_of(commands)
+    all_options = options_of(commands)
     in_force: dict[str, Setting] = {}
     for setting in (*_from_file(folder or Path.cwd()), *_from_variables()):
-        if setting.key not in known:
-            raise UsageError(_unknown_key(setting, known))
-        in_force[setting.key] = _checked(setting, known[setting.key], commands)
+        if setting.key not in all_options:
+            raise UsageError(_unknown_key(setting, all_options))
+        in_force[setting.key] = _checked(setting, all_options[setting.key], commands)
     return in_force
 
 
 def default_map(commands: Commands, in_force: Mapping[str, Setting]) -> dict[str, dict[str, Any]]:
     """The settings as defaults of each command: command -> parameter -> value."""
-    known = options_of(commands)
+    all_options = options_of(commands)
     return {
         name: {
             option.name: in_force[key].value
-            for key, options in known.items()
+            for key, options in all_options.items()
             if key in in_force and (option := options.get(name)) is not None
         }
         for name in commands
@@ -115,11 +115,11 @@ def _from_variables() -> Iterable[Setting]:
             yield Setting(key, text, "variable", name)
 
 
-def _unknown_key(setting: Setting, known: Iterable[str]) -> str:
+def _unknown_key(setting: Setting, keys: Iterable[str]) -> str:
     if setting.key in COMMAND_LINE_ONLY:
         return f"{setting.origin} sets {setting.key}, which can be set on the command line only"
-    close = difflib.get_close_matches(setting.key.replace("_", "-"), known, 1)
-    names = sorted(known)
+    close = difflib.get_close_matches(setting.key.replace("_", "-"), keys, 1)
+    names = sorted(keys)
     expected = f"Did you mean {close[0]}?" if close else f"Expected one of {', '.join(names)}"
     return f"{setting.origin} sets {setting.key}, which is not a setting of reludiag. {expected}"
 

@@ -97,7 +97,7 @@ def _nothing(*args: Any) -> None:
     """The hook of a copy: it does nothing."""
 
 
-def watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def hookable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All modules of `model`, except those inside a fused layer without a rectifier module.
 
     A hook inside an encoder layer or an attention turns off its fused path, which changes the last

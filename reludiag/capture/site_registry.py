@@ -155,9 +155,9 @@ class SiteRegistry:
 
     def note_consumers(self, consumers: Mapping[int, tuple[Consumer, ...]]) -> None:
         """Take in what reads the units of sites, by their index, in a forward that was followed."""
-        for index, seen in consumers.items():
+        for index, site_consumers in consumers.items():
             site = self._sites[index]
-            site.consumers = tuple(dict.fromkeys((*(site.consumers or ()), *seen)))
+            site.consumers = tuple(dict.fromkeys((*(site.consumers or ()), *site_consumers)))
         self._site_list = None
 
     def _new_site(

@@ -56,7 +56,7 @@ class EventStudy:
     """Rates from this one on are high."""
 
     @property
-    def tells(self) -> bool:
+    def is_conclusive(self) -> bool:
         """Whether this run shows that the high learning rate killed units."""
         if self.regime not in {"warm-up", "spike"} or self.deaths < FEWEST:
             return False
@@ -111,8 +111,8 @@ def _divided(
     at = np.flatnonzero(is_high.any(axis=0))
     first, last = int(at[0]), int(at[-1])
     total, deaths = float(exposure.sum()), int(died.sum())
-    earlier, after = exposure[:, :first].sum() / total, exposure[:, last + 1 :].sum() / total
-    regime = "decay" if earlier < EARLY else "spike" if after >= EARLY else "warm-up"
+    earlier, later = exposure[:, :first].sum() / total, exposure[:, last + 1 :].sum() / total
+    regime = "decay" if earlier < EARLY else "spike" if later >= EARLY else "warm-up"
     share, deaths_high = float(exposure[is_high].sum()) / total, int(died[is_high].sum())
     p_value = 1.0
     if deaths_high and 0 < share < 1:  # one-sided binomial test

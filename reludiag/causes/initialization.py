@@ -25,13 +25,13 @@ def birth_problem(site: SiteAttribution) -> Problem | None:
     return next((problem for problem in problems if problem["kills_at_birth"]), None)
 
 
-def began_wrong(site: SiteAttribution) -> bool:
+def has_bad_initialization(site: SiteAttribution) -> bool:
     """Whether the problem of its layer shows in more units born dead than by chance, or cannot be
     separated from the effect of a dead earlier site.
     """
     if birth_problem(site) is None or not several_born(site):
         return False
-    above_dead = site.above is not None and site.above.dead_from == 0
+    above_dead = site.above is not None and site.above.dead_since == 0
     return above_dead or bool((site.births == KIND.name).any())
 
 
@@ -53,7 +53,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     layer = lives.layer or {}
     others = [each for each in attribution.sites if each is not site] if only is None else []
     wrong = [site] if birth_problem(site) else []
-    wrong += [each for each in others if began_wrong(each)]
+    wrong += [each for each in others if has_bad_initialization(each)]
     wrong.sort(key=lambda each: each.lives.order)
     # By layer: a layer that feeds several sites is named once.
     problems = {(each.lives.layer or {})["module"]: birth_problem(each) or {} for each in wrong}

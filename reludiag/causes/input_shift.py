@@ -56,19 +56,19 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             "deviation; above 1 it is not centred",
         )
     ]
-    drawn = ""
+    comparison = ""
     compared = not math.isnan(born_by_chance(lives))
     if compared:
         evidence += chance_evidence(lives)
-        drawn = ", as they would be under any scheme"
+        comparison = ", as they would be under any scheme"
     born = int(lives.born.sum())
     return Account(
         identifiable=compared,
         evidence=tuple(evidence),
         sentence=f"The input is not centred: its mean is {uncentred.gamma:.2g} times as long as "
         f"its standard deviation, so samples point the same way. {born} of {lives.units} units of "
-        f"'{lives.name}' were dead before any training{drawn}.",
-        advice=f"subtract from the input of '{uncentred.module}' the mean of each feature",
+        f"'{lives.name}' were dead before any training{comparison}.",
+        advice=f"subtract the mean of each feature from the input of '{uncentred.module}'",
         confirm="reludiag init MODEL --data CENTRED",
     )
 

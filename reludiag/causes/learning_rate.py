@@ -75,7 +75,7 @@ def largest_update(site: SiteAttribution) -> Update | None:
 
 def _deaths(site: SiteAttribution) -> bool:
     study = site.run.once(study_of)
-    if study is not None and study.tells:
+    if study is not None and study.is_conclusive:
         return True
     update = largest_update(site)
     return site.run.once(more_died) and update is not None and update.ratio >= LARGE_UPDATE
@@ -90,7 +90,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
     target = _target(critical, highest)
     return Account(
-        identifiable=study is not None and study.tells,
+        identifiable=study is not None and study.is_conclusive,
         evidence=(
             *study_evidence(study),
             *update_evidence(site),
@@ -115,7 +115,7 @@ def _sentence(
         if critical is not None and critical.half > 0
         else ""
     )
-    if study is not None and study.tells:
+    if study is not None and study.is_conclusive:
         return (
             f"Units died when the learning rate was high: {study.deaths_high} of {study.deaths} "
             f"deaths came in steps {study.first}-{study.last}, at {study.level:.3g} to "
@@ -144,7 +144,7 @@ def _advice(
     run = attribution.run
     study, group = run.once(study_of), group_in_words(run.recorded, site.lives)
     lower = f"lower the learning rate of {group} from {highest:.3g} to {target:.1g}"
-    if study is not None and study.regime == "spike" and study.tells:
+    if study is not None and study.regime == "spike" and study.is_conclusive:
         lower += f" in steps {study.first}-{study.last}"
     if study is None or study.regime != "constant":
         return lower

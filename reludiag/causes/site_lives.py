@@ -45,9 +45,9 @@ class SiteLives:
     """Units that died in each window."""
     rate_at_death: Floats
     """Learning rate of the window in which a unit last died; NaN if it did not."""
-    dead_from: int
+    dead_since: int
     """First snapshot from which all units stay dead to the end; NEVER if there is none."""
-    nearly_dead_from: int
+    nearly_dead_since: int
     """The same for a share of `NEARLY` of the units."""
     is_constant: bool
     """Whether at the last snapshot no unit's output varied over the samples."""
@@ -56,7 +56,7 @@ class SiteLives:
     baseline: Baseline | None
     layer: dict[str, Any] | None
     """Initialization of the layer that feeds it."""
-    given: InputStatistics | None
+    layer_input: InputStatistics | None
 
     @property
     def name(self) -> str:
@@ -74,9 +74,9 @@ class SiteLives:
         return self.never_alive | self.new
 
     @property
-    def collapsed_from(self) -> int:
+    def collapsed_since(self) -> int:
         """Snapshot from which all units are dead; if some live, almost all."""
-        return self.nearly_dead_from if self.dead_from == NEVER else self.dead_from
+        return self.nearly_dead_since if self.dead_since == NEVER else self.dead_since
 
 
 def trace_sites(run: RecordedRun) -> list[SiteLives]:
@@ -94,7 +94,7 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
         site = recorded.site
         if not site.rectifier.can_die or not site.units or not run.steps:
             continue
-        ledger = trace_lives(run.steps, recorded.dead, recorded.known)
+        ledger = trace_lives(run.steps, recorded.dead, recorded.has_state)
         states = _states(recorded)
         never_alive = ledger.born_dead & states.all(axis=0)
         steps = np.asarray(run.steps, dtype=np.int64)
@@ -112,13 +112,13 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
                 exposure=(np.diff(steps) * (~states[:-1]).sum(axis=1)).astype(np.float64),
                 died=ledger.died[1:].sum(axis=1),
                 rate_at_death=rates.at_death(recorded, ledger),
-                dead_from=_dead_from(run.steps, states, 1.0),
-                nearly_dead_from=_dead_from(run.steps, states, NEARLY),
+                dead_since=_dead_since(run.steps, states, 1.0),
+                nearly_dead_since=_dead_since(run.steps, states, NEARLY),
                 is_constant=counts.counted > 0 and bool((counts.maximum == counts.minimum).all()),
                 deaths=tuple(deaths.get(site.name, ())),
                 baseline=baselines.get(site.name),
                 layer=layers.get(site.producer or ""),
-                given=inputs.get(site.producer or ""),
+                layer_input=inputs.get(site.producer or ""),
             )
         )
     return lives
@@ -130,27 +130,27 @@ def collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives | 
 
     A dead site with a shortcut around it silences nothing: outputs here still vary.
     """
-    whole = next((each for each in above if each.dead_from != NEVER), None)
+    whole = next((each for each in above if each.dead_since != NEVER), None)
     if whole is not None:
         return whole if site.is_constant else None
     nearest = above[-1] if above else None
-    is_first = site.given is not None and site.given.is_first
-    if nearest is None or is_first or nearest.nearly_dead_from == NEVER:
+    is_first = site.layer_input is not None and site.layer_input.is_first
+    if nearest is None or is_first or nearest.nearly_dead_since == NEVER:
         return None
     return nearest
 
 
 def _states(recorded: RecordedSite) -> Mask:
     """`[snapshot, unit]`: dead; if unknown, as at the previous snapshot."""
-    states = recorded.dead & recorded.known
+    states = recorded.dead & recorded.has_state
     for index in range(1, len(states)):
-        states[index] = np.where(recorded.known[index], states[index], states[index - 1])
+        states[index] = np.where(recorded.has_state[index], states[index], states[index - 1])
     if len(states):
         states[-1] &= ~recorded.nonfinite[-1]
     return states
 
 
-def _dead_from(steps: Sequence[int], states: Mask, share: float) -> int:
+def _dead_since(steps: Sequence[int], states: Mask, share: float) -> int:
     alive = np.flatnonzero(states.mean(axis=1) < share)
     first = int(alive[-1]) + 1 if len(alive) else 0
     return int(steps[first]) if first < len(steps) else NEVER

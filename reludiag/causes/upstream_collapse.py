@@ -5,7 +5,7 @@ import numpy as np
 from reludiag.causes.cause import Evidence
 from reludiag.causes.chance import more_born, several_born
 from reludiag.causes.drift import shares_of
-from reludiag.causes.initialization import began_wrong, birth_problem
+from reludiag.causes.initialization import birth_problem, has_bad_initialization
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.causes.site_lives import NEARLY, Mask, SiteLives
 from reludiag.recording.ledger import NEVER
@@ -15,9 +15,9 @@ def _births(site: SiteAttribution) -> bool:
     above = site.above
     if above is None:
         return False
-    if above.dead_from == 0:
+    if above.dead_since == 0:
         return True
-    fed_little = above.nearly_dead_from == 0 and birth_problem(site) is None
+    fed_little = above.nearly_dead_since == 0 and birth_problem(site) is None
     return several_born(site) and fed_little and more_born(site.lives, suspect=True)
 
 
@@ -29,14 +29,14 @@ def _deaths(site: SiteAttribution) -> Mask:
     above, died = site.above, site.lives.ledger.died_step
     if above is None:
         return np.zeros(len(died), dtype=bool)
-    wholly = above.dead_from != NEVER
-    silenced = (died > above.dead_from) & wholly
+    is_complete = above.dead_since != NEVER
+    silenced = (died > above.dead_since) & is_complete
     for death in site.lives.deaths:
         shares = None if death.drift is None else shares_of(death.drift)
         if shares is None or death.step != died[death.unit]:
             continue
-        if death.step == above.collapsed_from or (
-            not wholly and death.step > above.nearly_dead_from
+        if death.step == above.collapsed_since or (
+            not is_complete and death.step > above.nearly_dead_since
         ):
             _, by_input, _ = shares
             silenced[death.unit] = by_input > 0.5
@@ -51,15 +51,15 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     site = only or attribution.foremost(KIND.name)
     above = site.above
     assert above is not None
-    step, wholly = above.collapsed_from, above.dead_from != NEVER
-    dead = above.units if wholly else int(above.dead.sum())
+    step, is_complete = above.collapsed_since, above.dead_since != NEVER
+    dead = above.units if is_complete else int(above.dead.sum())
     evidence = (
         Evidence(
             f"'{above.name}' completely dead",
             step,
             "step from which it outputs only zeros, so later layers get only constants",
         )
-        if wholly
+        if is_complete
         else Evidence(
             f"'{above.name}' almost completely dead",
             step,
@@ -74,17 +74,17 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         account = root.kind.account(attribution, root)
         advice, confirm = f"fix '{above.name}' first: {account.advice}", account.confirm
     problem = birth_problem(site)
-    if problem is not None and began_wrong(site):
+    if problem is not None and has_bad_initialization(site):
         advice += f"; then {problem['advice']}"
     silenced = f"silenced {site.tally[KIND.name]} units of '{site.lives.name}'."
     sentence = (
         f"All units of '{above.name}' are dead since step {step}: its output is constant, which "
         f"{silenced}"
-        if wholly
+        if is_complete
         else f"{dead} of {above.units} units of '{above.name}' are dead, nearly all since step "
         f"{step}: little of its signal is left, which {silenced}"
     )
-    return Account(wholly, evidence, sentence, advice, confirm)
+    return Account(is_complete, evidence, sentence, advice, confirm)
 
 
 KIND = CauseKind(

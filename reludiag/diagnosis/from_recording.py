@@ -30,7 +30,7 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
     findings, timelines, rates = [], [], LearningRates(run)
     explained = explain(run)
     for recorded in run.sites:
-        ledger = trace_lives(run.steps, recorded.dead, recorded.known)
+        ledger = trace_lives(run.steps, recorded.dead, recorded.has_state)
         findings.append(
             SiteFindings(
                 recorded.site,

@@ -59,7 +59,7 @@ class UnitState:
 
     site: Site
     dead: Mask
-    known: Mask
+    has_state: Mask
 
 
 class DeathWatch:
@@ -96,7 +96,7 @@ class DeathWatch:
         previous = self._states.get(state.site.key)
         if previous is None or previous.dead.shape != state.dead.shape:
             return np.zeros(0, dtype=np.int64)
-        return np.flatnonzero(state.dead & state.known & ~previous.dead & previous.known)
+        return np.flatnonzero(state.dead & state.has_state & ~previous.dead & previous.has_state)
 
     def _keep(self) -> None:
         """Copy the weights, into the same memory if it fits."""

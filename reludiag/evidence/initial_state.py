@@ -59,7 +59,7 @@ def observe_initial_state(
         )
         for path, layer_input in measured.items()
     )
-    born = any(bool((state.dead & state.known).any()) for state in mortal)
+    born = any(bool((state.dead & state.has_state).any()) for state in mortal)
     baselines = _baselines(twin, batches, unit_axes) if born else ()
     return Observations(starts, inputs, baselines)
 

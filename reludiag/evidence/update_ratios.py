@@ -22,32 +22,32 @@ class UpdateMeter:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = dict(model.named_modules())
-        self._before: dict[str, tuple[Tensor, Tensor]] = {}
+        self._copies: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def keeping(self) -> bool:
         """Whether weights are copied for the coming step."""
-        return bool(self._before)
+        return bool(self._copies)
 
     def keep(self, paths: Iterable[str]) -> None:
         """Copy the weights of these layers before a step."""
         for path in paths:
             weight = _weight(self._modules.get(path))
             if weight is not None:
-                self._before[path] = weight, _sample(weight).clone()
+                self._copies[path] = weight, _sample(weight).clone()
 
     def measure(self, step: int) -> list[Update]:
         """The updates by `step` of the copied layers, without layers whose weights are all 0."""
         updates = []
-        for path, (weight, weights) in self._before.items():
-            after = _sample(weight)
-            if after.shape != weights.shape or after.device != weights.device:
+        for path, (weight, old) in self._copies.items():
+            new = _sample(weight)
+            if new.shape != old.shape or new.device != old.device:
                 continue
-            size = float(weights.norm())
-            change = float((after - weights).norm())
+            size = float(old.norm())
+            change = float((new - old).norm())
             if size > 0 and change == change and change < float("inf"):
                 updates.append(Update(step, path, change / size))
-        self._before = {}
+        self._copies = {}
         return updates
 
 

@@ -42,7 +42,7 @@ def compare(paths: Sequence[str | Path]) -> pd.DataFrame:
 
 def trial_row(run: RecordedRun) -> dict[str, Any]:
     """One recording as a row of the table of trials; None for unknown values."""
-    settings = _told(run.facts)
+    settings = _settings_of(run.facts)
     lives = [_lives(run, site) for site in run.sites if _can_die(site)]
     units, born, new, revived, dead, nonfinite = (
         sum(column) for column in (zip(*lives, strict=True) if lives else [()] * 6)
@@ -69,7 +69,7 @@ def trial_row(run: RecordedRun) -> dict[str, Any]:
     }
 
 
-def _told(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+def _settings_of(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of the run, from the facts of its recording."""
     trial = facts.get("trial")
     return {**facts, **trial} if isinstance(trial, Mapping) else facts
@@ -84,14 +84,14 @@ def _lives(run: RecordedRun, site: RecordedSite) -> tuple[int, int, int, int, in
     units = site.site.units or 0
     if not run.steps:
         return units, 0, 0, 0, 0, 0
-    ledger = trace_lives(run.steps, site.dead, site.known)
+    ledger = trace_lives(run.steps, site.dead, site.has_state)
     # A window in which the site was not called says nothing: the last that does, stands.
-    informative = site.known | site.nonfinite
+    informative = site.has_state | site.nonfinite
     last = len(run.steps) - 1 - np.argmax(informative[::-1], axis=0)
     here = (last, np.arange(units))
     nonfinite = site.nonfinite[here]
-    dead = site.dead[here] & site.known[here] & ~nonfinite
-    alive_first = site.known[0] & ~site.dead[0]
+    dead = site.dead[here] & site.has_state[here] & ~nonfinite
+    alive_first = site.has_state[0] & ~site.dead[0]
     return (
         units,
         int(ledger.born_dead.sum()),

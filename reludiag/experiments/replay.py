@@ -108,23 +108,23 @@ def replay(
         BOTH: (lr_scale, init),
     }
     names = [name for name, way in ways.items() if None not in way]
-    chosen = seed_list(seeds)
-    plan = [(seed, name) for seed in chosen for name in names]
+    seed_numbers = seed_list(seeds)
+    plan = [(seed, name) for seed in seed_numbers for name in names]
     cells = [
         Cell(number, seed, lr_scale=ways[name][0] or 1.0, init=ways[name][1] or DEFAULT)
         for number, (seed, name) in enumerate(plan)
     ]
-    settings = {"lr_scale": lr_scale, "init": init, "seeds": chosen}
+    settings = {"lr_scale": lr_scale, "init": init, "seeds": seed_numbers}
     with tempfile.TemporaryDirectory(prefix="reludiag-replay-") as temporary:
         folder = Path(temporary if path is None else path)
         trials = run_cells(train, cells, settings, folder, workers, None, progress)
     if path is None:
         trials["recording"] = ""
     trials.insert(1, "arm", pd.Series([name for _, name in plan], index=trials.index, dtype="str"))
-    return judged(trials, _name(train), lr_scale, init)
+    return replay_of(trials, _name(train), lr_scale, init)
 
 
-def judged(trials: pd.DataFrame, train: str, lr_scale: float | None, init: str | None) -> Replay:
+def replay_of(trials: pd.DataFrame, train: str, lr_scale: float | None, init: str | None) -> Replay:
     """The Replay of a table of trials that has a column `arm`."""
     conclusion, arms = answer(trials), arms_of(trials)
     rates = trials[trials["arm"] == FACTUAL]["lr"].dropna()

@@ -55,12 +55,12 @@ def sweep(
     continued, ModelError or UserCodeError if train cannot be imported.
     """
     check_not_a_worker("sweep")
-    rates, schemes, chosen = _rates(lr), _schemes(init), seed_list(seeds)
-    grid = [(seed, rate, scheme) for seed in chosen for scheme in schemes for rate in rates]
+    rates, schemes, seed_numbers = _rates(lr), _schemes(init), seed_list(seeds)
+    grid = [(seed, rate, scheme) for seed in seed_numbers for scheme in schemes for rate in rates]
     cells = [
         Cell(number, seed, rate, init=scheme) for number, (seed, rate, scheme) in enumerate(grid)
     ]
-    settings = {"lr": rates, "init": schemes, "seeds": chosen}
+    settings = {"lr": rates, "init": schemes, "seeds": seed_numbers}
     return run_cells(
         train,
         cells if shard is None else _part(cells, shard),
@@ -114,13 +114,13 @@ def run_cells(
 
 def seed_list(seeds: int | Sequence[int]) -> list[int]:
     """The seeds, from their number or a list; raises UsageError for none or duplicates."""
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0:
         raise UsageError(
             f"seeds={seeds} was given; expected a number of seeds (at least 1), or different "
             "seeds (at least 0)"
         )
-    return chosen
+    return numbers
 
 
 def _rates(lr: Sequence[float] | None) -> list[float | None]:
@@ -156,13 +156,13 @@ def _part(cells: Sequence[Cell], shard: str) -> list[Cell]:
             f"shard {shard!r} was given; expected i/n with i from 1 to n, such as 1/3 for the "
             "first of three parts"
         )
-    chosen = [cell for cell in cells if cell.trial % parts == part - 1]
-    if not chosen:
+    part_cells = [cell for cell in cells if cell.trial % parts == part - 1]
+    if not part_cells:
         raise UsageError(
             f"shard {shard} is empty: the grid has only {len(cells)} runs; expected at most as "
             "many parts"
         )
-    return chosen
+    return part_cells
 
 
 def _label(spec: str) -> str:

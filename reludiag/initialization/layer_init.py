@@ -267,7 +267,7 @@ class _Bias:
     units: int = 0
     deep: int = 0
     """Number of units that are almost silenced by their bias alone."""
-    chosen: bool = False
+    is_negative: bool = False
     """Whether their mean is below 0 by more than chance."""
 
     @classmethod
@@ -311,7 +311,7 @@ def _bias_problems(layer: LayerInit, bias: _Bias) -> list[InitProblem]:
         return [InitProblem("nonfinite", float(bias.units), sentence, advice, False)]
     if bias.depth is None or bias.mean is None or bias.minimum is None:
         return []
-    if bias.chosen and bias.depth > DEEP_BIAS:
+    if bias.is_negative and bias.depth > DEEP_BIAS:
         starts = "starts at" if bias.kind == "constant" else "has mean"
         sentence = (
             f"the bias of {layer.module} {starts} {bias.mean:.3g}, {bias.depth:.1f} standard "

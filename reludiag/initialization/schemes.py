@@ -129,13 +129,13 @@ def reinitialize(model: nn.Module, scheme: str, seed: int) -> None:
     device; global random number streams are not used. Raises UsageError for an unknown name, or for
     a weight that cannot be set.
     """
-    chosen = scheme_named(scheme)
-    if chosen is None:
+    named_scheme = scheme_named(scheme)
+    if named_scheme is None:
         return
     generator = torch.Generator().manual_seed(seed)
     done = _tied_elsewhere(model)
     for path, module in model.named_modules():
-        if not isinstance(module, WEIGHTED) or _held(module, "weight") in done:
+        if not isinstance(module, WEIGHTED) or _parameter_id(module, "weight") in done:
             continue
         if is_lazy(module.weight):
             raise UsageError(
@@ -143,10 +143,10 @@ def reinitialize(model: nn.Module, scheme: str, seed: int) -> None:
                 "one batch, then initialize it"
             )
         fans = fans_of(module.weight.shape)
-        _set(module, "weight", draw(chosen, tuple(module.weight.shape), generator), path)
-        if module.bias is not None and _held(module, "bias") not in done:
+        _set(module, "weight", draw(named_scheme, tuple(module.weight.shape), generator), path)
+        if module.bias is not None and _parameter_id(module, "bias") not in done:
             bias = torch.zeros(module.bias.shape)
-            if chosen.name == "pytorch" and fans.fan_in:
+            if named_scheme.name == "pytorch" and fans.fan_in:
                 bound = 1 / math.sqrt(fans.fan_in)
                 bias.uniform_(-bound, bound, generator=generator)
             _set(module, "bias", bias, path)
@@ -187,7 +187,7 @@ def _tied_elsewhere(model: nn.Module) -> set[int]:
     }
 
 
-def _held(module: nn.Module, name: str) -> int | None:
+def _parameter_id(module: nn.Module, name: str) -> int | None:
     """Identity of the parameter; None if it is computed at each access."""
     parameter = parameters_of(module).get(name)
     return None if parameter is None else id(parameter)

@@ -34,12 +34,12 @@ class ReludiagCallback(TrainerCallback):
         """The Monitor of the last training, for its `diagnose()`; None before the first."""
         return self._session.monitor
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start; the optimizer exists by now."""
         if state.is_world_process_zero:
-            self._session.begin(given["model"], given["optimizer"])
+            self._session.begin(kwargs["model"], kwargs["optimizer"])
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Complete the recording."""
         self._session.end()
 

@@ -110,9 +110,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) 
     }
     notes = [f'"{part}" was removed from the keys' for part in stripped]
     problems = [
-        _listed(missing, "the checkpoint lacks {} of the model's tensors: {}"),
-        _listed(unexpected, "the checkpoint has {} that the model lacks: {}"),
-        _listed(misshaped, "{} have a different shape: {}"),
+        _name_list(missing, "the checkpoint lacks {} of the model's tensors: {}"),
+        _name_list(unexpected, "the checkpoint has {} that the model lacks: {}"),
+        _name_list(misshaped, "{} have a different shape: {}"),
     ]
     problems = [problem for problem in problems if problem]
     if problems and (strict or not fitting):
@@ -314,7 +314,7 @@ def _keys(content: Mapping[Any, Any]) -> str:
     return (", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")) or "nothing"
 
 
-def _listed(names: list[str], sentence: str) -> str:
+def _name_list(names: list[str], sentence: str) -> str:
     if not names:
         return ""
     part = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")

@@ -127,8 +127,8 @@ def _called_in(owner: nn.Module, operator: Callable[..., Any]) -> Callable[..., 
     def call(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return operator(*args, **kwargs)
 
-    def called(*args: Any, **kwargs: Any) -> Any:
+    def call_method(*args: Any, **kwargs: Any) -> Any:
         return call(owner, args, kwargs)
 
-    called.__name__ = called.__qualname__ = str(operator).partition(".")[0] + "_in_owner"
-    return called
+    call_method.__name__ = call_method.__qualname__ = str(operator).partition(".")[0] + "_in_owner"
+    return call_method

@@ -80,14 +80,14 @@ def note_firing(
     `highest` (float32, the largest magnitude, NaN after a NaN); `highest` may be empty, which saves
     memory and takes more operators.
     """
-    left: int | None = None
+    silent: int | None = None
     if _kernels and reading is not None:
-        left = _kernels.watch(x, reading.plan, signed, states)
-    if left is None:
+        silent = _kernels.watch(x, reading.plan, signed, states)
+    if silent is None:
         x = x if reading is None else reading.of(x)
-        left = _kernels.watch(x, None, signed, states) if _kernels else None
-    if left is not None:
-        return left == 0
+        silent = _kernels.watch(x, None, signed, states) if _kernels else None
+    if silent is not None:
+        return silent == 0
     _warn_once(x)
     largest = _highest(x)
     if signed:

@@ -184,17 +184,17 @@ class Alerts:
 
     def _followed(self, step: int, state: SiteState) -> SiteSnapshot:
         site, counts = state.site, state.counts
-        known = ~counts.nonfinite
+        has_state = ~counts.nonfinite
         lives = self._lives.get(site.key)
-        if lives is None or len(lives.dead) != len(known):
-            lives = self._lives[site.key] = Lifelines(len(known))
-        died, revived = lives.advance(step, state.dead, known)
-        dead = int((state.dead & known).sum())
+        if lives is None or len(lives.dead) != len(has_state):
+            lives = self._lives[site.key] = Lifelines(len(has_state))
+        died, revived = lives.advance(step, state.dead, has_state)
+        dead = int((state.dead & has_state).sum())
         if step == 0:
             self._born[site.key] = dead
         return SiteSnapshot(
             name=site.name,
-            units=len(known),
+            units=len(has_state),
             samples=counts.samples,
             dead=dead,
             died_units=tuple(np.flatnonzero(died).tolist()),

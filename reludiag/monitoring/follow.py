@@ -79,8 +79,8 @@ class Follower:
 
     def _without(self, error: RecordingError) -> LiveView:
         if self._progress is not None:
-            gone = not self._path.exists()
-            why = f"{self._path} was removed" if gone else str(error)
+            is_removed = not self._path.exists()
+            why = f"{self._path} was removed" if is_removed else str(error)
             sentence = f"{why}. This is the last state of the run that was read."
             return self._view(self._progress, "lost", sentence)
         if self._path.exists() and self._clock() - self._path.stat().st_mtime > _YOUNG:
@@ -116,15 +116,15 @@ def _state(progress: RecordingProgress, now: float) -> tuple[str, str]:
         return "interrupted", f"The run was {status}."
     if not progress.times:
         return "running", "No snapshot has been taken yet."
-    distances = [after - previous for previous, after in itertools.pairwise(progress.times)]
+    distances = [later - earlier for earlier, later in itertools.pairwise(progress.times)]
     usual = statistics.median(distances) if distances else 0.0
     patience = max(_LEAST_PATIENCE, _PATIENCE * usual)
     owner = _owner(progress.facts.get("process"))
     if owner is not None and owner.host == this_host():
-        gone, why = is_gone(owner, now), "its process has ended"
+        has_died, why = is_gone(owner, now), "its process has ended"
     else:
-        gone, why = now > progress.times[-1] + patience, "it has not written for a long time"
-    if gone:
+        has_died, why = now > progress.times[-1] + patience, "it has not written for a long time"
+    if has_died:
         return "died", f"The run died: {why}."
     return "running", ""
 

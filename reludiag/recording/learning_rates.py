@@ -22,8 +22,8 @@ class LearningRates:
             for group, rows in groups.items()
         }
 
-    def largest(self, recorded: RecordedSite, before: int, step: int) -> float:
-        """The largest rate in steps `before + 1 .. step` for the weights that feed a site.
+    def largest(self, recorded: RecordedSite, start: int, step: int) -> float:
+        """The largest rate in steps `start + 1 .. step` for the weights that feed a site.
 
         NaN if no optimizer trains them; over all groups if the producer of the site is unknown.
         """
@@ -33,8 +33,8 @@ class LearningRates:
             names = [] if recorded.site.producer is not None else list(self._groups)
         largest = []
         for steps, rates in (self._groups[name] for name in names if name in self._groups):
-            start = max(0, int(np.searchsorted(steps, before + 1, side="right")) - 1)
-            used = rates[start : int(np.searchsorted(steps, step, side="right"))]
+            first = max(0, int(np.searchsorted(steps, start + 1, side="right")) - 1)
+            used = rates[first : int(np.searchsorted(steps, step, side="right"))]
             largest += [float(used.max())] if len(used) else []
         return max(largest, default=float("nan"))
 

@@ -42,22 +42,22 @@ class Lifelines:
     def __init__(self, units: int) -> None:
         self.dead = np.zeros(units, dtype=bool)
         """A unit that is not known to be dead or alive keeps its last known state."""
-        self.seen = np.zeros(units, dtype=bool)
+        self.had_state = np.zeros(units, dtype=bool)
 
-    def advance(self, step: int, dead: Mask, known: Mask) -> tuple[Mask, Mask]:
+    def advance(self, step: int, dead: Mask, has_state: Mask) -> tuple[Mask, Mask]:
         """Advance to a snapshot; returns which units have died and which have revived."""
-        now = np.where(known, dead, self.dead)
+        now = np.where(has_state, dead, self.dead)
         # Dead when first seen: born dead at step 0, otherwise it died at an earlier step.
-        was_dead = self.dead | (known & ~self.seen & now & (step == 0))
-        died, revived = known & now & ~was_dead, known & ~now & self.dead
-        self.dead, self.seen = now, self.seen | known
+        was_dead = self.dead | (has_state & ~self.had_state & now & (step == 0))
+        died, revived = has_state & now & ~was_dead, has_state & ~now & self.dead
+        self.dead, self.had_state = now, self.had_state | has_state
         return died, revived
 
 
-def trace_lives(steps: Sequence[int], dead: Mask, known: Mask) -> Ledger:
+def trace_lives(steps: Sequence[int], dead: Mask, has_state: Mask) -> Ledger:
     """Follow the units of one site through its snapshots.
 
-    `dead` and `known` are `[snapshot, unit]`; a unit that is not known to be dead or alive (its
+    `dead` and `has_state` are `[snapshot, unit]`; a unit that is not known to be dead or alive (its
     site was not called, or it was not finite) keeps its last known state. A unit that is dead when
     first seen, after step 0, died at that snapshot or before.
     """
@@ -67,13 +67,13 @@ def trace_lives(steps: Sequence[int], dead: Mask, known: Mask) -> Ledger:
     last_alive = np.full(units, NEVER, dtype=np.int64)
     died_step, previous, revived_step = (np.full(units, NEVER, dtype=np.int64) for _ in range(3))
     died, revived = np.zeros_like(dead), np.zeros_like(dead)
-    born = dead[0] & known[0] if born_known else np.zeros(units, dtype=bool)
+    born = dead[0] & has_state[0] if born_known else np.zeros(units, dtype=bool)
     for index, step in enumerate(steps):
-        died[index], revived[index] = lives.advance(step, dead[index], known[index])
+        died[index], revived[index] = lives.advance(step, dead[index], has_state[index])
         died_step[died[index]] = step
         previous[died[index]] = last_alive[died[index]]
         revived_step[revived[index]] = step
-        last_alive[known[index] & ~lives.dead] = step
+        last_alive[has_state[index] & ~lives.dead] = step
     return Ledger(born_known, born, died_step, previous, revived_step, died, revived)
 
 
@@ -100,21 +100,21 @@ class Lives:
     """Of each site `[snapshot, unit]`, values of `Life`; sites in forward order."""
 
 
-def life_states(born_known: bool, dead: Mask, known: Mask, nonfinite: Mask) -> States:
+def life_states(born_known: bool, dead: Mask, has_state: Mask, nonfinite: Mask) -> States:
     """The `Life` of each unit of one site at each snapshot, all `[snapshot, unit]`.
 
-    `known` marks units that are known to be dead or alive; `born_known` is as in the ledger.
+    `has_state` marks units that are known to be dead or alive; `born_known` is as in the ledger.
     """
     states = np.where(dead, Life.DEAD, Life.ALIVE).astype(np.uint8)
     units = dead.shape[1]
     born, was_dead = np.full(units, born_known), np.zeros(units, dtype=bool)
     for index, row in enumerate(states):
         if index == 0:
-            born &= known[0] & dead[0]
-        born &= dead[index] | ~known[index]
+            born &= has_state[0] & dead[0]
+        born &= dead[index] | ~has_state[index]
         row[born & dead[index]] = Life.BORN_DEAD
         row[was_dead & ~dead[index]] = Life.REVIVED
-        was_dead |= known[index] & dead[index]
-    states[~known] = Life.UNKNOWN
+        was_dead |= has_state[index] & dead[index]
+    states[~has_state] = Life.UNKNOWN
     states[nonfinite] = Life.NONFINITE
     return states

@@ -55,7 +55,7 @@ def read_progress(path: str | Path) -> RecordingProgress:
         db.execute("BEGIN")
         facts = {key: json.loads(value) for key, value in db.execute("SELECT * FROM run")}
         rows = db.execute("SELECT step, taken FROM snapshot ORDER BY step").fetchall()
-    times = (datetime.datetime.fromisoformat(taken).timestamp() for _, taken in rows)
+    times = (datetime.datetime.fromisoformat(time).timestamp() for _, time in rows)
     return RecordingProgress(facts, tuple(step for step, _ in rows), tuple(times))
 
 
@@ -142,7 +142,9 @@ def _read_observations(db: sqlite3.Connection) -> Observations:
             for module, layer in db.execute("SELECT * FROM initialization ORDER BY rowid")
         ),
         inputs=tuple(
-            InputStatistics(module, samples, bool(is_first), _known(gamma), _known(cosine))
+            InputStatistics(
+                module, samples, bool(is_first), _nan_if_null(gamma), _nan_if_null(cosine)
+            )
             for module, samples, is_first, gamma, cosine in db.execute(
                 "SELECT * FROM input ORDER BY rowid"
             )
@@ -160,7 +162,7 @@ def _read_observations(db: sqlite3.Connection) -> Observations:
                 unit,
                 step,
                 previous,
-                _known(fraction),
+                _nan_if_null(fraction),
                 None if drift[0] is None else Drift(*drift),
             )
             for site, unit, step, previous, fraction, *drift in db.execute(
@@ -170,7 +172,7 @@ def _read_observations(db: sqlite3.Connection) -> Observations:
     )
 
 
-def _known(value: float | None) -> float:
+def _nan_if_null(value: float | None) -> float:
     """SQLite stores NaN as null."""
     return float("nan") if value is None else value
 
@@ -186,14 +188,14 @@ def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> Reco
     width = units or 0
     position = {step: index for index, step in enumerate(steps)}
     sample_counts = np.zeros(len(steps), dtype=np.int64)
-    dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
+    dead, nonfinite, was_called = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
     for step, samples, dead_bits, nonfinite_bits in db.execute(
         "SELECT step, samples, dead, nonfinite FROM state WHERE site = ?", (site_id,)
     ):
         index = position[step]
         dead[index] = mask_of(dead_bits, width)
         nonfinite[index] = mask_of(nonfinite_bits, width)
-        known[index] = samples > 0
+        was_called[index] = samples > 0
         sample_counts[index] = samples
     statistics = db.execute("SELECT * FROM statistics WHERE site = ?", (site_id,)).fetchone()
     counts = UnitCounts.nothing(width)
@@ -204,4 +206,6 @@ def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> Reco
                 for f, value in zip(fields(UnitCounts), statistics[1:], strict=True)
             }
         )
-    return RecordedSite(site, group, counts, sample_counts, dead, known & ~nonfinite, nonfinite)
+    return RecordedSite(
+        site, group, counts, sample_counts, dead, was_called & ~nonfinite, nonfinite
+    )

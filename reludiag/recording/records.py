@@ -33,7 +33,7 @@ class RecordedSite:
     """`[snapshot]`: seen in each window."""
     dead: Mask
     """`[snapshot, unit]`."""
-    known: Mask
+    has_state: Mask
     """`[snapshot, unit]`: whether the site was called and the unit was finite."""
     nonfinite: Mask
     """`[snapshot, unit]`."""

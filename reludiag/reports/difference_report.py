@@ -14,7 +14,7 @@ from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.diagnosis.difference import CHANGES, Difference
 from reludiag.reports.console import Harmless, plain_text
 from reludiag.reports.json_text import records, text_of
-from reludiag.reports.wording import many
+from reludiag.reports.wording import plural
 
 _NAMED = 5  # units named per site
 _STYLES = {"died": "bold red", "diverged": "bold magenta", "revived": "green"}
@@ -100,7 +100,7 @@ def _site_table(difference: Difference) -> list[RenderableType]:
             )
         parts.append(Padding(table, (1, 0, 0, 1)))
     if same.any():
-        rest = f"{'the other ' if len(rows) else ''}{many(int(same.sum()), 'site')}"
+        rest = f"{'the other ' if len(rows) else ''}{plural(int(same.sum()), 'site')}"
         line = f" No unit changed in {rest}."
         parts.append(Text(line, style="dim"))
     return parts

@@ -18,7 +18,7 @@ from reludiag.initialization.examination import InitExamination
 from reludiag.initialization.layer_init import InitProblem, LayerInit
 from reludiag.reports.console import Harmless, plain_text
 from reludiag.reports.json_text import finite, records, text_of
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
 _MOST_ROWS = 40  # rows of a table; the JSON has all
 _ALIKE = 2  # indistinguishable schemes that are named
@@ -68,10 +68,10 @@ def _head(examination: InitExamination) -> RenderableType:
     if births is not None:
         dead, units = int(births["born_dead"].sum()), int(births["units"].sum())
         headline = Text(
-            f"{dead:,} of {many(units, 'unit')} born dead ({share(dead, units)})",
+            f"{dead:,} of {plural(units, 'unit')} born dead ({share(dead, units)})",
             style="bold red" if dead else "bold green",
         )
-        headline.append(f" on {many(examination.samples, 'sample')}", style="not bold default")
+        headline.append(f" on {plural(examination.samples, 'sample')}", style="not bold default")
         lines.append(headline)
         if redraws is not None and len(redraws):
             low, mean, high = _shares(redraws, "kaiming_normal")
@@ -175,7 +175,7 @@ def _scheme_table(examination: InitExamination) -> Iterable[RenderableType]:
         cells = map(_percent, (mean, low, high))
         table.add_row(str(scheme), *cells, f"{int(draws['nonfinite'].max()):,}")
     seeds = redraws["seed"].nunique()
-    title = f"The same model drawn again by other schemes, {many(seeds, 'seed')} each"
+    title = f"The same model drawn again by other schemes, {plural(seeds, 'seed')} each"
     return _titled(title, table, 0)
 
 

@@ -16,8 +16,8 @@ def text_of(content: Mapping[str, Any], indent: int | None = None) -> str:
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows as JSON objects; unknown and non-finite values are None."""
-    known = table.replace([np.inf, -np.inf], np.nan).astype(object)
-    rows = known.where(known.notna(), None).to_dict("records")
+    values = table.replace([np.inf, -np.inf], np.nan).astype(object)
+    rows = values.where(values.notna(), None).to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in rows]
 
 

@@ -15,7 +15,7 @@ from reludiag.monitoring.follow import LiveView
 from reludiag.reports.console import Harmless, speaks_unicode
 from reludiag.reports.run.summary import WINDOWS
 from reludiag.reports.run.terminal import BAR, bar, life_table
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
 _STYLES = {
     "waiting": "yellow",
@@ -89,7 +89,7 @@ def _latest_rate(diagnosis: Diagnosis | None) -> float:
 def _totals(diagnosis: Diagnosis) -> Text:
     units = int(diagnosis.sites["units"].sum())
     text = Text(
-        f"{diagnosis.dead:,} of {many(units, 'unit')} dead",
+        f"{diagnosis.dead:,} of {plural(units, 'unit')} dead",
         style="bold red" if diagnosis.dead else "bold green",
     )
     if diagnosis.dead:

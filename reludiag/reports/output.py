@@ -68,15 +68,15 @@ def opened_binary(target: str | Path | IO[bytes]) -> Iterator[IO[bytes]]:
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     check_writable(path)
     if _is_special(path):
-        with _told(path), path.open("wb") as file:
+        with _as_usage_error(path), path.open("wb") as file:
             yield file
         return
-    with _told(path):
+    with _as_usage_error(path):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with _told(path), os.fdopen(descriptor, "wb") as file:
+        with _as_usage_error(path), os.fdopen(descriptor, "wb") as file:
             yield file
-        with _told(path):
+        with _as_usage_error(path):
             # mkstemp makes private files; give it the permissions of any new file.
             umask = os.umask(0)
             os.umask(umask)
@@ -89,7 +89,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def append(path: str | Path, text: str) -> None:
     """Append to a file that others also write to. Raises UsageError if that fails."""
-    with _told(Path(path)), Path(path).open("a", encoding="utf-8", newline="") as stream:
+    with _as_usage_error(Path(path)), Path(path).open("a", encoding="utf-8", newline="") as stream:
         stream.write(text)
 
 
@@ -121,7 +121,7 @@ def check_writable(target: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _as_usage_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

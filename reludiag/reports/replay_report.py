@@ -16,7 +16,7 @@ from reludiag.experiments.analysis.counterfactual import BOTH, FACTUAL, INIT, RA
 from reludiag.experiments.replay import Replay
 from reludiag.reports.console import Harmless, plain_text
 from reludiag.reports.json_text import records, text_of
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
 
 def print_replay(replay: Replay, console: Console) -> None:
@@ -26,7 +26,7 @@ def print_replay(replay: Replay, console: Console) -> None:
     title = f"reludiag replay {replay.train}"
     panel = Panel(Group(*lines), title=escape(title), title_align="left", border_style="dim")
     seeds = replay.answer.seeds
-    agree = f"{replay.answer.agreeing} of {many(seeds, 'seed')}" if seeds > 1 else ""
+    agree = f"{replay.answer.agreeing} of {plural(seeds, 'seed')}" if seeds > 1 else ""
     foot = Padding(Text(_foot(agree), style="dim"), (0, 1))
     console.print(Harmless(panel, _table(replay), foot))
 

@@ -3,7 +3,7 @@
 import math
 
 
-def many(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     """`1 unit`, `1,200 units`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 

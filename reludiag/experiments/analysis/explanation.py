@@ -27,7 +27,7 @@ class Explanation:
         lr_scale: float | None,
         init: str | None,
     ) -> None:
-        self._arms, self._found = arms, answer
+        self._arms, self._answer = arms, answer
         self._rate = "" if rate is None else f" {rate:.4g}"
         self._lowered = f"{rate * lr_scale:.4g}" if rate and lr_scale else f"x {lr_scale}"
         self._init = init
@@ -39,7 +39,7 @@ class Explanation:
         """What killed the units, with the shares as evidence."""
         arms, dead = self._arms, self._dead(FACTUAL)
         rate, init, both = (self._dead(name) for name in (RATE, INIT, BOTH))
-        match self._found.kind:
+        match self._answer.kind:
             case "none":
                 return f"There is nothing to explain: only {dead} of the units are dead."
             case "divergence":
@@ -58,7 +58,7 @@ class Explanation:
                     "dead nor alive."
                 )
             case "undetermined":
-                return self._untold()
+                return self._unknown_sentence()
             case "learning_rate":
                 return (
                     f"The learning rate{self._rate} killed {self._killed()}: {dead} of the units "
@@ -91,7 +91,7 @@ class Explanation:
         """What to do next."""
         lower = f"Use a learning rate of {self._lowered}"
         draw = f"Initialize the model by {self._init}"
-        match self._found.kind:
+        match self._answer.kind:
             case "none":
                 return "Change nothing."
             case "learning_rate":
@@ -123,7 +123,7 @@ class Explanation:
 
     def notes(self, trials: pd.DataFrame) -> list[str]:
         """What weakens the answer."""
-        answer, notes = self._found, []
+        answer, notes = self._answer, []
         if answer.agreeing < answer.seeds:
             notes.append(
                 f"{answer.agreeing} of {answer.seeds} seeds alone give this answer: more seeds "
@@ -153,19 +153,19 @@ class Explanation:
         return notes
 
     def _masked(self) -> str:
-        if self._found.dominant == "learning_rate":
+        if self._answer.dominant == "learning_rate":
             return (
                 "Both must be fixed: the learning rate kills more units, and hides the "
                 "initialization"
             )
-        if self._found.dominant == "initialization":
+        if self._answer.dominant == "initialization":
             return (
                 "Both must be fixed: the initialization kills more units, and hides the "
                 "learning rate"
             )
         return "Both must be fixed: with one change alone, the other cause still kills units"
 
-    def _untold(self) -> str:
+    def _unknown_sentence(self) -> str:
         """What is unknown because runs crashed or diverged."""
         if not self._dead(FACTUAL):
             return "No run finished, so there is no answer."

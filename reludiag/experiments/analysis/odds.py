@@ -58,32 +58,32 @@ def death_odds(
     runs = runs[~runs["init"].isin(flat)]
     left_out = tuple(str(init) for init in flat)
 
-    def untold(reason: str) -> DeathOdds:
+    def failure(reason: str) -> DeathOdds:
         return DeathOdds(len(runs), None, None, None, None, None, left_out, reason)
 
     if runs.empty:
-        return untold("in every initialization, either no unit died or all units did")
+        return failure("in every initialization, either no unit died or all units did")
     if (runs["lr"] <= 0).any():
-        return untold("a learning rate of 0 has no logarithm")
+        return failure("a learning rate of 0 has no logarithm")
     if runs["lr"].nunique() < 2:
-        return untold("there is only one learning rate")
+        return failure("there is only one learning rate")
     intercepts = pd.get_dummies(runs["init"]).to_numpy(dtype=np.float64)
     x = np.column_stack([np.log10(runs["lr"]), intercepts])
     if np.linalg.matrix_rank(x) < x.shape[1]:
-        return untold("each initialization was run at only one learning rate")
+        return failure("each initialization was run at only one learning rate")
     if len(runs) < x.shape[1] + FEWEST_SPARE_RUNS:
-        return untold(f"{len(runs)} runs are too few for {x.shape[1]} coefficients")
+        return failure(f"{len(runs)} runs are too few for {x.shape[1]} coefficients")
     k, n = (runs[name].to_numpy(dtype=np.float64) for name in ("died", "exposed"))
     if _separated(x, k, n):
-        return untold(
+        return failure(
             "all units died above some learning rate and none below it, so the odds are infinite"
         )
     try:
         fits = _fit(x, k, n)
     except ImportError:
-        return untold(NOT_INSTALLED)
+        return failure(NOT_INSTALLED)
     if fits is None:
-        return untold("the regression did not converge")
+        return failure("the regression did not converge")
     naive, fit = fits
     low, high = fit.conf_int()[0]
     return DeathOdds(

@@ -45,11 +45,11 @@ def safe_rate(init: str, runs: pd.DataFrame, threshold: float = SAFE_NEW) -> Saf
     unknown: list[float] = []
     for lr in sorted(runs["lr"].unique().tolist()):
         group = runs[runs["lr"] == lr]
-        known = group["new"].notna() & ~group["diverged"]
+        is_usable = group["new"].notna() & ~group["diverged"]
         if group["diverged"].any() or (group["new"] > threshold).any():
             unsafe.append(lr)
-        elif known.any():
-            safe[lr] = int(known.sum())
+        elif is_usable.any():
+            safe[lr] = int(is_usable.sum())
         else:
             unknown.append(lr)
     lowest_unsafe = min(unsafe, default=None)

@@ -72,7 +72,7 @@ def variance_shares(
 ) -> tuple[VarianceShare, ...]:
     """The shares of learning rate, initialization, their interaction, and the rest."""
     y = np.asarray(values, dtype=np.float64)
-    reasons = _untold(rates, inits, y)
+    reasons = _reasons(rates, inits, y)
     if all(reasons.values()):
         return tuple(VarianceShare(response, s, None, None, None, reasons[s]) for s in SOURCES)
     design = _Design.of(rates, inits, separable=not reasons["interaction"])
@@ -99,7 +99,7 @@ def variance_shares(
     )
 
 
-def _untold(rates: Sequence[float], inits: Sequence[str], y: Floats) -> dict[str, str]:
+def _reasons(rates: Sequence[float], inits: Sequence[str], y: Floats) -> dict[str, str]:
     """For each source, the reason why it has no share; otherwise empty."""
     cells = set(zip(rates, inits, strict=True))
     levels, schemes = len(set(rates)), len(set(inits))
@@ -166,16 +166,16 @@ class _Design:
     def sums_of_squares(self, y: Floats) -> Floats:
         """`[source, data set]` of `y`, `[run, data set]`."""
         y = y - y.mean(axis=0)
-        left = {
+        residuals = {
             name: np.sum(y**2, axis=0) - np.sum((getattr(self, name).T @ y) ** 2, axis=0)
             for name in ("rates", "inits", "additive", "cells")
         }
         sums = np.stack(
             [
-                left["inits"] - left["additive"],
-                left["rates"] - left["additive"],
-                left["additive"] - left["cells"],
-                left["cells"],
+                residuals["inits"] - residuals["additive"],
+                residuals["rates"] - residuals["additive"],
+                residuals["additive"] - residuals["cells"],
+                residuals["cells"],
             ]
         )
         return np.where(sums > _ROUNDING * np.sum(y**2, axis=0), sums, 0.0)
@@ -211,8 +211,8 @@ class _Design:
         pool = np.concatenate([order, np.flatnonzero(size > 1)])
         start = np.where(size > 1, start, len(y))
         size = np.where(size > 1, size, len(pool) - len(y))
-        chosen = start[:, None] + (rng.random((len(y), count)) * size[:, None]).astype(np.intp)
-        return np.asarray(means[self.cell][:, None] + deviations[pool[chosen]])
+        picks = start[:, None] + (rng.random((len(y), count)) * size[:, None]).astype(np.intp)
+        return np.asarray(means[self.cell][:, None] + deviations[pool[picks]])
 
     def _variances(self, y: Floats) -> Floats:
         """`[cell, data set]`; for a cell with one run, the mean of the other cells."""

@@ -124,10 +124,10 @@ class SharedQueue:
             owner, lease = trial.user_attrs.get("owner"), trial.user_attrs.get("lease")
             if owner is None or lease is None:  # its process has not written its name yet, or died
                 owner_lease = self._ownerless.setdefault(trial.number, time.monotonic())
-                gone = time.monotonic() - owner_lease > LEASE
+                has_died = time.monotonic() - owner_lease > LEASE
             else:
-                gone = ProcessId(**owner) not in spared and is_gone(ProcessId(**owner), lease)
-            if gone:
+                has_died = ProcessId(**owner) not in spared and is_gone(ProcessId(**owner), lease)
+            if has_died:
                 self._fail(trial, "its process has ended", died=False)
         self._fill_up()
 
@@ -264,11 +264,11 @@ def _parameters(cell: Cell) -> dict[str, Any]:
 def _as_json(result: Result) -> dict[str, Any]:
     """NaN as null, because not every database stores NaN."""
     content = asdict(result)
-    content["metrics"] = {name: _known(value) for name, value in result.metrics.items()}
-    return {name: _known(value) for name, value in content.items()}
+    content["metrics"] = {name: _none_if_nan(value) for name, value in result.metrics.items()}
+    return {name: _none_if_nan(value) for name, value in content.items()}
 
 
-def _known(value: Any) -> Any:
+def _none_if_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -42,9 +42,9 @@ def run_all(
     queue, pool, early = open_queue(), list[_Worker](), 0
     workers = workers or cores()
     try:
-        while (left := queue.unfinished()) > 0:
+        while (unfinished := queue.unfinished()) > 0:
             if progress is not None:
-                progress(cells - left, cells)
+                progress(cells - unfinished, cells)
             for worker in [worker for worker in pool if not worker.process.is_alive()]:
                 pool.remove(worker)
                 early += worker.bury(queue)
@@ -55,7 +55,7 @@ def run_all(
                         "Try fewer: workers=1 (--workers 1)"
                     )
             queue.tend([worker.owner for worker in pool if worker.owner is not None])
-            while len(pool) < min(workers, left):
+            while len(pool) < min(workers, unfinished):
                 pool.append(_Worker.start(open_queue, spec, recordings, len(pool)))
             wait([worker.process.sentinel for worker in pool], timeout=_LOOK)
             for worker in pool:

@@ -249,12 +249,12 @@ def check_settings(stored: Mapping[str, Any], requested: Mapping[str, Any], wher
         old, new = stored.get(key), json.loads(json.dumps(requested.get(key)))
         if old != new:
             raise UsageError(
-                f"{where} was started with {key} {_shown(old)}; now {_shown(new)} was given. "
+                f"{where} was started with {key} {_as_text(old)}; now {_as_text(new)} was given. "
                 "Give the same value to continue it, or another folder to start another experiment"
             )
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 

@@ -18,7 +18,7 @@ from reludiag.reports.run.summary import (
     next_steps,
     thick_of_deaths,
 )
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
 MOST_TILES_NAMED = 24
 """Number of sites above which the map has squares without names."""
@@ -71,17 +71,17 @@ class SiteRow:
     revived: int | None
 
     @property
-    def told(self) -> str:
+    def tooltip(self) -> str:
         """All of this in one line."""
         if self.units is None:
             return f"{self.name}: never called"
-        return f"{self.name}: {self.dead:,} of {many(self.units, 'unit')} dead" + (
+        return f"{self.name}: {self.dead:,} of {plural(self.units, 'unit')} dead" + (
             f" ({self.text})" if self.dead else ""
         )
 
 
 @dataclass(frozen=True)
-class Proof:
+class EvidenceRow:
     """A piece of evidence."""
 
     what: str
@@ -90,7 +90,7 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Why:
+class CausePanel:
     """A cause as the page shows it."""
 
     site: str
@@ -98,7 +98,7 @@ class Why:
     sentence: str
     certainty: str
     """Whether this run alone proves the cause, and how many of the dead units it explains."""
-    evidence: tuple[Proof, ...]
+    evidence: tuple[EvidenceRow, ...]
     instruction: str
     confirm: str
 
@@ -107,19 +107,19 @@ def answer(diagnosis: Diagnosis) -> Answer:
     """The answer to the first question."""
     units, dead = int(diagnosis.sites["units"].sum()), diagnosis.dead
     lost = int(diagnosis.sites["nonfinite"].sum())
-    counted = f"{dead:,} of {many(units, 'unit')} {'is' if dead == 1 else 'are'} dead"
+    counted = f"{dead:,} of {plural(units, 'unit')} {'is' if dead == 1 else 'are'} dead"
     if diagnosis.diverged:
         verb = "is" if lost == 1 else "are"
         return Answer(
             "bad",
             "No: it diverged.",
-            f"{lost:,} of {many(units, 'unit')} {verb} not finite"
+            f"{lost:,} of {plural(units, 'unit')} {verb} not finite"
             + (f"; {dead:,} more {'is' if dead == 1 else 'are'} dead." if dead else "."),
         )
     if not units or diagnosis.head.samples == 0:
         return Answer("unknown", "Not known.", "No unit has been observed yet.")
     if not dead:
-        return Answer("good", "Yes.", f"None of {many(units, 'unit')} is dead.")
+        return Answer("good", "Yes.", f"None of {plural(units, 'unit')} is dead.")
     silent = (diagnosis.sites["dead"] == diagnosis.sites["units"]).fillna(False).any()
     mostly = diagnosis.dead_fraction <= _MOSTLY and not silent
     sentence = f"{counted} ({share(dead, units)})."
@@ -176,21 +176,21 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
     return rows
 
 
-def since(diagnosis: Diagnosis) -> str:
+def death_sentence(diagnosis: Diagnosis) -> str:
     """When units died, in a sentence; empty without a timeline."""
     if diagnosis.timeline is None or diagnosis.timeline.empty:
         return ""
     most = thick_of_deaths(diagnosis.timeline)
     born = int(diagnosis.sites["born_dead"].sum())
     at_birth = (
-        f"{many(born, 'unit')} {'was' if born == 1 else 'were'} dead at step 0." if born else ""
+        f"{plural(born, 'unit')} {'was' if born == 1 else 'were'} dead at step 0." if born else ""
     )
     if most is None:
         return at_birth or "No unit died in this run."
     total = int(diagnosis.timeline["died"].sum())
     has_rate = most.learning_rate == most.learning_rate
     at = f", at a learning rate of {most.learning_rate:.4g}" if has_rate else ""
-    deaths = f"{most.died:,} of {many(total, 'death')} came in steps {most.steps}{at}."
+    deaths = f"{most.died:,} of {plural(total, 'death')} came in steps {most.steps}{at}."
     return f"{at_birth} {deaths}".strip()
 
 
@@ -200,16 +200,16 @@ def windows(diagnosis: Diagnosis) -> list[LifeWindow]:
     return [] if timeline is None or timeline.empty else life_windows(timeline)
 
 
-def whys(diagnosis: Diagnosis) -> list[Why]:
+def cause_panels(diagnosis: Diagnosis) -> list[CausePanel]:
     """The causes: that of the run first."""
     return [
-        Why(
+        CausePanel(
             site=cause.site or "",
             name=kind_named(cause.kind).badge or cause.kind.replace("_", " "),
             sentence=cause.sentence,
             certainty=_certainty(cause),
             evidence=tuple(
-                Proof(item.what, _value(item.value), item.meaning) for item in cause.evidence
+                EvidenceRow(item.what, _value(item.value), item.meaning) for item in cause.evidence
             ),
             instruction=instruction(cause),
             confirm=cause.confirm,
@@ -231,10 +231,10 @@ def _certainty(cause: Cause) -> str:
     return f"{certainty} It explains {share(cause.share, 1)} of the dead units."
 
 
-def advice(diagnosis: Diagnosis, causes: Sequence[Why]) -> list[str]:
+def advice(diagnosis: Diagnosis, causes: Sequence[CausePanel]) -> list[str]:
     """What to do and what to look at next, the most serious first."""
     cures = [cause.instruction for cause in causes if cause.instruction and not cause.site]
-    looks = [line for line in next_steps(diagnosis) if not line.startswith("--csv FILE")]
+    looks = [line for line in next_steps(diagnosis) if not line.startswith("Use --csv FILE")]
     return list(dict.fromkeys([*cures, *looks]))
 
 

@@ -22,7 +22,7 @@ from reludiag.reports.sweep.summary import (
     marks,
     size,
 )
-from reludiag.reports.wording import many, number, p_text, rate, share
+from reludiag.reports.wording import number, p_text, plural, rate, share
 
 MOST_LISTED = 2_000
 """Largest number of runs that a page lists; the download has all."""
@@ -81,7 +81,7 @@ class Run:
     cells: tuple[Cell, ...]
 
 
-def said(effects: Effects) -> dict[str, Any]:
+def content_of(effects: Effects) -> dict[str, Any]:
     """The content of the page and the notebook."""
     has_cells = len(effects.cells) > 0
     runs = runs_of(effects)
@@ -163,7 +163,7 @@ def _failures(trials: pd.DataFrame) -> list[str]:
         return []
     counts = trials["error"].dropna().astype(str)
     sentences = counts[counts != ""].value_counts().to_dict()
-    lines = [f"{many(count, 'run')}: {error}" for error, count in sentences.items()]
+    lines = [f"{plural(count, 'run')}: {error}" for error, count in sentences.items()]
     more = len(lines) - _MOST_FAILURES
     return lines[:_MOST_FAILURES] + ([f"{more:,} other errors, in the table"] if more > 0 else [])
 
@@ -187,7 +187,7 @@ _ORDER = (
 )
 
 
-def _shown(trials: pd.DataFrame) -> list[str]:
+def _column_names(trials: pd.DataFrame) -> list[str]:
     """The columns with values; what train returned comes before its duration."""
     metrics = [str(name) for name in trials.columns if str(name).startswith(METRIC)]
     order = [*_ORDER[:-3], *metrics, *_ORDER[-3:]]
@@ -200,14 +200,14 @@ def _columns(trials: pd.DataFrame) -> list[tuple[str, str]]:
     titles = {**_TEXTS, **_NUMBERS}
     return [
         (titles.get(name, name.removeprefix(METRIC)), "t" if name in _TEXTS else "n")
-        for name in _shown(trials)
+        for name in _column_names(trials)
     ]
 
 
 def runs_of(effects: Effects) -> Sequence[Run]:
     """The runs as the table lists them."""
     trials = effects.trials.head(MOST_LISTED)
-    names = _shown(effects.trials)
+    names = _column_names(effects.trials)
     searched = [name for name in _TEXTS if name in names]
     return [
         Run(

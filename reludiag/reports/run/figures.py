@@ -23,7 +23,7 @@ from reludiag.reports.figure_style import (
     styled,
 )
 from reludiag.reports.run.lifelines import LifelineChart, SiteLine, lifelines, raster
-from reludiag.reports.wording import many
+from reludiag.reports.wording import plural
 
 if TYPE_CHECKING:  # an extra: only needed for drawing
     from matplotlib.axes import Axes
@@ -90,12 +90,12 @@ def _lifelines(diagnosis: Diagnosis) -> "Figure":
         _raster(below, lives, edges)
         joined = -(-whole.units // _MOST_ROWS)
         legend = f": a row shows up to {joined}, in their worst state" if joined > 1 else ""
-        below.set_title(many(whole.units, "unit") + legend)
+        below.set_title(plural(whole.units, "unit") + legend)
         used = {int(state) for site in lives.sites for state in np.unique(_states(site))}
         colour_key(below, [(STATE_COLOURS[s], n) for s, n in _STATE_NAMES.items() if s in used])
     else:
         _shares(below, lives, edges)
-        below.set_title(f"{many(len(lives.sites), 'site')}: share of units dead")
+        below.set_title(f"{plural(len(lives.sites), 'site')}: share of units dead")
         heat_key(below, bool(whole.nonfinite.any()))
     below.set_xlabel("Optimizer steps")
     below.set_xlim(edges[0], edges[-1])
@@ -153,14 +153,14 @@ def _sites(diagnosis: Diagnosis) -> "Figure":
         raise UsageError("there is no site to draw: none was called")
     picture = new_figure(min(8.0, 0.9 + 0.2 * len(sites)))
     axes = picture.subplots()
-    units, left = sites["units"].to_numpy(float), np.zeros(len(sites))
+    units, offset = sites["units"].to_numpy(float), np.zeros(len(sites))
     rows, key = np.arange(len(sites)), []
     for verdict in VERDICTS:
         parts = sites[verdict].to_numpy(float) / units
         if parts.any():
-            axes.barh(rows, parts, 0.8, left, color=VERDICT_COLOURS[verdict])
+            axes.barh(rows, parts, 0.8, offset, color=VERDICT_COLOURS[verdict])
             key.append((VERDICT_COLOURS[verdict], verdict.replace("_", " ")))
-            left += parts
+            offset += parts
     if len(sites) <= MOST_NAMED:
         for row, (dead, total) in enumerate(zip(sites["dead"], sites["units"], strict=True)):
             label = f"{dead:,} of {total:,} dead"

@@ -60,8 +60,8 @@ def lifelines(diagnosis: Diagnosis) -> LifelineChart | None:
     timeline = diagnosis.timeline
     if timeline is None or timeline.empty:
         return None
-    called = diagnosis.sites.loc[diagnosis.sites["units"].fillna(0) > 0, ["site", "units"]]
-    names = [str(name) for name in called["site"]]
+    called_sites = diagnosis.sites.loc[diagnosis.sites["units"].fillna(0) > 0, ["site", "units"]]
+    names = [str(name) for name in called_sites["site"]]
     steps = [int(step) for step in timeline["step"].unique()]
     most = max(_FEWEST_WINDOWS, min(_MOST_WINDOWS, _MOST_SITE_CELLS // max(1, len(names))))
     joined = max(1, -(-(len(steps) - 1) // most))
@@ -74,9 +74,9 @@ def lifelines(diagnosis: Diagnosis) -> LifelineChart | None:
 
     rates = by_site("learning_rate")
     counts = {name: by_site(name) for name in ("dead", "nonfinite", "died", "revived")}
-    units = dict(zip(names, (int(number) for number in called["units"]), strict=True))
+    units = dict(zip(names, (int(number) for number in called_sites["units"]), strict=True))
     troubled = {name: bool(counts["dead"][name].any()) for name in names}
-    by_unit = _shown(diagnosis, units, troubled, len(starts))
+    by_unit = _sites_by_unit(diagnosis, units, troubled, len(starts))
 
     def at_end(kind: str, name: str) -> Integers:
         return np.asarray(counts[kind][name][ends], dtype=np.int64)
@@ -124,7 +124,7 @@ def raster(sites: Sequence[SiteLine], most: int) -> tuple[States, tuple[int, ...
     return np.concatenate(blocks), tuple(int(end) for end in ends)
 
 
-def _shown(
+def _sites_by_unit(
     diagnosis: Diagnosis, units: dict[str, int], troubled: dict[str, bool], windows: int
 ) -> set[str]:
     """The sites whose units are shown: first those with deaths, then small ones."""

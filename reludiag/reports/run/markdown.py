@@ -16,7 +16,7 @@ from reludiag.reports.run.summary import (
     next_steps,
     own_cause,
 )
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
 _MOST_SITES = 100  # GitHub cuts a summary off at 1 MiB, and nobody reads that far
 _MOST_UNITS = 50  # named per site
@@ -46,7 +46,7 @@ def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
 def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     head, sites = diagnosis.head, diagnosis.sites
     units = int(sites["units"].sum())
-    counts = f"**{diagnosis.dead:,} of {many(units, 'unit')} dead**"
+    counts = f"**{diagnosis.dead:,} of {plural(units, 'unit')} dead**"
     counts += f" ({share(diagnosis.dead, units)})" if diagnosis.dead else ""
     others = [
         f"{int(sites[verdict].sum()):,} {verdict.replace('_', ' ')}"
@@ -67,7 +67,7 @@ def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
 
 
 def _more(failed: Sequence[Check]) -> str:
-    return f", and {many(len(failed) - 1, 'limit')} more" if len(failed) > 1 else ""
+    return f", and {plural(len(failed) - 1, 'limit')} more" if len(failed) > 1 else ""
 
 
 def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
@@ -92,7 +92,7 @@ def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
         lines.append(_row(cells))
     left_out = len(sites) - len(worst)
     if left_out:
-        lines += ["", f"{many(left_out, 'site')} with fewer dead units not shown."]
+        lines += ["", f"{plural(left_out, 'site')} with fewer dead units not shown."]
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from reludiag.causes.all_kinds import kind_named
 from reludiag.causes.cause import Cause
 from reludiag.diagnosis.diagnosis import RANDOM_INPUT, Diagnosis
 from reludiag.measure.verdicts import upper_bound
-from reludiag.reports.wording import many, share, upper_share
+from reludiag.reports.wording import plural, share, upper_share
 
 WINDOWS = 10
 
@@ -125,7 +125,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
             )
             lines.append(
                 f"The worst site is '{worst['site']}'{producer}: {worst['dead']:,} of "
-                f"{many(worst['units'], 'unit')} dead."
+                f"{plural(worst['units'], 'unit')} dead."
             )
         if head.frozen and RANDOM_INPUT not in head.notes:  # noise is not a sample of any data
             bound = float(upper_bound(0, head.samples))
@@ -136,7 +136,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     rare = int(sites["rare"].sum())
     if rare:
         lines.append(
-            f"{many(rare, 'unit')} fired in fewer than "
+            f"{plural(rare, 'unit')} fired in fewer than "
             f"{share(diagnosis.thresholds.rare, 1)} of samples: they are rare, not dead. More "
             "data would show how often they fire."
         )
@@ -149,7 +149,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
         lines.insert(0, "No unit is dead.")
     count = int(((diagnosis.units["verdict"] != "alive") & diagnosis.units["unit"].notna()).sum())
     if count:
-        lines.append(f"Use --csv FILE to save the {many(count, 'unit')} that are not alive.")
+        lines.append(f"Use --csv FILE to save the {plural(count, 'unit')} that are not alive.")
     return lines
 
 
@@ -165,7 +165,7 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
         # If causes were determined, they say what to do.
         advise = windows[-1].dead > windows[0].dead and not diagnosis.causes
         lines.append(
-            f"{most.died:,} of {many(total, 'death')} came in steps {most.steps}{at}."
+            f"{most.died:,} of {plural(total, 'death')} came in steps {most.steps}{at}."
             + (" Try a lower one or a warm-up first." if at and advise else "")
         )
     born = int(diagnosis.sites["born_dead"].sum())
@@ -173,8 +173,8 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
         was = "was" if born == 1 else "were"
         n = int(diagnosis.timeline["samples"].iloc[0])
         lines.append(
-            f"{many(born, 'unit')} {was} dead at step 0 (silent on {many(n, 'sample')}), before "
-            "any training"
+            f"{plural(born, 'unit')} {was} dead at step 0 (silent on {plural(n, 'sample')}), "
+            "before any training"
             + ("." if diagnosis.causes else ": look at the initialization and at the input.")
         )
     return lines

@@ -21,7 +21,7 @@ from reludiag.reports.output import encoding_of
 from reludiag.reports.run.cause_section import why
 from reludiag.reports.run.formats import Choices
 from reludiag.reports.run.summary import WINDOWS, life_windows, next_steps
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
 _MOST_ROWS = 40  # sites shown one by one; more are grouped by their parent module
 BAR = 16  # cells
@@ -80,7 +80,7 @@ def _head(diagnosis: Diagnosis) -> RenderableType:
         title.append(f"  {head.subject}", style="not bold")
     totals = Text()
     dead_style = "bold red" if counts["dead"] else "bold green"
-    totals.append(f"{counts['dead']:,} of {many(units, 'unit')} dead", style=dead_style)
+    totals.append(f"{counts['dead']:,} of {plural(units, 'unit')} dead", style=dead_style)
     if counts["dead"]:
         totals.append(f" ({share(counts['dead'], units)})", style=dead_style)
     for verdict in VERDICTS:

@@ -10,7 +10,7 @@ from reludiag.experiments.analysis.odds import NOT_INSTALLED
 from reludiag.experiments.analysis.safety import SafeRate
 from reludiag.experiments.analysis.trend import NO_DEATHS, Trend
 from reludiag.experiments.analysis.variance import ALWAYS_SAME, VarianceShare
-from reludiag.reports.wording import many, p_text, rate, share
+from reludiag.reports.wording import p_text, plural, rate, share
 
 SIGNIFICANT = 0.05
 SOURCES = {
@@ -28,24 +28,24 @@ def headline(effects: Effects) -> str:
     if not effects.runs:
         return "No run was given."
     if not effects.counted:
-        none = f"None of {many(effects.runs, 'run')} can be used: {_left_out(effects)}."
+        none = f"None of {plural(effects.runs, 'run')} can be used: {_left_out(effects)}."
         errors = [error for error in effects.trials["error"].dropna() if error]
         return f"{none} First error: {errors[0]}" if errors else none
     trend = effects.trend
     if trend.reason == NO_DEATHS:
-        return f"No unit died after step 0 in any of {many(effects.counted, 'counted run')}."
+        return f"No unit died after step 0 in any of {plural(effects.counted, 'counted run')}."
     if trend.p_value is None:
         return f"It is unknown whether the learning rate kills units: {trend.reason}."
     if trend.smallest_p is not None and trend.smallest_p > SIGNIFICANT:
         return (
-            f"{many(trend.runs, 'run')} cannot tell whether the learning rate kills units: even a "
-            f"perfect order of them would have p = {p_text(trend.smallest_p)}. More learning rates "
-            "or seeds would."
+            f"{plural(trend.runs, 'run')} cannot tell whether the learning rate kills units: even "
+            f"a perfect order of them would have p = {p_text(trend.smallest_p)}. More learning "
+            "rates or seeds would."
         )
     if trend.p_value > SIGNIFICANT:
         return (
             "There is no clear effect of the learning rate on new deaths in "
-            f"{many(trend.runs, 'run')} "
+            f"{plural(trend.runs, 'run')} "
             f"(p = {p_text(trend.p_value)})."
         )
     shares = [effects.variance_share("new", source) for source in SOURCES]
@@ -69,7 +69,7 @@ def findings(effects: Effects) -> list[str]:
         rising = [t for t in effects.trends if t.correlation is not None]
         same = [t for t in rising if (t.correlation or 0) * (trend.correlation or 0) > 0]
         which = (
-            f" in {len(same)} of {many(len(rising), 'initialization')}" if len(rising) > 1 else ""
+            f" in {len(same)} of {plural(len(rising), 'initialization')}" if len(rising) > 1 else ""
         )
         lines.append(
             f"{_direction(trend)}{which}: rank correlation {trend.correlation:.2f} within an "
@@ -107,8 +107,8 @@ def size(effects: Effects) -> str:
     """The number of runs, learning rates and initializations."""
     rates, inits = effects.cells["lr"].nunique(), effects.cells["init"].nunique()
     return (
-        f"{many(effects.runs, 'run')}: {many(rates, 'learning rate')}, "
-        f"{many(inits, 'initialization')}"
+        f"{plural(effects.runs, 'run')}: {plural(rates, 'learning rate')}, "
+        f"{plural(inits, 'initialization')}"
     )
 
 
@@ -147,7 +147,9 @@ def _left_out(effects: Effects) -> str:
         (effects.repeated, "with the same learning rate, initialization and seed as another"),
         (effects.unplaced, "with an unknown learning rate or without units that can die"),
     ]
-    return ", ".join(f"{many(count, 'run')} {what}" for count, what in parts if count) or "no runs"
+    return (
+        ", ".join(f"{plural(count, 'run')} {what}" for count, what in parts if count) or "no runs"
+    )
 
 
 def _explained(item: VarianceShare) -> str:
@@ -156,7 +158,7 @@ def _explained(item: VarianceShare) -> str:
 
 
 def _test(trend: Trend) -> str:
-    return f"p = {p_text(trend.p_value or 0.0)}, {many(trend.runs, 'run')}"
+    return f"p = {p_text(trend.p_value or 0.0)}, {plural(trend.runs, 'run')}"
 
 
 def _direction(trend: Trend) -> str:
@@ -179,7 +181,7 @@ def _safe_sentences(effects: Effects) -> list[str]:
         ends = (
             "" if any(item.lowest_unsafe is not None for item in items) else ", the highest tried"
         )
-        clauses.append(f"{_listed(_named(i, born) for i in items)} up to {rate(highest)}{ends}")
+        clauses.append(f"{_enumerate(_named(i, born) for i in items)} up to {rate(highest)}{ends}")
     limit = f"{100 * effects.safe_new:g} %"
     if clauses:
         fewest = min(item.fewest_runs for item in effects.safe if item.highest_safe is not None)
@@ -188,19 +190,23 @@ def _safe_sentences(effects: Effects) -> list[str]:
             + (" This is based on one run each." if fewest == 1 else "")
         )
     if never:
-        why = _listed(f"{i.init} ({_why_unsafe(i)} at {rate(i.lowest_unsafe or 0)})" for i in never)
+        why = _enumerate(
+            f"{i.init} ({_why_unsafe(i)} at {rate(i.lowest_unsafe or 0)})" for i in never
+        )
         lines.append(f"Not safe at any of these learning rates: {why}.")
     unknown: dict[str, list[str]] = {}
     for item in effects.safe:
         if item.safe_above and item.lowest_unsafe is not None:
-            again = _listed(rate(value) for value in item.safe_above)
+            again = _enumerate(rate(value) for value in item.safe_above)
             lines.append(
                 f"{item.init} is not safe at {rate(item.lowest_unsafe)} ({_why_unsafe(item)}), "
                 f"but is again at {again}: do not rely on that."
             )
         if item.untold:
-            unknown.setdefault(_listed(rate(lr) for lr in item.untold), []).append(item.init)
-    lines += [f"For {_listed(of)} at {at}, no run gives an answer." for at, of in unknown.items()]
+            unknown.setdefault(_enumerate(rate(lr) for lr in item.untold), []).append(item.init)
+    lines += [
+        f"For {_enumerate(of)} at {at}, no run gives an answer." for at, of in unknown.items()
+    ]
     return lines
 
 
@@ -212,7 +218,7 @@ def _named(item: SafeRate, born: "pd.Series[float]") -> str:
 def _why_unsafe(item: SafeRate) -> str:
     why = [] if item.unsafe_new is None else [f"up to {share(item.unsafe_new, 1)} new deaths"]
     if item.unsafe_diverged:
-        why.append(f"{many(item.unsafe_diverged, 'run')} diverged")
+        why.append(f"{plural(item.unsafe_diverged, 'run')} diverged")
     return ", ".join(why)
 
 
@@ -220,7 +226,7 @@ def _born_sentences(effects: Effects) -> list[str]:
     born = effects.heat_map("born").mean(axis=1)
     explained = effects.variance_share("born", "init")
     high = born[born >= _MUCH_BORN].sort_values(ascending=False)
-    text = _listed(f"{init} {share(part, 1)}" for init, part in high.items())
+    text = _enumerate(f"{init} {share(part, 1)}" for init, part in high.items())
     if explained.share is None:
         return [f"Dead at step 0: {text}."] if len(high) else []
     if not len(high):
@@ -241,14 +247,14 @@ def _untold_sentences(effects: Effects) -> list[str]:
             if item.share is None and item.reason not in (effects.trend.reason, ALWAYS_SAME):
                 reasons.setdefault(item.reason, []).append(SOURCES[source])
         lines += [
-            f"It is unknown how much of {of} is explained by {_listed(names)} ({why})."
+            f"It is unknown how much of {of} is explained by {_enumerate(names)} ({why})."
             for why, names in reasons.items()
         ]
     silent = [trend for trend in effects.trends if trend.correlation is None]
     by_reason: dict[str, list[str]] = {}
     for trend in silent if effects.trend.correlation is not None else []:
         by_reason.setdefault(trend.reason, []).append(str(trend.init))
-    lines += [f"{_listed(inits)}: {why}." for why, inits in by_reason.items()]
+    lines += [f"{_enumerate(inits)}: {why}." for why, inits in by_reason.items()]
     shares = [s for s in effects.variance if s.share is not None]
     if shares and all(item.low is None for item in shares):
         lines.append(
@@ -258,7 +264,7 @@ def _untold_sentences(effects: Effects) -> list[str]:
     return lines
 
 
-def _listed(names: Iterable[str]) -> str:
+def _enumerate(names: Iterable[str]) -> str:
     all_names: Sequence[str] = list(names)
     part, more = all_names[:_MOST_NAMED], len(all_names) - _MOST_NAMED
     if more > 0:

@@ -115,9 +115,11 @@ def _born_varies(effects: Effects) -> bool:
     return bool((heat.max(axis=1) - heat.min(axis=1) > _SAME).any())
 
 
-def _cell(value: float, cell: Mapping[Hashable, Any], shown: Callable[[float, str], Text]) -> Text:
+def _cell(
+    value: float, cell: Mapping[Hashable, Any], text_of: Callable[[float, str], Text]
+) -> Text:
     if not pd.isna(value):
-        return shown(value, "!" if cell["diverged"] else "")
+        return text_of(value, "!" if cell["diverged"] else "")
     if cell["diverged"]:
         return Text("NaN", style="bold magenta")
     return Text("crash" if cell["crashed"] else "?", style="dim")
