@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special
 
 from reludiag.causes.cause import Evidence, rounded
 from reludiag.causes.kind import RunLives
@@ -107,6 +106,8 @@ def _divided(
     windows: Sequence[tuple[int, int]],
 ) -> EventStudy:
     """The study in which rates from `level` on are high; arrays are `[site, window]`."""
+    from scipy import special
+
     is_high = np.isfinite(rates) & (rates >= level) & (exposure > 0)
     at = np.flatnonzero(is_high.any(axis=0))
     first, last = int(at[0]), int(at[-1])

@@ -15,8 +15,9 @@ from reludiag.diagnosis.columns import (
     UNIT_COLUMNS,
 )
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
+from reludiag.measure.binomial import upper_bound
 from reludiag.measure.unit_counts import UnitCounts
-from reludiag.measure.verdicts import VERDICTS, Thresholds, judge, tau_score, upper_bound
+from reludiag.measure.verdicts import VERDICTS, Thresholds, judge, tau_score
 from reludiag.recording.ledger import NEVER, Ledger, Lives
 from reludiag.sites.site import Site
 from reludiag.tables import table_of

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -70,6 +69,8 @@ def silent_on_all(cosine: float, samples: int) -> float:
     phi(z) Phi(-sqrt(c / (1 - c)) z)^n. Accurate to 0.03 in 30 layers on 1,797 digits, and slightly
     low. A negative mean cosine is treated as 0: only two inputs can have one.
     """
+    from scipy import special
+
     if samples <= 0:
         return 1.0
     cosine = min(1.0, max(0.0, cosine))
@@ -98,6 +99,8 @@ def silent_with_bias(cosine: float, spreads: Floats, biases: Floats) -> float:
     input's length. If they differ much, as for standardized pixels, a bias silences a unit on most
     inputs but not on the longest.
     """
+    from scipy import special
+
     cosine = min(1 - 1e-9, max(0.0, cosine))
     lengths, count = _binned(spreads)
     units, alike = _binned(biases)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from reludiag.initialization.schemes import SCHEMES, TRUNCATED_VARIANCE, TRUNCATION, Fans
 
@@ -144,6 +143,8 @@ class _Sample:
 
     def has_shape(self, distribution: str, std: float) -> bool:
         """Whether the weights may be from this distribution (Kolmogorov-Smirnov)."""
+        from scipy import special
+
         if distribution == "uniform":
             below = np.clip(0.5 + self.spread / (2 * math.sqrt(3) * std), 0, 1)
         elif distribution == "truncated_normal":

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from reludiag.errors import UsageError
 from reludiag.initialization.birth import layer_dies_single_direction, needed_width
@@ -305,6 +304,8 @@ class _Bias:
 
 
 def _bias_problems(layer: LayerInit, bias: _Bias) -> list[InitProblem]:
+    from scipy import special
+
     if bias.kind == "nonfinite":
         sentence = f"the bias of {layer.module} has NaN or infinite values before the first step"
         advice = f"start the bias of {layer.module} at 0"

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special  # not scipy.stats, whose import takes longer than a small scan
 
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.sites.site import Rectifier
-
-CONFIDENCE = 0.95
 
 Strings = np.ndarray[Any, np.dtype[np.str_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -79,22 +76,6 @@ def tau_score(counts: UnitCounts) -> Floats:
         if site == 0:  # the whole site is silent, and so is each of its units
             return np.where(finite, 0.0, np.nan)
         return np.asarray(mean / site, dtype=np.float64)
-
-
-def upper_bound(fired: Any, samples: int) -> Floats:
-    """One-sided 95 % upper bound on a firing rate, for `fired` of `samples` independent samples.
-
-    Clopper and Pearson's exact bound; for a unit that never fired it is `1 - 0.05**(1/samples)`.
-    """
-    fired = np.asarray(fired, dtype=np.float64)
-    if samples == 0:
-        return np.full(fired.shape, np.nan)
-    # A million units have few distinct counts, and the quantile is expensive.
-    counts, of = np.unique(fired, return_inverse=True)
-    below = counts < samples
-    bounds = np.ones(counts.shape)
-    bounds[below] = special.betaincinv(counts[below] + 1, samples - counts[below], CONFIDENCE)
-    return bounds[of].reshape(fired.shape)
 
 
 VERDICT_TABLE = (

@@ -9,7 +9,7 @@ import pandas as pd
 from reludiag.causes.all_kinds import kind_named
 from reludiag.causes.cause import Cause
 from reludiag.diagnosis.diagnosis import RANDOM_INPUT, Diagnosis
-from reludiag.measure.verdicts import upper_bound
+from reludiag.measure.binomial import upper_bound
 from reludiag.reports.wording import plural, share, upper_share
 
 WINDOWS = 10
