@@ -187,7 +187,7 @@ def test_a_prefix_is_stripped_only_if_the_result_matches(tmp_path: Path) -> None
     torch.save(Wrapped().state_dict(), tmp_path / "w.pt")
     assert load_weights(Wrapped(), read_checkpoint(tmp_path / "w.pt")) == []
     assert load_weights(net(), read_checkpoint(tmp_path / "w.pt")) == [
-        '"model." was stripped from the keys'
+        '"model." was removed from the keys'
     ]
 
 

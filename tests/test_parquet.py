@@ -66,7 +66,7 @@ def test_an_export_that_fails_leaves_the_old_file(
 
 
 def test_the_standard_output_is_refused(pyarrow: None) -> None:
-    with pytest.raises(reludiag.UsageError, match="expected a file name"):
+    with pytest.raises(reludiag.UsageError, match="expected the name of a file"):
         diagnosis().to_parquet("-")
 
 
@@ -122,4 +122,4 @@ def test_a_scan_that_could_not_be_written_is_not_begun(
         main()
     assert done.value.code == 2
     panel = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert "expected a file name" in panel
+    assert "expected the name of a file" in panel

@@ -150,7 +150,7 @@ def train(trial):
 def test_a_batch_norm_that_was_judged_in_eval_mode_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "normed.py").write_text(NORMALIZED)
     spec = f"{tmp_path / 'normed.py'}:train"
-    told = "BatchNorm uses its running statistics"
+    told = "On the probe, BatchNorm uses its running statistics"
     found = reludiag.replay(spec, lr_scale=0.5, seeds=1, workers=1)
     assert sum(note.startswith(told) for note in found.notes) == 1
     trials = reludiag.sweep(spec, lr=[0.1], seeds=2, path=tmp_path / "sweep", workers=1)

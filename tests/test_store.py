@@ -132,7 +132,7 @@ def test_a_sweep_that_is_begun_goes_on_with_the_same_settings_only(tmp_path: Pat
     first.finish(first.claim(ME), ME, DONE)
     again = TrialStore.prepare(path, SETTINGS, CELLS)
     assert again.unfinished() == 3
-    with pytest.raises(reludiag.UsageError, match=r"begun with lr 0.1, 0.01; now 0.1 was given"):
+    with pytest.raises(reludiag.UsageError, match=r"started with lr 0.1, 0.01; now 0.1 was given"):
         TrialStore.prepare(path, {**SETTINGS, "lr": [0.1]}, CELLS[:2])
 
 

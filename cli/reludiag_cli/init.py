@@ -22,7 +22,7 @@ def init(
     dtype: options.DType = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show how an untrained model was initialized, and what is wrong with it.
+    """Show how an untrained model was initialized, and its faults.
 
     With data, also how many units are born dead, and how many would be with other schemes.
     """

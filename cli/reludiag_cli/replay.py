@@ -36,7 +36,7 @@ def replay(
     as_json: options.AsJson = False,
     output: options.Output = "-",
 ) -> None:
-    """Find out why units died, by rerunning TRAIN with one thing changed.
+    """Find out why units died: rerun TRAIN with one thing changed.
 
     It runs TRAIN unchanged, with the other learning rate, with the other initialization, and
     with both, always with the same seeds. With only one of the two options, only that is changed.

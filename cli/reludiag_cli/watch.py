@@ -21,7 +21,7 @@ def watch(
     ] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
 ) -> None:
-    """Follow a training run live, from its recording; q or Ctrl-C quits.
+    """Follow a training run live, from its recording; q quits.
 
     It does not stop when the run ends, and switches to a new run in the same file.
     """

@@ -127,6 +127,6 @@ def _counts(sites: Sequence[SiteLives]) -> Evidence:
     return Evidence(
         "born dead, died, of",
         f"{born}, {died}, {units}",
-        f"units dead at step 0, units that died later, all units; {never} were never alive, "
+        f"units dead at step 0, units that died later, all units; {never} never alive, "
         f"{revived} revived at some time",
     )
