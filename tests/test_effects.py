@@ -377,7 +377,9 @@ def test_few_runs_say_that_they_cannot_tell() -> None:
     found = reludiag.effects(cells({("a", 0.01): [1], ("a", 0.1): [30], ("a", 1.0): [60]}))
     assert found.trend.correlation == pytest.approx(1)
     assert found.trend.smallest_p == pytest.approx(1 / 3)
-    assert "3 runs are too few to show whether the learning rate kills units" in " ".join(str(found).split())
+    assert "3 runs are too few to show whether the learning rate kills units" in " ".join(
+        str(found).split()
+    )
     assert found.variance_share("new", "lr").share is None
 
 
