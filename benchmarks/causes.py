@@ -1,12 +1,12 @@
-"""Does a recording name the right cause? Runs whose deaths have a known one, and what it says.
+"""Does a recording name the right cause? Tried on runs in which the cause of the deaths is known.
 
-Method: each run is made to go wrong in one way, the rest being as it should be: Kaiming's weights,
-biases of 0, centred input, a learning rate at which next to nothing dies. So what is right is
-known. On digits the cases are those that reludiag was specified with; elsewhere, where no more died
-than in the same run without the one wrong thing (3 %, and twice as much), "none" is right, and a
-run whose weights are all finite in the end has not diverged. An answer is right if the run's own
-cause is, and if `identifiable` is, where it is known whether a single run can tell: births yes,
-a constant learning rate no (marked by a question mark).
+Method: each run has one thing wrong, and everything else right: Kaiming's weights, biases of 0,
+centred input, and a learning rate at which almost no unit dies. So the right answer is known. On
+digits the cases are those of reludiag's specification. Elsewhere, "none" is right if not more
+units died than without the wrong thing (by 3 %, and twice as many), and a run whose weights are
+all finite at the end has not diverged. An answer is right if the cause of the run is right, and
+`identifiable` too, if it is known whether a single run can prove the cause: it can for units born
+dead, and it cannot at a constant learning rate (marked by a question mark).
 
     python benchmarks/causes.py [--seeds 5] [--setups digits,cnn] [--only spike]
 """
@@ -25,12 +25,12 @@ import reludiag
 from reludiag.initialization.schemes import reinitialize
 
 BATCH = 64
-PROBE = 2_000  # all there is
+PROBE = 2_000  # or all samples, if there are fewer
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was said of a run, and what should have been."""
+    """The cause named for a run, and the right one."""
 
     setup: str
     case: str
@@ -43,14 +43,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's diagnosis, and whether its weights are finite in the end."""
+    """A run's diagnosis, and whether its weights are finite at the end."""
 
     diagnosis: reludiag.Diagnosis
     finite: bool
 
 
 def run(setup: Setup, case: Case, seed: int) -> Run:
-    """Train under a Monitor; a seed gives the weights and the order of the data."""
+    """Train under a Monitor; the seed decides the weights and the order of the data."""
     x, y = setup.data()
     x = x + case.shift if case.shift else x
     with torch.random.fork_rng(devices=[]):
@@ -76,7 +76,7 @@ def run(setup: Setup, case: Case, seed: int) -> Run:
 
 
 def judge(setup: Setup, case: Case, seed: int) -> Outcome:
-    """Compare what is said of a run with what is right."""
+    """Compare the named cause of each run with the right one."""
     done = run(setup, case, seed)
     dead, found = done.diagnosis.dead_fraction, done.diagnosis.causes[0]
     label, identifiable = case.label, case.identifiable
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--setups", default=",".join(setup.name for setup in SETUPS))
-    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--only", default="", help="run only cases whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(1)
     outcomes: list[Outcome] = []

@@ -1,11 +1,12 @@
 """What each reduction costs, as a multiple of reading the tensor once.
 
-Method: one process, one thread. A read is `y.sum()` of the same tensor. All are timed in turn, in
-random order, over fresh activations each time; the medians of their ratios to the read of the same
-round are given. `observe` is the liveness of one batch, with half of the units left to watch, which
-never fire, and with one in 16. `update` is all statistics: firing counts, active positions, sum,
-sum of squares, maximum and minimum; then with the maximum of the pre-activations of units that
-never fired. The plain spellings are for comparison.
+Method: one process, one thread. A read is `y.sum()` of the same tensor. In each round all
+reductions are timed in random order on new activations; the table gives the median ratio to the
+read of the same round. `observe` checks which units fire in one batch, with half of the units,
+which never fire, left to watch, and with one in 16 left. `update` computes all statistics: firing
+counts, active positions, sum, sum of squares, maximum and minimum; the next column adds the
+maximum pre-activation of the units that never fired. The last three columns are plain PyTorch, for
+comparison.
 """
 
 import random
@@ -32,7 +33,7 @@ SHAPES = {
 
 
 def kernels(x: Tensor, before: Tensor) -> dict[str, Callable[[], object]]:
-    """What is timed, of activations `[sample, unit]` or `[sample, unit, position]`."""
+    """The timed functions, on activations `[sample, unit]` or `[sample, unit, position]`."""
     units, dtype = x.shape[1], x.dtype
     stats = UnitStats.empty(units, dtype=dtype, passes_input=True)
     watching = Liveness(units, "cpu", dtype, signed=False)
@@ -56,7 +57,7 @@ def kernels(x: Tensor, before: Tensor) -> dict[str, Callable[[], object]]:
 def measure(shape: tuple[int, ...], order: tuple[int, ...], dtype: torch.dtype) -> dict[str, float]:
     """Name -> median multiple of a read."""
     before = torch.randn(shape).to(dtype)
-    # Half of the units never fire, as in a sick network, and stay to be watched.
+    # Half of the units never fire, as in a sick network, so they stay watched.
     unit_axis = order.index(1) if len(order) == 2 else order[1]
     before.narrow(unit_axis, 0, shape[unit_axis] // 2).abs_().neg_()
     x = before.clamp(min=0).permute(order)

@@ -1,4 +1,4 @@
-"""Runs whose deaths have a known cause: networks with their data, and what goes wrong in them."""
+"""Runs whose deaths have a known cause: networks, their data, and what is wrong with each run."""
 
 import math
 import pydoc_data.topics
@@ -14,7 +14,7 @@ from reludiag.initialization.schemes import reinitialize
 
 KINDS = ("learning_rate", "initialization", "input_shift", "divergence", "none", "undetermined")
 Schedule = Callable[[int], float]
-"""From the number of the step to the factor of the learning rate."""
+"""Step -> factor of the learning rate."""
 
 
 # Set-ups
@@ -22,14 +22,14 @@ Schedule = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Setup:
-    """A network, its data, and the strengths at which things go wrong in it."""
+    """A network, its data, and the settings at which its units die."""
 
     name: str
     build: Callable[[], nn.Module]
     data: Callable[[], tuple[Tensor, Tensor]]
     steps: int
     takes_shift: bool = True
-    """Whether its input is numbers that can be shifted: tokens cannot."""
+    """Whether its input can be shifted: numbers can, tokens cannot."""
 
 
 @cache
@@ -133,7 +133,7 @@ def biased(by: float, model: nn.Module) -> None:
 
 
 def negative_mean(model: nn.Module) -> None:
-    """Weights whose mean is far below 0, where inputs are positive: behind a rectifier."""
+    """Weights whose mean is far below 0, in layers with positive inputs: after a rectifier."""
     layers = hidden(model)
     with torch.no_grad():
         for layer in layers[1:]:
@@ -151,7 +151,7 @@ def default(model: nn.Module) -> None:
 
 
 def as_it_is(model: nn.Module) -> None:
-    """No change to the weights that were drawn."""
+    """Leave the weights as drawn."""
 
 
 def constant(step: int) -> float:
@@ -173,27 +173,27 @@ def cosine(step: int) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """One way to go wrong."""
+    """One thing that is wrong with a run."""
 
     name: str
     label: frozenset[str]
     """The right answers."""
     identifiable: bool | None = None
-    """Whether the run alone can tell; None where either will do."""
+    """Whether the run alone can prove it; None if both answers are accepted."""
     optimizer: str = "adam"
     lr: float = 1e-3
     schedule: Schedule = constant
     init: Callable[[nn.Module], None] = as_it_is
     shift: float = 0.0
     only: frozenset[str] = field(default_factory=frozenset)
-    """Set-ups it is for; all if empty."""
+    """Set-ups that it applies to; all if empty."""
 
 
 LR, INIT, INPUT, LOST, NOTHING = (frozenset({kind}) for kind in KINDS[:5])
 FACTS = frozenset({"digits"})
 OTHERS = frozenset({"breast cancer", "cnn", "transformer"})
 CASES = (
-    # Section by section the cases that reludiag was specified with, on digits.
+    # The cases of reludiag's specification, section by section, on digits.
     Case("1 Adam 0.1", LR, False, lr=0.1, only=FACTS),
     Case("1 Adam 0.1, default init", LR, False, lr=0.1, init=default, only=FACTS),
     Case("1 SGD 10, clipped", LR, False, "clipped", 10.0, only=FACTS),
@@ -232,7 +232,7 @@ CASES = (
     Case("9 SGD 10", LOST, True, "sgd", 10.0, only=FACTS),
     Case("control, Adam", NOTHING, None, only=FACTS),
     Case("control, SGD clipped", NOTHING, None, "clipped", 0.1, only=FACTS),
-    # The same kinds elsewhere.
+    # The same kinds on the other set-ups.
     Case("Adam too high", LR, False, lr=0.2, only=OTHERS),
     Case("Adam too high, cosine", LR, None, lr=0.2, schedule=cosine, only=OTHERS),
     Case("SGD clipped too high", LR, False, "clipped", 20.0, only=OTHERS),
@@ -255,5 +255,5 @@ def cases_of(setup: Setup) -> Iterator[Case]:
 
 
 def generator(seed: int) -> torch.Generator:
-    """A stream of random numbers of its own."""
+    """A separate stream of random numbers."""
     return torch.Generator().manual_seed(seed)

@@ -1,15 +1,16 @@
 """What a Monitor adds to a training step.
 
-Method: one process, one thread. Twins of one network train in turn: bare, bare again (A/A: the
-noise), and monitored with the statistics of every 16th step (the default) and of every step. In
-each round, in random order, each takes its turn of 20 steps, A/A and all statistics in one round of
-five only; the rounds are whole windows of 100 steps, first batch, sampled steps and
-snapshot included. Two ratios are given:
+Method: one process, one thread. Copies of one network train in turn: bare, bare again (A/A, which
+shows the noise), monitored with statistics of every 16th step (the default), and monitored with
+statistics of every step. In each round they take turns of 20 steps in random order; the A/A and
+the last copy take part in every fifth round only. The rounds cover whole windows of 100 steps,
+including the first batch, sampled steps and the snapshot. The two ratios are:
 
-- inside: 1 + the time in our hooks, modes and snapshots over that of the bare step, in the mean;
-- wall: the median step over the median bare step; resolves no more than the A/A row shows.
+- inside: 1 + the mean time in reludiag's hooks, modes and snapshots / the mean bare step;
+- wall: the median step / the median bare step; differences below the noise of the A/A row mean
+  nothing.
 
-Half dead: half of the units before each ReLU really are, by their bias, all the time.
+Half dead: the biases keep half of the units before each ReLU dead all the time.
 """
 
 import argparse
@@ -33,14 +34,14 @@ WINDOW, TURN, WARM_UP = 100, 20, 40
 
 
 class Inside:
-    """The time spent in our code; calls within calls are counted once."""
+    """The time spent in reludiag's code; nested calls are counted once."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._depth = 0
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, with its time added up."""
+        """`function`, with its time added to the total."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             if self._depth:
@@ -56,7 +57,7 @@ class Inside:
         return call
 
     def timed_mode(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A mode's handler, less the time in the user's operator."""
+        """A mode's handler, without the time in the user's operator."""
 
         def call(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             user = 0.0
@@ -82,7 +83,7 @@ class Inside:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Measure our code inside; the clock is stopped outside."""
+        """Measure reludiag's code inside; the clock is stopped outside."""
         places = [
             (reludiag.capture.hooks.Hook, "__call__", self.timed),
             (reludiag.monitoring.clock.BeforeStep, "__call__", self.timed),
@@ -100,14 +101,14 @@ class Inside:
 
 
 def torchmortem(training: Training) -> Any:
-    """A peer, beside ours, where it is installed."""
+    """Another tool next to reludiag, if it is installed."""
     import torchmortem
 
     return torchmortem.Torchmortem(training.model, training.optimizer)
 
 
 def neural_observatory(training: Training) -> Any:
-    """Another."""
+    """Another tool."""
     import neural_observatory
 
     return neural_observatory.Observatory(training.model)
@@ -137,8 +138,8 @@ def measure(
                     training.model, training.optimizer, every=WINDOW, stats_every=every
                 )
             )
-            # The first forward is followed operator by operator, once in a run, and what a model
-            # does has to be the same for a while before anything is left out.
+            # The first forward pass is followed operator by operator, and the model has to run
+            # the same way for some steps before the Monitor skips anything.
             for _ in range(WARM_UP if every > 1 else 3):
                 training.step()
         if peer:
@@ -169,9 +170,11 @@ def measure(
 def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description="What a Monitor adds to a training step.")
-    parser.add_argument("--windows", type=int, default=1, help="of 100 steps each")
+    parser.add_argument(
+        "--windows", type=int, default=1, help="number of windows, of 100 steps each"
+    )
     parser.add_argument("--only", choices=[w.name for w in WORKLOADS])
-    parser.add_argument("--peer", choices=list(PEERS), help="an installed tool to put beside ours")
+    parser.add_argument("--peer", choices=list(PEERS), help="an installed tool to compare with")
     options = parser.parse_args()
     torch.set_num_threads(1)
     table = Table("network", "units", "", "ms/step", "inside", "wall")

@@ -1,15 +1,15 @@
-"""What other tools say of units whose death was planted: the table of docs/comparison.md.
+"""What other tools report on models with planted dead units: the table of docs/comparison.md.
 
     pip install torchlens torchdiag dead-relu-viz
     pip install monitorch neural-observatory torchmortem torch-audit
     python benchmarks/peers.py
 
-Each tool gets the same eight models and the same data, by its own front door and with its defaults;
-only where one can be told that units are on the last axis, it is told so for the encoder. A tool
-for one forward pass is given the batches joined into one; a tool for training runs is given one
-step of plain SGD at a learning rate of 0 on each batch, which changes nothing. What it said is
-shown in its own numbers; "silent" means that it named nothing. A tool that is not installed is left
-out. One process, one seed, CPU.
+Each tool gets the same eight models and the same data, through its public interface and with its
+defaults. If a tool has a setting for the unit axis, the last axis is set for the encoder. A tool
+for one forward pass gets the batches joined into one; a tool for training runs gets one step of
+plain SGD with a learning rate of 0 on each batch, which changes nothing. The result is shown in
+the tool's own numbers; "silent" means that it reported nothing. A tool that is not installed is
+left out. One process, one seed, CPU.
 """
 
 import contextlib
@@ -30,21 +30,21 @@ from torch.nn import functional
 import reludiag
 
 DEEP = -30.0
-"""A bias that silences a unit on any of these data, and is not out of all proportion."""
+"""A bias that silences a unit on all of these data, and is not absurdly large."""
 MARK = 20.0
-"""What the first feature of a sample is where one more unit is to fire."""
+"""The first feature of a sample in which one more unit shall fire."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model with planted deaths, and what is true of it."""
+    """A model with planted dead units, and the right answer for it."""
 
     name: str
     truth: str
     model: nn.Module
     batches: Sequence[Tensor]
     units_last: bool = False
-    """Whether units are on the last axis, and not on the second."""
+    """Whether units are on the last axis instead of the second."""
 
 
 class Functional(nn.Module):
@@ -73,7 +73,7 @@ class Reused(nn.Module):
 
 
 def cases() -> list[Case]:
-    """The eight of them, the same at each call."""
+    """The eight cases, the same at each call."""
     torch.manual_seed(0)
     flat = list(torch.randn(40, 250, 32))
     images = list(torch.randn(8, 32, 3, 12, 12))
@@ -138,7 +138,7 @@ def fires_on(layer: nn.Linear, unit: int, batches: list[Tensor], where: Sequence
         batches[at][0, 0] = MARK
 
 
-# What each tool says, by its own front door
+# What each tool reports, through its public interface
 
 
 def by_reludiag(case: Case) -> str:
@@ -233,7 +233,7 @@ def by_monitorch(case: Case) -> str:
 
     text = printed(run)
     rates = re.findall(r"(\S+) - prbs: \{[^}]*?death_rate'?: ?([\d.]+)", text)
-    # The last line is the worst of those before.
+    # The last line repeats the worst of the lines above.
     found = [(name, float(rate)) for name, rate in rates if name != "Activations" and float(rate)]
     return ", ".join(f"{name}: {rate:.3f}" for name, rate in found) or "silent"
 
@@ -265,7 +265,7 @@ IN_TRAINING: dict[str, Callable[[Case], str]] = {
 
 
 def steps(case: Case, optimizer: torch.optim.Optimizer) -> Iterator[float]:
-    """A step on each batch that changes nothing; yields the losses."""
+    """One step per batch, which changes nothing; yields the losses."""
     case.model.train()
     for batch in case.batches:
         optimizer.zero_grad()
@@ -276,7 +276,7 @@ def steps(case: Case, optimizer: torch.optim.Optimizer) -> Iterator[float]:
 
 
 def printed(call: Callable[[], object]) -> str:
-    """What it writes to the standard output."""
+    """What `call` writes to stdout."""
     written = io.StringIO()
     with contextlib.redirect_stdout(written):
         call()
@@ -284,7 +284,7 @@ def printed(call: Callable[[], object]) -> str:
 
 
 def asked(tool: Callable[[Case], str], case: Case) -> str:
-    """What a tool says; the name of the exception where it raises one."""
+    """What a tool reports, or the name of the exception that it raises."""
     torch.manual_seed(0)
     case.model.eval()
     try:
@@ -304,7 +304,7 @@ def main() -> None:
 
 
 def table(installed: Mapping[str, str], tools: Mapping[str, Callable[[Case], str]]) -> str:
-    """What these say of each case, in Markdown."""
+    """What these tools report on each case, in Markdown."""
     columns = {name: [asked(tools[name], case) for case in cases()] for name in installed}
     heads = [f"{name} {version}" for name, version in installed.items()]
     lines = ["", f"| planted | dead | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
@@ -315,7 +315,7 @@ def table(installed: Mapping[str, str], tools: Mapping[str, Callable[[Case], str
 
 
 def version(name: str) -> str:
-    """Empty where it is not installed."""
+    """Its version; empty if it is not installed."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return reludiag.__version__ if name == "reludiag" else importlib.metadata.version(name)
     return ""

@@ -19,7 +19,7 @@ class Table:
         self._rows: list[Sequence[str]] = [headings]
 
     def add(self, *cells: str) -> None:
-        """Add a row, and print it at once: some take minutes."""
+        """Add a row, and print it at once: some rows take minutes."""
         self._rows.append(cells)
         print("  ".join(f"{cell:16}" for cell in cells), flush=True)
 
@@ -32,7 +32,7 @@ class Table:
 
 
 def write_section(name: str, method: str, table: Table) -> None:
-    """Replace this benchmark's section; the machine, versions and date are said in each."""
+    """Replace this benchmark's section, with the machine, the versions and the date."""
     begin, end = _SECTION.format(name), _SECTION.format("/" + name)
     summary, _, rest = method.strip().partition("\n\n")
     text = "\n\n".join([begin, f"## {summary}", rest.strip(), str(table), f"{_machine()}", end])

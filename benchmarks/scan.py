@@ -1,13 +1,13 @@
-"""What a scan costs: against a bare forward over the same data, and of a million units.
+"""What a scan costs: compared with a bare forward pass over the same data, and for a million units.
 
-Method: one process, all threads. While `reludiag.scan` runs, its data gives the same batches to two
-twins of the network as well, one for the A/A row: bare `model(x)` under `no_grad` in eval mode.
-They take turns of a fifth of a second, in random order. `scan` is the median turn of the scan,
-reading the data's values included, over the median bare turn. `once` is what it takes beside:
-set-up, verdicts, and what its first two batches take longer than others. The last column is the
-whole scan of 50,000 samples, over 50,000 samples bare. The C library is told to keep the memory
-that it has: otherwise page faults come and go by chance, and are a fifth of a pass. The large model
-is a chain of 500 pairs of Linear and ReLU of 2,000 units each; its reports are timed as well.
+Method: one process, all threads. While `reludiag.scan` runs, two copies of the network get the
+same batches, as bare `model(x)` under `no_grad` in eval mode; one of them is for the A/A row. The
+three take turns of a fifth of a second, in random order. `scan` is the median turn of the scan,
+including reading the data's values, / the median bare turn. `once` is the time that a scan takes
+once: set-up, verdicts, and the extra time of its first two batches. The last column is a whole
+scan of 50,000 samples / 50,000 samples bare. The C library is set to keep its memory: otherwise
+random page faults take up to a fifth of a pass. The large model is a chain of 500 pairs of Linear
+and ReLU with 2,000 units each; its reports are timed, too.
 """
 
 import copy
@@ -40,15 +40,15 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 class Interleaved:
-    """Batches for a scan, each also given to two bare networks; the time of each is kept."""
+    """Batches for a scan, each also run by two bare networks; keeps the time of each."""
 
     def __init__(self, workload: Workload, network: nn.Module) -> None:
         self._twins = {kind: copy.deepcopy(network) for kind in ("bare", "A/A")}
         self.batches = [torch.randn(workload.shape) for _ in range(16)]
         self.times: dict[str, list[float]] = {"bare": [], "A/A": [], "scan": []}
-        """Seconds a batch, of each turn."""
+        """Seconds per batch, of each turn."""
         self.turns = 0.0
-        """Seconds that were the scan's turns, or not the scan's at all."""
+        """Seconds of the scan's turns, and of everything that is not the scan."""
 
     def run(self, kind: str, turn: list[Tensor]) -> None:
         """Time a bare network's turn."""
@@ -86,7 +86,7 @@ def measure(workload: Workload) -> dict[str, float]:
 
 
 def megabytes(highest: bool) -> float:
-    """The memory that this process has, or the most that it had since `forget_highest`."""
+    """The memory of this process, now or at its highest since `forget_highest`."""
     status = Path("/proc/self/status").read_text()
     name = "VmHWM" if highest else "VmRSS"
     return int(status.split(f"{name}:")[1].split()[0]) / 1024
@@ -98,10 +98,10 @@ def forget_highest() -> None:
 
 
 def a_million_units() -> list[tuple[str, str]]:
-    """(What, how much) of the large model."""
+    """(Label, amount) for the large model."""
     layers = [layer for _ in range(500) for layer in (nn.Linear(2000, 2000), nn.ReLU())]
     with torch.no_grad():
-        for layer in layers[::2]:  # one matrix for all: 8 GB of weights are not the matter here
+        for layer in layers[::2]:  # shared: 8 GB of weights would add nothing
             layer.weight = layers[0].weight
     model, batches = nn.Sequential(*layers).eval(), [torch.randn(16, 2000) for _ in range(4)]
     with torch.no_grad():

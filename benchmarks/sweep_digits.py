@@ -1,4 +1,4 @@
-"""A grid of 168 runs on scikit-learn's digits: its table of trials, and what it says.
+"""A grid of 168 runs on scikit-learn's digits: its table of trials, and its effects.
 
     python benchmarks/sweep_digits.py tests/data/digits_adam.csv
     python benchmarks/sweep_digits.py tests/data/digits_sgd.csv --optimizer sgd
@@ -96,7 +96,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def run(optimizer_name: str, lr: float, scheme: str, seed: int, recording: Path) -> None:
-    """Train once; what happened to the units is in the recording."""
+    """Train once; the recording has the life of the units."""
     torch.manual_seed(seed)
     images, labels = digits()
     model = build(scheme)
@@ -129,9 +129,9 @@ def grid(
 
 
 def main() -> None:
-    """Make the grid, and write it."""
+    """Run the grid, and write its table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("csv", type=Path, help="where the table of trials goes")
+    parser.add_argument("csv", type=Path, help="file for the table of trials")
     parser.add_argument("--optimizer", choices=LEARNING_RATES, default="adam")
     options = parser.parse_args()
     torch.set_num_threads(1)

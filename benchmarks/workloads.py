@@ -1,4 +1,4 @@
-"""The networks that are measured, and how a training step of each is made."""
+"""The measured networks, and a training step for each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ class Training:
         self.model = workload.build()
         if half_dead:
             silence_half(self.model)
-        # As in real training, no two batches in a row are the same.
+        # As in real training, consecutive batches differ.
         self.batches = [
             (torch.randn(workload.shape), torch.randint(0, 10, (workload.shape[0],)))
             for _ in range(16)
@@ -110,7 +110,7 @@ class Training:
 
 
 def silence_half(model: nn.Module) -> None:
-    """Give half of the units before each ReLU a bias from which they never come back.
+    """Give half of the units before each ReLU a bias that keeps them dead.
 
     A block's second ReLU also gets the shortcut, which is positive: it is left as it is.
     """

@@ -1,4 +1,4 @@
-"""Accelerate: nothing is needed but a Monitor of what `prepare` gave back.
+"""Accelerate: a Monitor around what `prepare` returned is enough.
 
 pip install accelerate && python examples/accelerate_loop.py
 """
@@ -24,7 +24,7 @@ def main() -> None:
         for inputs, targets in loader:
             with accelerator.accumulate(model):
                 accelerator.backward(cross_entropy(model(inputs), targets))
-                optimizer.step()  # a step only where the gradients are complete
+                optimizer.step()  # steps only when the accumulated gradients are complete
                 optimizer.zero_grad()
     print(monitor.diagnose())
 

@@ -1,4 +1,4 @@
-"""Ignite: a handler records what an engine trains.
+"""Ignite: a handler records the training of an engine.
 
 pip install "reludiag[ignite]" && python examples/ignite_handler.py
 """

@@ -29,7 +29,7 @@ class Classifier(pl.LightningModule):
 def main() -> None:
     pl.seed_everything(0)
     data = TensorDataset(torch.randn(2_048, 20), torch.randint(0, 4, (2_048,)))
-    logger = CSVLogger("logs")  # or any other of Lightning's
+    logger = CSVLogger("logs")  # or any other logger of Lightning
     callback = ReludiagCallback(
         path="lightning.reludiag",
         every=10,

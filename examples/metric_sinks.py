@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases (offline) and MLflow (a local folder): numbers of each snapshot.
+"""TensorBoard, Weights & Biases (offline), MLflow (a local folder): log numbers of each snapshot.
 
 pip install "reludiag[tensorboard,wandb,mlflow]"
 python examples/metric_sinks.py tensorboard
@@ -46,7 +46,7 @@ def with_wandb() -> None:
 
 
 def with_mlflow() -> None:
-    # MLflow's default is a database; a folder of files is what it has to be asked for.
+    # MLflow uses a database by default; this allows a folder of files.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     import mlflow
 

@@ -1,4 +1,4 @@
-"""pytest: a test that fails where a model has dead units.
+"""pytest: a test that fails if a model has too many dead units.
 
 pytest examples/test_your_model.py
 """

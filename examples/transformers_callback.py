@@ -1,4 +1,4 @@
-"""Hugging Face Transformers: a callback records what the Trainer trains, here a small OPT.
+"""Hugging Face Transformers: a callback records the training of a small OPT.
 
 pip install "reludiag[transformers]" && python examples/transformers_callback.py
 """
@@ -26,7 +26,7 @@ def main() -> None:
         train_dataset=[{"input_ids": text, "labels": text} for text in texts],
         callbacks=[callback],
     )  # fmt: skip
-    with callback:  # completes the recording after an exception, too
+    with callback:  # completes the recording also after an exception
         trainer.train()
     print(callback.monitor.diagnose())
 

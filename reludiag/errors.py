@@ -1,15 +1,15 @@
-"""What can go wrong through no fault of reludiag, each kind with the exit code its caller gets."""
+"""Errors that are not reludiag's fault, each with its exit code."""
 
 
 class ReludiagError(Exception):
-    """The root of all errors that a user can cause; its text is shown to them as it stands."""
+    """The base class of all errors that a user can cause; its text is shown to the user."""
 
     exit_code = 3  # could not load
     title = "Cannot go on"
 
 
 class UsageError(ReludiagError):
-    """Options or arguments that do not go together, or a place that cannot be written."""
+    """Options or arguments that contradict each other, or a path that cannot be written."""
 
     exit_code = 2
     title = "Usage"
@@ -22,7 +22,7 @@ class ModelError(ReludiagError):
 
 
 class UserCodeError(ModelError):
-    """The user's own code raised; `user_traceback` is theirs, from their first frame on."""
+    """The user's code raised an exception; `user_traceback` begins at the user's first frame."""
 
     title = "Your code raised an error"
 
@@ -50,7 +50,7 @@ class RecordingError(ReludiagError):
 
 
 class ReportError(ReludiagError):
-    """A file that is neither a recording nor a report as reludiag writes it."""
+    """A file that is neither a recording nor a report of reludiag."""
 
     title = "Cannot read this report"
 
@@ -63,13 +63,13 @@ class TooManyDeadError(ReludiagError):
 
 
 class MissingLibraryError(ReludiagError, ImportError):
-    """A library that an extra brings is not there, and what was asked for needs it."""
+    """A required library of an extra is not installed."""
 
     title = "A library is missing"
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(
-            f'{library} is not installed; expected it for this: pip install "reludiag[{extra}]"'
+            f'{library} is not installed, and this needs it: pip install "reludiag[{extra}]"'
         )
 
 

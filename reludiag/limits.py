@@ -8,7 +8,7 @@ from reludiag.errors import UsageError
 
 @dataclass(frozen=True)
 class Limit:
-    """How much may be dead (or not finite): a share of all units, or a number of them."""
+    """How many units may be dead or not finite: a share of all units, or a number."""
 
     text: str
     value: float
@@ -16,7 +16,7 @@ class Limit:
 
     @classmethod
     def parse(cls, text: str, option: str = "--fail-over") -> "Limit":
-        """From `5%` or `12`; raises UsageError for anything else."""
+        """Parse `5%` or `12`; raises UsageError for anything else."""
         number = text.removesuffix("%").strip()
         is_share = text.endswith("%")
         valid = re.fullmatch(r"\d+(\.\d+)?" if is_share else r"\d+", number)
@@ -28,5 +28,5 @@ class Limit:
         return cls(text, float(number), is_share)
 
     def less_than(self, lost: int, units: int) -> bool:
-        """Whether `lost` of `units` are more than that."""
+        """Whether `lost` of `units` exceeds the limit."""
         return lost * 100 > self.value * units if self.is_share else lost > self.value

@@ -14,16 +14,16 @@ from pathlib import Path
 import psutil
 
 LEASE = 120.0
-"""Seconds after which a process on another host that was not heard of is taken to be gone."""
+"""Seconds without renewal after which a process on another host is regarded as ended."""
 RENEWALS = 4
-"""Times that a lease is renewed in its length: a disk may stall for a while."""
+"""Renewals per lease duration, because a disk may stall for a while."""
 
 _SAME_START = 2.0  # seconds: a process's start is counted from boot in ticks, and clocks are set
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process, among those of all hosts and of all times."""
+    """A process, unique over hosts and time."""
 
     host: str
     pid: int
@@ -32,13 +32,13 @@ class ProcessId:
 
 
 def this_process() -> ProcessId:
-    """The process that calls."""
+    """The current process."""
     return ProcessId(this_host(), os.getpid(), psutil.Process().create_time())
 
 
 @functools.cache
 def this_host() -> str:
-    """Name of the host since its last boot; two containers of it are two hosts."""
+    """Name of the host with its boot time; two containers are two hosts."""
     parts = [socket.gethostname()]
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     if boot.exists():
@@ -47,12 +47,12 @@ def this_host() -> str:
 
 
 def is_gone(owner: ProcessId, lease: float) -> bool:
-    """Whether the process has ended; elsewhere, whether its `lease` (Unix time) has."""
+    """Whether the process has ended; on another host, whether its `lease` has expired."""
     if owner.host != this_host():
         return time.time() > lease
     try:
-        found = psutil.Process(owner.pid)
-        ended = found.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-        return ended or abs(found.create_time() - owner.started) > _SAME_START
+        process = psutil.Process(owner.pid)
+        ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return ended or abs(process.create_time() - owner.started) > _SAME_START
     except psutil.NoSuchProcess:
         return True

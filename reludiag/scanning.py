@@ -1,4 +1,4 @@
-"""scan(): one pass of data through frozen weights, and what it says of every unit.
+"""scan(): one pass of data through frozen weights, and a verdict for every unit.
 
 The pass leaves the model as it was: mode, buffers, hooks and random number streams.
 """
@@ -35,15 +35,14 @@ def scan(
     """Scan a model's rectifiers with its weights frozen.
 
     `batches` gives tensors `[sample, ...]`, tuples with the inputs first, or dicts of keywords;
-    labels are ignored. One tensor of all inputs will do as well, or one `(inputs, labels)`. At
+    labels are ignored. One tensor of all inputs, or one `(inputs, labels)`, also works. At
     most `limit` batches are used. The model runs in eval mode unless `train_mode`;
-    floating-point inputs are cast to `dtype` if it is given. `unit_axes` maps names of sites to
-    the axis of their units, and overrules what was found. Random input must be declared by
-    passing `RANDOM_INPUT` in `notes`.
+    floating-point inputs are cast to `dtype` if it is given. `unit_axes` maps names of sites to the
+    axis of their units and overrides the axis that was found.
 
-    Raises ModelError for a model in which no rectifier was seen, UsageError for a name in
-    `unit_axes` that is no site's, DataError if there is no batch, if one has non-finite values,
-    or if the model refuses it.
+    Declare random input by passing `RANDOM_INPUT` in `notes`. Raises ModelError for a model without
+    rectifiers, UsageError for a name in `unit_axes` that is not a site, DataError if there is no
+    batch, if a batch has non-finite values, or if the model refuses it.
     """
     scanner = Scanner(model, unit_axes)
     measured = scanner.run(
@@ -67,9 +66,9 @@ def scan_checkpoints(
 ) -> Diagnosis:
     """Scan the same model with the weights of each checkpoint in turn, as a timeline.
 
-    `batches` is called once per checkpoint; `options` are those of `scan`. The steps are those
-    that the checkpoints name, if they all do and increase, else 1, 2, ... The verdicts are the
-    last checkpoint's. The model keeps its weights: the last checkpoint's.
+    `batches` is called once per checkpoint; `options` are those of `scan`. The steps are those in
+    the checkpoints, if all have one and they increase; otherwise 1, 2, ... Verdicts and,
+    afterwards, the model's weights are those of the last checkpoint.
     """
     loaded: list[str] = []
     scans: list[Measurement] = []
@@ -86,7 +85,11 @@ def scan_checkpoints(
     if len(steps) < len(named) or any(a >= b for a, b in itertools.pairwise(steps)):
         steps = list(range(1, len(checkpoints) + 1))
         head = replace(
-            head, notes=(*head.notes, "Steps are the checkpoints' places in the call: 1, 2, ...")
+            head,
+            notes=(
+                *head.notes,
+                "Steps are the positions of the checkpoints in the call: 1, 2, ...",
+            ),
         )
     findings, timeline = checkpoint_timeline(steps, [scan.sites for scan in scans])
     return diagnose(head, findings, thresholds or Thresholds(), timeline)

@@ -1,4 +1,4 @@
-"""Tables: what a column is, and how a table is made from parts."""
+"""Tables: columns, and how to build a table from parts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Column:
 def table_of(
     columns: Sequence[Column], parts: Sequence[Mapping[str, Any] | pd.DataFrame]
 ) -> pd.DataFrame:
-    """The parts, one below the other, under the declared columns and dtypes, also if there is none.
+    """The parts below each other, with the declared columns and dtypes, also without parts.
 
-    A part gives by name of column an array or list `[row]`, or one value for all its rows; a part
-    with no array is one row. What it does not give, and None, is missing.
+    A part maps column names to an array or list `[row]`, or to one value for all its rows; a part
+    without arrays is one row. Absent columns and None are missing values.
     """
     heights = [_height(part) for part in parts]
     return pd.DataFrame(
@@ -42,7 +42,10 @@ def _height(part: Mapping[str, Any] | pd.DataFrame) -> int:
 
 
 def _joined(pieces: Sequence[Any], heights: Sequence[int], dtype: Any) -> Any:
-    """One column. Column by column, and not frame by frame: a large model has hundreds of sites."""
+    """One column.
+
+    Built column by column, not frame by frame, because a large model has hundreds of sites.
+    """
     is_number = dtype in {"Int64", "float64"}
     arrays = []
     for values, height in zip(pieces, heights, strict=True):

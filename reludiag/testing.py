@@ -1,4 +1,4 @@
-"""For tests of your own models: an assertion that their units are alive.
+"""For tests of your models: an assertion that their units are alive.
 
 def test_no_unit_is_born_dead():
     assert_alive(build(), batches, max_dead="5%")
@@ -15,7 +15,7 @@ from reludiag.limits import Limit
 from reludiag.measure.verdicts import LOST
 from reludiag.printable import printable
 from reludiag.reports.run.summary import next_steps
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 from reludiag.scanning import scan
 
 _SHOWN = 10  # sites in a failure
@@ -27,9 +27,9 @@ def assert_alive(
     """Fail if more than `max_dead` of a model's units (a share, or a number) are dead on data.
 
     Units with a NaN or an infinity count as dead. `batches` and `settings` are those of
-    `reludiag.scan`, which says what else is raised. The Diagnosis is for further assertions.
+    `reludiag.scan`, with the same exceptions. Returns the Diagnosis for further assertions.
     """
-    __tracebackhide__ = True  # pytest shows the test, and not this function
+    __tracebackhide__ = True  # pytest shows the test instead of this function
     limit = Limit.parse(str(max_dead), "max_dead")
     diagnosis = scan(model, batches, **settings)
     if limit.less_than(diagnosis.lost, diagnosis.unit_count):
@@ -42,18 +42,18 @@ def _failure(diagnosis: Diagnosis, limit: Limit) -> str:
     lost, units = diagnosis.lost, diagnosis.unit_count
     what = "dead or not finite" if diagnosis.diverged else "dead"
     lines = [
-        f"{lost:,} of {many(units, 'unit')} ({share(lost, units)}) are {what}, more than "
-        f"max_dead={limit.text!r}, on {many(diagnosis.head.samples, 'sample')}:"
+        f"{lost:,} of {plural(units, 'unit')} ({share(lost, units)}) are {what}, more than "
+        f"max_dead={limit.text!r}, on {plural(diagnosis.head.samples, 'sample')}:"
     ]
     hit = sites[sites["lost"] > 0]
     width = max(len(printable(name)) for name in hit["site"].head(_SHOWN))
     lines += [_line(site, width) for _, site in hit.head(_SHOWN).iterrows()]
     if len(hit) > _SHOWN:
-        lines.append(f"  and {many(len(hit) - _SHOWN, 'more site')}")
+        lines.append(f"  and {plural(len(hit) - _SHOWN, 'more site')}")
     lines += [printable(step) for step in next_steps(diagnosis) if "--csv" not in step]
     return "\n".join(lines)
 
 
 def _line(site: "pd.Series[Any]", width: int) -> str:
-    fed = f"  fed by {printable(site['producer'])}" if pd.notna(site["producer"]) else ""
-    return f"  {printable(site['site']):{width}}  {site['lost']:,} of {site['units']:,}{fed}"
+    producer = f"  fed by {printable(site['producer'])}" if pd.notna(site["producer"]) else ""
+    return f"  {printable(site['site']):{width}}  {site['lost']:,} of {site['units']:,}{producer}"

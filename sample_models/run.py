@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 Attach = Callable[[nn.Module, Optimizer], contextlib.AbstractContextManager[Any]]
-"""Wrapped around a training loop: how a Monitor gets there."""
+"""Returns a context for the training loop, such as a Monitor."""
 
 
 def unwatched(model: nn.Module, optimizer: Optimizer) -> contextlib.AbstractContextManager[None]:
-    """Nothing around the training loop."""
+    """A context for the training loop that does nothing."""
     return contextlib.nullcontext()
 
 
 def attached(trial: Any, probe: Tensor) -> Attach:
-    """The Monitor of a trial around the training loop, with a snapshot every ten steps."""
+    """Attach the Monitor of a trial, with a snapshot every ten steps."""
     return lambda model, optimizer: trial.monitor(model, optimizer, probe=probe, every=10)
 
 
 @contextlib.contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draw from a stream of its own inside, unless `seed` is None."""
+    """Use a separate random stream inside, unless `seed` is None."""
     if seed is None:
         yield
         return
@@ -43,15 +43,17 @@ def main(
     dying: dict[str, Any],
     models: dict[str, Callable[..., nn.Module]] | None = None,
 ) -> None:
-    """Train from the command line; write a checkpoint and a recording where asked to."""
+    """Train from the command line; write a checkpoint and a recording if requested."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--dying", action="store_true", help="the learning rate that kills")
-    parser.add_argument("--lr", type=float, help="another learning rate")
-    parser.add_argument("--steps", type=int, help="optimizer steps")
+    parser.add_argument(
+        "--dying", action="store_true", help="use the learning rate that kills units"
+    )
+    parser.add_argument("--lr", type=float, help="set the learning rate")
+    parser.add_argument("--steps", type=int, help="number of optimizer steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=10, help="steps between snapshots")
-    parser.add_argument("--checkpoint", type=Path, help="where the weights go")
-    parser.add_argument("--recording", type=Path, help="where the recording of the run goes")
+    parser.add_argument("--checkpoint", type=Path, help="file for the weights")
+    parser.add_argument("--recording", type=Path, help="file for the recording of the run")
     if models:
         parser.add_argument("--model", choices=models, default=next(iter(models)))
     options = parser.parse_args()

@@ -71,7 +71,7 @@ def test_a_recurrent_cell_is_listed() -> None:
 
 def test_the_module_of_a_program_is_refused_with_a_sentence() -> None:
     module = torch.export.export(Plain(), (X,)).module()
-    with pytest.raises(reludiag.ModelError, match=r"give the program itself, not its module\(\)"):
+    with pytest.raises(reludiag.ModelError, match=r"pass the program itself, not its module\(\)"):
         reludiag.scan(module, [X])
 
 

@@ -139,7 +139,7 @@ def test_runs_with_a_probe_and_without_are_compared_with_a_word_on_it(tmp_path: 
 
 
 def test_what_a_recording_warns_of_is_said_of_the_runs_too(tmp_path: Path) -> None:
-    warning = "BatchNorm uses its running statistics on the probe."
+    warning = "On the probe, BatchNorm uses its running statistics."
     paths = [
         record(tmp_path / name, facts={"notes": notes})
         for name, notes in (("a", [warning, "Other."]), ("b", [warning]))
@@ -209,4 +209,4 @@ def test_a_file_that_is_no_recording_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("no")
     done = reludiag_command("compare", tmp_path / "x")
     assert done.code == 3
-    assert "is no recording" in done.sentence
+    assert "is not a recording" in done.sentence

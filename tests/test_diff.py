@@ -120,14 +120,18 @@ def test_a_unit_that_is_no_longer_finite_counts_as_a_new_death_and_is_not_called
 
 def test_less_evidence_the_second_time_is_said() -> None:
     text = " ".join(str(reludiag.diff(look(), look(samples=20))).replace("│", " ").split())
-    assert "The first rests on 40 samples, the second on 20" in text
-    assert "rests on" not in str(reludiag.diff(look(), look()))
+    assert "The first is based on 40 samples, the second on 20" in text
+    assert "is based on" not in str(reludiag.diff(look(), look()))
 
 
 def test_models_without_a_site_in_common_are_refused() -> None:
-    with pytest.raises(reludiag.UsageError, match="no site with the same units in common"):
+    with pytest.raises(
+        reludiag.UsageError, match="no site in common with the same number of units"
+    ):
         reludiag.diff(look(), look(name="other"))
-    with pytest.raises(reludiag.UsageError, match="no site with the same units in common"):
+    with pytest.raises(
+        reludiag.UsageError, match="no site in common with the same number of units"
+    ):
         reludiag.diff(look(), look(width=7))
 
 
@@ -159,13 +163,13 @@ def test_the_command_writes_terminal_json_and_csv_and_fails_on_new_deaths(tmp_pa
     ("content", "words"),
     [
         (None, "does not exist"),
-        ("", "is no recording"),
-        ("text", "is no recording"),
-        ('{"a": ', "no JSON document"),
-        ("{}", "no report of units"),
+        ("", "is not a recording"),
+        ("text", "is not a recording"),
+        ('{"a": ', "not a JSON document"),
+        ("{}", "not a report of units"),
         ('{"schema_version": 1, "sites": [], "units": [], "thresholds": {}}', "as reludiag writes"),
         ('{"schema_version": 9, "sites": [], "units": [], "thresholds": {}}', "Upgrade it"),
-        ("counts", "are not those that it counts"),
+        ("counts", "do not match its counts"),
     ],
 )
 def test_what_is_no_report_is_refused_with_a_sentence(

@@ -368,7 +368,9 @@ def test_evidence_that_cannot_be_had_ends_with_a_warning_and_not_the_training() 
     model = seeded(Fussy)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with (
-        pytest.warns(RuntimeWarning, match="no more evidence of causes.*not my weights"),
+        pytest.warns(
+            RuntimeWarning, match="evidence for causes is no longer collected.*not my weights"
+        ),
         reludiag.Monitor(model, optimizer, every=1, probe=PROBE) as monitor,
     ):
         for _ in range(4):

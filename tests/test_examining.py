@@ -235,7 +235,7 @@ def test_without_data_only_the_weights_speak() -> None:
     found = reludiag.examine_initialization(mlp(bias=-3.0))
     assert found.births is found.redraws is found.inputs is None
     assert blamed(found) == {"negative_bias"}
-    assert "Without data it is not known" in init_text(found)
+    assert "Without data it is unknown" in init_text(found)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -302,8 +302,8 @@ def test_the_report_is_80_columns_wide_and_the_document_is_whole() -> None:
     assert max(map(len, text.splitlines())) <= 80
     for words in (
         "How each layer was initialized", "kaiming_normal", "Born dead, by site", "By chance",
-        "start it at 0", "Subtract the mean", "as it is", "orthogonal",
-        "only of weights before the first step",
+        "start it at 0", "Subtract the mean", "orthogonal",
+        "only for weights before the first step",
     ):  # fmt: skip
         assert words in " ".join(text.split())
     document = json.loads(init_document(found))

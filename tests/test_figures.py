@@ -123,5 +123,7 @@ def test_colours_are_those_of_the_page() -> None:
 
 
 def test_a_figure_that_there_is_not_is_refused_by_name() -> None:
-    with pytest.raises(reludiag.UsageError, match="'foo' was asked for; expected one of lifelines"):
+    with pytest.raises(
+        reludiag.UsageError, match="'foo' does not exist; expected one of lifelines"
+    ):
         RUN.figure("foo")

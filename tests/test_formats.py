@@ -118,7 +118,7 @@ def test_limits_reach_the_formats_that_judge(tmp_path: Path) -> None:
     assert 'failures="2"' in (tmp_path / "gate.xml").read_text()  # the whole model, and a
     RUN.write(tmp_path / "gate.md", fail_over="1%")
     assert "Over the limit" in (tmp_path / "gate.md").read_text()
-    with pytest.raises(reludiag.UsageError, match="no site has such a name"):
+    with pytest.raises(reludiag.UsageError, match="no site name matches"):
         RUN.write(tmp_path / "typo.xml", fail_over="encoder=5%")
 
 

@@ -69,7 +69,7 @@ def test_a_site_that_is_not_finite_is_over_the_limit() -> None:
 
 def test_a_pattern_that_matches_no_site_is_refused() -> None:
     gate = Gate.parse(["encoder.*=5%"])
-    with pytest.raises(reludiag.UsageError, match=r"no site has such a name.*a\.relu"):
+    with pytest.raises(reludiag.UsageError, match=r"no site name matches.*a\.relu"):
         gate.require_matches(chain(a=1).sites)
 
 
@@ -80,7 +80,7 @@ def test_a_limit_that_makes_no_sense_is_refused(text: str) -> None:
 
 
 def test_two_limits_for_the_whole_model_are_refused() -> None:
-    with pytest.raises(reludiag.UsageError, match="both for the whole model"):
+    with pytest.raises(reludiag.UsageError, match="both set a limit for the whole model"):
         Gate.parse(["5%", "6%"])
 
 
@@ -151,7 +151,7 @@ def test_a_summary_of_a_thousand_sites_shows_the_worst_hundred() -> None:
     model = nn.Sequential(*(m for _ in range(1000) for m in (nn.Linear(1, 1), nn.ReLU())))
     diagnosis = reludiag.scan(model, [torch.ones(2, 1)])
     text = markdown(diagnosis, Gate.parse(["*=100%"]).judge(diagnosis.sites))
-    assert "900 sites with fewer dead units left out" in text
+    assert "900 sites with fewer dead units not shown" in text
     assert len(text) < 100_000
 
 
@@ -192,7 +192,7 @@ def test_what_cannot_be_written_or_matched_is_a_usage_error(run: Path, tmp_path:
     for arguments, words in (
         (["--junit", tmp_path / "gone" / "j.xml"], "does not exist"),
         (["--junit", "-", "--markdown", "-"], "only one"),
-        (["--fail-over", "5.%=5%"], "no site has such a name"),
+        (["--fail-over", "5.%=5%"], "no site name matches"),
         (["--fail-over", "x=5x"], "expected a share"),
     ):
         done = reludiag_command("report", run, *arguments)

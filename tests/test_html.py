@@ -78,7 +78,7 @@ def test_a_million_units_are_shown_by_site_and_it_says_so() -> None:
     page = html(run)
     assert len(page.encode()) < 3e6
     assert "10 of 10 sites have one row for the whole site" in page
-    assert f"Listed are the first 10,000 of {run.dead:,}" in page
+    assert f"have the first 10,000 of {run.dead:,}" in page
     assert not any(site["states"] for site in data_of(page)["lives"]["sites"])
 
 
@@ -90,7 +90,7 @@ def test_a_long_run_is_joined_and_loses_no_death() -> None:
     assert lives.whole.died.sum() == run.timeline["died"].sum() > 0
     assert lives.edges[-1] == 29_990
     assert lives.whole.dead[-1] == run.dead
-    assert "A column is 8 snapshots" in html(run)
+    assert "A column shows 8 snapshots" in html(run)
 
 
 def test_500_sites_lose_nobody_and_name_every_one() -> None:
@@ -146,7 +146,7 @@ def test_a_scan_has_no_lives_and_several_checkpoints_have() -> None:
     scan = reludiag.scan(nn.Sequential(nn.Linear(2, 4), nn.ReLU()), [torch.randn(8, 2)])
     assert scan.lives is None
     page = html(scan)
-    assert "Since when?" not in page
+    assert "When did they die?" not in page
     assert data_of(page)["lives"] is None
 
 
@@ -166,6 +166,12 @@ def test_the_answer_is_a_word() -> None:
     assert word([dead] + [alive] * 99) == "Mostly."
     assert word([dead] * 2 + [alive] * 8) == "No."
     assert word([alive] * 99, [dead]) == "No."  # a whole site, however small
+
+
+def test_the_page_names_no_option_of_the_command_line() -> None:
+    run = planted_run({"relu": [(1, NEVER), (NEVER, NEVER)]}, 3)
+    assert "--csv FILE" in str(run)
+    assert "--csv FILE" not in html(run)
 
 
 def test_one_dead_of_100000_is_not_rounded_away() -> None:
@@ -224,7 +230,7 @@ def test_effects_add_their_heat_maps() -> None:
     ]  # fmt: skip
 
     page = html(planted_run({"relu": dying(8, 4)}, 4), reludiag.effects(pd.DataFrame(rows)))
-    assert "Over learning rates and initializations" in page
+    assert "By learning rate and initialization" in page
     assert re.search(r'class="n h-4">61 %<', page)
 
 
@@ -256,13 +262,13 @@ def test_causes_come_with_their_evidence_and_what_would_confirm_them() -> None:
     page = html(dataclasses.replace(plain, causes=(cause,)))
     for said in (
         "The rate killed them.", "0.01235", "&lt;b&gt;half&lt;/b&gt; lived", "&gt;99.9\u00a0%",
-        "cannot tell for sure", "<code>reludiag replay TRAIN</code>", "<li>Halve it.</li>",
+        "cannot prove it", "<code>reludiag replay TRAIN</code>", "<li>Halve it.</li>",
     ):  # fmt: skip
         assert said in page, said
     assert 'id="why"' not in html(dataclasses.replace(plain, causes=()))
     for kind, said in (
         ("none", "nothing unusual"),
-        ("undetermined", "This run alone cannot tell."),
+        ("undetermined", "This run alone does not show the cause."),
     ):
         other = dataclasses.replace(cause, kind=kind, identifiable=kind == "none")
         page = html(dataclasses.replace(plain, causes=(other,)))

@@ -75,7 +75,7 @@ def test_a_diverged_run_is_shown_as_such(opened: Open) -> None:
     run = trained(lr=1e4)
     assert run.diverged
     page = opened(run)
-    assert page.locator(".answer b").inner_text() == "No, it diverged."
+    assert page.locator(".answer b").inner_text() == "No: it diverged."
     assert "not finite" in page.locator("#states").inner_text()
     assert page.locator("#firing-block").is_hidden()
     assert page.locator("#sites .meter u").count() == 0  # a share of dead units would say too much

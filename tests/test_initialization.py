@@ -212,7 +212,7 @@ def test_a_wrong_gain_is_said_to_kill_no_unit_at_birth() -> None:
         weight = drawn("lecun_normal", (64, 64), 0) * gain
         (problem,) = described(weight, np.zeros(64)).problems
         assert problem.kind == "variance" and not problem.kills_at_birth
-        assert "kills no unit at birth" in problem.sentence
+        assert "kills no unit at step 0" in problem.sentence
         assert problem.value == pytest.approx(gain**2 / 2, rel=0.1)
 
 

@@ -187,7 +187,7 @@ def test_a_prefix_is_stripped_only_if_the_result_matches(tmp_path: Path) -> None
     torch.save(Wrapped().state_dict(), tmp_path / "w.pt")
     assert load_weights(Wrapped(), read_checkpoint(tmp_path / "w.pt")) == []
     assert load_weights(net(), read_checkpoint(tmp_path / "w.pt")) == [
-        '"model." was stripped from the keys'
+        '"model." was removed from the keys'
     ]
 
 
@@ -285,7 +285,7 @@ def _scripted(path: Path) -> None:
         (lambda path: path.mkdir(), "is a folder without model.safetensors"),
         (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.write_bytes(b"garbage" * 99), "neither a PyTorch file nor safetensors"),
-        (_truncated, "cut short"),
+        (_truncated, "truncated"),
         (_other_zip, r"zip file of something else \(it holds photo.jpg\)"),
         (_scripted, "TorchScript"),
         (lambda path: torch.save([torch.zeros(2)], path), "holds a list"),
@@ -306,7 +306,7 @@ def test_a_truncated_safetensors_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     safetensors.torch.save_file(net().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(reludiag.CheckpointError, match="cut short"):
+    with pytest.raises(reludiag.CheckpointError, match="truncated"):
         read_checkpoint(path)
 
 

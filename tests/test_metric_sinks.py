@@ -151,7 +151,7 @@ def test_a_wandb_sink_without_a_run_says_what_to_do() -> None:
     pytest.importorskip("wandb")
     from reludiag.integrations.wandb import WandbSink
 
-    with pytest.raises(reludiag.UsageError, match=r"expected one, or wandb\.init\(\) before this"):
+    with pytest.raises(reludiag.UsageError, match=r"pass one, or call wandb\.init\(\) first"):
         WandbSink()
 
 

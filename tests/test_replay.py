@@ -11,7 +11,7 @@ from reludiag_cli.app import main
 import reludiag
 from reludiag.experiments.analysis.counterfactual import answer, arms_of
 from reludiag.experiments.queue.queue import Cell, Result
-from reludiag.experiments.replay import judged
+from reludiag.experiments.replay import replay_of
 from reludiag.experiments.trial_table import trials_table
 from reludiag.recording import read_recording
 
@@ -150,7 +150,7 @@ def train(trial):
 def test_a_batch_norm_that_was_judged_in_eval_mode_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "normed.py").write_text(NORMALIZED)
     spec = f"{tmp_path / 'normed.py'}:train"
-    told = "BatchNorm uses its running statistics"
+    told = "On the probe, BatchNorm uses its running statistics"
     found = reludiag.replay(spec, lr_scale=0.5, seeds=1, workers=1)
     assert sum(note.startswith(told) for note in found.notes) == 1
     trials = reludiag.sweep(spec, lr=[0.1], seeds=2, path=tmp_path / "sweep", workers=1)
@@ -200,14 +200,14 @@ def test_the_arms_decide(
 ) -> None:
     table = trials(**dead, born=born, status="crashed")
     assert (answer(table).kind, answer(table).dominant) == (kind, dominant)
-    said = judged(table, "train", 0.1, "kaiming")
+    said = replay_of(table, "train", 0.1, "kaiming")
     assert said.sentence.endswith(".")
     assert "None" not in f"{said.sentence} {said.advice} {said.notes}"
     str(said)
 
 
 def test_a_learning_rate_that_still_kills_is_told_to_be_too_high() -> None:
-    found = judged(trials(factual=88, lr=28, init=88, both=7), "train", 0.1, "kaiming")
+    found = replay_of(trials(factual=88, lr=28, init=88, both=7), "train", 0.1, "kaiming")
     assert (
         "28.0 % with the learning rate lowered to 0.01, which is still too high" in found.sentence
     )
@@ -216,7 +216,7 @@ def test_a_learning_rate_that_still_kills_is_told_to_be_too_high() -> None:
 
 def test_a_run_that_diverges_is_no_run_without_deaths() -> None:
     table = trials(factual=None, lr=3, init=None, both=3, status="diverged")
-    found = judged(table, "train", 0.1, "kaiming")
+    found = replay_of(table, "train", 0.1, "kaiming")
     assert found.answer.kind == "divergence"
     assert "with the learning rate lowered to 0.01" in found.sentence
     assert found.arm("factual").dead is None
@@ -224,7 +224,7 @@ def test_a_run_that_diverges_is_no_run_without_deaths() -> None:
 
 def test_seeds_that_disagree_are_told() -> None:
     table = trials(factual=[60, 60, 60], lr=[1, 2, 38], init=[60, 60, 60], both=[1, 2, 3])
-    found = judged(table, "train", 0.1, "kaiming")
+    found = replay_of(table, "train", 0.1, "kaiming")
     assert found.answer.kind == "learning_rate"
     assert found.answer.agreeing == 2
     assert "2 of 3 seeds" in " ".join(found.notes)
@@ -239,13 +239,13 @@ def test_only_completed_runs_count_and_only_the_same_seeds_are_compared() -> Non
 
 
 def test_changing_nothing_is_refused() -> None:
-    with pytest.raises(reludiag.UsageError, match="nothing was to be changed"):
+    with pytest.raises(reludiag.UsageError, match="nothing would be changed"):
         reludiag.replay("any.py:train", lr_scale=1, init="default")
 
 
 def test_the_report_fits_80_columns_and_says_what_was_run() -> None:
     table = trials(factual=58, lr=4, init=58, both=1)
-    text = str(judged(table, "path/digits.py:train", 0.1, "kaiming"))
+    text = str(replay_of(table, "path/digits.py:train", 0.1, "kaiming"))
     assert max(map(len, text.splitlines())) <= 80
     assert "The learning rate 0.1 killed them: 58.0 %" in text
     assert "lr x 0.1" in text and "init kaiming" in text
@@ -285,7 +285,7 @@ def test_a_change_is_judged_by_the_deaths_that_can_be_prevented(
 ) -> None:
     table = births(**arms)
     assert answer(table).kind == kind
-    str(judged(table, "train", 0.1, "kaiming"))
+    str(replay_of(table, "train", 0.1, "kaiming"))
 
 
 @pytest.mark.parametrize("arms", [
@@ -297,13 +297,13 @@ def test_a_change_is_judged_by_the_deaths_that_can_be_prevented(
 def test_no_smaller_learning_rate_is_advised_where_it_prevents_nothing(
     arms: dict[str, tuple[int, int]],
 ) -> None:
-    advice = judged(births(**arms), "train", 0.1, "kaiming").advice
+    advice = replay_of(births(**arms), "train", 0.1, "kaiming").advice
     assert "learning rate" not in advice and "--lr-scale" not in advice
 
 
 def test_births_that_no_scheme_was_tried_against_are_told_apart() -> None:
-    found = judged(births(factual=(60, 75), lr=(60, 60)), "train", 0.1, None)
-    assert "killed those not born dead" in found.sentence
+    found = replay_of(births(factual=(60, 75), lr=(60, 60)), "train", 0.1, None)
+    assert "killed the units not born dead" in found.sentence
     assert "--init kaiming" in found.advice
 
 
@@ -317,16 +317,18 @@ def test_births_that_no_scheme_was_tried_against_are_told_apart() -> None:
 def test_a_change_whose_runs_are_all_lost_cannot_be_told(
     arms: dict[str, tuple[int, int] | None],
 ) -> None:
-    found = judged(births(**arms), "train", 0.1, "kaiming")
+    found = replay_of(births(**arms), "train", 0.1, "kaiming")
     assert found.answer.kind == "undetermined"
-    assert found.sentence.startswith("It cannot be told what ")
+    assert found.sentence.startswith("It is unknown what ")
     assert "57.0 % of the units are dead" in found.sentence
 
 
 def test_a_lost_change_is_noted_in_grammar_where_another_is_the_cause() -> None:
-    found = judged(births(factual=(50, 57), lr=None, init=(0, 1), both=None), "t", 0.1, "kaiming")
+    found = replay_of(
+        births(factual=(50, 57), lr=None, init=(0, 1), both=None), "t", 0.1, "kaiming"
+    )
     assert found.answer.kind == "initialization"
-    assert "Of 1 run of lr, 1 diverged: what it prevents cannot be told." in found.notes
+    assert "Of 1 run of lr, 1 diverged: what it prevents is unknown." in found.notes
 
 
 @pytest.mark.parametrize(

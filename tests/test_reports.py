@@ -51,25 +51,26 @@ SNAPSHOT = """\
 
  Why
  Cause   undetermined, 80 % of the deaths
-         Units of '1' died in training, and nothing recorded says why: neither
-         the size of the updates, nor how the weights began, nor the input.
- To do   Give the Monitor a smaller `every`, to see the deaths as they come.
+         Units of '1' died in training, and the recording does not show why: the
+         size of the updates, the initial weights and the input do not explain
+         it.
+ To do   Pass the Monitor a smaller `every`, to see the deaths as they happen.
  Confirm reludiag replay TRAIN --lr-scale 0.1 --init kaiming
 
  Evidence
  ───────────────────────────────────────────────────────────────────────────────
- born dead, died, of               1, 4, 12   units dead at step 0, and units
-                                              that died later; 1 born dead and
-                                              never alive, 0 revived at some
-                                              time
- learning rate                          0.5   constant, or nearly: there is no
-                                              lower rate to compare with
+ born dead, died, of               1, 4, 12   units dead at step 0, units that
+                                              died later, all units; 1 never
+                                              alive, 0 revived at some time
+ learning rate                          0.5   constant or nearly constant, so
+                                              there is no lower rate to compare
+                                              with
  largest update                           0   norm of the change over norm of
                                               the weights of '0', at step 1;
                                               0.001 is usual; on digits, 0.03
                                               and more killed 30 % of units
- fall by weights, input,   0.00, 0.00, 1.00   shares of the change of the mean
- bias                                         pre-activation, in 4 deaths
+ drop by weights, input,   0.00, 0.00, 1.00   shares of the change of the mean
+ bias                                         pre-activation, over 4 deaths
 
  What to look at next
  - 4 of 4 deaths came in steps 2-4, at a learning rate of 0.5.
@@ -77,7 +78,7 @@ SNAPSHOT = """\
  - The worst site is '1' (its weights: '0'): 5 of 8 units dead.
  - Dead here means 0 of 1,000 samples: a firing rate below 0.30 % on data like
    this, with 95 % confidence.
- - --csv FILE: the 6 units with a verdict other than alive.
+ - Use --csv FILE to save the 6 units that are not alive.
 """
 
 
@@ -240,7 +241,7 @@ def test_500_sites_are_grouped_and_lose_nobody() -> None:
     text = str(diagnosis)
     assert len(text.splitlines()) < 60
     assert "blocks.0 ... 24" in text
-    assert "500 sites, by module: --all-sites lists each." in text
+    assert "500 sites, grouped by module: --all-sites lists each." in text
     rows = [line.split() for line in text.splitlines() if line.startswith(" blocks.")]
     assert sum(int(row[3]) for row in rows) == 500
     assert sum(int(row[4].replace(",", "")) for row in rows) == 1500

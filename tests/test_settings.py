@@ -108,7 +108,7 @@ def test_a_variable_holds_several_values_with_spaces_between(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("fail_over = '5%'", "no setting of reludiag. Did you mean fail-over?"),
+        ("fail_over = '5%'", "not a setting of reludiag. Did you mean fail-over?"),
         ("colour = 'red'", "Expected one of all, all-sites"),
         ("csv = 'x.csv'", "on the command line only"),
         ("rare = 3", "to 3: "),
@@ -117,7 +117,7 @@ def test_a_variable_holds_several_values_with_spaces_between(
         ("limit = 1.5", "to 1.5: "),
         ("strict = 'perhaps'", "expected true or false"),
         ("fail-over = [['5%']]", "a list of texts"),
-        ("[tool.reludiag.scan]\nrare = 0.1", "no setting of reludiag"),
+        ("[tool.reludiag.scan]\nrare = 0.1", "not a setting of reludiag"),
         ("rare = ", "cannot be read"),
     ],
 )

@@ -118,7 +118,9 @@ def test_a_cell_whose_process_dies_is_a_crash_in_the_end(storage: str) -> None:
 
 def test_a_study_of_other_settings_is_not_gone_on_with(storage: str) -> None:
     prepared(storage)
-    with pytest.raises(reludiag.UsageError, match=r"begun with lr 0\.1, 0\.01; now 0\.5 was given"):
+    with pytest.raises(
+        reludiag.UsageError, match=r"started with lr 0\.1, 0\.01; now 0\.5 was given"
+    ):
         SharedQueue.prepare(storage, "reludiag sweep", {**SETTINGS, "lr": [0.5]}, CELLS)
 
 

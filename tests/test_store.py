@@ -132,7 +132,7 @@ def test_a_sweep_that_is_begun_goes_on_with_the_same_settings_only(tmp_path: Pat
     first.finish(first.claim(ME), ME, DONE)
     again = TrialStore.prepare(path, SETTINGS, CELLS)
     assert again.unfinished() == 3
-    with pytest.raises(reludiag.UsageError, match=r"begun with lr 0.1, 0.01; now 0.1 was given"):
+    with pytest.raises(reludiag.UsageError, match=r"started with lr 0.1, 0.01; now 0.1 was given"):
         TrialStore.prepare(path, {**SETTINGS, "lr": [0.1]}, CELLS[:2])
 
 
@@ -140,7 +140,7 @@ def test_another_file_is_not_taken_for_a_store(tmp_path: Path) -> None:
     text, other = tmp_path / "text", tmp_path / "other.sqlite"
     text.write_text("no database, but long enough to be looked at" * 50)
     sqlite3.connect(other).execute("CREATE TABLE t (x)")
-    for path, what in ((text, "cannot be used"), (other, "not of a sweep's trials")):
+    for path, what in ((text, "cannot be used"), (other, "not the file of a sweep")):
         with pytest.raises(reludiag.UsageError, match=what):
             TrialStore.prepare(path, SETTINGS, CELLS)
 

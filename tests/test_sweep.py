@@ -282,7 +282,7 @@ def test_an_interrupted_sweep_leaves_no_process_behind_and_goes_on(
         ({"init": ["kaiming", "he"]}, "different initialization schemes"),
         ({"seeds": 0}, "a number of seeds"),
         ({"seeds": [1, 1]}, "different seeds"),
-        ({"workers": 0}, "a number of processes"),
+        ({"workers": 0}, "at least 1 process"),
         ({"shard": "3/2"}, "i/n with i from 1 to n"),
         ({"shard": "one"}, "i/n with i from 1 to n"),
         ({"shard": "9/9"}, "shard 9/9 is empty"),
@@ -297,7 +297,7 @@ def test_settings_that_make_no_sense_are_refused(
 
 
 def test_what_is_no_function_is_refused(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(reludiag.UsageError, match="is no function"):
+    with pytest.raises(reludiag.UsageError, match="is not a function"):
         reludiag.sweep(f"{file}:number", path=tmp_path / "s")
     with pytest.raises(reludiag.ModelError, match="no attribute 'trein'"):
         reludiag.sweep(f"{file}:trein", path=tmp_path / "s")

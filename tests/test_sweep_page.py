@@ -44,7 +44,7 @@ def test_a_sweep_has_a_page_of_its_own(opened: Open, width: int, scheme: str) ->
     ]
     assert heats == ["n h-1", "n h-2", "n h-4"]
     assert born.locator("tbody tr").nth(2).locator("td").first.inner_text() == "8.0 %"
-    assert "!: some did" in page.locator("#where").inner_text()
+    assert "!: some runs diverged" in page.locator("#where").inner_text()
     assert page.locator("#where figcaption").nth(2).inner_text() == "loss"
     assert page.locator("#safe tbody tr").count() == 3
     assert page.locator("#explained .share b").count() > 0

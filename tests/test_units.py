@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 from torch import Tensor, nn
 
 import reludiag
+from reludiag.measure.binomial import upper_bound
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.measure.unit_stats import UnitStats
-from reludiag.measure.verdicts import VERDICT_TABLE, upper_bound
+from reludiag.measure.verdicts import VERDICT_TABLE
 
 TEN_THOUSAND = 10_000
 
@@ -124,6 +126,15 @@ def test_the_bound_is_that_of_the_literature() -> None:
         assert upper_bound(n, n) == 1.0
     assert upper_bound([0, 2, 10], 10) == pytest.approx([0.258866, 0.506901, 1.0], abs=1e-6)
     assert np.isnan(upper_bound([0, 0], 0)).all()
+
+
+@given(st.integers(1, 6_000), st.data())
+def test_the_bound_on_a_firing_rate_is_the_quantile_of_a_beta_distribution(
+    samples: int, data: st.DataObject
+) -> None:
+    counts = data.draw(st.lists(st.integers(0, samples - 1), min_size=1, max_size=50))
+    exact = special.betaincinv(np.array(counts) + 1, samples - np.array(counts), 0.95)
+    assert upper_bound(counts, samples) == pytest.approx(exact, rel=1e-11, abs=1e-14)
 
 
 def brute_force(x: Tensor, signed: bool) -> dict[str, list[float]]:

@@ -91,7 +91,7 @@ with reludiag.Monitor(nn.Sequential(nn.Linear(1, 4), nn.ReLU()), path=sys.argv[1
     assert subprocess.run(command, env=ENVIRONMENT).returncode == -signal.SIGKILL
     view = Follower(tmp_path / "r").look()
     assert (view.state, view.step) == ("died", 1)
-    assert "its process is gone" in view.sentence
+    assert "its process has ended" in view.sentence
     assert view.diagnosis is not None
 
 
@@ -116,7 +116,7 @@ def test_a_run_elsewhere_is_taken_to_have_died_when_it_was_long_silent(
     assert follower.look().state == "running"
     now[0] = last + 60 * 210
     view = follower.look()
-    assert view.state == "died" and "silent for long" in view.sentence
+    assert view.state == "died" and "not written for a long time" in view.sentence
     assert view.silent == 60 * 210
     assert view.steps_per_second == pytest.approx(1 / 600)
     assert "0.0017 steps/s" in text(view) and "snapshot 4 h ago" in text(view)
@@ -129,7 +129,7 @@ def test_a_recording_that_is_replaced_is_followed(tmp_path: Path) -> None:
     recorded(path, steps=2)
     view = follower.look()
     assert view.step == 2 and len(view.diagnosis.timeline) == 3
-    assert view.sentence == "A new run took the place of the one before."
+    assert view.sentence == "A new run has replaced the previous one."
 
 
 def test_a_recording_that_is_removed_is_kept_in_sight_until_another_comes(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("not SQLite")
     os.utime(path, (0, 0))
-    with pytest.raises(reludiag.RecordingError, match="is no recording"):
+    with pytest.raises(reludiag.RecordingError, match="is not a recording"):
         Follower(path).look()
     with pytest.raises(reludiag.RecordingError, match="does not exist"):
         Follower(tmp_path / "gone" / "r").look()
@@ -192,7 +192,7 @@ def test_a_frame_fits_the_terminal(tmp_path: Path, height: int) -> None:
     view = Follower(recorded(tmp_path / "r", 40, model)).look()
     lines = text(view, height).splitlines()
     assert len(lines) <= height and max(map(len, lines)) <= 80
-    assert "q or Ctrl-C leaves" in lines[-1]
+    assert "q or Ctrl-C quits" in lines[-1]
     assert "Deaths over time" in text(view, height) and "Worst sites" in text(view, height)
 
 
@@ -224,7 +224,7 @@ def test_q_and_ctrl_c_leave_with_the_last_frame_on_the_screen(tmp_path: Path, ke
     )  # fmt: skip
     os.close(theirs)
     shown = b""
-    while b"Ctrl-C leaves" not in shown:
+    while b"Ctrl-C" not in shown:
         shown += os.read(ours, 65536)
     os.write(ours, key)
     while True:

@@ -30,7 +30,7 @@ def test_the_wheel_has_all_that_the_sources_have_and_nothing_else(wheel: Path) -
     assert len(compiled) == (shutil.which("c++") is not None)
     sources = set()
     for root, package in ((ROOT, "reludiag"), (ROOT / "cli", "reludiag_cli")):
-        for pattern in ("*.py", "*.pyi", "py.typed", "*.j2", "*.css", "*.js"):
+        for pattern in ("*.py", "*.pyi", "py.typed", "*.j2", "*.css", "*.js", "*.js.gz", "*.txt"):
             sources |= {str(path.relative_to(root)) for path in (root / package).rglob(pattern)}
     assert {"reludiag/py.typed", "reludiag/_kernels.pyi"} <= sources
     assert names - compiled == sources

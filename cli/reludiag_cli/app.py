@@ -1,4 +1,4 @@
-"""The Typer application, and the one place where exit codes and error panels are made."""
+"""The Typer application, and the only place that makes exit codes and error panels."""
 
 import sys
 import traceback
@@ -15,23 +15,23 @@ from reludiag_cli.plot import plot
 from reludiag_cli.replay import replay
 from reludiag_cli.report import report
 from reludiag_cli.scan import scan
-from reludiag_cli.settings import default_map, given_settings
+from reludiag_cli.settings import default_map, settings_in_force
 from reludiag_cli.sites import sites
 from reludiag_cli.sweep import sweep
 from reludiag_cli.watch import watch
 
 INTERRUPTED = 130
-BUG = 4
+INTERNAL_ERROR = 4
 
 app = typer.Typer(
     name="reludiag",
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help: drawing boxes would take longer than all the rest
+    rich_markup_mode=None,  # plain help: drawing boxes takes longer than everything else
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find the units of a ReLU network that never fire: which, since when, at which "
     "learning rate.",
-    epilog="Exit codes: 0 fine, 1 more dead than allowed or every run of TRAIN crashed, 2 usage, "
-    "3 could not load, 4 a bug of reludiag, 130 interrupted.",
+    epilog="Exit codes: 0 fine, 1 more units dead than allowed or every run of TRAIN crashed, "
+    "2 usage, 3 could not load, 4 internal error, 130 interrupted.",
 )
 app.command()(scan)
 app.command()(sites)
@@ -46,8 +46,8 @@ app.command()(plot)
 app.command()(config)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         from reludiag.measure import compiled
@@ -66,7 +66,7 @@ def _options(
     ),
 ) -> None:
     commands = getattr(context.command, "commands", {})
-    context.default_map = default_map(commands, given_settings(commands))
+    context.default_map = default_map(commands, settings_in_force(commands))
 
 
 def main() -> None:
@@ -84,11 +84,11 @@ def main() -> None:
     except Exception:
         traceback.print_exc()
         _panel(
-            "This is a bug of reludiag",
-            "please report it with the traceback above and the command line that led to it",
+            "Internal error in reludiag",
+            "Please report it, with the traceback above and the command line that you ran.",
         )
-        sys.exit(BUG)
-    if code == INTERRUPTED:  # Typer makes this of a KeyboardInterrupt
+        sys.exit(INTERNAL_ERROR)
+    if code == INTERRUPTED:  # Typer turns a KeyboardInterrupt into this
         _panel("Interrupted", "No file was left half-written.")
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""`reludiag config`: the settings in force, and where each is from."""
+"""`reludiag config`: the settings in force, and where each comes from."""
 
 import re
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import typer
 
 from reludiag_cli import options
-from reludiag_cli.settings import PREFIX, given_settings, options_of
+from reludiag_cli.settings import PREFIX, options_of, settings_in_force
 
 
 def config(context: typer.Context, as_json: options.AsJson = False) -> None:
-    """Show which settings are in force, and from where.
+    """Show the settings in force, and where each comes from.
 
-    Flags come first, then RELUDIAG_* variables, then [tool.reludiag] in the pyproject.toml of this
-    folder or one above, then the defaults.
+    A flag overrides a RELUDIAG_* variable; a variable overrides [tool.reludiag] in the
+    pyproject.toml of this folder or one above; that overrides the default.
     """
     commands: Any = context.find_root().command
     rows = _rows(commands.commands)
@@ -26,17 +26,17 @@ def config(context: typer.Context, as_json: options.AsJson = False) -> None:
 
 
 def _rows(commands: Any) -> list[dict[str, Any]]:
-    in_force = given_settings(commands)
+    in_force = settings_in_force(commands)
     rows = []
     for key, by_command in options_of(commands).items():
-        given = in_force.get(key)
+        setting = in_force.get(key)
         defaults = {name: option.default for name, option in by_command.items()}
         rows.append(
             {
                 "setting": key,
-                "value": None if given is None else _without_password(given.value),
-                "source": "default" if given is None else given.source,
-                "origin": None if given is None else given.origin,
+                "value": None if setting is None else _without_password(setting.value),
+                "source": "default" if setting is None else setting.source,
+                "origin": None if setting is None else setting.origin,
                 "variable": PREFIX + key.upper().replace("-", "_"),
                 "defaults": defaults,
             }
@@ -55,7 +55,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         table.add_column(title, overflow="fold")
     for row in rows:
         is_set = row["source"] != "default"
-        value = _shown(row["value"]) if is_set else _default(row["defaults"])
+        value = _as_text(row["value"]) if is_set else _default(row["defaults"])
         table.add_row(
             Text(row["setting"], style="bold" if is_set else ""),
             Text(value, style="" if is_set else "dim"),
@@ -65,14 +65,14 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def _default(defaults: dict[str, Any]) -> str:
-    """The default, or where they differ, that of each command."""
-    shown = {name: _shown(value) for name, value in defaults.items()}
-    if len(set(shown.values())) == 1:
-        return next(iter(shown.values()))
-    return ", ".join(f"{name}: {value}" for name, value in shown.items())
+    """The default, or each command's where they differ."""
+    texts = {name: _as_text(value) for name, value in defaults.items()}
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return ", ".join(f"{name}: {value}" for name, value in texts.items())
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -81,7 +81,7 @@ def _shown(value: Any) -> str:
 
 
 def _without_password(value: Any) -> Any:
-    """A database's password is not for the log of a pipeline."""
+    """Hide the password of a database: the output may end up in the log of a pipeline."""
     if not isinstance(value, str):
         return value
     return re.sub(r"(?<=://)([^/@\s]*):[^@\s]+@", r"\1:***@", value)

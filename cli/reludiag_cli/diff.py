@@ -1,4 +1,4 @@
-"""`reludiag diff`: what died and what came back between two looks at a model."""
+"""`reludiag diff`: which units died and which came back between two recordings or reports."""
 
 from typing import Annotated
 
@@ -12,14 +12,16 @@ def diff(
         str,
         typer.Argument(metavar="A", help="A recording, or a JSON report of a scan or a recording."),
     ],
-    after: Annotated[str, typer.Argument(metavar="B", help="The later one, of the same model.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="A later one, of the same model.")],
     csv: Annotated[
         str | None,
-        typer.Option("--csv", metavar="FILE", help="Units that changed; - is stdout."),
+        typer.Option("--csv", metavar="FILE", help="Write the units that changed; - is stdout."),
     ] = None,
     all_units: Annotated[
         bool,
-        typer.Option("--all", help="Every unit in the CSV and the JSON, not only the changed."),
+        typer.Option(
+            "--all", help="Write every unit to the CSV and the JSON, not only those that changed."
+        ),
     ] = False,
     as_json: options.AsJson = False,
     output: options.Output = "-",
@@ -28,7 +30,7 @@ def diff(
         typer.Option("--fail-on-new-deaths", help="Exit 1 if a unit died or is no longer finite."),
     ] = False,
 ) -> None:
-    """Tell which units died and which came back from A to B.
+    """Show which units died and which came back from A to B.
 
     \b
     reludiag diff last_week.json today.json --fail-on-new-deaths

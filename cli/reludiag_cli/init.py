@@ -1,4 +1,4 @@
-"""`reludiag init`: how an untrained model was initialized, and what is dead at birth."""
+"""`reludiag init`: how an untrained model was initialized, and which units are born dead."""
 
 from typing import Annotated
 
@@ -14,15 +14,17 @@ def init(
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 64,
     limit: Annotated[int, typer.Option(metavar="N", min=1, help="Use at most N batches.")] = 32,
-    seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Draws of each other scheme.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Models drawn from each other scheme.")
+    ] = 3,
     model_arg: options.ModelArg = None,
     device: options.Device = None,
     dtype: options.DType = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say how an untrained model was initialized, and if that is wrong.
+    """Show how an untrained model was initialized, and its faults.
 
-    With data also how many units are born dead, and how many would be under other schemes.
+    With data, also how many units are born dead, and how many would be with other schemes.
     """
     from rich.console import Console
 

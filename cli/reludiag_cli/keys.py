@@ -1,4 +1,4 @@
-"""Single key presses, where the standard input is a terminal that gives them."""
+"""Single key presses, if the standard input is a terminal."""
 
 import contextlib
 import functools
@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def key_presses() -> Iterator[Callable[[float], str]]:
-    """A function that waits so many seconds for keys, and returns them, or an empty text."""
+    """A function that waits up to the given seconds for keys; it returns them, or an empty text."""
     try:
         import termios
         import tty
 
         terminal = sys.stdin.fileno()
-        before = termios.tcgetattr(terminal)
+        attributes = termios.tcgetattr(terminal)
     except (ImportError, OSError, ValueError, termios.error):
-        yield _sleep  # Windows, or no terminal: Ctrl-C is left
+        yield _sleep  # Windows, or no terminal: Ctrl-C still works
         return
     try:
         tty.setcbreak(terminal)
         yield functools.partial(_presses, terminal)
     finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+        termios.tcsetattr(terminal, termios.TCSADRAIN, attributes)
 
 
 def _sleep(seconds: float) -> str:

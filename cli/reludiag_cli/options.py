@@ -1,4 +1,4 @@
-"""Options that several commands share, and what is made of them."""
+"""Options that several commands share, and the models and batches made from them."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,32 +13,32 @@ Train = Annotated[
     str,
     typer.Argument(
         metavar="TRAIN",
-        help="package.module:function or path/file.py:function, which takes a trial and trains. "
-        "This is code, and it is run.",
+        help="A function that takes a trial and trains: package.module:function or "
+        "path/file.py:function. This code is run.",
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Processes; without it, as many as there are cores."),
+    typer.Option(metavar="N", min=1, help="Number of processes. By default one per core."),
 ]
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="package.module:attribute or path/file.py:attribute, a model or what makes one, or a "
-        "torch.export program, file.pt2. This is code, and it is run.",
+        help="A model, or a function that returns one: package.module:attribute or "
+        "path/file.py:attribute. This code is run. Or a torch.export program, file.pt2.",
     ),
 ]
 ModelArg = Annotated[
     list[str] | None,
     typer.Option(
-        "--model-arg", metavar="KEY=VALUE", help="Argument of MODEL, a JSON value. Repeatable."
+        "--model-arg", metavar="KEY=VALUE", help="Argument of MODEL, as a JSON value. Repeatable."
     ),
 ]
 
 
 def _unless_noise(context: typer.Context, data: str | None) -> str | None:
-    """Data from the settings give way to a shape on the command line."""
+    """Data; None if they come from the settings and the command line gives a shape."""
     source = context.get_parameter_source("data")
     is_setting = source is not None and source.name == "DEFAULT_MAP"
     return None if is_setting and context.params.get("input_shape") is not None else data
@@ -49,19 +49,19 @@ Data = Annotated[
     typer.Option(
         callback=_unless_noise,
         metavar="SPEC",
-        help="Batches: a spec like MODEL's, or a .npy, .npz, .pt or .safetensors file of inputs.",
+        help="Batches, written like MODEL, or a .npy, .npz, .pt or .safetensors file of inputs.",
     ),
 ]
 DataArg = Annotated[
     list[str] | None,
     typer.Option(
-        "--data-arg", metavar="KEY=VALUE", help="Argument of the data, a JSON value. Repeatable."
+        "--data-arg", metavar="KEY=VALUE", help="Argument of the data, as a JSON value. Repeatable."
     ),
 ]
 InputShape = Annotated[
     str | None,
     typer.Option(
-        metavar="3,224,224", help="Seeded noise of this shape, of one sample, instead of data."
+        metavar="3,224,224", help="Use seeded noise instead of data; the shape of one sample."
     ),
 ]
 UnitAxis = Annotated[
@@ -69,27 +69,33 @@ UnitAxis = Annotated[
     typer.Option(
         "--unit-axis",
         metavar="SITE=AXIS",
-        help="Axis of a site's units, where the one found is wrong. Repeatable.",
+        help="Set the unit axis of a site, if reludiag finds a wrong one. Repeatable.",
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option(metavar="N", min=1, help="Of batches from a file of inputs, and of noise.")
+    int,
+    typer.Option(metavar="N", min=1, help="Size of batches from a file of inputs, and of noise."),
 ]
 Device = Annotated[
-    str | None, typer.Option(metavar="DEVICE", help="Where the model runs, such as cuda.")
+    str | None, typer.Option(metavar="DEVICE", help="Device that the model runs on, such as cuda.")
 ]
 DType = Annotated[
     str | None,
     typer.Option(
         "--dtype",
         metavar="DTYPE",
-        help="Of weights and inputs: float32, bfloat16, float16 or float64.",
+        help="Dtype of weights and inputs: float32, bfloat16, float16 or float64.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document instead of the table.")
+]
 Output = Annotated[
     str,
-    typer.Option("--output", "-o", metavar="FILE", help="Where the report goes; - is stdout."),
+    typer.Option("--output", "-o", metavar="FILE", help="Write the report here; - is stdout."),
+]
+Svg = Annotated[
+    str | None, typer.Option("--svg", metavar="FILE", help="Write the report as an SVG picture.")
 ]
 Rare = Annotated[
     float,
@@ -98,7 +104,7 @@ Rare = Annotated[
         metavar="SHARE",
         min=0,
         max=1,
-        help="Rare is a unit that fired in less than this share of samples.",
+        help="A unit is rare if it fired in less than this share of samples.",
     ),
 ]
 Dormant = Annotated[
@@ -107,15 +113,15 @@ Dormant = Annotated[
         "--dormant",
         metavar="SCORE",
         min=0,
-        help="Dormant is a unit whose mean activation is at most this much of its site's.",
+        help="A unit is dormant if its mean activation is at most this share of its site's mean.",
     ),
 ]
 Trials = Annotated[
-    str | None, typer.Option("--csv", metavar="FILE", help="The table of runs; - is stdout.")
+    str | None, typer.Option("--csv", metavar="FILE", help="Write the table of runs; - is stdout.")
 ]
 SweepHtml = Annotated[
     str | None,
-    typer.Option("--html", metavar="FILE", help="The report as one page, with its heat maps."),
+    typer.Option("--html", metavar="FILE", help="Write the report as one page, with heat maps."),
 ]
 SafeNew = Annotated[
     float,
@@ -141,7 +147,7 @@ SAFE_NEW = 0.05
 def build_model(
     spec: str, arguments: list[str] | None, device: str | None, dtype: str | None
 ) -> "nn.Module":
-    """The model, on the device and of the dtype that were asked for."""
+    """The model, on `device` and with `dtype`."""
     import torch
 
     from reludiag.errors import UsageError
@@ -158,14 +164,14 @@ def build_model(
 
 
 def input_dtype(model: "nn.Module") -> "torch.dtype | None":
-    """What floating-point inputs are cast to: the dtype of the model's weights."""
+    """The dtype of the model's weights; floating-point inputs are cast to it."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def build_batches(
     data: str | None, arguments: list[str] | None, input_shape: str | None, batch_size: int
 ) -> tuple[Callable[[], Iterable[Any]] | None, list[str]]:
-    """What gives the batches, None if neither data nor a shape was given; and notes on them."""
+    """A function that returns the batches (None without data and shape), and notes on them."""
     from reludiag.diagnosis.diagnosis import RANDOM_INPUT
     from reludiag.errors import UsageError
     from reludiag.loading import load_batches, noise_batches, parse_arguments
@@ -188,12 +194,12 @@ def build_batches(
     return noise_batches(shape, batch_size), [RANDOM_INPUT]
 
 
-def unit_axes(given: list[str] | None) -> dict[str, int]:
-    """Site -> axis, from SITE=AXIS."""
+def unit_axes(items: list[str] | None) -> dict[str, int]:
+    """Site -> axis, parsed from SITE=AXIS."""
     from reludiag.errors import UsageError
 
     axes = {}
-    for item in given or []:
+    for item in items or []:
         site, _, axis = item.rpartition("=")
         if not site or not axis.removeprefix("-").isdecimal():
             raise UsageError(f"--unit-axis {item!r} was given; expected SITE=AXIS, such as relu=1")
@@ -202,13 +208,13 @@ def unit_axes(given: list[str] | None) -> dict[str, int]:
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:
-    """Numbers with commas between them."""
+    """Parse numbers separated by commas."""
     from reludiag.errors import UsageError
 
     try:
         return None if text is None else [float(number) for number in text.split(",")]
     except ValueError:
         raise UsageError(
-            f"{option} {text!r} was given; expected numbers with commas between them, such as "
+            f"{option} {text!r} was given; expected numbers separated by commas, such as "
             f"{option} 1e-4,1e-3,1e-2"
         ) from None

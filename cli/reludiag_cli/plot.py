@@ -18,19 +18,20 @@ class Kind(StrEnum):
 def plot(
     recordings: Annotated[
         list[str],
-        typer.Argument(
-            metavar="RECORDING", help="The file that a Monitor wrote; for a sweep, one a run."
-        ),
+        typer.Argument(metavar="RECORDING", help="A recording; for a sweep, one per run."),
     ],
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="A name in .svg, .pdf or .png.")
+        str,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="A file name that ends in .svg, .pdf or .png."
+        ),
     ],
     kind: Annotated[
         Kind,
         typer.Option(
             metavar="KIND",
-            help="lifelines: each unit over the steps; sites: their units by verdict; rates: how "
-            "often units fire; sweep: deaths by learning rate and initialization.",
+            help="lifelines: each unit over the steps; sites: units by verdict; rates: how often "
+            "units fire; sweep: deaths by learning rate and initialization.",
         ),
     ] = Kind.LIFELINES,
 ) -> None:

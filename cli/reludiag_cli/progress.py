@@ -1,4 +1,4 @@
-"""Progress bars on stderr, where that is a terminal."""
+"""Progress bars on stderr, if it is a terminal."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -17,14 +17,14 @@ from rich.progress import (
 
 @contextlib.contextmanager
 def batch_progress() -> Iterator[Callable[[int, int | None], None]]:
-    """A function to call with the number of batches done, and of all if that is known."""
+    """A function to call with the number of finished batches, and the total if it is known."""
     with _bar("Scanning") as show:
         yield show
 
 
 @contextlib.contextmanager
 def trial_progress() -> Iterator[Callable[[int, int], None]]:
-    """A function to call with the number of trials that have a result, and of all."""
+    """A function to call with the number of finished trials, and the total."""
     with _bar("Running trials", TimeRemainingColumn()) as show:
         yield show
 

@@ -1,4 +1,4 @@
-"""`reludiag replay`: the same training made otherwise, to find out why its units died."""
+"""`reludiag replay`: rerun a training with one thing changed, to find out why units died."""
 
 from typing import Annotated
 
@@ -13,32 +13,33 @@ def replay(
         float | None,
         typer.Option(
             metavar="FACTOR",
-            help="The other learning rate is this times TRAIN's. If --init is not given either: "
-            "0.1.",
+            help="Multiply TRAIN's learning rate by this. Without --lr-scale and --init: 0.1.",
         ),
     ] = None,
     init: Annotated[
         str | None,
         typer.Option(
             metavar="SCHEME",
-            help=f"The other one: {options.INIT_HELP} If --lr-scale is not given either: kaiming.",
+            help=f"The changed initialization: {options.INIT_HELP} Without --lr-scale and --init: "
+            "kaiming.",
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Runs of each kind, with seeds from 0.")
+        int, typer.Option(metavar="N", min=1, help="Runs of each kind, with seeds 0 to N-1.")
     ] = 3,
     out: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Keep trials and recordings there.")
+        str | None,
+        typer.Option(metavar="DIR", help="Folder in which trials and recordings are kept."),
     ] = None,
     workers: options.Workers = None,
     csv: options.Trials = None,
     as_json: options.AsJson = False,
     output: options.Output = "-",
 ) -> None:
-    """Find out why units died, by running TRAIN otherwise.
+    """Find out why units died: rerun TRAIN with one thing changed.
 
-    One thing at a time is changed, then both, with the same seeds.
-    Only what is given is changed; without --lr-scale and --init, both are.
+    It runs TRAIN unchanged, with the other learning rate, with the other initialization, and
+    with both, always with the same seeds. With only one of the two options, only that is changed.
 
     \b
     reludiag replay sample_models/digits.py:train --lr-scale 0.1 --init kaiming
@@ -48,7 +49,7 @@ def replay(
 
     results.check_outputs(output, as_json, csv)
     with trial_progress() as progress:
-        found = run_replay(
+        answer = run_replay(
             train,
             lr_scale=lr_scale,
             init=init,
@@ -57,5 +58,5 @@ def replay(
             workers=workers,
             progress=progress,
         )
-    results.write_replay(found, output=output, as_json=as_json, csv=csv)
-    results.fail_if_all_crashed(found.trials)
+    results.write_replay(answer, output=output, as_json=as_json, csv=csv)
+    results.fail_if_all_crashed(answer.trials)

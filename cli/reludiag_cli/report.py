@@ -11,17 +11,17 @@ from reludiag_cli.report_options import ReportRequest, with_report_options
 @with_report_options
 def report(
     recording: Annotated[
-        str, typer.Argument(metavar="RECORDING", help="The file that a Monitor wrote.")
+        str,
+        typer.Argument(
+            metavar="RECORDING", help="The file that a Monitor wrote, or is still writing."
+        ),
     ],
     rare: options.Rare = options.RARE,
     dormant: options.Dormant = options.DORMANT,
     *,
     request: ReportRequest,
 ) -> None:
-    """Report on a training run from its recording.
-
-    Also while it is being written.
-    """
+    """Report on a training run from its recording."""
     from reludiag.diagnosis.from_recording import load
     from reludiag.diagnosis.gate import Gate
     from reludiag.measure.verdicts import Thresholds

@@ -1,6 +1,6 @@
 """The options of a report on a run, which `scan` and `report` share.
 
-There is one for each format of `reludiag.reports.run.formats`, and some for how it is written.
+One for each format of `reludiag.reports.run.formats`, and some on how the report is written.
 """
 
 import functools
@@ -17,10 +17,10 @@ from reludiag_cli import options
 
 @dataclass(frozen=True)
 class ReportRequest:
-    """What was asked for."""
+    """The reports to write, and how."""
 
     files: Mapping[str, str]
-    """Name of a format -> where to."""
+    """Name of a format -> path of its file."""
     as_json: bool
     output: str
     all_units: bool
@@ -30,9 +30,9 @@ class ReportRequest:
 
 
 AllUnits = Annotated[
-    bool, typer.Option("--all", help="Every unit where units are listed, also those alive.")
+    bool, typer.Option("--all", help="List every unit, also those that are alive.")
 ]
-AllSites = Annotated[bool, typer.Option("--all-sites", help="List each site, however many.")]
+AllSites = Annotated[bool, typer.Option("--all-sites", help="List every site, however many.")]
 GithubSummary = Annotated[
     bool,
     typer.Option(
@@ -44,14 +44,14 @@ FailOver = Annotated[
     typer.Option(
         "--fail-over",
         metavar="[SITES=]5%|N",
-        help="Exit 1 if more units than that are dead (or not finite): of the whole model, or of "
-        "any site that SITES, such as encoder.*, is the first to match. Repeatable.",
+        help="Exit 1 if more units than this are dead or not finite, in the whole model, or in any "
+        "site that matches SITES, such as encoder.*; the first match counts. Repeatable.",
     ),
 ]
 
 
 def with_report_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with these options beside its own; they reach its parameter `request`."""
+    """Add these options to the command; they are passed as its parameter `request`."""
     names = [each.name for each in OPTIONS]
 
     @functools.wraps(command)
@@ -70,7 +70,7 @@ def with_report_options(command: Callable[..., None]) -> Callable[..., None]:
         for name, (kind, default) in {**_file_options(), **_OTHERS}.items()
     ]
     parameters = [*(each for each in own if each.name != "request"), *shared]
-    # Typer reads a command's options off its signature and annotations.
+    # Typer reads the options of a command from its signature and annotations.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run

@@ -1,4 +1,4 @@
-"""`reludiag scan`: one pass of data through the weights of a checkpoint."""
+"""`reludiag scan`: the dead units of a checkpoint, from one pass over data."""
 
 from typing import Annotated
 
@@ -15,8 +15,8 @@ def scan(
         list[str] | None,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="Weights, read as data: nothing in them is run. Several are a timeline; none: "
-            "the model as it is built.",
+            help="Weights, read as data: no code in them is run. Several give a timeline; "
+            "without one, the model is scanned as built.",
         ),
     ] = None,
     data: options.Data = None,
@@ -32,12 +32,15 @@ def scan(
     strict: Annotated[
         bool,
         typer.Option(
-            "--strict/--no-strict", help="Whether the weights must be all of the model's."
+            "--strict/--no-strict",
+            help="Whether the checkpoint must hold exactly the weights of the model.",
         ),
     ] = True,
     train_mode: Annotated[
         bool,
-        typer.Option("--train-mode", help="Run in training mode: batch statistics and dropout."),
+        typer.Option(
+            "--train-mode", help="Run in training mode, with batch statistics and dropout."
+        ),
     ] = False,
     device: options.Device = None,
     dtype: options.DType = None,
@@ -67,16 +70,15 @@ def scan(
     batches, notes = options.build_batches(data, data_arg, input_shape, batch_size)
     if batches is None:
         raise UsageError(
-            "no data was given: expected --data SPEC, or --input-shape 3,224,224 for a look "
-            "with noise"
+            "no data was given; expected --data SPEC, or --input-shape 3,224,224 to scan with noise"
         )
-    read = [read_checkpoint(path, ema) for path in checkpoints or []]
+    loaded = [read_checkpoint(path, ema) for path in checkpoints or []]
     cast, thresholds = options.input_dtype(network), Thresholds(rare, dormant)
     with batch_progress() as progress:
-        if read:
+        if loaded:
             diagnosis = scan_checkpoints(
                 network,
-                read,
+                loaded,
                 batches,
                 strict=strict,
                 notes=notes,

@@ -1,4 +1,4 @@
-"""`reludiag sites`: where a model's rectifiers run."""
+"""`reludiag sites`: the rectifier calls of a model."""
 
 from reludiag_cli import options
 
@@ -15,7 +15,7 @@ def sites(
     dtype: options.DType = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List where a model's rectifiers run, with their unit counts."""
+    """List the rectifier calls of a model, with their unit counts."""
     from rich.console import Console
 
     from reludiag.measure.site_list import list_sites
@@ -24,10 +24,10 @@ def sites(
     axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)
     batches, _ = options.build_batches(data, data_arg, input_shape, batch_size)
-    listed = list_sites(
+    site_list = list_sites(
         network, None if batches is None else batches(), options.input_dtype(network), axes
     )
     if as_json:
-        print(sites_document(listed), end="")
+        print(sites_document(site_list), end="")
     else:
-        print_sites(listed, Console())
+        print_sites(site_list, Console())

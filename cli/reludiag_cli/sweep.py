@@ -11,23 +11,23 @@ def sweep(
     train: options.Train,
     lr: Annotated[
         str | None,
-        typer.Option(metavar="1e-4,1e-3", help="Learning rates; without it, TRAIN's own."),
+        typer.Option(metavar="1e-4,1e-3", help="Learning rates. By default TRAIN's own."),
     ] = None,
     init: Annotated[
         str | None, typer.Option(metavar="A,B", help=f"Initializations: {options.INIT_HELP}")
     ] = None,
     seeds: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Runs of each, with seeds from 0.")
+        int, typer.Option(metavar="N", min=1, help="Runs of each, with seeds 0 to N-1.")
     ] = 3,
     out: Annotated[
         str,
         typer.Option(
-            metavar="DIR", help="Folder for the trials; a sweep that was begun there goes on."
+            metavar="DIR", help="Folder for the trials; an unfinished sweep there continues."
         ),
     ] = "sweep",
     workers: options.Workers = None,
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts of the grid.")
+        str | None, typer.Option(metavar="I/N", help="Run only the I-th of N parts of the grid.")
     ] = None,
     storage: Annotated[
         str | None,
@@ -43,7 +43,7 @@ def sweep(
 ) -> None:
     """Run TRAIN over a grid of learning rates and initializations.
 
-    It says what each of the two did, and which learning rates are safe.
+    It reports how each of the two affects deaths, and which learning rates are safe.
 
     \b
     reludiag sweep sample_models/digits.py:train \\
@@ -67,9 +67,9 @@ def sweep(
             progress=progress,
         )
     from reludiag.experiments.analysis.effects import (
-        effects,  # not before the runs: it is slow to import
+        effects,  # after the runs, as it is slow to import
     )
 
-    found = effects(trials, safe_new=safe)
-    results.write_effects(found, output=output, as_json=as_json, csv=csv, html=html)
+    summary = effects(trials, safe_new=safe)
+    results.write_effects(summary, output=output, as_json=as_json, csv=csv, html=html)
     results.fail_if_all_crashed(trials)

@@ -1,4 +1,4 @@
-"""`reludiag watch`: a training run, live, from the recording that it writes."""
+"""`reludiag watch`: a live view of a training run, from its recording."""
 
 import contextlib
 from typing import TYPE_CHECKING, Annotated
@@ -13,16 +13,17 @@ if TYPE_CHECKING:  # importing these loads pandas; --help must not
 
 def watch(
     recording: Annotated[
-        str, typer.Argument(metavar="RECORDING", help="The file that a Monitor writes, or will.")
+        str,
+        typer.Argument(metavar="RECORDING", help="The file that a Monitor writes or will write."),
     ],
     interval: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="How often to look.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Seconds between two updates.")
     ] = 1.0,
-    once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
 ) -> None:
-    """Follow a training run live, by its recording; q or Ctrl-C leaves.
+    """Follow a training run live, from its recording; q quits.
 
-    It goes on where the run has ended, or another one takes its place.
+    It does not stop when the run ends, and switches to a new run in the same file.
     """
     from rich.console import Console
 
@@ -54,13 +55,13 @@ def _follow(follower: "Follower", console: "Console", interval: float) -> None:
     view = follower.look()
     try:
         with (
-            key_presses() as pressed,
+            key_presses() as read_keys,
             Live(console=console, screen=True, auto_refresh=False) as live,
         ):
             while True:
                 view = follower.look()
                 live.update(frame(view, console.height, plain), refresh=True)
-                if "q" in pressed(interval).lower():
+                if "q" in read_keys(interval).lower():
                     break
     finally:
-        print_frame(view, console)  # what was seen last stays on the screen
+        print_frame(view, console)  # the last frame stays on the screen

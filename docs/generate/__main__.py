@@ -1,4 +1,4 @@
-"""`make pages`: writes each output, named constant, table of rows and generated page anew.
+"""`make pages`: writes each output, named constant, table of rows and generated page again.
 
 Trains the digits model, and runs all experiments that pages show: about a minute.
 """

@@ -43,8 +43,8 @@ class Block:
     @property
     def included(self) -> Path | None:
         """The file that it shows, where it is one."""
-        found = _INCLUDED.match(self.text)
-        return ROOT / found[1] if found else None
+        match = _INCLUDED.match(self.text)
+        return ROOT / match[1] if match else None
 
     def commands(self) -> list[list[str]]:
         """Of a block of `sh`."""
@@ -70,11 +70,11 @@ def written_pages() -> list[Path]:
 
 def blocks(page: Path) -> Iterator[Block]:
     """The blocks of a page, in order."""
-    for found in _BLOCK.finditer(page.read_text(encoding="utf-8")):
-        source, _, part = (found["source"] or "").partition(" | from ")
+    for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
+        source, _, part = (match["source"] or "").partition(" | from ")
         begins, _, ends = part.partition(" to ")
         yield Block(
-            found["language"], found["text"], source or None, begins, ends, found.span("text")
+            match["language"], match["text"], source or None, begins, ends, match.span("text")
         )
 
 

@@ -18,7 +18,7 @@ def with_constants(text: str) -> str:
 
 def named_constants(page: Path) -> list[str]:
     """Names of the constants on a page."""
-    return [found["name"] for found in _NAMED.finditer(page.read_text(encoding="utf-8"))]
+    return [match["name"] for match in _NAMED.finditer(page.read_text(encoding="utf-8"))]
 
 
 def value_of(name: str) -> float:
@@ -26,16 +26,16 @@ def value_of(name: str) -> float:
     parts = name.split(".")
     for at in range(len(parts) - 1, 0, -1):
         try:
-            found = importlib.import_module(".".join(["reludiag", *parts[:at]]))
+            value = importlib.import_module(".".join(["reludiag", *parts[:at]]))
         except ModuleNotFoundError:
             continue
         for part in parts[at:]:
-            found = getattr(found, part)
-        return float(found)
+            value = getattr(value, part)
+        return float(value)
     raise LookupError(f"reludiag has no {name}")
 
 
-def _current(found: re.Match[str]) -> str:
-    value = value_of(found["name"]) * (100 if found["percent"] else 1)
+def _current(match: re.Match[str]) -> str:
+    value = value_of(match["name"]) * (100 if match["percent"] else 1)
     number = f"{value:,.0f}" if value == int(value) else f"{value:.6g}"
-    return f"{number}{found['percent'] or ''}<!--{found['name']}-->"
+    return f"{number}{match['percent'] or ''}<!--{match['name']}-->"

@@ -7,5 +7,5 @@ import latex2mathml.converter
 
 def fence(source: str, language: str, css_class: str, options: Any, md: Any, **rest: Any) -> str:
     """A block of `math`, as superfences asks for it."""
-    drawn = latex2mathml.converter.convert(source.strip(), display="block")
-    return f'<div class="formula">{drawn}</div>'
+    element = latex2mathml.converter.convert(source.strip(), display="block")
+    return f'<div class="formula">{element}</div>'

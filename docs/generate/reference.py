@@ -1,4 +1,4 @@
-"""Reference: the pages that are made from the code as a whole."""
+"""Reference: the pages that are made entirely from the code."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,17 +16,18 @@ from reludiag.recording import schema
 from reludiag.tables import Column
 
 FOLDER = ROOT / "docs" / "reference"
+_KEPT_AS_WRITTEN = "\b"  # begins a paragraph of help that is not wrapped: an example
 _MADE = "<!-- Made from the code by `make pages`. -->\n\n"
 
 
 def reference_pages() -> dict[Path, str]:
     """Path -> text."""
-    made: Mapping[str, Callable[[], str]] = {
+    makers: Mapping[str, Callable[[], str]] = {
         "command-line.md": command_line,
         "tables.md": tables,
         "recording.md": recording_schema,
     }
-    return {FOLDER / name: _MADE + make() for name, make in made.items()}
+    return {FOLDER / name: _MADE + make() for name, make in makers.items()}
 
 
 def command_line() -> str:
@@ -34,10 +35,10 @@ def command_line() -> str:
     group: Any = typer.main.get_command(app)
     text = f"# The command line\n\n{group.help}\n\n"
     text += (
-        "The result goes to stdout, all else to stderr, and every file is written whole or not at "
-        f"all. {group.epilog}\n\n"
-        "Options marked with a dot (·) can also stand in `[tool.reludiag]` of `pyproject.toml`, "
-        "under their name without the dashes, or in a variable such as "
+        "The result goes to stdout, everything else to stderr. Every file is written completely or "
+        f"not at all. {group.epilog}\n\n"
+        "Options marked with a dot (·) can also be set in `[tool.reludiag]` of `pyproject.toml`, "
+        "under their name without the dashes, or by a variable such as "
         f"`{PREFIX}FAIL_OVER`: see [in a pipeline](../how-to/ci.md).\n\n"
     )
     text += _rows(
@@ -53,32 +54,36 @@ def tables() -> str:
     text = (
         "# The columns of each table\n\n"
         "Tables are pandas DataFrames with fixed columns and dtypes. CSV and Parquet files and the "
-        "JSON document have the same names; in a CSV, what is not known is empty.\n"
+        "JSON document use the same names. In a CSV, unknown values are empty.\n"
     )
     for title, about, columns in (
         (
             "Units",
             "`diagnosis.units`, `--csv` and `--parquet`: a row per unit, sites in forward order. "
-            "The files have the units that are not alive, or with `--all` every one.",
+            "The files hold the units that are not alive, or every unit with `--all`.",
             diagnosis.UNIT_COLUMNS,
         ),
         (
             "Units of a recording",
-            "After these, in what comes of a recording or of several checkpoints:",
+            "These follow if the source is a recording or several checkpoints:",
             diagnosis.LEDGER_COLUMNS,
         ),
         ("Sites", "`diagnosis.sites`: a row per site.", diagnosis.SITE_COLUMNS),
-        ("Sites of a recording", "After these, of a recording:", diagnosis.SITE_LEDGER_COLUMNS),
+        (
+            "Sites of a recording",
+            "These follow if the source is a recording:",
+            diagnosis.SITE_LEDGER_COLUMNS,
+        ),
         (
             "Timeline",
-            "`diagnosis.timeline`: a row per snapshot and site. None after a single scan.",
+            "`diagnosis.timeline`: a row per snapshot and site. It is None after a single scan.",
             diagnosis.TIMELINE_COLUMNS,
         ),
         (
             "Trials",
-            "`reludiag.sweep`, `reludiag.compare` and `Replay.trials`, and `--csv` of the commands "
-            f"of these names: a row per run. After these, a column `{trials.METRIC}NAME` for each "
-            "number that the training returned.",
+            "`reludiag.sweep`, `reludiag.compare`, `Replay.trials`, and `--csv` of these three "
+            f"commands: a row per run. A column `{trials.METRIC}NAME` follows for each number that "
+            "the training returned.",
             trials.TRIAL_COLUMNS,
         ),
         (
@@ -95,14 +100,14 @@ def recording_schema() -> str:
     """The file that a Monitor writes."""
     return (
         "# The recording\n\n"
-        "A recording is one SQLite file. Each snapshot is one transaction of a write-ahead log: "
-        "what was acknowledged before a crash is there after it, and a reader can follow a run "
-        "that is still being written. While the run goes on, a `-wal` and a `-shm` file beside it "
-        "belong to it; when it ends, the log is folded in.\n\n"
-        "Nothing needs to read it but `reludiag.load` and the commands; this is for who wants to "
-        f"do so in SQL. The schema's version is {schema.SCHEMA_VERSION} (`PRAGMA "
-        f"user_version`). Version {schema.OLDEST_READ} is read as well; a file of any other is "
-        "refused with a sentence. Its "
+        "A recording is one SQLite file with a write-ahead log. Each snapshot is one transaction: "
+        "once committed, it survives a crash, and a reader can follow a run that is still being "
+        "written. During the run, a `-wal` and a `-shm` file next to it are part of the recording; "
+        "at the end they are merged into it.\n\n"
+        "`reludiag.load` and the commands read it for you; this page is for reading it in SQL. "
+        f"The schema's version is {schema.SCHEMA_VERSION} (`PRAGMA "
+        f"user_version`). Version {schema.OLDEST_READ} is read as well; a file of another version "
+        "is refused with an error. Its "
         f"`application_id` is {schema.APPLICATION_ID:#x}.\n\n"
         f"```sql\n{schema.SCHEMA.strip()}\n```\n"
     )
@@ -115,8 +120,9 @@ def _command(name: str, command: Any) -> str:
     words = " ".join(_metavar(a) if a.required else f"[{_metavar(a)}]" for a in arguments)
     text = f"\n## {name}\n\n"
     for paragraph in paragraphs:
-        example = paragraph.startswith("reludiag ")
-        text += f"```text\n{paragraph}\n```\n\n" if example else f"{paragraph}\n\n"
+        example = paragraph.removeprefix(_KEPT_AS_WRITTEN).strip()
+        is_example = example.startswith("reludiag ")
+        text += f"```text\n{example}\n```\n\n" if is_example else f"{paragraph}\n\n"
     text += f"`reludiag {name} {words} [OPTIONS]`\n\n".replace("  ", " ")
     if arguments:
         rows = ((f"`{_metavar(a)}`", a.help) for a in arguments)
@@ -132,9 +138,9 @@ def _option_table(options: Iterable[Any]) -> str:
         value = "" if option.is_flag else f" `{_metavar(option)}`"
         dot = "" if key in COMMAND_LINE_ONLY else " ·"
         default = option.default
-        shown = "" if default in (None, False, ()) else f" Default: `{_shown(default)}`."
-        many = " May be repeated." if option.multiple and "epeat" not in option.help else ""
-        rows.append((f"`{names}`{value}{dot}", f"{option.help}{many}{shown}"))
+        default_text = "" if default in (None, False, ()) else f" Default: `{_shown(default)}`."
+        repeatable = " May be repeated." if option.multiple and "epeat" not in option.help else ""
+        rows.append((f"`{names}`{value}{dot}", f"{option.help}{repeatable}{default_text}"))
     return _rows(("Option", "Meaning"), rows)
 
 
@@ -157,7 +163,9 @@ def _columns(columns: Sequence[Column]) -> str:
 
 
 def _paragraphs(text: str) -> list[str]:
-    return [" ".join(part.split()) for part in text.split("\n\n")]
+    """The paragraphs of a help text, each on one line, examples as they are written."""
+    parts = text.split("\n\n")
+    return [p if p.startswith(_KEPT_AS_WRITTEN) else " ".join(p.split()) for p in parts]
 
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

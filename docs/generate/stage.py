@@ -88,11 +88,11 @@ class Stage:
 
     def _exec(self, code: str, names: dict[str, Any]) -> str:
         """What a block of Python writes; tests in it are run, as pytest would."""
-        known = set(names)
+        earlier_names = set(names)
 
         def run_it() -> None:
             exec(code, names)
-            for name in [n for n in names if n.startswith("test_") and n not in known]:
+            for name in [n for n in names if n.startswith("test_") and n not in earlier_names]:
                 names[name]()
 
         return _captured(run_it)
@@ -120,7 +120,7 @@ class Stage:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """In the folder, on a terminal 80 columns wide."""
-        before = Path.cwd()
+        previous = Path.cwd()
         os.chdir(self.folder)
         try:
             with (
@@ -131,7 +131,7 @@ class Stage:
                 warnings.simplefilter("ignore")
                 yield
         finally:
-            os.chdir(before)
+            os.chdir(previous)
 
 
 def missing_library(block: Block) -> str | None:
@@ -146,10 +146,10 @@ def missing_library(block: Block) -> str | None:
 
 
 def _captured(call: Any) -> str:
-    written = io.StringIO()
-    with contextlib.redirect_stdout(written):
+    stream = io.StringIO()
+    with contextlib.redirect_stdout(stream):
         try:
             call()
         except SystemExit as done:
             assert not done.code, f"exit code {done.code}"
-    return written.getvalue()
+    return stream.getvalue()

@@ -1,9 +1,9 @@
 """Tables on a page whose rows are made from a table of the code.
 
 <!-- rows of: causes, clue -->
-| cause | what speaks for it |
+| cause | evidence for it |
 |---|---|
-| `learning_rate` | deaths came where the rate was high ... |
+| `learning_rate` | units died more often while the rate was high ... |
 
 The two lines of a head are written by hand; the rows below, up to an empty line, are made.
 """

@@ -8,7 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture.call_reader import CallReader
 from reludiag.capture.fused import Unfused, fusible
-from reludiag.capture.hooks import FrozenHook, Hook, entrances, watched
+from reludiag.capture.hooks import FrozenHook, Hook, entrances, hookable_modules
 from reludiag.capture.pass_tracker import PassTracker
 
 
@@ -56,17 +56,17 @@ class Attachment:
             yield partial(module.register_forward_pre_hook, begin, prepend=True, with_kwargs=True)
             end = self._hook(module, passes.end)
             yield partial(module.register_forward_hook, end, always_call=True)
-        for _, module in watched(self._model):
+        for _, module in hookable_modules(self._model):
             has_weights = any(True for _ in module.parameters(recurse=False))
             if has_weights and module not in self._rectifiers:
-                after = self._hook(module, reader.note_producer)
-                yield partial(module.register_forward_hook, after)
+                hook = self._hook(module, reader.note_producer)
+                yield partial(module.register_forward_hook, hook)
         for module in self._rectifiers:
             if getattr(module, "inplace", False):
-                ahead = self._hook(module, reader.keep_input, None)
-                yield partial(module.register_forward_pre_hook, ahead)
-            after = self._hook(module, reader.read_module, "output")
-            yield partial(module.register_forward_hook, after)
+                pre_hook = self._hook(module, reader.keep_input, None)
+                yield partial(module.register_forward_pre_hook, pre_hook)
+            hook = self._hook(module, reader.read_module, "output")
+            yield partial(module.register_forward_hook, hook)
 
     def _hook(
         self, module: nn.Module, target: Callable[..., None], reads: str | None = ""

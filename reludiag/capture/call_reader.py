@@ -65,7 +65,7 @@ class CallReader:
             self._missed.elsewhere = True
 
     def keep_input(self, module: nn.Module, args: Any) -> None:
-        """Before a rectifier that works in place: its input is about to be overwritten."""
+        """Called before an in-place rectifier, which will overwrite its input."""
         current = self._threads.current
         if args and isinstance(args[0], Tensor) and not current.unwatched:
             copy = self._copy_or_note(module, "", args[0])
@@ -108,7 +108,7 @@ class CallReader:
         return output
 
     def note_operator(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """An operator of a followed forward: a rectifier that nothing else saw is written down."""
+        """An operator of a followed forward pass; notes a rectifier that nothing else saw."""
         current = self._threads.current
         if current.rectifier_depth:
             return
@@ -128,7 +128,7 @@ class CallReader:
     # How a call is read
 
     def _copy_or_note(self, owner: nn.Module, operator: str, x: Tensor) -> Tensor | None:
-        """A copy of a pre-activation that is about to be overwritten, if it is yet to be read."""
+        """A copy of a pre-activation that will be overwritten, if it still has to be read."""
         current = self._threads.current
         call = current.expected(owner, operator)
         site = None if call is None else call.site
@@ -151,7 +151,7 @@ class CallReader:
 
     @contextlib.contextmanager
     def _hidden(self, current: ForwardPass) -> Iterator[None]:
-        """One thread at a time; and our own operators are no business of the modes."""
+        """One thread at a time, with the modes off for reludiag's own operators."""
         provenance = current.provenance
         unfollowed = contextlib.nullcontext() if provenance is None else provenance.paused()
         with self._lock, DisableTorchFunction(), unfollowed:
@@ -165,7 +165,7 @@ class CallReader:
         pre_activation: Any,
         output: Any,
     ) -> None:
-        # In between the model's own kernels this code is cold each time: every line of it costs.
+        # Between the model's kernels this code is never in the CPU's caches: every line costs time.
         if not isinstance(output, Tensor) or backward_task() != -1:  # is_recomputed()
             return
         if innermost_transform() is not None:  # is_transformed()
@@ -211,7 +211,7 @@ class CallReader:
         if output.numel() == 0:
             return None
         provenance, following = current.provenance, self._following
-        if output.is_quantized:  # integers, which are listed and not read
+        if output.is_quantized:  # integers are listed, but not read
             if provenance is not None:
                 name = call.operator or rectifier.activation
                 current.unobserved[self._paths[call.owner], name] += 1

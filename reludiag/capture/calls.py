@@ -23,10 +23,10 @@ class Call:
         self.site = site
         """Index in `Capture.sites`."""
         self.training = training
-        """The training flag of the module that called."""
+        """The training flag of the calling module."""
         self.output = output
         self.view = view
-        """How the output is seen as `[sample, unit, position]`, and its pre-activation as well."""
+        """How to view the output and the pre-activation as `[sample, unit, position]`."""
         self._pre_activation = pre_activation
 
     def pre_activation(self) -> Tensor | None:
@@ -52,10 +52,12 @@ class UnitView:
                  "rows", "samples", "shape")  # fmt: skip
 
     def __init__(self, layout: Layout, example: Tensor, samples: int | None) -> None:
-        """`samples` is the number of samples in the pass, None if it is not known."""
+        """`samples` is the number of samples in the pass, None if unknown."""
         self._layout, self.shape, self.samples = layout, example.shape, samples
         self.plan = b""
-        """The same for compiled code, as native/kernels.cpp says; empty where that takes a copy."""
+        """The same for compiled code, as described in native/kernels.cpp; empty if a copy is
+        needed.
+        """
         self._size: torch.Size | None = None
         self._strides: tuple[int, ...] = ()
         self._view_strides: tuple[int, ...] = ()
@@ -63,7 +65,7 @@ class UnitView:
         self.fits = arranged is not None
         """Whether such a tensor can be viewed so at all."""
         self.rows = 0 if arranged is None else arranged.shape[0]
-        """Number of samples; 1 where they cannot be told apart."""
+        """Number of samples; 1 if they cannot be distinguished."""
         self.positions = 1 if arranged is None or arranged.ndim == 2 else arranged.shape[2]
 
     def rows_of(self, samples: int | None) -> int:
@@ -73,7 +75,7 @@ class UnitView:
     def of(self, tensor: Tensor) -> Tensor:
         """`tensor`, of this shape, as `[sample, unit, position]`; `[sample, unit]` if one position.
 
-        A view, where memory is laid out so that it can be.
+        A view if the memory layout allows it.
         """
         tensor = tensor.detach()
         if self._size is not None and tensor.stride() == self._strides:

@@ -1,9 +1,9 @@
 """Capture: sees every call of a model's rectifiers once, names its site, hands over the tensor.
 
-Forward hooks on rectifier modules do the seeing; a function mode, entered only for models that
-call rectifiers as functions, sees the rest. Hooks on the modules with weights remember which of
-them ran last, which tells the calls of a reused rectifier apart. The first forward is also
-followed operator by operator, to find the unit axes, and the rectifiers that nothing can read.
+Forward hooks see rectifier modules. A function mode, entered only for models that call rectifiers
+as functions, sees the others. Hooks on modules with weights remember which of them ran last; this
+distinguishes the calls of a reused rectifier. The first forward pass is also followed operator by
+operator, to find the unit axes and the rectifiers that cannot be read.
 
 What changes while a model is watched is in five places, each with a table of its states:
 
@@ -40,7 +40,7 @@ from reludiag.sites.site import Site
 
 
 class Capture:
-    """Watches a model between `attach()` and `detach()`; sites are known as calls are first met.
+    """Watches a model between `attach()` and `detach()`. A site becomes known at its first call.
 
     | state | hooks on the model | left by |
     |---|---|---|
@@ -48,16 +48,16 @@ class Capture:
     | watching | all | `rest`, if nothing can be missed; `detach` |
     | resting | one, that counts forwards | `wake` |
 
-    A pass is what `run` calls; `in_loop` it stands in a training loop, and a pass is told by hooks:
-    the loop may call a part of the model alone, as in `model.encoder(x)`, and it may copy the model
-    meanwhile, save it or compile it. Passes in evaluation mode that ask for no gradient are counted
-    then and not watched, so that they run as they would.
+    A pass is one call of `run`. With `in_loop` the model is called by a training loop, and hooks
+    mark the passes: the loop may call a part of the model alone, as in `model.encoder(x)`, and may
+    copy, save or compile the model. Passes in eval mode without gradients are then counted but not
+    watched, so that they run unchanged.
 
     `wants_pre_activation(training, site)` says whether the receiver will read the pre-activation of
     a call, which is expected to be of that site (None: of one never met). Where that is overwritten
     by the call, it is handed to `note_pre_activation(site, pre_activation, view)` ahead of it, or
-    without that copied. `unit_axes` maps names or modules of sites to the axis of their units,
-    where the one found is to be overruled. `finds_consumers` says whether sites have `consumers`.
+    without that copied. `unit_axes` maps names or modules of sites to the axis of their units; it
+    overrides the axis that was found. `finds_consumers` says whether sites have `consumers`.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ class Capture:
 
     @property
     def sites(self) -> list[Site]:
-        """In the order of their first call. A name may change when another path is first taken."""
+        """In the order of their first calls. A name may change when a new path is taken."""
         return self._registry.sites
 
     def uncalled(self) -> list[Site]:
-        """A site for each rectifier module that no forward has called."""
+        """A site for each rectifier module that was never called."""
         return self._registry.uncalled(self._rectifiers)
 
     @property
@@ -141,16 +141,15 @@ class Capture:
         self._attachment.attach()
 
     def detach(self) -> None:
-        """Remove every hook and leave no mode behind, whatever state a forward was left in."""
+        """Remove every hook and mode, whatever the state of the last forward pass."""
         self.reset()
         self._attachment.remove()
 
     def rest(self, learned: Collection[int]) -> None:
         """Watch nothing for now but how many samples come: there is nothing else to learn of them.
 
-        `learned` are the sites of which that is so. It does not rest where a call might be missed
-        that was never seen before: where passes went different ways, or there are rectifiers that
-        were not called yet.
+        `learned` are the sites of which that is so. It does not rest if a new call might be missed:
+        if passes took different paths, or some rectifiers have not been called yet.
         """
         calls = self._passes.expected_calls
         if self._idle.is_possible(self._passes.passes, calls, learned):
@@ -159,11 +158,14 @@ class Capture:
 
     @property
     def resting(self) -> bool:
-        """Whether it watches nothing for now."""
+        """Whether it is resting."""
         return self._idle.resting
 
     def wake(self) -> list[tuple[int, bool, int, int]]:
-        """Watch again. Returns (site, in training, calls, samples) of what was called meanwhile."""
+        """Watch again.
+
+        Returns (site, in training, calls, samples) for each site called meanwhile.
+        """
         if not self._idle.resting:
             return []
         calls = self._idle.end()
@@ -175,11 +177,11 @@ class Capture:
     # The forward pass
 
     def run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Call the model, or what calls it, as one pass."""
+        """Call the model, or a function that calls it, as one pass."""
         self._passes.run(call, args, kwargs)
 
     def run_surely(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Call the model; again, if it met a call of a path not taken before that cannot be read.
+        """Call the model. Call it again if a call on a new path could not be read.
 
         The second pass hands over no call but these. The model must do the same again, as it does
         in eval mode.
@@ -187,20 +189,20 @@ class Capture:
         self._passes.run_surely(args, kwargs)
 
     def reset(self) -> None:
-        """Forget a forward that never ended: an interrupt does not run the closing hook."""
+        """Forget a forward pass that never ended: an interrupt skips the closing hook."""
         self._passes.reset()
 
     @property
     def passes(self) -> int:
-        """Number of forwards seen."""
+        """Number of forward passes seen."""
         return self._passes.passes
 
     @property
     def followed(self) -> bool:
-        """Whether a whole forward was followed, so that no other needs to be."""
+        """Whether a whole forward pass has been followed, so that no other pass needs to be."""
         return self._following.is_whole
 
     @property
     def evaluating(self) -> bool:
-        """Whether the pass that this thread is in is one in evaluation mode."""
+        """Whether the current pass of this thread is in eval mode."""
         return self._passes.evaluating

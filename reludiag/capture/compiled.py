@@ -1,4 +1,4 @@
-"""torch.compile: what of it must not run, or must be compiled anew, while a model is watched."""
+"""torch.compile: what of it must not run, or must be compiled again, while a model is watched."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from reludiag.sites.torch_internals import (
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """While entered, what torch.compile compiled runs as it was written."""
+    """A context in which compiled code runs uncompiled."""
     if not is_compiler_loaded():
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
@@ -25,18 +25,18 @@ def uncompiled() -> contextlib.AbstractContextManager[Any]:
 
 
 def forget_compiled() -> None:
-    """Have everything compiled anew: code that was compiled earlier does not see new hooks."""
+    """Have everything compiled again: code that was compiled earlier does not see new hooks."""
     if compiled_graphs():
         forget_graphs()
 
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """While entered, what is compiled for one module is not run for its twin with other hooks."""
+    """Prevents that code compiled for one module is reused for another with other hooks."""
     with hook_guards():
         yield
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether the model, or part of it, is known to be compiled."""
+    """Whether the model or a part of it is compiled."""
     return any(is_compiled_module(module) for module in model.modules())

@@ -42,7 +42,7 @@ class Following:
         self.deferred: set[ExpectedCall] = set()
         """The calls that wait."""
         self.only: set[ExpectedCall] = set()
-        """If there are any, no calls but these are handed over."""
+        """If not empty, only these calls are handed over."""
 
     def is_needed(self, samples: int | None) -> bool:
         """Whether a forward of `samples` samples is to be followed."""
@@ -52,7 +52,7 @@ class Following:
 
     @property
     def is_whole(self) -> bool:
-        """Whether a whole forward was followed, so that no other needs to be."""
+        """Whether a whole forward pass has been followed, so that no other pass needs to be."""
         return self.extent is Extent.WHOLE
 
     def note_followed(self, samples: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The forward pass that a thread is in, as capture sees it."""
+"""The current forward pass of a thread, as capture sees it."""
 
 import threading
 from collections import Counter
@@ -33,29 +33,29 @@ class ForwardPass:
         self.depth = 0
         self.unwatched = False
         self.root: nn.Module | None = None
-        """The module whose call it is."""
+        """The module that is called."""
         self.samples: int | None = None
         """Number of samples, None if it is not known."""
         self.expected_count = 0
         """Length of `expected_calls` when it began."""
         self.function_mode: RectifierMode | None = None
         self.provenance: ProvenanceMode | None = None
-        # Set by CallReader, from call to call; all but the first begin anew with each pass:
+        # Set by CallReader, from call to call; all but the first are reset for each pass:
         self.expected_calls: list[ExpectedCall] = []
-        """The calls of the last pass, which this one is expected to make as well."""
+        """The calls of the last pass, which this pass is expected to repeat."""
         self.call_count = 0
         """Number of calls so far."""
         self.producer: nn.Module | None = None
         """The module with weights that ran last."""
         self.pre_activation: tuple[nn.Module, Tensor] | None = None
-        """A rectifier that works in place, and a copy of what it is about to overwrite."""
+        """An in-place rectifier, and a copy of the tensor that it will overwrite."""
         self.rectifier_depth = 0
         """How deep in rectifier calls it is: what they call themselves is theirs."""
         self.unobserved: Counter[tuple[str, str]] = Counter()
         """As in `MissedCalls`, of this pass if it is followed."""
 
     def expected(self, owner: nn.Module, operator: str) -> ExpectedCall | None:
-        """The next call of the last pass, if a call made now would be it again."""
+        """The next call of the last pass, if the current call repeats it."""
         if self.depth and self.call_count < len(self.expected_calls):
             call = self.expected_calls[self.call_count]
             if call.owner is owner and call.producer is self.producer and call.operator == operator:
@@ -76,7 +76,7 @@ class ForwardPass:
 class PerThread(threading.local):
     """The pass of each thread. `open_passes` are those of all threads that have not ended."""
 
-    # Asked for once in a hook: each attribute of a thread's own is slow to find.
+    # Read once per hook: attributes of thread-local objects are slow.
     def __init__(self, open_passes: set[ForwardPass]) -> None:
         self.current = ForwardPass()
         self.open_passes = open_passes

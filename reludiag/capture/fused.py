@@ -1,9 +1,9 @@
-"""Modules that PyTorch runs as one fused operator in eval mode, and how they stay so while watched.
+"""Modules that PyTorch runs as one fused operator in eval mode, kept fused while watched.
 
-A function mode sends `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` the long way, for the
-mode could not see into the operator: it is slower, and the last bits differ. In a frozen pass their
-`forward` is replaced by one that hides the mode from them. There is no rectifier in an attention;
-the layer's operator is run as the operators that it is made of, with its rectifier in sight.
+An active function mode makes PyTorch run `nn.TransformerEncoderLayer` and `nn.MultiheadAttention`
+unfused, which is slower and changes the last bits. In a frozen pass their `forward` is replaced by
+one that hides the mode. An attention contains no rectifier. The operator of an encoder layer is run
+as its parts, so that its rectifier is visible.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ _RELU = {torch.ops.aten.relu.default: False, torch.ops.aten.relu_.default: True}
 class Unfused:
     """Replaces the `forward` of one module, from `attach()` until `remove()`.
 
-    `sees()` says whether a function mode is at work that would see the module's rectifier.
+    `sees()` says whether an active function mode would see the module's rectifier.
     """
 
     def __init__(self, module: nn.Module, sees: Callable[[], bool], on_call: OnCall) -> None:
@@ -38,16 +38,16 @@ class Unfused:
         self._mode = _LayerMode(on_call) if isinstance(module, nn.TransformerEncoderLayer) else None
 
     def attach(self) -> None:
-        """Take the module's calls over."""
+        """Replace the module's `forward`."""
         self._module.forward = self._run
 
     def remove(self) -> None:
-        """Let it be as it was."""
+        """Restore the module's `forward`."""
         del self._module.forward
 
     def __reduce__(self) -> Any:
-        """A copy of the module, made meanwhile, runs as it is."""
-        return Unfused, (self._module, bool, None)  # bool() is False: nothing sees into it
+        """A copy made meanwhile uses its own `forward`."""
+        return Unfused, (self._module, bool, None)  # bool() is False: the mode is hidden
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         values = (*args, *kwargs.values())
@@ -55,28 +55,28 @@ class Unfused:
             self._module.training
             or torch.is_grad_enabled()
             or not self._sees()
-            or function_modes() > 1  # a mode of the user's own sends it the long way
+            or function_modes() > 1  # a function mode of the user makes it run unfused
             or any(isinstance(value, Tensor) and type(value) is not Tensor for value in values)
         ):
             return self._forward(*args, **kwargs)
         if self._mode is None:
             with DisableTorchFunction():
                 return self._forward(*args, **kwargs)
-        if is_autocasting():  # the operator's parts would not be cast as in it
+        if is_autocasting():  # the parts would not be cast as inside the fused operator
             return self._forward(*args, **kwargs)
         with DisableTorchFunction(), self._mode:
             return self._forward(*args, **kwargs)
 
 
 def fusible(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules of `model` that PyTorch may run fused, without a rectifier but the layer's."""
+    """The modules of `model` that PyTorch may run fused, and that contain no other rectifier."""
     for module in model.modules():
         is_layer = type(module) is nn.TransformerEncoderLayer
         if not (is_layer or type(module) is nn.MultiheadAttention):
             continue
         if is_layer and module.activation is not nn.functional.relu:
             continue
-        # A weight that other modules make may well be rectified; a subclass has ways of its own.
+        # A weight made by other modules may contain a rectifier, and a subclass may do anything.
         parts_are_plain = all(
             type(part).__module__.startswith("torch.nn.modules.") for part in module.modules()
         )
@@ -86,7 +86,7 @@ def fusible(model: nn.Module) -> Iterator[nn.Module]:
 
 
 class _LayerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Hands the rectifier of an encoder layer to `on_call`, whichever way the layer goes."""
+    """Passes the rectifier call of an encoder layer to `on_call`, fused or not."""
 
     def __init__(self, on_call: OnCall) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -134,7 +134,7 @@ class _LayerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         mask: Tensor | None = None,
         mask_type: int | None = None,
     ) -> Tensor:
-        """What `transformer_encoder_layer_forward` of ATen does, operator by operator.
+        """The operators of ATen's `transformer_encoder_layer_forward`, one by one.
 
         Source: aten/src/ATen/native/transformers/transformer.cpp.
         """

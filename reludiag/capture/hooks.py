@@ -1,7 +1,7 @@
 """Hooks that copies of a model do not take along, and where they go in it.
 
-In a model that torch.compile compiles, a hook is traced, and our code is nothing to trace: there it
-becomes a call of one operator that the compiler does not look into, and that calls the hook.
+torch.compile traces hooks, and reludiag's code cannot be traced. In compiled code a hook becomes a
+call of one opaque operator, which calls the hook.
 """
 
 import functools
@@ -19,7 +19,7 @@ from reludiag.sites.torch_internals import is_exporting, is_tracing
 
 _numbers = itertools.count()
 _hooks: weakref.WeakValueDictionary[int, "Hook"] = weakref.WeakValueDictionary()
-# Written to by the operator, so that compilers keep its calls, and in their order.
+# The operator writes to it, so that compilers keep its calls and their order.
 _order = torch.zeros(1)
 
 
@@ -31,10 +31,10 @@ def _call_hook(order: Tensor, number: int, tensors: list[Tensor]) -> None:
 
 
 class Hook:
-    """A hook that a copy of the model does not take along: copied or unpickled, it does nothing.
+    """A hook that does nothing in a copy of the model, also after unpickling.
 
-    `target` is called as PyTorch calls the hook. From compiled code it is called with the tensors
-    that it `reads`: the first "input", or the "output"; a hook that reads None is left out there.
+    `target` is called as PyTorch calls the hook. From compiled code it is called with the tensor
+    that it `reads`: the first "input", or the "output". A hook that reads None is skipped there.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Hook:
         _hooks[self._number] = self
 
     def __call__(self, *args: Any) -> None:
-        """As PyTorch calls it: of the module, its arguments, keywords and output, where asked."""
-        # The program that is then written has no part in this, and there are no values to read.
+        """Called by PyTorch with the module and, on request, its arguments, keywords, output."""
+        # An exported program must not contain the hook, and there are no values to read.
         if is_exporting():
             return
         if is_dynamo_compiling():
@@ -67,7 +67,7 @@ class Hook:
             self._target(*args)
 
     def traced(self, tensors: list[Tensor]) -> None:
-        """As compiled code calls it."""
+        """Called by compiled code."""
         if self._target is None:
             return
         self._was_traced()
@@ -84,7 +84,7 @@ class Hook:
 
 
 class FrozenHook(functools.partial[None]):
-    """The same of a pass in which nothing is traced. It costs no call of its own."""
+    """The same hook for passes without tracing, at no extra call."""
 
     def __deepcopy__(self, memo: Any) -> "FrozenHook":
         return FrozenHook(_nothing)
@@ -94,14 +94,14 @@ class FrozenHook(functools.partial[None]):
 
 
 def _nothing(*args: Any) -> None:
-    """What the hook of a copy does."""
+    """The hook of a copy: it does nothing."""
 
 
-def watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules below `model`, but for those inside a fused layer with no rectifier module.
+def hookable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules of `model`, except those inside a fused layer without a rectifier module.
 
-    A hook inside an encoder layer or an attention sends it off its fused path, which changes
-    the last bits of its output; there is nothing to see there. TorchScript takes no hooks.
+    A hook inside an encoder layer or an attention turns off its fused path, which changes the last
+    bits of its output, and there is nothing to see there. TorchScript accepts no hooks.
     """
     closed = tuple(
         path + "."
@@ -119,9 +119,10 @@ def watched(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def entrances(model: nn.Module) -> Iterator[nn.Module]:
-    """Where a forward pass may begin: the model, and the parts of it that a loop may call alone.
+    """Modules at which a forward pass may begin: the model, and the parts that a loop may call
+    alone.
 
-    A pass is told by its outermost call, so that `model.encoder(x)` is one as well.
+    The outermost call is the pass, so `model.encoder(x)` is one too.
     """
     yield model
     waiting = list(model.children())

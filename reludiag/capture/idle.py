@@ -14,7 +14,7 @@ from reludiag.capture.site_registry import SiteRegistry
 from reludiag.sites.torch_internals import backward_task, innermost_transform
 
 _SETTLED = 32
-"""After so many passes that went the same way, the next is expected to."""
+"""After this number of equal passes, the next one is expected to be the same."""
 
 
 class Idle:
@@ -40,7 +40,7 @@ class Idle:
         self._model, self._registry, self._missed = model, registry, missed
         self._rectifiers, self._functions = rectifiers, functions
         self.path_varies = False
-        """Whether passes went different ways, or began elsewhere than at the model. Set by
+        """Whether passes took different paths, or began at a part of the model. Set by
         `PassTracker` and `CallReader`, never taken back."""
         self._complete = 0, False
         """Whether all rectifiers were called, as of that many sites."""
@@ -87,7 +87,10 @@ class Idle:
         )
 
     def end(self) -> list[tuple[int, bool, int, int]]:
-        """Watch again. Returns (site, in training, calls, samples) of what was called meanwhile."""
+        """Watch again.
+
+        Returns (site, in training, calls, samples) for each site called meanwhile.
+        """
         if self._rest is None:
             return []
         calls, evaluations = self._rest.end()
@@ -97,7 +100,7 @@ class Idle:
 
 
 class Rest:
-    """Counts the forwards of a model whose passes all make the same calls."""
+    """Counts the forward passes of a model that always makes the same calls."""
 
     def __init__(
         self,
@@ -108,13 +111,15 @@ class Rest:
         """`calls` are with the training flags of their owners."""
         self._calls = calls
         self._forwards: list[tuple[bool, torch.Size | int | None]] = []
-        """Of each, whether it was in training, and the shape or the length of its input."""
+        """For each pass: whether it was in training mode, and the shape or the length of its input.
+        """
         self._handle = model.register_forward_hook(
             Hook(self._count, model, "input", was_traced), with_kwargs=True
         )
 
     def _count(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-        # In training this code is cold each time: what it does not do saves microseconds.
+        # During training this code is never in the CPU's caches, so each operation saved is
+        # microseconds.
         if backward_task() != -1 or innermost_transform() is not None:
             return
         first = args[0] if args else None
@@ -124,7 +129,9 @@ class Rest:
         self._forwards.append((module.training, shape))
 
     def end(self) -> tuple[list[tuple[int, bool, int, int]], int]:
-        """(site, in training, calls, samples) of what was called since; passes in evaluation."""
+        """(site, in training, calls, samples) for each site called since; and the passes in eval
+        mode.
+        """
         self._handle.remove()
         forwards: Counter[int | None] = Counter()
         evaluations = 0

@@ -8,17 +8,19 @@ class MissedCalls:
 
     def __init__(self) -> None:
         self.unobserved: Counter[tuple[str, str]] = Counter()
-        """(owner module, operator) -> rectifier calls in a followed forward that nothing read."""
+        """(owner module, operator) -> number of rectifier calls in a followed forward pass that
+        could not be read.
+        """
         self.transformed = 0
         """Calls inside a `torch.func` transform, which cannot be read from outside."""
         self.unrepeatable = 0
-        """Calls that only a second run could read, of a batch that could not be run again."""
+        """Number of calls that need a second run of their batch, which could not be run again."""
         self.evaluations = 0
         """Passes in evaluation mode, but for those while the capture rested."""
         self.traced = False
         """Whether hooks were called from compiled code, where functions are not seen."""
         self.elsewhere = False
-        """Whether part of a forward ran in another thread, where functions are not seen."""
+        """Whether part of a forward pass ran in another thread, in which functions are not seen."""
 
     def note_traced(self) -> None:
         """Compiled code called a hook."""

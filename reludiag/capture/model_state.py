@@ -13,7 +13,7 @@ from reludiag.sites.torch_internals import buffers_of
 
 @contextlib.contextmanager
 def preserve_state(model: nn.Module) -> Iterator[None]:
-    """Restore on leaving, however that comes: training flags, buffers, random number streams."""
+    """Restore training flags, buffers and random streams on exit, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (buffers_of(module), name, buffer, buffer.detach().clone())

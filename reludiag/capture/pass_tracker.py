@@ -62,7 +62,7 @@ class PassTracker:
         """Whether the model calls rectifiers as functions. A followed pass may show it."""
 
     def run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Call the model, or what calls it, as one pass."""
+        """Call the model, or a function that calls it, as one pass."""
         self._open(self._model, [*args, *kwargs.values()])
         try:
             output = call(*args, **kwargs)
@@ -72,10 +72,10 @@ class PassTracker:
         self._close(complete=True, output=output)
 
     def run_surely(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Call the model; again, if it met a call of a path not taken before that cannot be read.
+        """Call the model. Call it again if a call on a new path could not be read.
 
-        The second pass is followed, and hands over no call but these. The model must do the same
-        again, as it does in eval mode. Where it changed its input, the next pass is followed.
+        The second pass is followed and hands over only these calls. The model must repeat itself,
+        as in eval mode. If it changed its input, the next pass is followed instead.
         """
         inputs = [t for t in tensors_in([*args, *kwargs.values()]) if not t.is_inference()]
         versions = [version_of(tensor) for tensor in inputs]
@@ -123,7 +123,7 @@ class PassTracker:
             current.depth -= 1
 
     def reset(self) -> None:
-        """Forget a forward that never ended: an interrupt does not run the closing hook."""
+        """Forget a forward pass that never ended: an interrupt skips the closing hook."""
         if self._threads.current.depth:
             self._close(complete=False)
 
@@ -134,7 +134,7 @@ class PassTracker:
 
     @property
     def evaluating(self) -> bool:
-        """Whether the pass that this thread is in is one in evaluation mode."""
+        """Whether the current pass of this thread is in eval mode."""
         root = self._threads.current.root
         return root is not None and not root.training
 

@@ -63,7 +63,7 @@ class SiteRegistry:
 
     @property
     def sites(self) -> list[Site]:
-        """A name may change when another path through the model is first taken."""
+        """A name may change when a new path through the model is taken."""
         if self._site_list is None:
             names = site_names([(site.identity, site.numbers) for site in self._sites])
             self._site_list = [
@@ -112,7 +112,7 @@ class SiteRegistry:
         site, layout = self._by_key.get(key, (None, None))
         shape: tuple[int, ...] = ()
         if layout is not None and not layout.fits(output):
-            # Where units are the positions of an axis of varying length, each is a site.
+            # If units are positions of an axis of varying length, each length is a site.
             shape = tuple(output.shape[1:])
             key = (*key, shape)
             site, layout = self._by_key.get(key, (None, None))
@@ -155,9 +155,9 @@ class SiteRegistry:
 
     def note_consumers(self, consumers: Mapping[int, tuple[Consumer, ...]]) -> None:
         """Take in what reads the units of sites, by their index, in a forward that was followed."""
-        for index, seen in consumers.items():
+        for index, site_consumers in consumers.items():
             site = self._sites[index]
-            site.consumers = tuple(dict.fromkeys((*(site.consumers or ()), *seen)))
+            site.consumers = tuple(dict.fromkeys((*(site.consumers or ()), *site_consumers)))
         self._site_list = None
 
     def _new_site(

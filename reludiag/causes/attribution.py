@@ -1,4 +1,4 @@
-"""Attribution: to each unit that is dead in the end, the kind of cause that explains it best."""
+"""Attribution: the kind of cause that best explains each unit that is dead at the end."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from reludiag.recording import RecordedRun
 
 
 def attribute(recorded: RecordedRun, kinds: Sequence[CauseKind] = KINDS) -> RunAttribution:
-    """Put down each death of a run to a kind of cause, asked in this order."""
+    """Attribute each death of a run to a kind of cause, asked in this order."""
     run = RunLives(recorded, kinds)
     return RunAttribution(run, tuple(_site(run, depth) for depth in range(len(run.sites))))
 

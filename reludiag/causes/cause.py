@@ -1,11 +1,11 @@
-"""Cause: what the evidence says killed the units of a site, or of a whole run."""
+"""Cause: what killed the units of a site or of a whole run, according to the evidence."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One thing that was measured, and what it means."""
+    """One measured quantity, and what it means."""
 
     what: str
     value: float | int | str
@@ -14,26 +14,32 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Cause:
-    """Why units died: the best-supported explanation, with what supports it."""
+    """Why units died: the explanation with the best evidence."""
 
     kind: str
-    """Its name in the table of kinds: `learning_rate`, `initialization`, ...; `none` where no more
-    is dead than chance leaves; `undetermined` where the evidence names nothing."""
+    """Its name in the table of kinds: `learning_rate`, `initialization`, ...; `none` if not more
+    units are dead than by chance; `undetermined` if the evidence names no cause.
+    """
     site: str | None
-    """None of the run as a whole."""
+    """None for the whole run."""
     share: float
-    """Of the units that are dead in the end, those that this explains; of a divergence, the units
-    of all that are not finite."""
+    """Share of the units dead at the end that this explains; for a divergence, the share of all
+    units that are not finite.
+    """
     identifiable: bool
-    """Whether this run alone can tell. Where it cannot, the kind is the likeliest, and `confirm`
-    names the experiment that would."""
+    """Whether this run alone can prove the cause.
+
+    If not, the kind is the likeliest one, and `confirm` is the experiment that would decide.
+    """
     evidence: tuple[Evidence, ...]
     sentence: str
     advice: str
-    """Empty where there is nothing to do."""
+    """Empty if there is nothing to do."""
     confirm: str
-    """The command that would confirm it by experiment; TRAIN stands for the user's function. Empty
-    where there is none."""
+    """The command that would confirm it by experiment; TRAIN stands for the user's function.
+
+    Empty if there is none.
+    """
 
 
 def rounded(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Chance: how many units are dead in a healthy run, and where the same model is drawn anew."""
+"""Chance: how many units are dead in a healthy run, and in the same model with new weights."""
 
 import math
 
@@ -7,12 +7,13 @@ from reludiag.causes.kind import RunLives, SiteAttribution
 from reludiag.causes.site_lives import SiteLives
 
 FEW = 0.03
-"""Share of dead units that a healthy run has: 0.7 % on digits with Kaiming and Adam at 0.001, 1.6 %
-at most of all seeds. Of births: this much more than the baseline is more than chance."""
+"""Share of dead units in a healthy run: 0.7 % on digits with Kaiming and Adam at 0.001, at most 1.6
+% over all seeds. For units born dead: an excess over the baseline that is more than chance.
+"""
 FEW_UNEXPLAINED = 0.1
-"""The same for births of a layer with which nothing else is wrong."""
+"""The same for units born dead in a layer with no other problem."""
 FEWEST_BORN = 2
-"""Fewer units of a site that are born dead are chance."""
+"""Fewer units born dead at a site are attributed to chance."""
 
 
 def more_died(run: RunLives) -> bool:
@@ -27,10 +28,10 @@ def several_born(site: SiteAttribution) -> bool:
 
 
 def more_born(lives: SiteLives, suspect: bool) -> bool:
-    """Whether more units of a site are born dead than if the model were drawn anew.
+    """Whether more units of a site are born dead than if its weights were drawn again.
 
-    By far more, where nothing is seen that would kill them (not `suspect`): units of a layer are
-    not independent.
+    By far more if nothing is known that would kill them (not `suspect`): units of a layer are not
+    independent.
     """
     if lives.baseline is None:
         return suspect
@@ -43,20 +44,20 @@ def more_born(lives: SiteLives, suspect: bool) -> bool:
 
 
 def born_by_chance(lives: SiteLives) -> float:
-    """Share of units born dead where the model is drawn anew; NaN where that is not known."""
+    """Share of units born dead when the model is drawn again; NaN if unknown."""
     return math.nan if lives.baseline is None else lives.baseline.born_dead
 
 
 def chance_evidence(lives: SiteLives) -> list[Evidence]:
-    """What of a site's births is chance: those of the same model, drawn anew."""
+    """How many units of a site are born dead by chance: those of the same model drawn again."""
     chance = born_by_chance(lives)
     if math.isnan(chance):
         return []
     return [
         Evidence(
-            "born dead if drawn anew",
+            "born dead if drawn again",
             rounded(chance),
             f"share of '{lives.name}' on the same samples with Kaiming's weights and zero bias; "
-            f"as it was built, {int(lives.born.sum()) / lives.units:.2f}",
+            f"as built: {int(lives.born.sum()) / lives.units:.2f}",
         )
     ]

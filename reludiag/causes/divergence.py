@@ -10,7 +10,7 @@ from reludiag.causes.wording import FALLBACK_SCALE, group_in_words, one_digit, r
 
 
 def _of_run(attribution: RunAttribution) -> float:
-    """The share of units that are not finite in the end."""
+    """The share of units that are not finite at the end."""
     nonfinite = sum(site.lives.nonfinite for site in attribution.sites)
     return nonfinite / sum(site.lives.units for site in attribution.sites) if nonfinite else 0.0
 
@@ -31,11 +31,11 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
                 step,
                 f"snapshot at which '{first.name}' had NaN or infinite values",
             ),
-            Evidence("not finite", rounded(share), "share of units, in the end"),
+            Evidence("not finite", rounded(share), "share of units, at the end"),
         ),
         sentence=(
-            f"The run diverged by step {step}{at}: its units are NaN or infinite, neither dead "
-            "nor alive."
+            f"The run diverged by step {step}{at}: its units are NaN or infinite, so they are "
+            "neither dead nor alive."
         ),
         advice=(
             f"lower the learning rate of {group_in_words(run, first)}{lower}, or clip the gradients"
@@ -47,8 +47,8 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
 KIND = CauseKind(
     name="divergence",
     title="the run diverged",
-    clue="units are not finite",
-    rule="any unit is not finite: this is then the cause of the run, whatever else is",
+    clue="units have values that are not finite",
+    rule=("any unit is not finite: this is then the cause of the run, whatever else happened"),
     of_run=_of_run,
     account=_account,
     share_of="units",

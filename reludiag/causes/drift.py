@@ -1,4 +1,4 @@
-"""Through what the mean pre-activations of dying units fell: a site's deaths taken together."""
+"""What lowered the mean pre-activations of dying units, for all deaths of a site together."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from reludiag.causes.site_lives import SiteLives
 from reludiag.recording.observations import Death, Drift
 
 NEGLIGIBLE = 1e-6
-"""A change this small beside its parts is none, and has no shares."""
+"""A change this small relative to its parts is treated as zero and has no shares."""
 
 
 @dataclass(frozen=True)
 class DriftShares:
-    """Shares of the change of mean pre-activations; they sum to 1, and each may lie outside 0..1
-    where parts work against each other.
+    """Shares of the change of mean pre-activations; they sum to 1; each may be outside 0..1 if the
+    parts have opposite signs.
     """
 
     deaths: int
@@ -26,7 +26,7 @@ class DriftShares:
 
 
 def shares_of(drift: Drift) -> tuple[float, float, float] | None:
-    """Of one death: the shares of weights, input and bias; None where nothing changed."""
+    """The shares of weights, input and bias in one death; None if nothing changed."""
     change = drift.weights + drift.input + drift.bias
     if abs(change) <= NEGLIGIBLE * (abs(drift.weights) + abs(drift.input) + abs(drift.bias)):
         return None
@@ -34,9 +34,10 @@ def shares_of(drift: Drift) -> tuple[float, float, float] | None:
 
 
 def drift_shares(deaths: Iterable[Death]) -> DriftShares | None:
-    """Of the changes of these deaths summed up; None where it is known of none of them.
+    """The shares of the summed changes of these deaths; None if none is known.
 
-    Summed first: a single unit's share is a quotient of two small numbers where it hardly moved.
+    The changes are summed first, because the share of a single unit that hardly moved is a quotient
+    of two small numbers.
     """
     drifts = [death.drift for death in deaths if death.drift is not None]
     total = Drift(
@@ -54,18 +55,18 @@ def drift_shares(deaths: Iterable[Death]) -> DriftShares | None:
 
 
 def drift_evidence(sites: Sequence[SiteLives]) -> list[Evidence]:
-    """Through what the pre-activations of those that died fell."""
+    """What lowered the pre-activations of the units that died."""
     shares = drift_shares(death for site in sites for death in site.deaths)
     if shares is None:
         return []
     return [
         Evidence(
-            "fall by weights, input, bias",
+            "drop by weights, input, bias",
             # No -0.00.
             ", ".join(
                 f"{round(share, 2) + 0.0:.2f}"
                 for share in (shares.weights, shares.input, shares.bias)
             ),
-            f"shares of the change of the mean pre-activation, in {shares.deaths} deaths",
+            f"shares of the change of the mean pre-activation, over {shares.deaths} deaths",
         )
     ]

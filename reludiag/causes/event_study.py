@@ -1,7 +1,7 @@
-"""Event study: did deaths come where the learning rate was high, beyond the exposure there?
+"""Event study: did more units die when the learning rate was high than the exposure explains?
 
-Exposure is steps times units alive. A run at a constant rate has no contrast, and cannot tell; nor
-can one that only decays, for time and rate fall together there.
+Exposure is steps times units alive. A run at a constant rate has no contrast and proves nothing;
+nor does one whose rate only decays, because there time and rate change together.
 """
 
 import itertools
@@ -10,24 +10,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special
 
 from reludiag.causes.cause import Evidence, rounded
 from reludiag.causes.kind import RunLives
 from reludiag.causes.site_lives import Floats, Integers, SiteLives
 
 CONTRAST = 3.0
-"""Largest over smallest learning rate, from which on there is a high and a low to compare."""
+"""Smallest ratio of the largest to the smallest learning rate for a comparison."""
 EARLY = 0.02
-"""Share of all exposure that must have been at the low rate before it was first high."""
+"""Share of the exposure that must be at the low rate before it is first high."""
 FEWEST = 5
-"""Deaths needed for a study."""
+"""Smallest number of deaths for a study."""
 RATE_RATIO = 3.0
-"""Deaths per exposure at the high rate over those at the low."""
+"""Smallest ratio of deaths per exposure at the high rate to those at the low rate."""
 SIGNIFICANT = 0.01
 SPLITS = 16
-"""Levels of the learning rate at which high is divided from low, at most; the best is taken, and
-its p-value multiplied by their number (Bonferroni)."""
+"""Largest number of thresholds between high and low rates; the best is used, with its p-value
+multiplied by their number (Bonferroni).
+"""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,19 @@ class EventStudy:
     exposure_high: float
     """Share of all exposure."""
     p_value: float
-    """Exact, one-sided, as if units died independently. They die together, so that it says less
-    than it seems to: one run is one cluster."""
+    """Exact and one-sided, for units that die independently.
+
+    They die together (one run is one cluster), so the evidence is weaker than this suggests.
+    """
     first: int
-    """Steps between which the rate was first to last high."""
+    """First and last step at the high rate."""
     last: int
     level: float = math.nan
-    """From this rate on it counts as high."""
+    """Rates from this one on are high."""
 
     @property
-    def tells(self) -> bool:
-        """Whether this run can tell that the high learning rate killed."""
+    def is_conclusive(self) -> bool:
+        """Whether this run shows that the high learning rate killed units."""
         if self.regime not in {"warm-up", "spike"} or self.deaths < FEWEST:
             return False
         return self.rate_ratio >= RATE_RATIO and self.p_value < SIGNIFICANT
@@ -68,29 +70,30 @@ class EventStudy:
 
 
 def event_study(sites: Sequence[SiteLives], steps: Sequence[int]) -> EventStudy | None:
-    """Compare the windows of these sites; None where no learning rate is known or nothing lived."""
+    """Compare the windows of these sites; None without learning rates or living units."""
     if len(steps) < 2 or not sites:
         return None
     rates = np.stack([site.window_rates for site in sites])
     exposure = np.stack([site.exposure for site in sites])
     died = np.stack([site.died for site in sites])
-    known = np.isfinite(rates) & (exposure > 0)
-    if not known.any() or rates[known].max() <= 0:
+    rates_known = np.isfinite(rates) & (exposure > 0)
+    if not rates_known.any() or rates[rates_known].max() <= 0:
         return None
-    high = float(rates[known].max())
-    positive = rates[known & (rates > 0)]
+    high = float(rates[rates_known].max())
+    positive = rates[rates_known & (rates > 0)]
     low = float(positive.min())
     windows = list(itertools.pairwise(steps))
-    deaths = int(died[known].sum())
-    if high < CONTRAST * low and (rates[known] > 0).all():
+    deaths = int(died[rates_known].sum())
+    if high < CONTRAST * low and (rates[rates_known] > 0).all():
         span = windows[0][0], windows[-1][1]
         return EventStudy("constant", low, high, deaths, deaths, 1.0, 1.0, *span)
-    levels = np.unique(rates[known])[1:]
+    levels = np.unique(rates[rates_known])[1:]
     levels = levels[np.unique(np.linspace(0, len(levels) - 1, SPLITS).round().astype(int))]
     studies = [
-        _divided(float(level), rates, exposure * known, died * known, windows) for level in levels
+        _divided(float(level), rates, exposure * rates_known, died * rates_known, windows)
+        for level in levels
     ]
-    # The rate is known to have been several times lower: of equals the one divided by most.
+    # The low rate is several times lower; among equal p-values, the split with the largest ratio.
     best = min(studies, key=lambda study: (study.p_value, -study.exposure_high))
     return replace(best, p_value=min(1.0, best.p_value * len(studies)))
 
@@ -102,13 +105,15 @@ def _divided(
     died: Integers,
     windows: Sequence[tuple[int, int]],
 ) -> EventStudy:
-    """The study with all rates from `level` on as high; arrays are `[site, window]`."""
+    """The study in which rates from `level` on are high; arrays are `[site, window]`."""
+    from scipy import special
+
     is_high = np.isfinite(rates) & (rates >= level) & (exposure > 0)
     at = np.flatnonzero(is_high.any(axis=0))
     first, last = int(at[0]), int(at[-1])
     total, deaths = float(exposure.sum()), int(died.sum())
-    before, after = exposure[:, :first].sum() / total, exposure[:, last + 1 :].sum() / total
-    regime = "decay" if before < EARLY else "spike" if after >= EARLY else "warm-up"
+    earlier, later = exposure[:, :first].sum() / total, exposure[:, last + 1 :].sum() / total
+    regime = "decay" if earlier < EARLY else "spike" if later >= EARLY else "warm-up"
     share, deaths_high = float(exposure[is_high].sum()) / total, int(died[is_high].sum())
     p_value = 1.0
     if deaths_high and 0 < share < 1:  # one-sided binomial test
@@ -133,7 +138,7 @@ def study_of(run: RunLives) -> EventStudy | None:
 
 
 def study_evidence(study: EventStudy | None) -> list[Evidence]:
-    """Whether deaths came where the learning rate was high."""
+    """Whether units died while the learning rate was high."""
     if study is None:
         return []
     if study.regime == "constant":
@@ -141,7 +146,7 @@ def study_evidence(study: EventStudy | None) -> list[Evidence]:
             Evidence(
                 "learning rate",
                 rounded(study.high),
-                "constant, or nearly: there is no lower rate to compare with",
+                "constant or nearly constant, so there is no lower rate to compare with",
             )
         ]
     return [

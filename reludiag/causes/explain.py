@@ -18,7 +18,7 @@ from reludiag.causes.site_lives import SiteLives
 from reludiag.recording import RecordedRun
 
 SECOND = 0.2
-"""A second cause of this share of the deaths is named beside the first."""
+"""A second cause with at least this share of the deaths is also named."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Explanation:
     """Why the units of a run died."""
 
     causes: tuple[Cause, ...]
-    """The run's own first, then one for each site with deaths."""
+    """The cause of the run first, then one for each site with deaths."""
     kinds: dict[str, np.ndarray[Any, np.dtype[np.str_]]]
     """Name of a site -> `[unit]`: kind of cause, empty where the unit is not dead."""
 
@@ -69,13 +69,13 @@ def _with_others(
     others: Sequence[CauseKind],
     counts: Counter[str],
 ) -> Account:
-    """The account of the cause with most deaths, and what is to be said of others beside it."""
+    """The account of the cause with most deaths, and the advice on others beside it."""
     dead = sum(counts.values())
     seconds = "; ".join(
         f"{other.subject or other.title} explains {counts[other.name]} of the {dead} dead units"
         for other in others
     )
-    # What was wrong from the start first: with it the rate that is safe is another one.
+    # Problems from the start come first: fixing them changes which learning rate is safe.
     ordered = sorted(
         (other.advice_order, other.name) for other in others if other.advice_order is not None
     )
@@ -118,7 +118,7 @@ def _cause(
 
 
 def _counts(sites: Sequence[SiteLives]) -> Evidence:
-    """As the site table counts them."""
+    """Counted as in the site table."""
     units = sum(site.units for site in sites)
     born = sum(int(site.born.sum()) for site in sites)
     never = sum(int(site.never_alive.sum()) for site in sites)
@@ -127,6 +127,6 @@ def _counts(sites: Sequence[SiteLives]) -> Evidence:
     return Evidence(
         "born dead, died, of",
         f"{born}, {died}, {units}",
-        f"units dead at step 0, and units that died later; {never} born dead and never alive, "
+        f"units dead at step 0, units that died later, all units; {never} never alive, "
         f"{revived} revived at some time",
     )

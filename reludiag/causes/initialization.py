@@ -20,18 +20,18 @@ Problem = Mapping[str, Any]
 
 
 def birth_problem(site: SiteAttribution) -> Problem | None:
-    """What is wrong with how its layer began, that makes units dead at birth."""
+    """The problem of its layer's initialization that kills units at step 0."""
     problems = (site.lives.layer or {}).get("problems", ())
     return next((problem for problem in problems if problem["kills_at_birth"]), None)
 
 
-def began_wrong(site: SiteAttribution) -> bool:
-    """Whether what is wrong with how its layer began shows in more births than chance leaves, or
-    cannot be told from what a dead site above does.
+def has_bad_initialization(site: SiteAttribution) -> bool:
+    """Whether the problem of its layer shows in more units born dead than by chance, or cannot be
+    separated from the effect of a dead earlier site.
     """
     if birth_problem(site) is None or not several_born(site):
         return False
-    above_dead = site.above is not None and site.above.dead_from == 0
+    above_dead = site.above is not None and site.above.dead_since == 0
     return above_dead or bool((site.births == KIND.name).any())
 
 
@@ -41,7 +41,7 @@ def _births(site: SiteAttribution) -> bool:
 
 
 def _deaths(site: SiteAttribution) -> bool:
-    """What silenced units at birth goes on to where it did so to most of those that are dead."""
+    """A cause of births also gets later deaths at sites where it explains most dead units."""
     lives = site.lives
     again = int((lives.born & lives.dead).sum())
     return bool((site.births == KIND.name).any()) and 2 * again >= int(lives.dead.sum())
@@ -53,9 +53,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     layer = lives.layer or {}
     others = [each for each in attribution.sites if each is not site] if only is None else []
     wrong = [site] if birth_problem(site) else []
-    wrong += [each for each in others if began_wrong(each)]
+    wrong += [each for each in others if has_bad_initialization(each)]
     wrong.sort(key=lambda each: each.lives.order)
-    # By layer: one that feeds several sites is named once.
+    # By layer: a layer that feeds several sites is named once.
     problems = {(each.lives.layer or {})["module"]: birth_problem(each) or {} for each in wrong}
     evidence = chance_evidence(lives)
     evidence += [
@@ -67,7 +67,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             Evidence(
                 f"weights of '{layer['module']}'",
                 layer["scheme"] if layer["scheme"] != "unknown" else layer["distribution"],
-                "the scheme that they are from, by likelihood",
+                "the initialization scheme with the highest likelihood",
             )
         )
     if problems:
@@ -86,7 +86,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         )
         advice = f"start {layer.get('module', lives.name)} with kaiming_normal and its bias at 0"
     return Account(
-        # At step 0 no learning rate has acted: what is born dead this run can tell.
+        # At step 0 no learning rate has acted yet, so this run can prove births.
         identifiable=site.tally[KIND.name] <= 2 * int(lives.never_alive.sum()),
         evidence=tuple(evidence),
         sentence=sentence,
@@ -96,7 +96,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
 
 
 def _problems_in_words(problems: Mapping[str, Problem]) -> str:
-    """What is wrong with each layer; of those with the same kind of problem the first in full."""
+    """The problem of each layer; in full only for the first layer of each kind of problem."""
     by_kind: dict[str, list[str]] = {}
     for module, problem in problems.items():
         by_kind.setdefault(problem["kind"], []).append(module)
@@ -108,14 +108,14 @@ def _problems_in_words(problems: Mapping[str, Problem]) -> str:
 
 
 def _advice_on(problems: Mapping[str, Problem]) -> str:
-    """What to do about each layer; layers of which the same is to be said are named together."""
+    """The advice for each layer; layers with the same advice are named together."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for module, problem in problems.items():
         parts = problem["advice"].partition(f" of {module} ")
         alike.setdefault((parts[0], parts[2]), []).append(module)
     sentences = []
     for (start, rest), modules in alike.items():
-        if not rest:  # an advice that names no layer in this way
+        if not rest:  # an advice without a layer
             sentences.append(start)
             continue
         end = rest.replace("start it at", "start them at") if len(modules) > 1 else rest
@@ -131,10 +131,10 @@ KIND = CauseKind(
         "or scale is wrong is named"
     ),
     rule=(
-        "it is dead since step 0, and its site has more births than the baseline: "
-        f"{100 * FEW:g} % of its units more and three standard errors, where something is wrong "
-        f"with how its layer began; {100 * FEW_UNEXPLAINED:g} % and five where nothing is seen "
-        "that would explain it"
+        "it is dead since step 0, and more units of its site were born dead than in the baseline: "
+        f"by {100 * FEW:g} % of its units and three standard errors if something is wrong with the "
+        f"initial weights of its layer; by {100 * FEW_UNEXPLAINED:g} % and five standard errors if "
+        "nothing is known that would explain it"
     ),
     births=_births,
     deaths=_deaths,

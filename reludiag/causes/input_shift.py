@@ -1,4 +1,4 @@
-"""Input: whether the data is centred, and how many births of dead units that accounts for.
+"""Input shift: whether the data is centred, and how many units born dead that explains.
 
 Inputs that point the same way are all on the same side of a unit's plane, whatever the scheme that
 drew it. gamma = |mean| / |standard deviation| of the input predicts death at initialization (Simon
@@ -22,7 +22,7 @@ def uncentred_input(run: RunLives) -> InputStatistics | None:
 
 
 def _centred_share(site: SiteAttribution) -> float:
-    """Share of a site's units that would be born dead by chance were the input centred.
+    """Share of a site's units that would be born dead by chance if the input were centred.
 
     `depth` layers lie between the input and the layer that feeds it.
     """
@@ -56,19 +56,19 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             "deviation; above 1 it is not centred",
         )
     ]
-    drawn = ""
+    comparison = ""
     compared = not math.isnan(born_by_chance(lives))
     if compared:
         evidence += chance_evidence(lives)
-        drawn = ", and would be under any scheme"
+        comparison = ", as they would be under any scheme"
     born = int(lives.born.sum())
     return Account(
         identifiable=compared,
         evidence=tuple(evidence),
         sentence=f"The input is not centred: its mean is {uncentred.gamma:.2g} times as long as "
         f"its standard deviation, so samples point the same way. {born} of {lives.units} units of "
-        f"'{lives.name}' were dead before any training{drawn}.",
-        advice=f"subtract from the input of '{uncentred.module}' the mean of each feature",
+        f"'{lives.name}' were dead before any training{comparison}.",
+        advice=f"subtract the mean of each feature from the input of '{uncentred.module}'",
         confirm="reludiag init MODEL --data CENTRED",
     )
 
@@ -78,10 +78,10 @@ KIND = CauseKind(
     title="the input",
     clue="units are dead at step 0 under any scheme, and the input is far from centred",
     rule=(
-        f"it is dead since step 0, no more so than the baseline, but {100 * FEW:g} % more than "
-        f"with a centred input, and γ is above {UNCENTRED:g}; or it died in training, as did more "
-        f"than {100 * FEW:g} % of all units, γ is above {UNCENTRED:g}, and nothing of the other "
-        "causes speaks for them"
+        "it is dead since step 0, its site has no more such units than the baseline but "
+        f"{100 * FEW:g} % more than with a centred input, and γ is above {UNCENTRED:g}; or it died "
+        f"in training with more than {100 * FEW:g} % of all units, γ is above {UNCENTRED:g}, and "
+        "there is no evidence for another cause"
     ),
     births=_births,
     deaths=_deaths,

@@ -1,4 +1,4 @@
-"""Kind of cause: its name, the rules by which deaths are put down to it, and what is said of it.
+"""Kind of cause: its name, the rules that attribute deaths to it, and its words in reports.
 
 A new kind is a file beside this one that defines a `CauseKind`, and a row of `all_kinds`. All else
 follows from it: which cause a report names, its words, and the tables of the documentation.
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class RunLives:
-    """The lives of a run's units, and the kinds that their deaths are put down to.
+    """The lives of a run's units, and the kinds that their deaths are attributed to.
 
     The rules of many sites ask for the same measurement of the whole run: it is made once.
     """
@@ -42,21 +42,21 @@ class RunLives:
 
 @dataclass(frozen=True)
 class SiteAttribution:
-    """One site, and what its deaths are put down to. Rules see it with the parts known so far."""
+    """One site, and the causes of its deaths. Rules see it with the parts known so far."""
 
     run: RunLives
     lives: SiteLives
     depth: int
     """Its place among the sites of `run`."""
     above: SiteLives | None
-    """The site above that was dead, wholly or all but a few units, so that it may have silenced
-    this one."""
+    """The earlier site that was dead, completely or all but a few units, so that it may have
+    silenced this one."""
     births: Kinds
-    """`[unit]`: kind of cause that it was born dead by, whatever became of it; empty where it was
-    alive at step 0, and while births are being put down."""
+    """`[unit]`: kind of cause by which it was born dead, also if it revived; empty if it was alive
+    at step 0, and while births are being attributed."""
     kinds: Kinds
-    """`[unit]`: kind of cause that it is dead by in the end; empty where it is not dead, and while
-    deaths are being put down."""
+    """`[unit]`: kind of cause by which it is dead at the end; empty if it is not dead, and while
+    deaths are being attributed."""
 
     @property
     def tally(self) -> Counter[str]:
@@ -65,7 +65,7 @@ class SiteAttribution:
 
     @property
     def kind(self) -> "CauseKind":
-        """Of most of its deaths that need an explanation; else the one that says none does."""
+        """Of most of its deaths that need an explanation; if none does, the kind that says so."""
         kinds = self.run.kinds
         counts = {name: n for name, n in self.tally.items() if kinds[name].claim != "nothing"}
         if counts:
@@ -75,7 +75,7 @@ class SiteAttribution:
 
 @dataclass(frozen=True)
 class RunAttribution:
-    """All sites of a run, with what their deaths are put down to."""
+    """All sites of a run, with the causes of their deaths."""
 
     run: RunLives
     sites: tuple[SiteAttribution, ...]
@@ -103,7 +103,7 @@ class RunAttribution:
 
 @dataclass(frozen=True)
 class Account:
-    """What is said of a cause; the fields are those of `Cause`."""
+    """The account of a cause; the fields are those of `Cause`."""
 
     identifiable: bool
     evidence: tuple[Evidence, ...]
@@ -135,23 +135,22 @@ class CauseKind:
     title: str
     """In a report: `the learning rate`."""
     clue: str
-    """What speaks for it, in a line of the documentation."""
+    """The evidence for it, in a line of the documentation."""
     rule: str
-    """When a death is put down to it, in words, for the documentation."""
+    """When a death is attributed to it, in words, for the documentation."""
     account: Callable[[RunAttribution, SiteAttribution | None], Account]
-    """What is said of it: of one site, or of the run as a whole (None)."""
+    """Its account for one site, or for the run as a whole (None)."""
     births: Callable[[SiteAttribution], Mask | bool] = _no_units
     """Which of the units born dead are its."""
     deaths: Callable[[SiteAttribution], Mask | bool] = _no_units
     """Which of the units that died in training are its."""
     of_run: Callable[[RunAttribution], float] = _no_share
-    """The share of it where it is the cause of the whole run, whatever single units died of; 0
-    where it is not."""
+    """Its share if it is the cause of the whole run, whatever single units died of; else 0."""
     root: Callable[[SiteAttribution], SiteLives | None] = _no_root
     """The site whose own cause is behind this one, if it is only a consequence."""
     claim: Literal["cause", "unknown", "nothing"] = "cause"
-    """`unknown` where deaths need an explanation and nothing is named, `nothing` where no more died
-    than in a healthy run: one kind of all says so."""
+    """`unknown` if deaths need an explanation and there is none, `nothing` if not more units died
+    than in a healthy run. Exactly one kind is `nothing`."""
     share_of: Literal["deaths", "units"] = "deaths"
     """What its share is a share of."""
     subject: str = ""
@@ -160,4 +159,4 @@ class CauseKind:
     """On an HTML page; the name with spaces where empty."""
     advice_order: int | None = None
     """Beside another cause with more deaths, its advice comes first, the lowest number before all;
-    None where it is not given then."""
+    None if it is not given then."""

@@ -1,10 +1,10 @@
-"""Learning rate: whether it killed, and at which one units would have lived.
+"""Learning rate: whether it killed units, and at which rate they would have survived.
 
-- The event study says whether deaths came where it was high.
+- The event study says whether units died when it was high.
 - The largest ratio of an update to the weights it changed, before the last death. After a collapse
   gradients are 0: a mean over the run would be too low.
-- The critical learning rate: the part of the window's update that a unit would have survived, times
-  the largest rate of that window.
+- The critical learning rate: the fraction of the window's update that a unit would have survived,
+  times the largest rate in that window.
 """
 
 import math
@@ -23,30 +23,32 @@ from reludiag.causes.wording import FALLBACK_SCALE, group_in_words, one_digit, r
 from reludiag.recording.observations import Update
 
 LARGE_UPDATE = 0.02
-"""On digits with Adam, updates of 0.003 to 0.01 of the weights killed 0.2 % of units, those of 0.03
-to 0.1 30 %: this lies between. 0.001 is the rule of thumb for healthy training."""
+"""On digits with Adam, updates of 0.003 to 0.01 times the weights killed 0.2 % of units, updates of
+0.03 to 0.1 times killed 30 %: this lies between. 0.001 is the rule of thumb for healthy
+training.
+"""
 SMALLEST_SCALE = 0.03
-"""Critical rates are estimates over windows: advice goes no further down at once."""
+"""Critical rates are estimates over windows, so advice lowers the rate by at most this factor."""
 WARMS_UP = 2.0
 """A rate up to this many times the critical one may be kept behind a warm-up. On digits with Adam,
-at 0.03 (1.8 times) a warm-up cut deaths from 0.12 to 0.04, at 0.1 (2.9 times) it only put them
-off."""
+at 0.03 (1.8 times) a warm-up cut deaths from 0.12 to 0.04, at 0.1 (2.9 times) it only delayed
+them."""
 
 
 @dataclass(frozen=True)
 class CriticalRates:
-    """Learning rates at which deaths would not have happened, as an estimate."""
+    """Estimated learning rates at which units would not have died."""
 
     deaths: int
-    """Of how many it is known."""
+    """Number of deaths with a known critical rate."""
     quarter: float
-    """At this one a quarter of them would have happened all the same,"""
+    """At this rate a quarter of the deaths would still have happened,"""
     half: float
-    """and at this one half."""
+    """and at this rate half of them."""
 
 
 def critical_rates(sites: Iterable[SiteLives]) -> CriticalRates | None:
-    """Of the units that are dead in the end, and died between snapshots on a probe."""
+    """For units dead at the end that died between two snapshots on a probe."""
     rates = []
     for site in sites:
         for death in site.deaths:
@@ -73,7 +75,7 @@ def largest_update(site: SiteAttribution) -> Update | None:
 
 def _deaths(site: SiteAttribution) -> bool:
     study = site.run.once(study_of)
-    if study is not None and study.tells:
+    if study is not None and study.is_conclusive:
         return True
     update = largest_update(site)
     return site.run.once(more_died) and update is not None and update.ratio >= LARGE_UPDATE
@@ -88,7 +90,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
     target = _target(critical, highest)
     return Account(
-        identifiable=study is not None and study.tells,
+        identifiable=study is not None and study.is_conclusive,
         evidence=(
             *study_evidence(study),
             *update_evidence(site),
@@ -109,13 +111,13 @@ def _sentence(
     update: Update | None,
 ) -> str:
     below = (
-        f"; at {critical.half:.2g} about half of them would have lived"
+        f"; at {critical.half:.2g} about half of them would have survived"
         if critical is not None and critical.half > 0
         else ""
     )
-    if study is not None and study.tells:
+    if study is not None and study.is_conclusive:
         return (
-            f"Units died where the learning rate was high: {study.deaths_high} of {study.deaths} "
+            f"Units died when the learning rate was high: {study.deaths_high} of {study.deaths} "
             f"deaths came in steps {study.first}-{study.last}, at {study.level:.3g} to "
             f"{study.high:.3g}, with {study.exposure_high:.0%} of the exposure{below}."
         )
@@ -125,7 +127,7 @@ def _sentence(
         large = f", where a step changed weights by up to {update.ratio:.2g} times their norm"
     regime = "constant" if study is None else study.regime
     why = {"constant": "The rate was never lower", "decay": "The rate only fell"}.get(
-        regime, "Deaths are not clearly more frequent where it was high"
+        regime, "Deaths are not clearly more frequent when it was high"
     )
     return f"Units died in training{at}{large}{below}. {why}: this run alone cannot prove it."
 
@@ -142,17 +144,17 @@ def _advice(
     run = attribution.run
     study, group = run.once(study_of), group_in_words(run.recorded, site.lives)
     lower = f"lower the learning rate of {group} from {highest:.3g} to {target:.1g}"
-    if study is not None and study.regime == "spike" and study.tells:
+    if study is not None and study.regime == "spike" and study.is_conclusive:
         lower += f" in steps {study.first}-{study.last}"
     if study is None or study.regime != "constant":
         return lower
     if critical is None or critical.half <= 0 or highest > WARMS_UP * critical.half:
-        return f"{lower}; a warm-up alone may only put the deaths off"
+        return f"{lower}; a warm-up alone may only delay the deaths"
     return f"{lower}, or warm it up over {_warm_up_steps(run)} steps"
 
 
 def _warm_up_steps(run: RunLives) -> int:
-    """Twice the steps in which half of the deaths came, but no more than half of the run."""
+    """Twice the number of steps in which half of the units died, at most half of the run."""
     died, steps = np.sum([site.died for site in run.sites], axis=0), run.recorded.steps
     reached = int(np.searchsorted(np.cumsum(died), 0.5 * died.sum()))
     half = steps[1:][min(reached, len(died) - 1)]
@@ -160,14 +162,14 @@ def _warm_up_steps(run: RunLives) -> int:
 
 
 def _target(critical: CriticalRates | None, highest: float) -> float:
-    """The learning rate to try: of one digit, at most half of what killed."""
+    """The learning rate to try: one digit, at most half of the rate that killed."""
     if critical is None:
         return one_digit(FALLBACK_SCALE * highest)
     return one_digit(min(0.5 * highest, max(SMALLEST_SCALE * highest, critical.quarter)))
 
 
 def update_evidence(site: SiteAttribution) -> list[Evidence]:
-    """The largest step that weights took before the last death."""
+    """The largest update of weights before the last death."""
     update = largest_update(site)
     if update is None:
         return []
@@ -182,22 +184,24 @@ def update_evidence(site: SiteAttribution) -> list[Evidence]:
 
 
 def _critical_evidence(critical: CriticalRates | None) -> list[Evidence]:
-    """The learning rate at which half of those that died would have lived."""
+    """The learning rate at which half of the units that died would have survived."""
     if critical is None:
         return []
     return [
         Evidence(
             "critical learning rate",
             rounded(critical.half),
-            f"at it half of {critical.deaths} deaths would not have happened, at "
-            f"{critical.quarter:.2g} three quarters: exact for a single step of plain SGD, an "
-            "estimate over a window of steps",
+            f"this rate would have prevented half of {critical.deaths} deaths, "
+            f"{critical.quarter:.2g} three quarters; exact for a single step of plain SGD, an "
+            "estimate for a window of steps",
         )
     ]
 
 
 def _small_weights_evidence(site: SiteAttribution) -> list[Evidence]:
-    """Weights that began too small make any update large beside them; PyTorch's own are usual."""
+    """With too small initial weights every update is relatively large; PyTorch's default is not too
+    small.
+    """
     layer = site.lives.layer or {}
     if "pytorch" in (layer.get("scheme"), *layer.get("alike", ())):
         return []
@@ -212,13 +216,13 @@ KIND = CauseKind(
     name="learning_rate",
     title="the learning rate",
     clue=(
-        "deaths came where the rate was high, beyond the time units spent there; or updates were "
-        "large beside the weights"
+        "units died more often while the rate was high, or updates were large relative to the "
+        "weights"
     ),
     rule=(
-        f"it died in training, and the event study below tells; or more than {100 * FEW:g} % of "
-        "all units so died, and the largest update ρ of its layer or one above was at least "
-        f"{LARGE_UPDATE:g}"
+        "it died in training, and the event study below is conclusive; or more than "
+        f"{100 * FEW:g} % of all units died in training, and the largest update ρ of its layer or "
+        f"an earlier one was at least {LARGE_UPDATE:g}"
     ),
     deaths=_deaths,
     account=_account,

@@ -20,7 +20,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     where = "" if only is None else f"of '{only.lives.name}' "
     if dead:
         verb = "is" if dead == 1 else "are"
-        sentence = f"{dead} of {units} units {where}{verb} dead, no more than in a healthy run."
+        sentence = (
+            f"{dead} of {units} units {where}{verb} dead, which is not more than in a healthy run."
+        )
     else:
         sentence = f"No unit {where}is dead."
     evidence: list[Evidence] = []
@@ -32,12 +34,12 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
 
 KIND = CauseKind(
     name="none",
-    title="no cause",
+    title="no cause needed",
     badge="nothing unusual",
-    clue="no more is dead than in a healthy run",
+    clue="not more units are dead than in a healthy run",
     rule=(
         f"fewer than {FEWEST_BORN} units of its site were born dead, or at most {100 * FEW:g} % of "
-        "all units died in training: as in a healthy run"
+        "all units died in training, as in a healthy run"
     ),
     births=_births,
     deaths=_deaths,

@@ -1,4 +1,4 @@
-"""Lives: what became of a run's units, as all kinds of evidence read it."""
+"""Site lives: the life of a run's units, as all kinds of evidence read it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +16,9 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 NEARLY = 0.95
-"""A site of which this share is dead is all but wholly dead: one unit that lives gives inputs of
-one direction, on which half of the units that it feeds are silent."""
+"""A site with this share of dead units is almost completely dead: if one unit lives, its output has
+one direction, on which half of the units that it feeds are silent.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,33 +30,33 @@ class SiteLives:
     """Its place among the sites, in forward order."""
     ledger: Ledger
     born: Mask
-    """Dead at step 0, whatever became of them."""
+    """Dead at step 0, also if they revived."""
     never_alive: Mask
     """Of these, dead at every snapshot."""
     new: Mask
-    """Dead in the end, and alive at some snapshot before; or found dead after step 0."""
+    """Dead at the end, and alive at an earlier snapshot or first seen after step 0."""
     nonfinite: int
-    """Units that are not finite in the end."""
+    """Units that are not finite at the end."""
     window_rates: Floats
-    """Largest learning rate in each window; NaN where none is known."""
+    """Largest learning rate in each window; NaN if unknown."""
     exposure: Floats
     """Steps of each window times units alive at its beginning."""
     died: Integers
     """Units that died in each window."""
     rate_at_death: Floats
-    """Learning rate of the window in which a unit died last; NaN where it did not."""
-    dead_from: int
-    """First snapshot from which on all units were dead to the end; NEVER if they are not."""
-    nearly_dead_from: int
-    """The same of a share of `NEARLY` of them."""
+    """Learning rate of the window in which a unit last died; NaN if it did not."""
+    dead_since: int
+    """First snapshot from which all units stay dead to the end; NEVER if there is none."""
+    nearly_dead_since: int
+    """The same for a share of `NEARLY` of the units."""
     is_constant: bool
     """Whether at the last snapshot no unit's output varied over the samples."""
     deaths: tuple[Death, ...]
-    """As observed between snapshots on a probe."""
+    """Deaths observed between snapshots on a probe."""
     baseline: Baseline | None
     layer: dict[str, Any] | None
-    """How the layer that feeds it began."""
-    given: InputStatistics | None
+    """Initialization of the layer that feeds it."""
+    layer_input: InputStatistics | None
 
     @property
     def name(self) -> str:
@@ -69,31 +70,31 @@ class SiteLives:
 
     @property
     def dead(self) -> Mask:
-        """Dead in the end."""
+        """Dead at the end."""
         return self.never_alive | self.new
 
     @property
-    def collapsed_from(self) -> int:
-        """Snapshot from which on all units were dead; where some live, all but a few."""
-        return self.nearly_dead_from if self.dead_from == NEVER else self.dead_from
+    def collapsed_since(self) -> int:
+        """Snapshot from which all units are dead; if some live, almost all."""
+        return self.nearly_dead_since if self.dead_since == NEVER else self.dead_since
 
 
 def trace_sites(run: RecordedRun) -> list[SiteLives]:
     """The lives of all sites whose units can die, in forward order."""
     rates = LearningRates(run)
-    seen = run.observations
-    baselines = {baseline.site: baseline for baseline in seen.baselines}
-    layers = {start.module: dict(start.layer) for start in seen.initial_layers}
-    given = {each.module: each for each in seen.inputs}
+    observations = run.observations
+    baselines = {baseline.site: baseline for baseline in observations.baselines}
+    layers = {start.module: dict(start.layer) for start in observations.initial_layers}
+    inputs = {each.module: each for each in observations.inputs}
     deaths: dict[str, list[Death]] = {}
-    for death in seen.deaths:
+    for death in observations.deaths:
         deaths.setdefault(death.site, []).append(death)
     lives = []
     for order, recorded in enumerate(run.sites):
         site = recorded.site
         if not site.rectifier.can_die or not site.units or not run.steps:
             continue
-        ledger = trace_lives(run.steps, recorded.dead, recorded.known)
+        ledger = trace_lives(run.steps, recorded.dead, recorded.has_state)
         states = _states(recorded)
         never_alive = ledger.born_dead & states.all(axis=0)
         steps = np.asarray(run.steps, dtype=np.int64)
@@ -111,45 +112,45 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
                 exposure=(np.diff(steps) * (~states[:-1]).sum(axis=1)).astype(np.float64),
                 died=ledger.died[1:].sum(axis=1),
                 rate_at_death=rates.at_death(recorded, ledger),
-                dead_from=_dead_from(run.steps, states, 1.0),
-                nearly_dead_from=_dead_from(run.steps, states, NEARLY),
+                dead_since=_dead_since(run.steps, states, 1.0),
+                nearly_dead_since=_dead_since(run.steps, states, NEARLY),
                 is_constant=counts.counted > 0 and bool((counts.maximum == counts.minimum).all()),
                 deaths=tuple(deaths.get(site.name, ())),
                 baseline=baselines.get(site.name),
                 layer=layers.get(site.producer or ""),
-                given=given.get(site.producer or ""),
+                layer_input=inputs.get(site.producer or ""),
             )
         )
     return lives
 
 
 def collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives | None:
-    """The first site above that is wholly dead, if what comes here is a constant since; else the
-    one right above, if it is all but wholly dead.
+    """The first earlier site that is completely dead, if the input here is constant since then;
+    else the site directly before, if it is almost completely dead.
 
-    Beside a shortcut a dead site silences nothing; then outputs here still vary.
+    A dead site with a shortcut around it silences nothing: outputs here still vary.
     """
-    whole = next((each for each in above if each.dead_from != NEVER), None)
+    whole = next((each for each in above if each.dead_since != NEVER), None)
     if whole is not None:
         return whole if site.is_constant else None
     nearest = above[-1] if above else None
-    is_first = site.given is not None and site.given.is_first
-    if nearest is None or is_first or nearest.nearly_dead_from == NEVER:
+    is_first = site.layer_input is not None and site.layer_input.is_first
+    if nearest is None or is_first or nearest.nearly_dead_since == NEVER:
         return None
     return nearest
 
 
 def _states(recorded: RecordedSite) -> Mask:
-    """`[snapshot, unit]`: dead; where that is not known, as at the snapshot before."""
-    states = recorded.dead & recorded.known
+    """`[snapshot, unit]`: dead; if unknown, as at the previous snapshot."""
+    states = recorded.dead & recorded.has_state
     for index in range(1, len(states)):
-        states[index] = np.where(recorded.known[index], states[index], states[index - 1])
+        states[index] = np.where(recorded.has_state[index], states[index], states[index - 1])
     if len(states):
         states[-1] &= ~recorded.nonfinite[-1]
     return states
 
 
-def _dead_from(steps: Sequence[int], states: Mask, share: float) -> int:
+def _dead_since(steps: Sequence[int], states: Mask, share: float) -> int:
     alive = np.flatnonzero(states.mean(axis=1) < share)
     first = int(alive[-1]) + 1 if len(alive) else 0
     return int(steps[first]) if first < len(steps) else NEVER

@@ -21,11 +21,12 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             *update_evidence(site),
             *drift_evidence([each.lives for each in ([only] if only else attribution.sites)]),
         ),
-        sentence=f"Units of '{site.lives.name}' died in training, and nothing recorded says why: "
-        "neither the size of the updates, nor how the weights began, nor the input.",
-        advice="give the Monitor a smaller `every`, to see the deaths as they come"
+        sentence=f"Units of '{site.lives.name}' died in training, and the recording does not "
+        "show why: the size of the updates, the initial weights and the input do not "
+        "explain it.",
+        advice="pass the Monitor a smaller `every`, to see the deaths as they happen"
         if run.recorded.facts.get("probe_samples")
-        else "give the Monitor a probe and a smaller `every`, to see the deaths as they come",
+        else "pass the Monitor a probe and a smaller `every`, to see the deaths as they happen",
         confirm=replay_command(scale=FALLBACK_SCALE, init="kaiming"),
     )
 
@@ -33,9 +34,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
 KIND = CauseKind(
     name="undetermined",
     title="undetermined",
-    subject="something that is not known",
-    clue="something else: no more is claimed than is known",
-    rule="none of these: no more is claimed than is known",
+    subject="an unknown cause",
+    clue="none of these causes has enough evidence",
+    rule="none of these rules applies",
     deaths=_deaths,
     account=_account,
     claim="unknown",

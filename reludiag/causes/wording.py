@@ -6,7 +6,7 @@ from reludiag.causes.site_lives import SiteLives
 from reludiag.recording import RecordedRun
 
 FALLBACK_SCALE = 0.1
-"""Of the learning rate to try where no critical one is known."""
+"""Factor of the learning rate to try if no critical rate is known."""
 
 
 def group_in_words(run: RecordedRun, site: SiteLives) -> str:
@@ -25,6 +25,6 @@ def one_digit(value: float) -> float:
 
 
 def replay_command(scale: float | None = None, init: str | None = None) -> str:
-    """The experiment with a learning rate so many times as high, or with other weights."""
+    """The experiment with the learning rate times `scale`, or with other initial weights."""
     options = "" if scale is None else f" --lr-scale {one_digit(scale):.1g}"
     return f"reludiag replay TRAIN{options}" + ("" if init is None else f" --init {init}")

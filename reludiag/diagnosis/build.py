@@ -1,4 +1,4 @@
-"""diagnose(): makes the tables of a Diagnosis from what was counted at each site."""
+"""diagnose(): makes the tables of a Diagnosis from the counts of each site."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +15,9 @@ from reludiag.diagnosis.columns import (
     UNIT_COLUMNS,
 )
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
+from reludiag.measure.binomial import upper_bound
 from reludiag.measure.unit_counts import UnitCounts
-from reludiag.measure.verdicts import VERDICTS, Thresholds, judge, tau_score, upper_bound
+from reludiag.measure.verdicts import VERDICTS, Thresholds, judge, tau_score
 from reludiag.recording.ledger import NEVER, Ledger, Lives
 from reludiag.sites.site import Site
 from reludiag.tables import table_of
@@ -24,7 +25,7 @@ from reludiag.tables import table_of
 
 @dataclass(frozen=True)
 class SiteFindings:
-    """One site with what was counted there."""
+    """One site with its counts."""
 
     site: Site
     counts: UnitCounts
@@ -42,11 +43,13 @@ def diagnose(
     timeline: pd.DataFrame | None = None,
     causes: Sequence[Cause] = (),
 ) -> Diagnosis:
-    """Make the tables from what was counted."""
-    units = [_unit_rows(head, found, thresholds) for found in findings]
+    """Make the tables from the counts."""
+    units = [_unit_rows(head, finding, thresholds) for finding in findings]
     ledger = timeline is not None
     unit_columns = UNIT_COLUMNS + (LEDGER_COLUMNS if ledger else ())
-    sites = [_site_row(found, table, ledger) for found, table in zip(findings, units, strict=True)]
+    sites = [
+        _site_row(finding, table, ledger) for finding, table in zip(findings, units, strict=True)
+    ]
     return Diagnosis(
         head=head,
         units=table_of(unit_columns, units),
@@ -61,12 +64,12 @@ def diagnose(
 def _lives(timeline: pd.DataFrame, findings: Sequence[SiteFindings]) -> Lives:
     return Lives(
         tuple(int(step) for step in timeline["step"].unique()),
-        {found.site.name: found.states for found in findings if found.states is not None},
+        {finding.site.name: finding.states for finding in findings if finding.states is not None},
     )
 
 
-def _unit_rows(head: Head, found: SiteFindings, thresholds: Thresholds) -> dict[str, Any]:
-    site, counts, ledger = found.site, found.counts, found.ledger
+def _unit_rows(head: Head, finding: SiteFindings, thresholds: Thresholds) -> dict[str, Any]:
+    site, counts, ledger = finding.site, finding.counts, finding.ledger
     if site.units is None:
         return {
             "site": site.name,
@@ -108,7 +111,7 @@ def _unit_rows(head: Head, found: SiteFindings, thresholds: Thresholds) -> dict[
         table["born_dead"] = ledger.born_dead if ledger.born_known else None
         table["died_step"] = _step_column(ledger.died_step)
         table["revived_step"] = _step_column(ledger.revived_step)
-        table |= found.at_death
+        table |= finding.at_death
     return table
 
 
@@ -116,8 +119,8 @@ def _step_column(steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.where(steps == NEVER, np.nan, steps)
 
 
-def _site_row(found: SiteFindings, units: Mapping[str, Any], ledger: bool) -> dict[str, Any]:
-    site = found.site
+def _site_row(finding: SiteFindings, units: Mapping[str, Any], ledger: bool) -> dict[str, Any]:
+    site = finding.site
     verdicts, counts = np.unique(units["verdict"], return_counts=True)
     tally = dict(zip(verdicts.tolist(), counts.tolist(), strict=True))
     row: dict[str, Any] = {
@@ -126,17 +129,17 @@ def _site_row(found: SiteFindings, units: Mapping[str, Any], ledger: bool) -> di
         "unit_axis": site.unit_axis or None,
         "producer": site.producer,
         "norm": site.norm,
-        "samples": found.counts.samples,
+        "samples": finding.counts.samples,
         "units": site.units,
         **{verdict: tally.get(verdict, 0) for verdict in VERDICTS},
     }
     if site.units is None:
-        row["unobserved"] = 0  # the site is, its units are not known
+        row["unobserved"] = 0  # the site is known, its units are not
     row["dead_fraction"] = row["dead"] / site.units if site.units else np.nan
-    if found.counts.counted:
+    if finding.counts.counted:
         row["mean_firing_rate"] = np.mean(units["firing_rate"])
-    if ledger and found.ledger is not None:
-        lives = found.ledger
+    if ledger and finding.ledger is not None:
+        lives = finding.ledger
         row["born_dead"] = int(lives.born_dead.sum()) if lives.born_known else None
         row["died"] = int(lives.died.any(axis=0).sum())
         row["revived"] = int(lives.revived.any(axis=0).sum())

@@ -8,43 +8,63 @@ SCHEMA_VERSION = 1
 
 UNIT_COLUMNS = (
     Column(
-        "site", "str", "path of the rectifier, #k for its k-th repeat; of a function, path:name"
+        "site",
+        "str",
+        "path of the rectifier, #k for its k-th repeated call; path:name for a function",
     ),
     Column("unit", "Int64", "index along the unit axis; empty if the site was never called"),
-    Column("verdict", "str", "the first that holds of: " + ", ".join(VERDICTS)),
-    Column("samples", "Int64", "samples of which it is known whether it fired in one of them"),
-    Column("counted", "Int64", "of these, the samples that all columns that follow are of"),
-    Column("fired", "Int64", "samples in which it was > 0 at one position or more"),
+    Column("verdict", "str", "the first that applies of: " + ", ".join(VERDICTS)),
+    Column("samples", "Int64", "samples for which it is known whether the unit fired"),
+    Column(
+        "counted", "Int64", "of these, the samples that the following columns are computed from"
+    ),
+    Column("fired", "Int64", "samples in which the unit was > 0 at one position or more"),
     Column("firing_rate", "float64", "fired / counted"),
-    Column("firing_rate_upper", "float64", "one-sided 95 % upper bound, frozen weights only"),
-    Column("active_fraction", "float64", "share of positions at which it was > 0"),
+    Column(
+        "firing_rate_upper",
+        "float64",
+        "one-sided 95 % upper bound on the firing rate; only with frozen weights",
+    ),
+    Column("active_fraction", "float64", "share of positions at which the unit was > 0"),
     Column("mean_activation", "float64", "mean over samples and positions"),
     Column("max_activation", "float64", "maximum over samples and positions"),
-    Column("tau_score", "float64", "mean absolute activation over the site's mean"),
-    Column("unit_axis", "str", "axis of the units; 1//49: blocks of 49 of it; unknown: last axis"),
+    Column("tau_score", "float64", "mean absolute activation / the site's mean"),
+    Column(
+        "unit_axis", "str", "axis of the units; 1//49: blocks of 49 along it; unknown: last axis"
+    ),
     Column("activation", "str", "class of the rectifier, or name of the function"),
     Column("producer", "str", "module whose weights feed the site"),
-    Column("norm", "str", "BatchNorm between the two"),
+    Column("norm", "str", "BatchNorm between that module and the site"),
     Column("rms_activation", "float64", "root of the mean square over samples and positions"),
-    Column("max_preactivation", "float64", "how far from firing, where it was read"),
+    Column(
+        "max_preactivation",
+        "float64",
+        "largest pre-activation, if it was read: how far a silent unit is from firing",
+    ),
 )
 
 LEDGER_COLUMNS = (
     Column("born_dead", "boolean", "dead at step 0; empty if step 0 was not seen"),
-    Column("died_step", "Int64", "snapshot at which it was last found newly dead"),
-    Column("revived_step", "Int64", "snapshot at which it was last found alive again"),
-    Column("lr_at_death", "float64", "largest learning rate of its group in the window it died in"),
-    Column("cause", "str", "kind of cause that explains best why it is dead"),
+    Column("died_step", "Int64", "step of the snapshot at which the unit last died"),
+    Column("revived_step", "Int64", "step of the snapshot at which the unit last revived"),
     Column(
-        "critical_lr", "float64", "learning rate it would have survived its window at, estimated"
+        "lr_at_death",
+        "float64",
+        "largest learning rate of its parameter group in the window in which it died",
+    ),
+    Column("cause", "str", "kind of cause that best explains its death"),
+    Column(
+        "critical_lr",
+        "float64",
+        "estimated learning rate at which it would have survived that window",
     ),
     Column(
         "drift_weights",
         "float64",
-        "share of the change of its mean pre-activation, as it died, through its weights",
+        "share of its weights in the change of its mean pre-activation when it died",
     ),
-    Column("drift_input", "float64", "the same through its input"),
-    Column("drift_bias", "float64", "the same through its bias"),
+    Column("drift_input", "float64", "share of its input"),
+    Column("drift_bias", "float64", "share of its bias"),
 )
 
 SITE_COLUMNS = (
@@ -52,7 +72,7 @@ SITE_COLUMNS = (
     Column("activation", "str", "class of the rectifier, or name of the function"),
     Column("unit_axis", "str", "as in the unit table; empty if never called"),
     Column("producer", "str", "module whose weights feed the site"),
-    Column("norm", "str", "BatchNorm between the two"),
+    Column("norm", "str", "BatchNorm between that module and the site"),
     Column("samples", "Int64", "samples seen"),
     Column("units", "Int64", "number of units; empty if never called"),
     *(Column(verdict, "Int64", f"units whose verdict is {verdict}") for verdict in VERDICTS),
@@ -69,11 +89,15 @@ SITE_LEDGER_COLUMNS = (
 TIMELINE_COLUMNS = (
     Column("step", "Int64", "optimizer steps taken, or the step that a checkpoint names"),
     Column("site", "str", "as in the unit table"),
-    Column("learning_rate", "float64", "largest of the site's group in the window that ends here"),
+    Column(
+        "learning_rate",
+        "float64",
+        "largest learning rate of the site's group in the window that ends here",
+    ),
     Column("samples", "Int64", "samples seen in that window, or on the probe"),
     Column("units", "Int64", "units of the site"),
     Column("dead", "Int64", "dead at this snapshot"),
     Column("died", "Int64", "died in the window that ends here"),
     Column("revived", "Int64", "revived in the window that ends here"),
-    Column("nonfinite", "Int64", "with a NaN or an infinity"),
+    Column("nonfinite", "Int64", "units with a NaN or an infinity"),
 )

@@ -12,15 +12,15 @@ from reludiag.measure.verdicts import LOST, Thresholds
 from reludiag.recording.ledger import Lives
 
 RANDOM_INPUT = (
-    "RANDOM INPUT: this was seeded noise, not data. A unit that is silent on noise may well fire "
-    "on data: this is no evidence of death."
+    "RANDOM INPUT: this was seeded noise, not data. A unit that is silent on noise may fire on "
+    "data, so this is not evidence of death."
 )
 """The note of a Diagnosis whose input was noise."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What was looked at, and on what evidence."""
+    """What was examined, and on what evidence."""
 
     source: str
     """`scan` or `recording`."""
@@ -28,58 +28,60 @@ class Head:
     subject: str
     """The checkpoint or recording, or the model's class."""
     evidence: str
-    """One sentence: on how many samples of what."""
+    """One sentence: how many samples, and of what."""
     frozen: bool
-    """From a pass with frozen weights: only that gives bounds on firing rates."""
+    """Whether the weights were frozen: only then are there bounds on firing rates."""
     samples: int
     notes: tuple[str, ...] = ()
-    """What the reader must know before believing the tables."""
+    """What the reader must know to judge the tables."""
     status: str = "complete"
-    """Of a recording: `running` (or killed), `complete`, `interrupted`."""
+    """Status of a recording: `running` (or killed), `complete`, `interrupted`."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found, as tables; every report is made from it."""
+    """The results as tables; every report is made from them."""
 
     head: Head
     units: pd.DataFrame
-    """A row per unit, sites in forward order: `UNIT_COLUMNS`, then with a ledger
-    `LEDGER_COLUMNS`."""
+    """A row per unit, sites in forward order: `UNIT_COLUMNS`; from a recording also
+    `LEDGER_COLUMNS`.
+    """
     sites: pd.DataFrame
-    """A row per site: `SITE_COLUMNS`, then with a ledger `SITE_LEDGER_COLUMNS`."""
+    """A row per site: `SITE_COLUMNS`; from a recording also `SITE_LEDGER_COLUMNS`."""
     timeline: pd.DataFrame | None = None
     """A row per snapshot and site: `TIMELINE_COLUMNS`. None after a single scan."""
     thresholds: Thresholds = field(default_factory=Thresholds)
     causes: tuple[Cause, ...] = ()
-    """Why units died, of a recording: the run's own cause first (site None), then one for each
-    site with deaths."""
+    """Why units died, from a recording: the cause of the run first (site None), then one for each
+    site with deaths.
+    """
     lives: Lives | None = None
-    """What every unit was at every snapshot. None after a single scan."""
+    """The state of every unit at every snapshot. None after a single scan."""
 
     @property
     def dead(self) -> int:
-        """How many units are dead."""
+        """Number of dead units."""
         return int(self.sites["dead"].sum())
 
     @property
     def dead_fraction(self) -> float:
-        """Dead units over all units; 0.0 where there are none."""
+        """Dead units / all units; 0.0 if there are no units."""
         return self.dead / self.unit_count if self.unit_count else 0.0
 
     @property
     def lost(self) -> int:
-        """How many units are dead or not finite."""
+        """Number of units that are dead or not finite."""
         return int(self.sites[LOST].sum().sum())
 
     @property
     def unit_count(self) -> int:
-        """How many units there are, dead or not."""
+        """Number of all units."""
         return int(self.sites["units"].sum())
 
     @property
     def diverged(self) -> bool:
-        """Whether any unit was not finite: then silence proves nothing."""
+        """Whether any unit was not finite; silent units prove nothing then."""
         return bool(self.sites["nonfinite"].sum() > 0)
 
     def write(
@@ -116,35 +118,35 @@ class Diagnosis:
         format_of(path, format).write(self, path, choices)
 
     def to_csv(self, path: str | Path | IO[str], all_units: bool = False) -> None:
-        """Write the units that are not alive, or all of them; `-` is the standard output."""
+        """Write the units that are not alive, or all units; `-` is stdout."""
         self.write(path, "csv", all_units=all_units)
 
     def to_parquet(self, path: str | Path | IO[bytes], all_units: bool = False) -> None:
-        """Write the units that are not alive, or all of them, as a Parquet file.
+        """Write the units that are not alive, or all units, as a Parquet file.
 
-        Raises MissingLibraryError without pyarrow: it is the extra `parquet`.
+        Raises MissingLibraryError without pyarrow (extra `parquet`).
         """
         self.write(path, "parquet", all_units=all_units)
 
     def to_json(self, path: str | Path | IO[str], all_units: bool = False) -> None:
-        """Write one JSON document with a `schema_version`; `-` is the standard output."""
+        """Write one JSON document with a `schema_version`; `-` is stdout."""
         self.write(path, "json", all_units=all_units)
 
     def to_html(self, path: str | Path | IO[str], effects: Any = None) -> None:
-        """Write the whole report as one page that needs nothing else; `-` is the standard output.
+        """Write the whole report as one self-contained page; `-` is stdout.
 
         `effects`, an `Effects` of a sweep or of several runs, adds their heat maps.
         """
         self.write(path, "html", effects=effects)
 
     def figure(self, kind: str) -> Any:
-        """A matplotlib figure, to be saved or changed: `lifelines`, `sites` or `rates`."""
+        """A matplotlib figure: `lifelines`, `sites` or `rates`."""
         from reludiag.reports.run.figures import figure
 
         return figure(self, kind)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The HTML that a notebook displays."""
         from reludiag.reports.html.page import fragment
 
         return fragment(self)

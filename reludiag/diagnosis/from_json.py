@@ -1,4 +1,4 @@
-"""Stored: the Diagnosis of what a run or a scan left behind, a recording or a JSON report."""
+"""Loads the Diagnosis of a file: a recording or a JSON report."""
 
 import json
 from collections import Counter
@@ -25,15 +25,15 @@ from reludiag.tables import table_of
 
 
 def open_stored(path: str | Path) -> Diagnosis:
-    """The Diagnosis of a recording, or of a JSON report that a scan or a recording was made into.
+    """The Diagnosis of a recording, or of a JSON report of a scan or a recording.
 
-    A report that does not list every unit says of the rest that they are alive, and no more.
-    Raises RecordingError or ReportError if the file is missing, damaged, or neither of them.
+    Units that a report does not list are alive; nothing else is known about them. Raises
+    RecordingError or ReportError if the file is missing, damaged, or neither of the two.
     """
     path = Path(path)
     if not path.is_file():
         raise ReportError(
-            f"{path} does not exist. Expected a recording, or a report that --json wrote"
+            f"{path} does not exist; expected a recording, or a report written by --json"
         )
     with path.open("rb") as file:
         start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
@@ -44,12 +44,14 @@ def _read_report(path: Path) -> Diagnosis:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ReportError(f"{path} is no JSON document: {error}. Was it cut short?") from None
+        raise ReportError(
+            f"{path} is not a JSON document: {error}. Is the file truncated?"
+        ) from None
     version = content.get("schema_version")
     if not isinstance(version, int) or not {"sites", "units", "thresholds"} <= content.keys():
         raise ReportError(
-            f"{path} is JSON, but no report of units: expected what `reludiag scan --json` or "
-            "`reludiag report --json` wrote"
+            f"{path} is JSON, but not a report of units; expected the output of `reludiag scan "
+            "--json` or `reludiag report --json`"
         )
     if version > SCHEMA_VERSION:
         raise ReportError(
@@ -60,7 +62,7 @@ def _read_report(path: Path) -> Diagnosis:
         return _diagnosis(content)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(
-            f"{path} is not as reludiag writes a report: {error}. Was it edited?"
+            f"{path} is not a report as reludiag writes it: {error}. Was it edited?"
         ) from error
 
 
@@ -72,8 +74,8 @@ def _diagnosis(content: dict[str, Any]) -> Diagnosis:
     # A document of an older version has no column for a verdict that came later.
     sites = sites.fillna(dict.fromkeys(VERDICTS, 0))
     columns = UNIT_COLUMNS + (LEDGER_COLUMNS if recorded else ())
-    listed = table_of(columns, [pd.DataFrame(content["units"])])
-    by_site = dict(list(listed.groupby("site", sort=False)))
+    rows = table_of(columns, [pd.DataFrame(content["units"])])
+    by_site = dict(list(rows.groupby("site", sort=False)))
     units = [_with_the_rest(by_site.get(row["site"]), row) for row in sites.to_dict("records")]
     names = ("source", "model", "subject", "evidence", "frozen", "samples", "status")
     return Diagnosis(
@@ -93,20 +95,20 @@ def _cause(content: dict[str, Any]) -> Cause:
     return Cause(**{**content, "evidence": evidence})
 
 
-def _with_the_rest(listed: pd.DataFrame | None, site: dict[Any, Any]) -> pd.DataFrame:
-    """All units of a site: those listed, and the others, which are alive."""
-    listed = pd.DataFrame({"unit": [], "verdict": []}) if listed is None else listed
+def _with_the_rest(rows: pd.DataFrame | None, site: dict[Any, Any]) -> pd.DataFrame:
+    """All units of a site: the listed ones and the others, which are alive."""
+    rows = pd.DataFrame({"unit": [], "verdict": []}) if rows is None else rows
     count = 0 if pd.isna(site["units"]) else int(site["units"])
-    numbers = listed["unit"].dropna().to_numpy(dtype=np.int64)
+    numbers = rows["unit"].dropna().to_numpy(dtype=np.int64)
     rest = np.setdiff1d(np.arange(count), numbers)
-    tally = Counter(listed.loc[listed["unit"].notna(), "verdict"])
+    tally = Counter(rows.loc[rows["unit"].notna(), "verdict"])
     tally["alive"] += len(rest)
     if tally != Counter({verdict: int(site[verdict]) for verdict in VERDICTS}):
-        raise ValueError(f"the units of site '{site['site']}' are not those that it counts")
+        raise ValueError(f"the units listed for site '{site['site']}' do not match its counts")
     alive = pd.DataFrame(
         {"site": site["site"], "unit": rest, "verdict": "alive", "samples": site["samples"]}
     )
     if not len(rest):
-        return listed
-    whole = alive if listed.empty else pd.concat([listed, alive])
+        return rows
+    whole = alive if rows.empty else pd.concat([rows, alive])
     return whole.sort_values("unit", kind="stable")

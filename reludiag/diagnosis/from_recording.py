@@ -1,4 +1,4 @@
-"""History: the Diagnosis of what was seen at several times, of a recording or of checkpoints."""
+"""The Diagnosis of a recording or of several checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +18,9 @@ from reludiag.recording.ledger import Ledger, trace_lives
 
 
 def load(path: str | Path, thresholds: Thresholds | None = None) -> Diagnosis:
-    """The Diagnosis of a recording, also of one that is still being written.
+    """The Diagnosis of a recording, also while it is still being written.
 
-    Raises RecordingError if the file is missing, damaged, or no recording.
+    Raises RecordingError if the file is missing, damaged, or not a recording.
     """
     return diagnose_run(read_recording(path), str(path), thresholds)
 
@@ -30,7 +30,7 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
     findings, timelines, rates = [], [], LearningRates(run)
     explained = explain(run)
     for recorded in run.sites:
-        ledger = trace_lives(run.steps, recorded.dead, recorded.known)
+        ledger = trace_lives(run.steps, recorded.dead, recorded.has_state)
         findings.append(
             SiteFindings(
                 recorded.site,
@@ -55,7 +55,7 @@ def _at_death(
     rates: np.ndarray[Any, Any],
     explained: Explanation,
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """The columns on how units died, `[unit]`; empty where it is not known."""
+    """The columns on how units died, `[unit]`; empty if unknown."""
     width = len(rates)
     kinds = explained.kinds.get(recorded.site.name, np.full(width, ""))
     fractions, drifts = np.full(width, np.nan), np.full((3, width), np.nan)
@@ -76,25 +76,27 @@ def _at_death(
 
 def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) -> Head:
     facts = run.facts
-    samples = max((found.counts.samples for found in findings), default=0)
+    samples = max((finding.counts.samples for finding in findings), default=0)
     last = run.steps[-1] if run.steps else 0
     snapshots = f"{len(run.steps):,} snapshot{'s' * (len(run.steps) != 1)}"
     every = "every step" if facts["every"] == 1 else f"every {facts['every']:,} steps"
-    many = f"{snapshots}, {every}"
+    snapshot_count = f"{snapshots}, {every}"
     notes = []
     frozen = facts.get("probe_samples") is not None
     steps = f"steps 0-{last:,}" if last else "step 0"
     if frozen:
-        evidence = f"{steps}, {many}, each on a fixed probe of {samples:,} samples in eval mode"
+        evidence = (
+            f"{steps}, {snapshot_count}, each on a fixed probe of {samples:,} samples in eval mode"
+        )
     else:
-        evidence = f"{steps}, {many}, the last on {samples:,} training samples"
+        evidence = f"{steps}, {snapshot_count}, the last on {samples:,} training samples"
         notes.append(
             "Without a probe, dead means silent in all training batches of a window. The weights "
-            "moved meanwhile, so there is no bound on a firing rate."
+            "changed meanwhile, so there is no bound on the firing rate."
         )
     if facts.get("status") == "running":
         notes.append(
-            "The run has not ended, or was killed: this is its state at the last snapshot."
+            "The run is still going on, or was killed: this is its state at the last snapshot."
         )
     if str(facts.get("status", "")).startswith("interrupted"):
         notes.append(f"The run was {facts['status']}.")
@@ -103,7 +105,7 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
         notes.append(f"Left out: {passes:,} pass{'es' * (passes != 1)} in evaluation mode.")
     if calls:
         notes.append(
-            f"Left out: {calls:,} rectifier call{'s' * (calls != 1)} of parts of the model that "
+            f"Left out: {calls:,} rectifier call{'s' * (calls != 1)} in parts of the model that "
             "were in evaluation mode."
         )
     notes += facts.get("notes", [])

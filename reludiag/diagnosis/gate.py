@@ -1,4 +1,4 @@
-"""The gate: how much of which sites may be dead, and whether it is more."""
+"""The gate: how many units of which sites may be dead, and whether more are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from reludiag.measure.verdicts import LOST
 
 @dataclass(frozen=True)
 class Check:
-    """What a gate says of one site, or of the whole model."""
+    """The result of a gate for one site or for the whole model."""
 
     site: str | None
     """None for the whole model."""
     limit: Limit | None
-    """None where none applies."""
+    """None if there is no limit."""
     lost: int
     """Units that are dead or not finite."""
     units: int | None
-    """None where the site was never called."""
+    """None if the site was never called."""
     exceeded: bool
 
     @property
     def sentence(self) -> str:
-        """What was found and what is allowed: `5 of 8 units of '1' are dead ...`."""
+        """The number of lost units and the limit: `5 of 8 units of '1' are dead ...`."""
         where = "" if self.site is None else f" of '{self.site}'"
         limit = "" if self.limit is None else f" (the limit is {self.limit.text})"
         return f"{self.lost:,} of {self.units or 0:,} units{where} are dead or not finite{limit}"
@@ -40,19 +40,19 @@ class Gate:
 
     whole: Limit | None = None
     rules: tuple[tuple[str, Limit], ...] = ()
-    """(pattern of site names, limit for each site that it is the first to match)."""
+    """(pattern of site names, limit for each site for which it is the first match)."""
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> "Gate":
-        """From `5%` or `12`, for the whole model, and `encoder.*=10%`, for each such site.
+        """Parse `5%` or `12`, for the whole model, and `encoder.*=10%`, for each site that matches.
 
-        A pattern has `*`, `?` and `[...]` as a shell has. Raises UsageError for anything else.
+        Patterns have `*`, `?` and `[...]`, as in a shell. Raises UsageError for anything else.
         """
         whole: Limit | None = None
         rules = []
         for text in texts:
-            pattern, given, limit = text.rpartition("=")
-            if given and not pattern:
+            pattern, limit_texts, limit = text.rpartition("=")
+            if limit_texts and not pattern:
                 raise UsageError(
                     f"--fail-over {text!r} was given; expected a pattern of sites before the =, "
                     "such as encoder.*=10%"
@@ -61,8 +61,8 @@ class Gate:
                 rules.append((pattern, Limit.parse(limit)))
             elif whole is not None:
                 raise UsageError(
-                    f"--fail-over {whole.text} and --fail-over {text} are both for the whole "
-                    "model; expected one. '*=5%' is a limit for each site"
+                    f"--fail-over {whole.text} and --fail-over {text} both set a limit for the "
+                    "whole model; expected one. '*=5%' sets a limit for each site"
                 )
             else:
                 whole = Limit.parse(text)
@@ -83,14 +83,14 @@ class Gate:
         return [Check(None, self.whole, lost, units, over), *checks]
 
     def require_matches(self, sites: pd.DataFrame) -> None:
-        """Raise UsageError for a pattern that matches no site: it would watch nothing, and pass."""
+        """Raise UsageError for a pattern that matches no site: such a gate would never fail."""
         names = [str(name) for name in sites["site"]]
         for pattern, limit in self.rules:
             if not any(fnmatchcase(name, pattern) for name in names):
-                listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+                site_names = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
                 raise UsageError(
-                    f"--fail-over {pattern}={limit.text} was given, but no site has such a name. "
-                    f"The sites are {listed}"
+                    f"--fail-over {pattern}={limit.text} was given, but no site name matches. "
+                    f"The sites are {site_names}"
                 )
 
     def _site_check(self, row: dict[Any, Any], whole_is_over: bool) -> Check:
@@ -107,5 +107,5 @@ class Gate:
 
 
 def exceeded(checks: Sequence[Check]) -> list[Check]:
-    """The checks that failed; the gate is shut where there is one."""
+    """The failed checks; the gate fails if there is one."""
     return [check for check in checks if check.exceeded]

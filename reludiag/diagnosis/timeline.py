@@ -1,4 +1,4 @@
-"""The timeline: what the sites were at each snapshot, or in each of several checkpoints."""
+"""The timeline: the state of the sites at each snapshot, or in each of several checkpoints."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,32 +18,32 @@ from reludiag.tables import table_of
 def checkpoint_timeline(
     steps: Sequence[int], scans: Sequence[Sequence[SiteCounts]]
 ) -> tuple[list[SiteFindings], pd.DataFrame]:
-    """The last scan's findings with the ledger of all, and the timeline of the scans."""
-    by_name = [{found.site.name: found for found in scan} for scan in scans]
+    """The results of the last scan with the ledger of all scans, and their timeline."""
+    by_name = [{finding.site.name: finding for finding in scan} for scan in scans]
     findings, timelines = [], []
-    for found in scans[-1]:
-        width = found.site.units or 0
+    for finding in scans[-1]:
+        width = finding.site.units or 0
         samples = np.zeros(len(steps), dtype=np.int64)
-        dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
+        dead, nonfinite, was_called = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
         for index, scan in enumerate(by_name):
-            then = scan.get(found.site.name)
+            then = scan.get(finding.site.name)
             if then is not None and then.site.units == width:
                 dead[index] = is_dead(then.counts, then.site.rectifier)
                 nonfinite[index] = then.counts.nonfinite
                 samples[index] = then.counts.samples
-                known[index] = then.counts.samples > 0
+                was_called[index] = then.counts.samples > 0
         recorded = RecordedSite(
-            found.site, None, found.counts, samples, dead, known & ~nonfinite, nonfinite
+            finding.site, None, finding.counts, samples, dead, was_called & ~nonfinite, nonfinite
         )
-        ledger = trace_lives(steps, dead, recorded.known)
+        ledger = trace_lives(steps, dead, recorded.has_state)
         states = states_of(recorded, ledger)
-        findings.append(SiteFindings(found.site, found.counts, ledger, states=states))
+        findings.append(SiteFindings(finding.site, finding.counts, ledger, states=states))
         timelines.append(timeline_rows(steps, recorded, ledger, [np.nan] * len(steps)))
     return findings, timeline_table(timelines)
 
 
 def states_of(recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return life_states(ledger.born_known, recorded.dead, recorded.known, recorded.nonfinite)
+    return life_states(ledger.born_known, recorded.dead, recorded.has_state, recorded.nonfinite)
 
 
 def timeline_table(rows: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def timeline_rows(
             "learning_rate": list(rates),
             "samples": recorded.samples,
             "units": recorded.site.units,
-            "dead": (recorded.dead & recorded.known).sum(axis=1),
+            "dead": (recorded.dead & recorded.has_state).sum(axis=1),
             "died": ledger.died.sum(axis=1),
             "revived": ledger.revived.sum(axis=1),
             "nonfinite": recorded.nonfinite.sum(axis=1),

@@ -1,1 +1,1 @@
-"""Evidence: what is found out during a run about why units died."""
+"""Evidence: collected during a run to find out why units died."""

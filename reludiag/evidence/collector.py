@@ -1,6 +1,6 @@
-"""The evidence collector: gathers, during a run, what the causes of deaths are weighed by.
+"""The evidence collector: collects, during a run, the evidence for the causes of deaths.
 
-It measures few steps: the first, and the last before each snapshot. In all others it does nothing.
+It measures the first step and the last step before each snapshot; in all others it does nothing.
 """
 
 import warnings
@@ -26,9 +26,9 @@ Result = TypeVar("Result")
 
 
 class EvidenceCollector:
-    """Is told of snapshots and of steps; gives `Observations`.
+    """Gets snapshots and steps, and returns `Observations`.
 
-    Nothing that goes wrong in it ends the training: it warns, and observes nothing from then on.
+    An error inside it never ends the training: it warns and stops collecting.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class EvidenceCollector:
         self._handles = []
 
     def next_wake(self, step: int) -> int:
-        """The first step after `step` of whose end it must be told."""
+        """The first step after `step` at whose end it must be called."""
         end = (step // self._every + 1) * self._every
         return end if end - step == 1 else end - 1
 
@@ -75,40 +75,40 @@ class EvidenceCollector:
             self.detach()
             self._expecting = False
             if self._deaths is None:
-                self._batches = []  # the first was looked at: nothing of it is kept
+                self._batches = []  # the first step was measured: its copy is no longer needed
             self._updates += self._guarded(lambda: self._meter.measure(step), [])
         if (step + 1) % self._every == 0:
             self._expect()
 
     def at_snapshot(self, step: int, findings: Sequence[SiteCounts]) -> Observations:
-        """What is new since the last snapshot."""
+        """The observations since the last snapshot."""
         states = [
             UnitState(
-                found.site,
-                is_dead(found.counts, found.site.rectifier),
-                ~found.counts.nonfinite & (found.counts.samples > 0),
+                finding.site,
+                is_dead(finding.counts, finding.site.rectifier),
+                ~finding.counts.nonfinite & (finding.counts.samples > 0),
             )
-            for found in findings
+            for finding in findings
         ]
         self._producers = {
             state.site.producer
             for state in states
             if state.site.rectifier.can_die and state.site.producer is not None
         }
-        seen, deaths = Observations(), self._deaths
+        observations, deaths = Observations(), self._deaths
         if step == 0:
-            seen = self._guarded(
+            observations = self._guarded(
                 lambda: observe_initial_state(self._model, states, self._batches, self._unit_axes),
-                seen,
+                observations,
             )
         if deaths is not None:
             died: list[Death] = self._guarded(lambda: deaths.observe(step, states), [])
-            seen = replace(seen, deaths=tuple(died))
+            observations = replace(observations, deaths=tuple(died))
         updates, self._updates = tuple(self._updates), []
-        return replace(seen, updates=updates)
+        return replace(observations, updates=updates)
 
     def _expect(self) -> None:
-        """The next step is to be measured."""
+        """Prepare to measure the next step."""
         self._expecting = True
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(_BeforeMeasuredStep(self)))
@@ -116,7 +116,7 @@ class EvidenceCollector:
             self.keep_weights()
 
     def keep_weights(self) -> None:
-        """Copy the weights that the coming step will change; of several optimizers', once."""
+        """Copy the weights that the coming step will change, once for all optimizers."""
         if not self._meter.keeping:
             self._guarded(lambda: self._meter.keep(sorted(self._producers)), None)
 
@@ -134,11 +134,11 @@ class EvidenceCollector:
         try:
             with torch.no_grad():
                 return observe()
-        except Exception as error:  # the model's own code runs in it, in ways it was not made for
+        except Exception as error:  # it runs the model's code in unusual ways
             self._failed = True
             warnings.warn(
-                f"reludiag: no more evidence of causes is gathered ({type(error).__name__}: "
-                f"{error}). The rest of the recording, and the training, go on",
+                f"reludiag: evidence for causes is no longer collected ({type(error).__name__}: "
+                f"{error}). The training and the rest of the recording continue",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -146,7 +146,7 @@ class EvidenceCollector:
 
 
 class _BeforeMeasuredStep:
-    """An optimizer's hook; a copy of the optimizer does not take it along."""
+    """A hook of an optimizer; a copy of the optimizer does not have it."""
 
     def __init__(self, collector: EvidenceCollector) -> None:
         self._collector = collector

@@ -1,19 +1,19 @@
-"""Evidence: what is found out, at a snapshot on a probe, of each unit that died since the last.
+"""Deaths: examines, at a snapshot on a probe, each unit that died since the last one.
 
-Two questions are asked of the update that was made in the window, from the weights theta0 at its
-beginning to theta1 at its end, parameters and floating-point buffers together:
+It answers two questions about the update in the window, from the weights theta0 at its beginning to
+theta1 at its end (parameters and floating-point buffers):
 
-- Through what did the mean pre-activation change? By the identity of `folding`, from one frozen
-  pass with theta0 and one with theta1. What was folded must be what was measured, in both passes
-  and for every unit of the site, else there is no answer.
-- How much of the update would the unit have survived? The largest fraction f found, of a grid
-  refined by bisection, at which it still fires on the probe with theta0 + f (theta1 - theta0).
-  For a single step of plain SGD that is what a learning rate f times as large would have done,
-  exactly; for a window of steps, or another optimizer, it is an estimate.
+- What changed the mean pre-activation? The identity of `decomposition` answers it, from one frozen
+  pass with theta0 and one with theta1. The computed mean must agree with the measured one, in both
+  passes and for every unit of the site; otherwise there is no answer.
+- How much of the update would the unit have survived? This is the largest fraction f, on a grid
+  refined by bisection, at which the unit still fires on the probe with theta0 + f (theta1 -
+  theta0). For a single step of plain SGD it is exactly the effect of a learning rate f times as
+  large; for a window of steps, or another optimizer, it is an estimate.
 
-The model's own tensors are never written to: passes run with others in their place. What it costs:
-the memory of a copy of the weights for the whole run, and of another in the passes; no time in
-windows without a death, and at most `PASSES` frozen passes over the probe in one with deaths.
+The model's tensors are never written: passes run with other tensors in their place. It costs the
+memory of one copy of the weights for the whole run and of another during passes, no time in windows
+without a death, and at most `PASSES` frozen passes over the probe in a window with deaths.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,30 +38,32 @@ from reludiag.sites.site import Site
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 GRID = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128)
-"""Fractions of an update that are tried for all deaths of a window: halves, as critical learning
-rates may lie orders of magnitude below the one that was used."""
+"""Fractions of an update that are tried for all deaths of a window: powers of 1/2, because critical
+learning rates can be orders of magnitude below the one that was used.
+"""
 BISECTIONS = 9
-"""Passes that refine the grid, each where most deaths are still bracketed widest."""
+"""Passes that refine the grid, each in the widest bracket with the most deaths."""
 PASSES = 2 + len(GRID) + BISECTIONS
 """Frozen passes over the probe in a window with deaths."""
 CLOSE = 0.02
 """A bracket this narrow, relative to its upper end, is not refined."""
 TOLERANCE = 1e-4
-"""A folded mean this close to the measured one is the same, relative to the size of its terms: in
-single precision a sum of a thousand products is off by 1e-5 at most."""
+"""Largest relative difference between the computed and the measured mean: in single precision a sum
+of a thousand products is off by at most 1e-5.
+"""
 
 
 @dataclass(frozen=True)
 class UnitState:
-    """Which units of one site were dead at a snapshot, and of which that is known."""
+    """Which units of one site were dead at a snapshot, and for which units this is known."""
 
     site: Site
     dead: Mask
-    known: Mask
+    has_state: Mask
 
 
 class DeathWatch:
-    """Follows the units of a model from snapshot to snapshot, and examines those that died."""
+    """Follows the units of a model from snapshot to snapshot, and examines the ones that died."""
 
     def __init__(
         self,
@@ -76,9 +78,9 @@ class DeathWatch:
         self._weights: dict[str, Tensor] = {}
 
     def observe(self, step: int, states: Sequence[UnitState]) -> list[Death]:
-        """The units that died since the last snapshot, with what was found out of each.
+        """The units that died since the last snapshot, with the evidence on each.
 
-        Leaves the model as it was, to the last bit.
+        It leaves the model unchanged, to the last bit.
         """
         died = {
             state.site.key: (state.site, units)
@@ -91,20 +93,20 @@ class DeathWatch:
         return deaths
 
     def _died(self, state: UnitState) -> np.ndarray[Any, Any]:
-        before = self._states.get(state.site.key)
-        if before is None or before.dead.shape != state.dead.shape:
+        previous = self._states.get(state.site.key)
+        if previous is None or previous.dead.shape != state.dead.shape:
             return np.zeros(0, dtype=np.int64)
-        return np.flatnonzero(state.dead & state.known & ~before.dead & before.known)
+        return np.flatnonzero(state.dead & state.has_state & ~previous.dead & previous.has_state)
 
     def _keep(self) -> None:
-        """Copy the weights, into the same memory where it fits."""
+        """Copy the weights, into the same memory if it fits."""
         now = _floating(self._model)
         for name, tensor in now.items():
-            kept = self._weights.get(name)
-            if kept is None or kept.shape != tensor.shape or kept.device != tensor.device:
+            copy = self._weights.get(name)
+            if copy is None or copy.shape != tensor.shape or copy.device != tensor.device:
                 self._weights[name] = tensor.clone()
             else:
-                kept.copy_(tensor)
+                copy.copy_(tensor)
         for name in self._weights.keys() - now.keys():
             del self._weights[name]
 
@@ -114,18 +116,16 @@ class DeathWatch:
         model = self._model
         with preserve_state(model), torch.no_grad(), uncompiled():
             model.train(False)
-            after = _floating(model)
-            if after.keys() != self._weights.keys():  # the model was rebuilt meanwhile
-                before = after
+            end = _floating(model)
+            if end.keys() != self._weights.keys():  # the model was rebuilt in between
+                start = end
             else:
-                before = {
-                    n: w.to(after[n].device, after[n].dtype) for n, w in self._weights.items()
-                }
+                start = {n: w.to(end[n].device, end[n].dtype) for n, w in self._weights.items()}
             sites = {key: site for key, (site, _) in died.items()}
-            then, now = self._passes.full(before, sites), self._passes.full(after, sites)
+            then, now = self._passes.full(start, sites), self._passes.full(end, sites)
 
             def fires(fraction: float) -> Mapping[str, Mask]:
-                between = {n: torch.lerp(w, after[n], fraction) for n, w in before.items()}
+                between = {n: torch.lerp(w, end[n], fraction) for n, w in start.items()}
                 return self._passes.fired(between, sites)
 
             units = {
@@ -139,17 +139,17 @@ class DeathWatch:
             drifts = _drifts(then.of(key), now.of(key))
             for unit in numbers.tolist():
                 fraction = fractions.get((key, unit), float("nan"))
-                found = None if drifts is None else drifts(unit)
-                deaths.append(Death(key, unit, step, self._step, fraction, found))
+                drift = None if drifts is None else drifts(unit)
+                deaths.append(Death(key, unit, step, self._step, fraction, drift))
         return deaths
 
 
 def critical_fractions(
     fires: Callable[[float], Mapping[str, Mask]], units: Mapping[str, np.ndarray[Any, Any]]
 ) -> dict[tuple[str, int], float]:
-    """For each unit of each site the largest fraction of the update, of those tried, it survives.
+    """For each unit of each site, the largest tried fraction of the update that it survives.
 
-    `fires(fraction)` says which units fire there; those given fire at 0 and not at 1.
+    `fires(fraction)` says which units fire at a fraction; these units fire at 0 and not at 1.
     """
     deaths = [(key, int(unit)) for key, numbers in units.items() for unit in numbers]
     if not deaths:
@@ -164,7 +164,7 @@ def critical_fractions(
         survived = np.array([bool(fired[key][unit]) for key, unit in deaths])
         low[inside & survived] = high[inside & ~survived] = fraction
 
-    for fraction in GRID:  # from above: a unit that dies and fires again survives up to the last
+    for fraction in GRID:  # from above: if a unit dies and fires again, the last fraction counts
         try_at(fraction)
     for _ in range(BISECTIONS):
         wide = high - low > CLOSE * high
@@ -178,7 +178,7 @@ def critical_fractions(
 
 @dataclass
 class _Pass:
-    """What one full pass over the probe found, by key of the site."""
+    """The results of one full pass over the probe, by key of the site."""
 
     layers: Mapping[str, Layer]
     weights: Weights
@@ -188,11 +188,11 @@ class _Pass:
     size: dict[str, Tensor] = field(default_factory=dict)
     """Mean of its magnitude."""
     eps: dict[str, float] = field(default_factory=dict)
-    """Of the precision it was computed in."""
+    """The machine epsilon of its dtype."""
     inputs: dict[str, InputSums] = field(default_factory=dict)
 
     def of(self, key: str) -> Folded | None:
-        """The site folded; None if that is not what was measured."""
+        """The site as dot products; None if they disagree with the measurement."""
         layer, measured = self.layers.get(key), self.mean.get(key)
         if layer is None or measured is None:
             return None
@@ -201,13 +201,13 @@ class _Pass:
             return None
         size = folded.magnitude() + self.size[key]
         error = (folded.mean() - measured).abs()
-        # A NaN is not within any tolerance.
+        # NaN is never within the tolerance.
         close = error <= max(TOLERANCE, 8 * self.eps[key]) * size
         return folded if bool(close.all()) else None
 
 
 class ProbePasses:
-    """Runs the probe through a model with other weights in place of its own."""
+    """Runs the probe through a model with other weights."""
 
     def __init__(
         self, model: nn.Module, batches: Sequence[Any], unit_axes: Mapping[str, int] | None
@@ -227,11 +227,11 @@ class ProbePasses:
         return {key: fired.cpu().numpy() for key, fired in self._fired.items()}
 
     def full(self, weights: Weights, sites: Mapping[str, Site]) -> _Pass:
-        """That, and what is needed to fold their layers."""
-        found = {
+        """The same, with the data to decompose their layers."""
+        results = {
             key: Layer.of(self._model, site.producer, site.norm) for key, site in sites.items()
         }
-        layers = {key: layer for key, layer in found.items() if layer is not None}
+        layers = {key: layer for key, layer in results.items() if layer is not None}
         inputs = {key: InputSums(layer.module) for key, layer in layers.items()}
         self._run(weights, sites, inputs, full=True)
         result = _Pass(layers, weights, inputs=inputs)
@@ -277,8 +277,8 @@ class ProbePasses:
         places = [dim for dim in range(x.ndim) if dim != 1]
         fired = (x != 0 if site.rectifier.signed else x > 0).any(dim=0)
         fired = fired.flatten(1).any(dim=1) if fired.ndim > 1 else fired
-        before = self._fired.get(site.key)
-        self._fired[site.key] = fired if before is None else fired | before
+        pre_activation = self._fired.get(site.key)
+        self._fired[site.key] = fired if pre_activation is None else fired | pre_activation
         z = call.pre_activation() if self._is_full else None
         if z is None:
             return
@@ -296,12 +296,12 @@ def _call_with(model: nn.Module, weights: dict[str, Tensor], *args: Any, **kwarg
     functional_call(model, weights, args, kwargs)
 
 
-def _drifts(before: Folded | None, after: Folded | None) -> Callable[[int], Drift] | None:
-    """What says how a unit's mean pre-activation changed."""
-    if before is None or after is None:
+def _drifts(first: Folded | None, second: Folded | None) -> Callable[[int], Drift] | None:
+    """The reason for the change of a unit's mean pre-activation."""
+    if first is None or second is None:
         return None
-    start, end = before.mean().cpu().numpy(), after.mean().cpu().numpy()
-    parts = drift(before, after)
+    start, end = first.mean().cpu().numpy(), second.mean().cpu().numpy()
+    parts = drift(first, second)
     return lambda unit: Drift(
         float(start[unit]), float(end[unit]), *(float(part[unit]) for part in parts)
     )

@@ -1,13 +1,13 @@
-"""Folding: a unit's mean pre-activation as a dot product, and what moved it.
+"""Decomposition: a unit's mean pre-activation as a dot product, and what changed it.
 
-A linear layer or a convolution, with a BatchNorm in eval mode behind it, is linear in its weights
+A linear layer or a convolution, also followed by a BatchNorm in eval mode, is linear in its weights
 and in its input. The mean pre-activation z of a unit, over all samples and positions of a probe, is
-therefore w.x + b: x is the mean of what the weights are multiplied with (of a convolution the mean
-patch), w and b are the weights and bias with the norm folded in. Between two states 0 and 1
+therefore w.x + b: x is the mean input of the weights (for a convolution the mean patch), w and b
+are the weights and bias with the norm folded in. Between two states 0 and 1
 
     z1 - z0 = (w1 - w0).(x0 + x1)/2 + (w0 + w1)/2.(x1 - x0) + (b1 - b0)
 
-exactly: the parts of the weights, of the input and of the bias (their Shapley values).
+exactly. The terms are the parts of the weights, the input and the bias (their Shapley values).
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ Reals = np.ndarray[Any, np.dtype[np.float64]]
 Weights = Mapping[str, Tensor]
 """Parameters and buffers of a model by name."""
 
-# By type and not by isinstance: a subclass may do anything in its forward.
+# By type, not isinstance: the forward of a subclass may do anything.
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = {
     nn.ConvTranspose1d: functional.conv_transpose1d,
@@ -37,35 +37,35 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 @dataclass(frozen=True)
 class Folded:
-    """The units of one layer as dot products; float64, exact but for rounding."""
+    """The units of one layer as dot products; float64, exact except for rounding."""
 
     weight: Tensor
     """`[unit, factor]`."""
     bias: Tensor
     """`[unit]`."""
     mean_input: Tensor
-    """`[unit, factor]`, or `[1, factor]` where it is the same for all units."""
+    """`[unit, factor]`, or `[1, factor]` if it is the same for all units."""
 
     def mean(self) -> Tensor:
         """Mean pre-activation, `[unit]`."""
         return (self.weight * self.mean_input).sum(1) + self.bias
 
     def magnitude(self) -> Tensor:
-        """What rounding errors of the mean are to be held against, `[unit]`."""
+        """The size against which rounding errors of the mean are compared, `[unit]`."""
         return (self.weight * self.mean_input).abs().sum(1) + self.bias.abs()
 
 
-def drift(before: Folded, after: Folded) -> tuple[Reals, Reals, Reals]:
+def drift(start: Folded, end: Folded) -> tuple[Reals, Reals, Reals]:
     """The parts of the weights, of the input and of the bias, each `[unit]`."""
-    x, w = before.mean_input + after.mean_input, before.weight + after.weight
-    weights = ((after.weight - before.weight) * x).sum(1) / 2
-    inputs = ((after.mean_input - before.mean_input) * w).sum(1) / 2
-    return weights.cpu().numpy(), inputs.cpu().numpy(), (after.bias - before.bias).cpu().numpy()
+    x, w = start.mean_input + end.mean_input, start.weight + end.weight
+    weights = ((end.weight - start.weight) * x).sum(1) / 2
+    inputs = ((end.mean_input - start.mean_input) * w).sum(1) / 2
+    return weights.cpu().numpy(), inputs.cpu().numpy(), (end.bias - start.bias).cpu().numpy()
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that can be folded, with the norm behind it."""
+    """A layer that can be decomposed, with the norm after it."""
 
     path: str
     module: nn.Module
@@ -74,7 +74,7 @@ class Layer:
 
     @classmethod
     def of(cls, model: nn.Module, path: str | None, norm: str | None) -> "Layer | None":
-        """The layer at `path` with the norm at `norm`; None if they are of no kind known here."""
+        """The layer at `path` with the norm at `norm`; None if their kinds are not supported."""
         modules = dict(model.named_modules())
         module, normalizing = modules.get(path or ""), modules.get(norm or "") if norm else None
         if path is None or type(module) not in (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED):
@@ -85,10 +85,10 @@ class Layer:
         return cls(path, module, norm, normalizing)
 
     def fold(self, weights: Weights, inputs: "InputSums") -> Folded | None:
-        """Fold it with these weights and this input.
+        """The layer as dot products, with these weights and this input.
 
-        None where it ran more than once in a pass (its weights are shared), or where its weights
-        are not simply its parameters.
+        None if it ran more than once in a pass (shared weights), or if its weights are computed
+        from other parameters.
         """
         weight, bias = weights.get(f"{self.path}.weight"), weights.get(f"{self.path}.bias")
         mean_input = inputs.mean()
@@ -107,7 +107,7 @@ class Layer:
         return Folded(rows * scale[:, None], shift * scale + offset, mean_input)
 
     def _scale_and_shift(self, weights: Weights) -> tuple[Tensor, Tensor] | None:
-        """What a BatchNorm in eval mode multiplies with and adds, `[unit]`."""
+        """The factor and the offset of a BatchNorm in eval mode, `[unit]`."""
         mean, variance, gamma, beta = (
             weights[name].detach().double() if name in weights else None
             for name in (
@@ -123,13 +123,13 @@ class Layer:
 
 
 class InputSums:
-    """What a layer is given in the passes over the probe, summed over the samples."""
+    """The inputs of a layer in the passes over the probe, summed over samples."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self._axes = layer.get_parameter("weight").ndim
         self.shared = False
-        """Whether it ran more than once in a pass, or was given no tensor."""
+        """Whether it ran more than once in a pass, or its input was not a tensor."""
         self._ran = False
         self._sums: dict[tuple[int, ...], tuple[Tensor, int]] = {}
 
@@ -149,17 +149,17 @@ class InputSums:
             x = x.reshape(-1, x.shape[-1])
         elif x.ndim < self._axes:  # a single sample
             x = x.unsqueeze(0)
-        total, before = x.double().sum(0), 0
+        total, previous_sum = x.double().sum(0), 0
         shape = tuple(total.shape)
         if shape in self._sums:
-            earlier, before = self._sums[shape]
+            earlier, previous_sum = self._sums[shape]
             total = total + earlier
-        self._sums[shape] = total, before + len(x)
+        self._sums[shape] = total, previous_sum + len(x)
 
     def mean(self) -> Tensor | None:
-        """Mean over samples and positions of what the weights are multiplied with.
+        """Mean input of the weights over samples and positions.
 
-        `[feature]` of a linear layer, else of the shape of the weights; None if it never ran.
+        `[feature]` for a linear layer, otherwise the shape of the weights; None if it never ran.
         """
         total: Tensor | None = None
         positions = 0
@@ -171,10 +171,10 @@ class InputSums:
 
 
 def _patches(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    """The sum over output positions of what each weight is multiplied with, and their number.
+    """The sum of each weight's inputs over output positions, and the number of positions.
 
-    It is the gradient of the summed output with respect to the weights: so stride, padding of any
-    mode, dilation and groups are what the layer makes of them.
+    It is the gradient of the summed output with respect to the weights, so stride, padding,
+    dilation and groups are handled as in the layer.
     """
     if isinstance(layer, nn.Linear):
         return x, 1
@@ -200,7 +200,7 @@ def _patches(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
 
 
 def _rows(layer: nn.Module, weight: Tensor) -> Tensor:
-    """`[unit, factor]` of a weight, or of what it is multiplied with."""
+    """A weight, or its input, as `[unit, factor]`."""
     if type(layer) in _TRANSPOSED:  # [input, unit of its group, *kernel]
         groups = int(getattr(layer, "groups", 1))
         weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)

@@ -1,6 +1,7 @@
-"""What a run began with: how its layers were initialized, what they were given, what chance kills.
+"""Initial state of a run: how its layers were initialized, their inputs, and how many units are
+born dead by chance.
 
-All of it is found out on a copy of the model, before the first step.
+Everything is measured on a copy of the model, before the first step.
 """
 
 import copy
@@ -23,10 +24,10 @@ from reludiag.recording.observations import Baseline, InitialLayer, InputStatist
 from reludiag.sites.torch_internals import forward_hooks_of
 
 BASELINE = "kaiming_normal"
-"""The scheme that the weights are drawn anew by, with biases of 0: what a ReLU asks for."""
+"""The scheme of the baseline, with biases of 0: the right one for a ReLU."""
 DRAWS = 3
-"""So many draws, each one frozen pass; made only where units are born dead."""
-_SEED = 1_903_067  # far from what users choose: a model may have been drawn by the same function
+"""Number of draws, each with one frozen pass; only made if units are born dead."""
+_SEED = 1_903_067  # unlike the seeds of users: the model may have been drawn by the same function
 
 
 def observe_initial_state(
@@ -37,28 +38,30 @@ def observe_initial_state(
 ) -> Observations:
     """Describe the layers that feed the sites in `states`, and run `batches` through a copy.
 
-    A model that cannot be copied, or a scheme that cannot be drawn, leaves that part out.
+    Parts that need a copy or a draw that fails are left out.
     """
     mortal = [state for state in states if state.site.rectifier.can_die]
-    fed = {state.site.producer for state in mortal}
+    producers = {state.site.producer for state in mortal}
     layers = {
         path: module
         for path, module in model.named_modules()
         if isinstance(module, WEIGHTED) and not is_lazy(module.weight)
     }
-    starts = tuple(_start(path, layer) for path, layer in layers.items() if path in fed)
+    starts = tuple(_start(path, layer) for path, layer in layers.items() if path in producers)
     twin = _copied(model) if batches else None
     if twin is None:
         return Observations(starts)
     copied = dict(twin.named_modules())
     measured = measure_inputs(twin, batches, {path: copied[path] for path in layers})
-    given = tuple(
-        InputStatistics(path, found.samples, found.is_first, found.gamma, found.cosine)
-        for path, found in measured.items()
+    inputs = tuple(
+        InputStatistics(
+            path, layer_input.samples, layer_input.is_first, layer_input.gamma, layer_input.cosine
+        )
+        for path, layer_input in measured.items()
     )
-    born = any(bool((state.dead & state.known).any()) for state in mortal)
+    born = any(bool((state.dead & state.has_state).any()) for state in mortal)
     baselines = _baselines(twin, batches, unit_axes) if born else ()
-    return Observations(starts, given, baselines)
+    return Observations(starts, inputs, baselines)
 
 
 def _start(path: str, layer: Any) -> InitialLayer:
@@ -73,13 +76,13 @@ def _start(path: str, layer: Any) -> InitialLayer:
 
 
 def _copied(model: nn.Module) -> nn.Module | None:
-    """A copy whose passes call no hook of the user's: whatever that counts, they are none of it.
+    """A copy that calls no hooks of the user, who may count passes in them.
 
-    What comes before a forward stays: weight norms and pruning make the weights there.
+    Pre-forward hooks stay, because weight norms and pruning compute the weights there.
     """
     try:
         twin = copy.deepcopy(model)
-    except Exception:  # a module may hold anything: a lock, a file, a tensor of a graph
+    except Exception:  # a module may hold a lock, a file, a tensor of a graph
         return None
     for module in twin.modules():
         forward_hooks_of(module).clear()
@@ -94,13 +97,13 @@ def _baselines(
     try:
         for draw in range(DRAWS):
             reinitialize(twin, BASELINE, _SEED + draw)
-            for found in scanner.run(batches).sites:
-                if found.site.units and found.site.rectifier.can_die:
-                    shares.setdefault(found.site.key, []).append(_dead_share(found))
+            for counts in scanner.run(batches).sites:
+                if counts.site.units and counts.site.rectifier.can_die:
+                    shares.setdefault(counts.site.key, []).append(_dead_share(counts))
     except ReludiagError:
         return ()
     return tuple(Baseline(key, sum(each) / len(each), len(each)) for key, each in shares.items())
 
 
-def _dead_share(found: SiteCounts) -> float:
-    return float(is_dead(found.counts, found.site.rectifier).mean())
+def _dead_share(counts: SiteCounts) -> float:
+    return float(is_dead(counts.counts, counts.site.rectifier).mean())

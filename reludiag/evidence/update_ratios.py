@@ -1,6 +1,6 @@
-"""How far a step moves the weights, beside their size.
+"""Update ratios: how far a step moves the weights, relative to their norm.
 
-Measured on few steps; on the others it costs nothing.
+Only a few steps are measured; the others cost nothing.
 """
 
 from collections.abc import Iterable
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from reludiag.recording.observations import Update
 
 SAMPLE = 2**14
-"""Of a larger layer about so many weights are measured, evenly spread: the ratio is then off by
-half a percent, and to measure all would be the largest cost of a Monitor."""
+"""In larger layers about this number of weights, evenly spread, are measured.
+
+The ratio is then off by half a percent; measuring all weights would be the largest cost of a
+Monitor.
+"""
 
 
 class UpdateMeter:
@@ -19,42 +22,42 @@ class UpdateMeter:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = dict(model.named_modules())
-        self._before: dict[str, tuple[Tensor, Tensor]] = {}
+        self._copies: dict[str, tuple[Tensor, Tensor]] = {}
 
     @property
     def keeping(self) -> bool:
-        """Whether weights are kept for a step that is yet to come."""
-        return bool(self._before)
+        """Whether weights are copied for the coming step."""
+        return bool(self._copies)
 
     def keep(self, paths: Iterable[str]) -> None:
-        """Copy the weights of these layers; a step is about to come."""
+        """Copy the weights of these layers before a step."""
         for path in paths:
             weight = _weight(self._modules.get(path))
             if weight is not None:
-                self._before[path] = weight, _sample(weight).clone()
+                self._copies[path] = weight, _sample(weight).clone()
 
     def measure(self, step: int) -> list[Update]:
-        """What `step` did to what was copied; layers with weights of 0, or none, are left out."""
+        """The updates by `step` of the copied layers, without layers whose weights are all 0."""
         updates = []
-        for path, (weight, before) in self._before.items():
-            after = _sample(weight)
-            if after.shape != before.shape or after.device != before.device:
+        for path, (weight, old) in self._copies.items():
+            new = _sample(weight)
+            if new.shape != old.shape or new.device != old.device:
                 continue
-            size = float(before.norm())
-            change = float((after - before).norm())
+            size = float(old.norm())
+            change = float((new - old).norm())
             if size > 0 and change == change and change < float("inf"):
                 updates.append(Update(step, path, change / size))
-        self._before = {}
+        self._copies = {}
         return updates
 
 
 def _sample(weight: Tensor) -> Tensor:
-    # An odd distance, so that not all are of the same few inputs.
+    # An odd stride, so that the sample covers all inputs.
     return weight.detach().reshape(-1)[:: max(1, weight.numel() // SAMPLE) | 1]
 
 
 def _weight(module: nn.Module | None) -> Tensor | None:
-    """The largest parameter of a module itself with two axes or more."""
+    """The largest parameter with two or more axes of the module itself."""
     if module is None:
         return None
     weights = [p for p in module.parameters(recurse=False) if p.ndim > 1 and p.is_floating_point()]

@@ -1,1 +1,1 @@
-"""Experiments: many runs of one training, and what they say together."""
+"""Experiments: many runs of one training, and their comparison."""

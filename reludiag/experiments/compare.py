@@ -1,4 +1,4 @@
-"""Compare: recordings of runs that were simply made, put into the table that a sweep has."""
+"""Compare: puts recordings of existing runs into the table of a sweep."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from reludiag.recording.ledger import trace_lives
 from reludiag.tables import table_of
 
 UNKNOWN = "unknown"
-"""The initialization of a run whose recording does not name it."""
+"""The name of the initialization if a recording does not name it."""
 
 
 def compare(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The table of trials of these recordings, a row each, in their order: `TRIAL_COLUMNS`.
+    """The table of trials of these recordings, one row each, in their order: `TRIAL_COLUMNS`.
 
-    The learning rate is the largest that a step of the run used, of all groups. A run that has
-    not ended, or was interrupted, is `crashed`: it had less time to kill units than the others.
+    The learning rate is the largest of all steps and groups of the run. A run that has not ended or
+    was interrupted is `crashed`, because its units had less time to die.
 
     Raises UsageError if a recording is given twice, RecordingError if one cannot be read.
     """
@@ -30,8 +30,8 @@ def compare(paths: Sequence[str | Path]) -> pd.DataFrame:
     twice = sorted({str(f) for f in files if [g.resolve() for g in files].count(f.resolve()) > 1})
     if twice:
         raise UsageError(
-            f"{', '.join(twice)} was given more than once; expected each run once, for a run that "
-            "counts twice makes every difference look surer than it is"
+            f"{', '.join(twice)} was given more than once; expected each run once, because a run "
+            "that counts twice makes every difference look surer than it is"
         )
     rows = [
         {"trial": index, **trial_row(read_recording(file)), "recording": str(file)}
@@ -41,8 +41,8 @@ def compare(paths: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def trial_row(run: RecordedRun) -> dict[str, Any]:
-    """What one recording says as a row of the table of trials; None where it does not say."""
-    told = _told(run.facts)
+    """One recording as a row of the table of trials; None for unknown values."""
+    settings = _settings_of(run.facts)
     lives = [_lives(run, site) for site in run.sites if _can_die(site)]
     units, born, new, revived, dead, nonfinite = (
         sum(column) for column in (zip(*lives, strict=True) if lives else [()] * 6)
@@ -52,8 +52,8 @@ def trial_row(run: RecordedRun) -> dict[str, Any]:
     error = "" if ended == "complete" else f"not complete: {ended}"
     return {
         "lr": max((rate for _, _, rate in run.learning_rates), default=math.nan),
-        "init": str(told.get("init", UNKNOWN)),
-        "seed": told.get("seed"),
+        "init": str(settings.get("init", UNKNOWN)),
+        "seed": settings.get("seed"),
         "status": "crashed" if error else "diverged" if nonfinite else "complete",
         "steps": run.steps[-1] if run.steps else 0,
         "units": units,
@@ -69,8 +69,8 @@ def trial_row(run: RecordedRun) -> dict[str, Any]:
     }
 
 
-def _told(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the run was told to be: of a trial's recording, or of one whose facts name it."""
+def _settings_of(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the run, from the facts of its recording."""
     trial = facts.get("trial")
     return {**facts, **trial} if isinstance(trial, Mapping) else facts
 
@@ -80,18 +80,18 @@ def _can_die(site: RecordedSite) -> bool:
 
 
 def _lives(run: RecordedRun, site: RecordedSite) -> tuple[int, int, int, int, int, int]:
-    """Of one site: units, born, new, revived, dead at the end, not finite at the end."""
+    """Counts of one site: units, born, new, revived, dead at the end, not finite at the end."""
     units = site.site.units or 0
     if not run.steps:
         return units, 0, 0, 0, 0, 0
-    ledger = trace_lives(run.steps, site.dead, site.known)
+    ledger = trace_lives(run.steps, site.dead, site.has_state)
     # A window in which the site was not called says nothing: the last that does, stands.
-    told = site.known | site.nonfinite
-    last = len(run.steps) - 1 - np.argmax(told[::-1], axis=0)
+    informative = site.has_state | site.nonfinite
+    last = len(run.steps) - 1 - np.argmax(informative[::-1], axis=0)
     here = (last, np.arange(units))
     nonfinite = site.nonfinite[here]
-    dead = site.dead[here] & site.known[here] & ~nonfinite
-    alive_first = site.known[0] & ~site.dead[0]
+    dead = site.dead[here] & site.has_state[here] & ~nonfinite
+    alive_first = site.has_state[0] & ~site.dead[0]
     return (
         units,
         int(ledger.born_dead.sum()),

@@ -1,4 +1,4 @@
-"""Replay: the same training, made again otherwise, to find out why its units died."""
+"""Replay: reruns a training with one thing changed, to find out why its units died."""
 
 import tempfile
 from collections.abc import Sequence
@@ -27,18 +27,19 @@ from reludiag.experiments.sweep import run_cells, seed_list
 from reludiag.initialization.schemes import DEFAULT, scheme_named
 
 LR_SCALE, INIT_SCHEME = 0.1, "kaiming"
-"""What is changed where nothing is asked for."""
+"""The default changes."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What the factual and the counterfactual runs say."""
+    """The results of the factual and the counterfactual runs."""
 
     train: str
     lr: float | None
     """The learning rate of the factual runs, as train proposes it."""
     lr_scale: float | None
-    """The counterfactual learning rate is this times the factual; None if it was not changed."""
+    """The counterfactual learning rate is the factual one times this; None if it was not changed.
+    """
     init: str | None
     """The counterfactual initialization; None if it was not changed."""
     answer: Answer
@@ -46,16 +47,16 @@ class Replay:
     sentence: str
     advice: str
     notes: tuple[str, ...]
-    """What the reader must know before believing the answer."""
+    """What the reader must know to judge the answer."""
     trials: pd.DataFrame
     """`TRIAL_COLUMNS` and metrics as `sweep` has them, and `arm`."""
 
     def arm(self, name: str) -> Arm | None:
-        """`factual`, `lr`, `init` or `both`; None if it was not asked for."""
+        """The runs of `factual`, `lr`, `init` or `both`; None if it was not run."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
     def to_json(self, path: str | Path | IO[str]) -> None:
-        """Write one JSON document with a `schema_version`; `-` is the standard output."""
+        """Write one JSON document with a `schema_version`; `-` is stdout."""
         from reludiag.reports.output import write
         from reludiag.reports.replay_report import replay_document
 
@@ -78,12 +79,12 @@ def replay(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Replay:
-    """Run `train(trial)` as it is, with its learning rate scaled, with its weights drawn by the
-    scheme `init`, and with both, each with the same seeds; say what killed its units.
+    """Run `train(trial)` unchanged, with its learning rate scaled, with its weights drawn by the
+    scheme `init`, and with both, each with the same seeds; find what killed its units.
 
-    What is None is not changed; where both are, they are `LR_SCALE` and `INIT_SCHEME`. `path` is a
-    folder for the trials and recordings, with which a replay that was ended goes on; None leaves
-    nothing behind. The rest is as in `sweep`.
+    None leaves a setting unchanged; if both are None, they are `LR_SCALE` and `INIT_SCHEME`. `path`
+    is a folder for the trials and recordings, from which an unfinished replay continues; with None
+    nothing is kept. The other arguments are as in `sweep`.
 
     Raises UsageError if nothing is to be changed, and what `sweep` raises.
     """
@@ -94,7 +95,7 @@ def replay(
     init = None if init == DEFAULT else init
     if lr_scale is None and init is None:
         raise UsageError(
-            "nothing was to be changed; expected lr_scale (--lr-scale) other than 1, or init "
+            "nothing would be changed; expected lr_scale (--lr-scale) other than 1, or init "
             "(--init) other than default, or both"
         )
     if lr_scale is not None and not 0 < lr_scale < float("inf"):
@@ -107,34 +108,34 @@ def replay(
         BOTH: (lr_scale, init),
     }
     names = [name for name, way in ways.items() if None not in way]
-    chosen = seed_list(seeds)
-    plan = [(seed, name) for seed in chosen for name in names]
+    seed_numbers = seed_list(seeds)
+    plan = [(seed, name) for seed in seed_numbers for name in names]
     cells = [
         Cell(number, seed, lr_scale=ways[name][0] or 1.0, init=ways[name][1] or DEFAULT)
         for number, (seed, name) in enumerate(plan)
     ]
-    settings = {"lr_scale": lr_scale, "init": init, "seeds": chosen}
+    settings = {"lr_scale": lr_scale, "init": init, "seeds": seed_numbers}
     with tempfile.TemporaryDirectory(prefix="reludiag-replay-") as temporary:
         folder = Path(temporary if path is None else path)
         trials = run_cells(train, cells, settings, folder, workers, None, progress)
     if path is None:
         trials["recording"] = ""
     trials.insert(1, "arm", pd.Series([name for _, name in plan], index=trials.index, dtype="str"))
-    return judged(trials, _name(train), lr_scale, init)
+    return replay_of(trials, _name(train), lr_scale, init)
 
 
-def judged(trials: pd.DataFrame, train: str, lr_scale: float | None, init: str | None) -> Replay:
+def replay_of(trials: pd.DataFrame, train: str, lr_scale: float | None, init: str | None) -> Replay:
     """The Replay of a table of trials that has a column `arm`."""
-    found, arms = answer(trials), arms_of(trials)
+    conclusion, arms = answer(trials), arms_of(trials)
     rates = trials[trials["arm"] == FACTUAL]["lr"].dropna()
     rate = float(rates.iloc[0]) if len(rates) else None
-    words = Explanation({arm.name: arm for arm in arms}, found, rate, lr_scale, init)
+    words = Explanation({arm.name: arm for arm in arms}, conclusion, rate, lr_scale, init)
     return Replay(
         train=train,
         lr=rate,
         lr_scale=lr_scale,
         init=init,
-        answer=found,
+        answer=conclusion,
         arms=arms,
         sentence=words.sentence(),
         advice=words.advice(),

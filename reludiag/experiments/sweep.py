@@ -1,4 +1,4 @@
-"""Sweep: one training, run over a grid of learning rates and initializations."""
+"""Sweep: runs one training over a grid of learning rates and initializations."""
 
 import functools
 import math
@@ -35,31 +35,32 @@ def sweep(
     storage: str | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Run `train(trial)` for each learning rate, initialization and seed; the table of trials.
+    """Run `train(trial)` for each learning rate, initialization and seed; return the table of
+    trials.
 
     `train` is a function at the top level of a file, or its spec, "path/file.py:train"; worker
-    processes import it. Without `lr` or `init` a run has what train itself proposes; `seeds` is a
-    number of them, from 0, or the seeds.
+    processes import it. Without `lr` or `init` a run uses what train proposes. `seeds` is the
+    number of seeds, from 0, or a list of seeds.
 
     The folder `path` gets one SQLite file with all trials and a recording for each. Called again
-    with the same settings, a sweep goes on where it was left, whatever ended it. A trial that
-    raises, whose process dies, or that diverges, is a row like any other.
+    with the same settings, an unfinished sweep continues. A trial that raises, diverges, or whose
+    process dies is a row like any other.
 
-    Beyond one machine: `shard` "1/3" runs the first of three parts of the grid, and its table is
-    of that part; or `storage`, the URL of a database or the path of a journal file that Optuna can
-    use, shares one queue between all machines that are given it and a `path` of the same name.
+    On several machines: `shard` "1/3" runs the first of three parts of the grid and returns its
+    table. Or `storage`, the URL of a database or the path of a journal file for Optuna, shares one
+    queue between all machines that use it with a `path` of the same name.
 
     Returns `TRIAL_COLUMNS`, then a column `metric.NAME` for each number that train returned.
-    Raises UsageError for settings that make no sense or are not those that the sweep was begun
-    with, ModelError or UserCodeError if train cannot be imported.
+    Raises UsageError for invalid settings or settings other than those of the sweep that is
+    continued, ModelError or UserCodeError if train cannot be imported.
     """
     check_not_a_worker("sweep")
-    rates, schemes, chosen = _rates(lr), _schemes(init), seed_list(seeds)
-    grid = [(seed, rate, scheme) for seed in chosen for scheme in schemes for rate in rates]
+    rates, schemes, seed_numbers = _rates(lr), _schemes(init), seed_list(seeds)
+    grid = [(seed, rate, scheme) for seed in seed_numbers for scheme in schemes for rate in rates]
     cells = [
         Cell(number, seed, rate, init=scheme) for number, (seed, rate, scheme) in enumerate(grid)
     ]
-    settings = {"lr": rates, "init": schemes, "seeds": chosen}
+    settings = {"lr": rates, "init": schemes, "seeds": seed_numbers}
     return run_cells(
         train,
         cells if shard is None else _part(cells, shard),
@@ -80,19 +81,19 @@ def run_cells(
     storage: str | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
-    """Run these cells, or those of them that have no result yet; the table of trials."""
+    """Run the cells that have no result yet; return the table of trials."""
     if workers is not None and workers < 1:
-        raise UsageError(f"workers={workers} was given; expected a number of processes from 1 up")
+        raise UsageError(f"workers={workers} was given; expected at least 1 process")
     spec = train if isinstance(train, str) else function_spec(train)
     if not callable(load_attribute(spec)):  # here and now, rather than in every worker
-        raise UsageError(f"{spec} is no function; expected one that takes a trial")
+        raise UsageError(f"{spec} is not a function; expected one that takes a trial")
     settings = {"train": _label(spec), **settings}
     path = path.absolute()
     try:
         (path / RECORDINGS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"{path} cannot hold the trials: {error.strerror}. Expected a folder, or the name of "
+            f"{path} cannot hold the trials: {error.strerror}; expected a folder, or the name of "
             "a new one"
         ) from error
     queue: Queue
@@ -112,14 +113,14 @@ def run_cells(
 
 
 def seed_list(seeds: int | Sequence[int]) -> list[int]:
-    """The seeds, from a number of them or themselves; raises UsageError for none or doubles."""
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 0:
+    """The seeds, from their number or a list; raises UsageError for none or duplicates."""
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0:
         raise UsageError(
-            f"seeds={seeds} was given; expected a number of seeds from 1 up, or different seeds "
-            "from 0 up"
+            f"seeds={seeds} was given; expected a number of seeds (at least 1), or different "
+            "seeds (at least 0)"
         )
-    return chosen
+    return numbers
 
 
 def _rates(lr: Sequence[float] | None) -> list[float | None]:
@@ -155,16 +156,16 @@ def _part(cells: Sequence[Cell], shard: str) -> list[Cell]:
             f"shard {shard!r} was given; expected i/n with i from 1 to n, such as 1/3 for the "
             "first of three parts"
         )
-    chosen = [cell for cell in cells if cell.trial % parts == part - 1]
-    if not chosen:
+    part_cells = [cell for cell in cells if cell.trial % parts == part - 1]
+    if not part_cells:
         raise UsageError(
-            f"shard {shard} is empty: the grid has {len(cells)} cells; expected at most as many "
-            "parts"
+            f"shard {shard} is empty: the grid has only {len(cells)} runs; expected at most as "
+            "many parts"
         )
-    return chosen
+    return part_cells
 
 
 def _label(spec: str) -> str:
-    """A spec as it is on every machine: a file by its name."""
+    """A spec that is the same on every machine: a file by its name."""
     source, _, attribute = spec.rpartition(":")
     return f"{Path(source).name if source.endswith('.py') else source}:{attribute}"

@@ -1,4 +1,4 @@
-"""Trial: what a user's `train(trial)` is given, so that an experiment can vary it.
+"""Trial: the argument of a user's `train(trial)`, through which an experiment varies it.
 
 def train(trial):
 model = trial.init(build())
@@ -26,13 +26,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Trial:
-    """One run of an experiment. Made by hand, `Trial()` leaves a training as it is.
+    """One run of an experiment. `Trial()`, created by hand, changes nothing in a training.
 
-    `lr` takes the place of the learning rate that train proposes, `lr_scale` multiplies it, `init`
-    is the name of an initialization scheme ("default": as built), and `recording` the path of the
-    run's recording (None: memory).
+    `lr` replaces the learning rate that train proposes, `lr_scale` multiplies it, `init` is the
+    name of an initialization scheme ("default": as built), and `recording` the path of the run's
+    recording (None: memory).
 
-    Raises UsageError for a learning rate or scheme that cannot be.
+    Raises UsageError for an invalid learning rate or scheme.
     """
 
     def __init__(
@@ -56,13 +56,15 @@ class Trial:
         self._monitor: Monitor | None = None
 
     def lr(self, default: float) -> float:
-        """The learning rate to use where the training by itself uses `default`."""
+        """The learning rate to use instead of `default`."""
         rate = (default if self._lr is None else self._lr) * self._scale
         self._rates.append(rate)
         return rate
 
     def init(self, model: Model) -> Model:
-        """Draw the weights of the model anew by the trial's scheme, in place; the same model."""
+        """Draw the weights of the model again by the trial's scheme, in place; returns the same
+        model.
+        """
         reinitialize(model, self._scheme, self.seed)
         self._initialized = True
         return model
@@ -75,17 +77,17 @@ class Trial:
         probe: Any = None,
         **settings: Any,
     ) -> Monitor:
-        """A Monitor that writes the run's recording; to be used around the training loop.
+        """A Monitor that writes the run's recording; use it around the training loop.
 
-        `settings` are those of `Monitor`, but for the path, which is the trial's.
+        `settings` are those of `Monitor`, except the path, which the trial sets.
         Raises UsageError when called twice: a trial is one run.
         """
         if self._monitor is not None:
             raise UsageError(
-                "trial.monitor was called twice; expected one Monitor a trial. Several optimizers "
-                "are given to it as a list"
+                "trial.monitor was called twice; expected one Monitor per trial. Pass several "
+                "optimizers as a list"
             )
-        if self._recording is not None:  # one of many runs, which are there to see units die
+        if self._recording is not None:  # in an experiment, deaths are expected
             settings.setdefault("warn_over", None)
         facts = {"seed": self.seed, "init": self._scheme, "lr": self.learning_rate}
         self._monitor = Monitor(
@@ -101,16 +103,16 @@ class Trial:
 
     @property
     def learning_rate(self) -> float | None:
-        """What `lr` answered; the largest if it was asked several times, None if never."""
+        """The result of `lr`; the largest if it was called several times, None if never."""
         return max(self._rates, default=None)
 
     @property
     def recorded(self) -> bool:
-        """Whether anything is in the run's recording."""
+        """Whether the run's recording has any snapshot."""
         return self._monitor is not None and bool(self._monitor.snapshots)
 
     def check_used(self) -> None:
-        """Raise UsageError if train did not ask for what this trial was to vary."""
+        """Raise UsageError if train did not use what this trial varies."""
         missing = []
         if not self._rates and (self._lr is not None or self._scale != 1):
             missing.append("trial.lr(default) for its learning rate")
@@ -120,8 +122,8 @@ class Trial:
             missing.append("`with trial.monitor(model, optimizer):` around its loop")
         if missing:
             raise UsageError(
-                f"train(trial) never called {', nor '.join(missing)}: this run would be like any "
-                "other. Call it, and start again"
+                f"train(trial) never called {', nor '.join(missing)}: this run would be the same "
+                "as every other. Call it, and start again"
             )
 
     def seed_everything(self) -> None:

@@ -1,4 +1,4 @@
-"""The trial table: a row per run, which all analyses of several runs are made from."""
+"""The trial table: a row per run; all analyses of several runs use it."""
 
 import math
 from collections.abc import Sequence
@@ -20,22 +20,26 @@ TRIAL_COLUMNS = (
     Column("units", "Int64", "units that can die"),
     Column("born", "Int64", "of these, dead at step 0"),
     Column("new", "Int64", "of these, alive at step 0 and dead at the end"),
-    Column("revived", "Int64", "of these, that came back at some step"),
+    Column("revived", "Int64", "of these, units that came back at some step"),
     Column("dead", "Int64", "of these, dead at the end"),
     Column("nonfinite", "Int64", "of these, not finite at the end: neither dead nor alive"),
     Column("dead_fraction", "float64", "dead / units; empty if diverged"),
     Column("seconds", "float64", "how long the run took"),
     Column("error", "str", "why it crashed; empty if it did not"),
     Column("recording", "str", "path of the run's recording"),
-    Column("probe", "Int64", "samples that its units were judged on; empty without a probe"),
-    Column("notes", "str", "what its recording warns of, a line each"),
+    Column(
+        "probe",
+        "Int64",
+        "samples of the probe that its units were judged on; empty without a probe",
+    ),
+    Column("notes", "str", "warnings of its recording, one per line"),
 )
 METRIC = "metric."
-"""After these, a column `metric.NAME` for each number that train returned."""
+"""A column `metric.NAME` follows for each number that train returned."""
 
 
 def recording_notes(trials: pd.DataFrame) -> list[str]:
-    """What the recordings of these runs warn of: each warning once, with the runs that have it."""
+    """The warnings of these runs' recordings: each once, with the number of runs that have it."""
     if "notes" not in trials:
         return []
     each = trials["notes"].dropna().str.split("\n").explode()
@@ -49,14 +53,15 @@ def recording_notes(trials: pd.DataFrame) -> list[str]:
 def trials_table(results: Sequence[tuple[Cell, Result]], recordings: str = "") -> pd.DataFrame:
     """The table of trials: `TRIAL_COLUMNS`, then the metrics.
 
-    `recordings` is the folder of those made on this machine; of another's the file name is told.
+    `recordings` is the folder of the recordings made on this machine; for others only the file name
+    is given.
     """
     rows: list[dict[str, Any]] = []
     for cell, result in results:
         row = {name: getattr(result, name) for name in RESULT_FIELDS if name != "traceback"}
         if result.recording and (Path(recordings) / result.recording).exists():
             row["recording"] = str(Path(recordings) / result.recording)
-        if result.status == "diverged":  # units without a number prove no death, nor a life
+        if result.status == "diverged":  # units without a finite value prove neither death nor life
             row["dead_fraction"] = math.nan
         rows.append({"trial": cell.trial, "init": cell.init, "seed": cell.seed, **row})
     table = table_of(TRIAL_COLUMNS, rows)

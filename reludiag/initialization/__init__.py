@@ -1,1 +1,1 @@
-"""Initialization: how the weights of a network began."""
+"""Initialization: how the weights of a network were initialized."""

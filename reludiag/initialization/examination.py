@@ -1,6 +1,6 @@
-"""examine_initialization(): how an untrained model was initialized, and what is dead at birth.
+"""examine_initialization(): how an untrained model was initialized, and which units are born dead.
 
-All measuring is done on a copy; the model itself is only read.
+All measurements use a copy; the model itself is only read.
 """
 
 import copy
@@ -38,65 +38,65 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 BIRTH_COLUMNS = (
     Column("site", "str", "as in the unit table of a scan"),
     Column("layer", "str", "module whose weights feed the site"),
-    Column("norm", "str", "BatchNorm between the two"),
+    Column("norm", "str", "BatchNorm between that module and the site"),
     Column("units", "Int64", "number of units"),
     Column("born_dead", "Int64", "units that fired in no sample"),
     Column("nonfinite", "Int64", "units with a NaN or an infinity; never counted as dead"),
     Column("cosine", "float64", "mean cosine of two inputs of the layer"),
+    Column("expected", "float64", "share that is dead by chance alone at that cosine, by formula"),
     Column(
-        "expected", "float64", "share that chance alone leaves dead, at that cosine; by formula"
+        "with_bias", "float64", "the same with the model's own biases, at the scale of the inputs"
     ),
-    Column("with_bias", "float64", "the same for biases as they are, at the scale of the inputs"),
-    Column("bias_ratio", "float64", "standard deviation of the biases over that of w.x"),
-    Column("redrawn", "float64", "mean share where the model is drawn anew by kaiming_normal"),
+    Column("bias_ratio", "float64", "standard deviation of the biases / that of w.x"),
+    Column("redrawn", "float64", "mean share when the model is drawn again by kaiming_normal"),
 )
 REDRAW_COLUMNS = (
-    Column("scheme", "str", "by which the copy's weights were drawn anew"),
-    Column("seed", "Int64", "of the draw"),
+    Column("scheme", "str", "scheme by which the copy's weights were drawn"),
+    Column("seed", "Int64", "seed of the draw"),
     Column("units", "Int64", "units that can die"),
     Column("born_dead", "Int64", "of these, units that fired in no sample"),
     Column("nonfinite", "Int64", "of these, units with a NaN or an infinity"),
 )
 INPUT_COLUMNS = (
-    Column("layer", "str", "a layer that is fed by the model's input, and by no other layer"),
+    Column("layer", "str", "a layer that is fed only by the model's input"),
     Column("samples", "Int64", "samples seen"),
-    Column("gamma", "float64", "norm of the input's mean over norm of its standard deviation"),
+    Column("gamma", "float64", "norm of the input's mean / norm of its standard deviation"),
 )
 
 REDRAWN = ("pytorch", "kaiming_normal", "xavier_normal", "orthogonal")
 """Schemes that the model is compared with."""
 BASELINE = "kaiming_normal"
 OUTWEIGHED = 0.5
-"""A bias_ratio above which biases have a large say in which units fire: a fifth of the variance."""
+"""A bias_ratio above which biases largely decide which units fire: a fifth of the variance."""
 EXCESS = 0.05
-"""They are worth a word where this much more is dead than if the model were drawn anew."""
+"""They are reported if the share of dead units exceeds that of a new draw by this much."""
 SEEDS = 3
 LIMIT = 32
-"""Batches used at most: they are kept in memory, and run once for each scheme and seed."""
+"""Largest number of batches: they are kept in memory and run once per scheme and seed."""
 
 UNTRAINED = (
-    "This is only of weights before the first step: of a trained model it says nothing about how "
-    "it began."
+    "This is valid only for weights before the first step. For a trained model it says nothing "
+    "about its initialization."
 )
 WITHOUT_DATA = (
-    "Without data it is not known which layers feed a rectifier, nor what is dead: --data SPEC "
-    "(or batches) measures it."
+    "Without data it is unknown which layers feed a rectifier and which units are dead. Pass "
+    "--data SPEC (or batches) to measure it."
 )
 UNFILLED = (
-    "BatchNorm uses its running statistics in eval mode, and before training they have seen no "
-    "data: a unit dead here may fire in training."
+    "In eval mode BatchNorm uses its running statistics, which have seen no data before "
+    "training: a unit dead here may fire in training."
 )
 
 
 @dataclass(frozen=True)
 class InitExamination:
-    """How a model was initialized; the tables are None where no data was given."""
+    """How a model was initialized; the tables are None without data."""
 
     model: str
     layers: tuple[LayerInit, ...]
     """Linear layers and convolutions, in the order of the model's modules."""
     problems: tuple[InitProblem, ...]
-    """Of the network as a whole, and of its input."""
+    """Problems of the whole network and of its input."""
     samples: int
     births: pd.DataFrame | None
     """A row per site that can die: `BIRTH_COLUMNS`."""
@@ -123,10 +123,10 @@ def examine_initialization(
     notes: Sequence[str] = (),
     progress: ProgressCallback | None = None,
 ) -> InitExamination:
-    """Say how an untrained model was initialized, and what is wrong with it.
+    """Examine how an untrained model was initialized, and what is wrong with it.
 
     With `batches` (as in `scan`; at most `limit` of them) also how many units are born dead, how
-    many chance alone would leave, and how many other schemes would, each drawn `seeds` times on a
+    many would be by chance alone, and how many with other schemes, each drawn `seeds` times on a
     copy of the model. Floating-point inputs are cast to `dtype` if it is given.
 
     Raises ModelError for a model without rectifiers or one that cannot be copied, DataError as
@@ -137,20 +137,24 @@ def examine_initialization(
         scanner = Scanner(twin)
         layers = _layers(scanner.model)
         described = {path: _described(path, layer) for path, layer in layers.items()}
-        # Kept: the copy will be drawn anew.
+        # Kept, because the copy will be drawn again.
         biases = {path: _array(layer.bias).ravel() for path, layer in layers.items()}
         name = type(scanner.model).__name__
         if batches is None:
-            found = tuple(described.values())
-            said = (*notes, UNTRAINED, WITHOUT_DATA)
-            return InitExamination(name, found, (), 0, None, None, None, said)
-        kept = list(limited(batches_of(batches), limit))
-        measured = scanner.run(kept, dtype=dtype)
-        inputs = measure_inputs(scanner.model, kept, layers, dtype)
-        norms = {found.site.norm for found in measured.sites if found.site.norm is not None}
+            layer_inits = tuple(described.values())
+            all_notes = (*notes, UNTRAINED, WITHOUT_DATA)
+            return InitExamination(name, layer_inits, (), 0, None, None, None, all_notes)
+        batch_list = list(limited(batches_of(batches), limit))
+        measured = scanner.run(batch_list, dtype=dtype)
+        inputs = measure_inputs(scanner.model, batch_list, layers, dtype)
+        norms = {
+            layer_inits.site.norm
+            for layer_inits in measured.sites
+            if layer_inits.site.norm is not None
+        }
         normed = [m for path, m in scanner.model.named_modules() if path in norms]
-        redrawn, refused = _redraw(scanner, kept, seeds, dtype, progress)
-    first = {path: given for path, given in inputs.items() if given.is_first}
+        redrawn, refused = _redraw(scanner, batch_list, seeds, dtype, progress)
+    first = {path: layer_input for path, layer_input in inputs.items() if layer_input.is_first}
     births = _births(measured, inputs, described, biases, redrawn)
     return InitExamination(
         model=name,
@@ -162,8 +166,8 @@ def examine_initialization(
         inputs=table_of(
             INPUT_COLUMNS,
             [
-                {"layer": path, "samples": given.samples, "gamma": given.gamma}
-                for path, given in first.items()
+                {"layer": path, "samples": layer_input.samples, "gamma": layer_input.gamma}
+                for path, layer_input in first.items()
             ],
         ),
         notes=(*notes, UNTRAINED, *measured.blind_spots, *_unfilled(normed), *refused),
@@ -173,15 +177,15 @@ def examine_initialization(
 def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
-    except Exception as error:  # a module may hold anything: a lock, a file, a tensor of a graph
+    except Exception as error:  # a module may hold a lock, a file, a tensor of a graph
         raise ModelError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and it is "
-            "not to be touched. Give a freshly built model"
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and the "
+            "original must not be changed. Pass a newly built model"
         ) from error
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers and convolutions by path; one that has several paths by its first."""
+    """Linear layers and convolutions by path; by the first path if there are several."""
     return {
         path: module
         for path, module in model.named_modules()
@@ -201,7 +205,7 @@ def _array(parameter: Any) -> Floats:
 
 
 def _as_used(layer: LayerInit, measured: Measurement, births: pd.DataFrame) -> LayerInit:
-    """Only what is wrong where the layer is: a BatchNorm takes out any bias, mean and scale."""
+    """Only problems that matter: a BatchNorm removes any bias, mean and scale."""
     sites = [f.site for f in measured.sites if f.site.producer == layer.module]
     if not any(site.rectifier.can_die for site in sites):
         wrong = {"nonfinite"}
@@ -209,12 +213,12 @@ def _as_used(layer: LayerInit, measured: Measurement, births: pd.DataFrame) -> L
         wrong = {"nonfinite", "constant"}
     else:
         return replace(layer, problems=(*layer.problems, *_outweighing(layer, births)))
-    kept = tuple(problem for problem in layer.problems if problem.kind in wrong)
-    return replace(layer, problems=kept)
+    problems = tuple(problem for problem in layer.problems if problem.kind in wrong)
+    return replace(layer, problems=problems)
 
 
 def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
-    """Biases drawn around 0 that are large beside what is left of the signal, if so."""
+    """The problem of biases around 0 that are large relative to the remaining signal, if any."""
     for row in births[births["layer"] == layer.module].to_dict("records"):
         otherwise = row["expected"] if math.isnan(row["redrawn"]) else row["redrawn"]
         measured = row["born_dead"] / row["units"]
@@ -224,10 +228,10 @@ def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
                 InitProblem(
                     "bias_outweighs",
                     row["bias_ratio"],
-                    f"the signal has shrunk where it reaches {layer.module}: the biases there are "
-                    f"{row['bias_ratio']:.2g} times as large as w.x, and say which units fire, "
-                    f"whatever the sample. Of its units {percent(measured)} are "
-                    "born dead; zero biases and weights that keep the scale would leave "
+                    f"the signal has shrunk before it reaches {layer.module}: the biases there are "
+                    f"{row['bias_ratio']:.2g} times as large as w.x, so they decide which units "
+                    f"fire, for every sample. {percent(measured)} of its units are born dead; "
+                    "with zero biases and weights that keep the scale it would be "
                     f"{percent(otherwise)}",
                     f"start the bias of {layer.module} at 0, and the layers before it with "
                     "kaiming_normal",
@@ -238,7 +242,7 @@ def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
 
 
 def _unfilled(norms: Sequence[nn.Module]) -> list[str]:
-    """The note on running statistics that have seen no batch, and that eval mode relies on."""
+    """The note on running statistics that have seen no batch but are used in eval mode."""
     unfilled = [
         norm
         for norm in norms
@@ -250,12 +254,12 @@ def _unfilled(norms: Sequence[nn.Module]) -> list[str]:
 
 def _width_problems(measured: Measurement) -> list[InitProblem]:
     widths = [
-        found.site.units
-        for found in measured.sites
-        if found.site.rectifier.can_die
-        and found.site.producer is not None
-        and found.site.norm is None
-        and found.site.units
+        counts.site.units
+        for counts in measured.sites
+        if counts.site.rectifier.can_die
+        and counts.site.producer is not None
+        and counts.site.norm is None
+        and counts.site.units
     ]
     problem = narrowness(widths)
     return [] if problem is None else [problem]
@@ -265,16 +269,16 @@ def _input_problems(first: dict[str, LayerInput]) -> list[InitProblem]:
     return [
         InitProblem(
             "input_shift",
-            given.gamma,
-            f"the input of {path or 'the model'} is not centred: its mean is {given.gamma:.3g} "
-            "times as long as its standard deviation, so that samples point the same way, and "
-            "units that point away from them are born dead under any scheme",
+            entry.gamma,
+            f"the input of {path or 'the model'} is not centred: its mean is {entry.gamma:.3g} "
+            "times as long as its standard deviation. So all samples point the same way, and "
+            "units that point the other way are born dead under any scheme",
             "subtract the mean of each feature from the data (and divide by its standard "
             "deviation)",
             kills_at_birth=True,
         )
-        for path, given in first.items()
-        if given.gamma > UNCENTRED
+        for path, entry in first.items()
+        if entry.gamma > UNCENTRED
     ]
 
 
@@ -292,14 +296,14 @@ def _redraw(
     dtype: torch.dtype | None,
     progress: ProgressCallback | None,
 ) -> tuple[list[_Redraw], list[str]]:
-    """The same pass with the weights drawn anew; and sentences on what could not be drawn."""
+    """The same pass with the weights drawn again; and sentences on schemes that failed."""
     done: list[_Redraw] = []
     draws = list(itertools.product(REDRAWN, range(seeds)))
     for index, (scheme, seed) in enumerate(draws):
         try:
             reinitialize(scanner.model, scheme, seed)
         except UsageError as error:
-            return [], [f"No other scheme was tried: {error}."]
+            return [], [f"Other schemes were not tried: {error}."]
         done.append(_Redraw(scheme, seed, scanner.run(batches, dtype=dtype)))
         if progress is not None:
             progress(index + 1, len(draws))
@@ -308,23 +312,23 @@ def _redraw(
 
 @dataclass(frozen=True)
 class _Chance:
-    """What chance alone leaves dead of a layer's units; see `BIRTH_COLUMNS`."""
+    """Share of a layer's units that is dead by chance alone; see `BIRTH_COLUMNS`."""
 
     expected: float = math.nan
     with_bias: float = math.nan
     bias_ratio: float = math.nan
 
     @classmethod
-    def of(cls, given: LayerInput, layer: LayerInit, bias: Floats, samples: int) -> "_Chance":
+    def of(cls, layer_input: LayerInput, layer: LayerInit, bias: Floats, samples: int) -> "_Chance":
         """By the integrals of `causes.birth`."""
-        if math.isnan(given.cosine) or layer.std is None or not np.isfinite(bias).all():
+        if math.isnan(layer_input.cosine) or layer.std is None or not np.isfinite(bias).all():
             return cls()
-        expected = silent_on_all(given.cosine, samples)
-        spreads = layer.std * given.lengths
+        expected = silent_on_all(layer_input.cosine, samples)
+        spreads = layer.std * layer_input.lengths
         signal = math.sqrt(np.square(spreads).mean())
         if not bias.any() or signal == 0 or not math.isfinite(signal):
             return cls(expected, expected, 0.0)
-        with_bias = silent_with_bias(given.cosine, spreads, bias)
+        with_bias = silent_with_bias(layer_input.cosine, spreads, bias)
         return cls(expected, with_bias, float(bias.std()) / signal)
 
 
@@ -337,28 +341,33 @@ def _births(
 ) -> pd.DataFrame:
     again: dict[str, list[float]] = {}
     for redraw in redrawn:
-        for found in redraw.measured.sites if redraw.scheme == BASELINE else ():
-            if found.site.units:
-                share = is_dead(found.counts, found.site.rectifier).sum() / found.site.units
-                again.setdefault(found.site.key, []).append(float(share))
+        for site_counts in redraw.measured.sites if redraw.scheme == BASELINE else ():
+            if site_counts.site.units:
+                share = (
+                    is_dead(site_counts.counts, site_counts.site.rectifier).sum()
+                    / site_counts.site.units
+                )
+                again.setdefault(site_counts.site.key, []).append(float(share))
     rows = []
-    for found in measured.sites:
-        site = found.site
+    for site_counts in measured.sites:
+        site = site_counts.site
         if not site.rectifier.can_die or not site.units:
             continue
-        given, layer = inputs.get(site.producer or ""), layers.get(site.producer or "")
+        layer_input, layer = inputs.get(site.producer or ""), layers.get(site.producer or "")
         chance = _Chance()
-        if given is not None and layer is not None and site.key in given.rectified:
-            chance = _Chance.of(given, layer, biases[layer.module], found.counts.samples)
+        if layer_input is not None and layer is not None and site.key in layer_input.rectified:
+            chance = _Chance.of(
+                layer_input, layer, biases[layer.module], site_counts.counts.samples
+            )
         shares = again.get(site.key)
         row = {
             "site": site.name,
             "layer": site.producer,
             "norm": site.norm,
             "units": site.units,
-            "born_dead": int(is_dead(found.counts, site.rectifier).sum()),
-            "nonfinite": int(found.counts.nonfinite.sum()),
-            "cosine": math.nan if given is None else given.cosine,
+            "born_dead": int(is_dead(site_counts.counts, site.rectifier).sum()),
+            "nonfinite": int(site_counts.counts.nonfinite.sum()),
+            "cosine": math.nan if layer_input is None else layer_input.cosine,
             **vars(chance),
             "redrawn": float(np.mean(shares)) if shares else math.nan,
         }
@@ -373,9 +382,9 @@ def _redraw_table(redrawn: Sequence[_Redraw]) -> pd.DataFrame:
         row = {
             "scheme": redraw.scheme,
             "seed": redraw.seed,
-            "units": sum(found.site.units or 0 for found in mortal),
+            "units": sum(counts.site.units or 0 for counts in mortal),
             "born_dead": sum(int(is_dead(f.counts, f.site.rectifier).sum()) for f in mortal),
-            "nonfinite": sum(int(found.counts.nonfinite.sum()) for found in mortal),
+            "nonfinite": sum(int(counts.counts.nonfinite.sum()) for counts in mortal),
         }
         rows.append(row)
     return table_of(REDRAW_COLUMNS, rows)

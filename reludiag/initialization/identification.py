@@ -1,8 +1,8 @@
-"""From which scheme weights are, by likelihood over `schemes.SCHEMES`.
+"""Identifies the scheme of weights by likelihood over `schemes.SCHEMES`.
 
-Schemes that explain the weights about as well cannot be told apart, and all are given: Xavier is
-LeCun where fan_in is fan_out. Weights that none explains are "unknown". Orthogonal ones are found
-by W W^T first, because their entries look normal.
+Schemes with about the same likelihood cannot be told apart, and all are named: Xavier equals LeCun
+if fan_in is fan_out. If no scheme explains the weights, it is "unknown". Orthogonal weights are
+tested first, by W W^T, because their entries look normal.
 """
 
 import math
@@ -10,32 +10,33 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from reludiag.initialization.schemes import SCHEMES, TRUNCATED_VARIANCE, TRUNCATION, Fans
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 INDISTINGUISHABLE = 7.0
-"""Log-likelihoods that differ by less do not tell two schemes apart. At 3, as is usual, the true
-one of two neighbours would be ruled out in up to 0.7 % of layers; at 7 in 0.01 %: for two normals
-the chance is at most Phi(-sqrt(2 * 7)), whatever their variances."""
+"""Two schemes whose log-likelihoods differ by less cannot be told apart. At 3, as is usual, the
+true one of two neighbours would be ruled out in up to 0.7 % of layers; at 7 in 0.01 %: for two
+normals the chance is at most Phi(-sqrt(2 * 7)), whatever their variances.
+"""
 MISFIT = 14.0
-"""A scheme this much less likely than its own family, with the variance free, explains nothing:
-the chance is 1e-6 for a uniform, 1e-7 for a normal."""
+"""A scheme is rejected if its log-likelihood is lower by this than that of its family with a free
+variance: the probability is 1e-6 for a uniform, 1e-7 for a normal.
+"""
 SHAPE_P = 1e-7
-"""Nor does one whose distribution function is this improbable (Kolmogorov-Smirnov)."""
+"""A scheme is also rejected below this p-value (Kolmogorov-Smirnov)."""
 _SAMPLE = 50_000  # evenly spread weights: sorting all of a large layer would take seconds
 _GRAM = 64  # rows of W W^T that are looked at
 _GRAM_ERROR = 1e-4
 
 MEAN_Z = 5.0
-"""A mean of the weights this many standard errors from 0 was put there (p = 6e-7)."""
+"""A mean of the weights this many standard errors from 0 is not chance (p = 6e-7)."""
 
 
 @dataclass(frozen=True)
 class Identified:
-    """What was found out about a layer's weights; the fields are those of `LayerInit`."""
+    """The result for a layer's weights; the fields are those of `LayerInit`."""
 
     distribution: str
     scheme: str = "unknown"
@@ -65,7 +66,7 @@ def identify(matrix: Floats, fans: Fans) -> Identified:
     best = max(likelihoods, key=lambda scheme: likelihoods[scheme])
     fits = likelihoods[best] >= sample.best(family) - MISFIT
     if not fits or not sample.has_shape(best.distribution, math.sqrt(best.variance(fans))):
-        # The likeliest of three families may still be nothing like the weights.
+        # Even the likeliest of three families may not fit the weights.
         named = sample.has_shape(family, sample.best_std(family))
         return Identified(family if named else "other")
     alike = tuple(
@@ -78,19 +79,19 @@ def identify(matrix: Floats, fans: Fans) -> Identified:
 
 @dataclass(frozen=True)
 class _Sample:
-    """What the likelihoods of a layer's weights follow from.
+    """The statistics from which the likelihoods are computed.
 
-    Weights whose mean is not 0 are moved there first: Kaiming's weights shifted by -0.3 are still
-    Kaiming's, and their mean is what is wrong with them.
+    Weights are centred first: Kaiming's weights shifted by -0.3 are still Kaiming's, and the shift
+    is reported separately.
     """
 
     n: int
     square: float
     """Mean square."""
     largest: float
-    """Of all magnitudes, less what moving them may have added."""
+    """Largest magnitude, without what centring may have added."""
     rounded: float
-    """By how much rounding may have moved the largest beyond its bound, as a factor."""
+    """Factor by which rounding may have moved the largest weight beyond its bound."""
     spread: Floats
     """Some of the weights, sorted."""
 
@@ -112,7 +113,8 @@ class _Sample:
             bound = math.sqrt(3) * std
             if self.largest > bound * self.rounded:
                 return -math.inf
-            # Rounding excuses a weight beyond the bound; it makes no narrower bound likelier.
+            # Rounding allows a weight beyond the bound, but does not make a narrower bound
+            # likelier.
             return -self.n * math.log(2 * max(bound, self.largest))
         normal = std
         log_inside = 0.0
@@ -125,7 +127,7 @@ class _Sample:
         return -self.n * (0.5 * (math.log(2 * math.pi * normal**2) + squares) + log_inside)
 
     def best_std(self, distribution: str) -> float:
-        """The standard deviation that makes the weights likeliest."""
+        """The standard deviation with the highest likelihood."""
         if distribution == "normal":
             return math.sqrt(self.square)
         if distribution == "uniform":
@@ -140,7 +142,9 @@ class _Sample:
         return self.log_likelihood(distribution, self.best_std(distribution))
 
     def has_shape(self, distribution: str, std: float) -> bool:
-        """Whether the weights may be from this distribution, by Kolmogorov and Smirnov."""
+        """Whether the weights may be from this distribution (Kolmogorov-Smirnov)."""
+        from scipy import special
+
         if distribution == "uniform":
             below = np.clip(0.5 + self.spread / (2 * math.sqrt(3) * std), 0, 1)
         elif distribution == "truncated_normal":
@@ -155,7 +159,7 @@ class _Sample:
 
 
 def _resolution(values: Floats) -> float:
-    """Relative rounding of the type that these numbers were held in."""
+    """Relative rounding error of the dtype of these numbers."""
     single = values[:_SAMPLE].astype(np.float32)
     if not (single.view(np.uint32) & 0xFFFF).any():
         return 2.0**-8  # bfloat16

@@ -1,10 +1,10 @@
-"""One layer as it was initialized: from which scheme its weights are, and what is wrong with it.
+"""The initialization of one layer: its scheme, and what is wrong with it.
 
-All of this is of weights at step 0. Trained weights tell nothing of how they began, and may well
-look like a scheme that they are not from: give none.
+This is valid only for weights at step 0.
 
-Which scheme it is, is for `identification` to say; weights that none explains are "unknown", with
-their distribution and standard deviation.
+Trained weights say nothing about their initialization and may look like another scheme: do not pass
+them. `identification` names the scheme; if no scheme fits, it is "unknown", with the distribution
+and the standard deviation.
 """
 
 import math
@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from reludiag.errors import UsageError
 from reludiag.initialization.birth import layer_dies_single_direction, needed_width
@@ -23,20 +22,21 @@ from reludiag.initialization.schemes import Fans, fans_of
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 HE_VARIANCE = 2.0
-"""What a ReLU asks of Var(w) * fan_in to keep the scale of the signal (He et al. 2015, 2.2)."""
+"""Var(w) * fan_in that keeps the scale of the signal through a ReLU (He et al. 2015, 2.2)."""
 VARIANCE_FACTOR = 3.0
-"""Off by more than this, the variance is worth a word; LeCun and Xavier are off by about 2."""
+"""A variance off by more than this factor is reported; LeCun and Xavier are off by about 2."""
 DEEP_BIAS = 0.5
-"""A mean bias this many standard deviations of w.x below 0 silences 69 % of an input instead of
-half."""
+"""A mean bias this many standard deviations of w.x below 0 silences a unit on 69 % of inputs
+instead of half.
+"""
 SILENT_BIAS = 3.0
-"""A unit whose bias is this deep fires in 0.13 % of inputs."""
+"""A unit with a bias this far below 0 fires on 0.13 % of inputs."""
 RECTIFIED_MEAN = 1 / math.sqrt(math.pi)
 """Mean over root mean square of a rectified standard normal: (1/sqrt(2 pi)) / (1/sqrt(2))."""
 SHIFT = 0.5
-"""A shift of w.x this large, in its standard deviations, is worth a word, as for a bias."""
+"""A shift of w.x by this many of its standard deviations is reported, as for a bias."""
 NARROW = 0.01
-"""A network that is born with a wholly dead layer more often than this is too narrow."""
+"""A network is too narrow if the probability of a completely dead layer at step 0 is above this."""
 _ROUNDED = 1 + 2**-8  # a bound as bfloat16 may have rounded it
 
 
@@ -45,37 +45,40 @@ class InitProblem:
     """One thing that is wrong with an initialization, with its number."""
 
     kind: str
-    """negative_bias, weight_mean, constant, variance, nonfinite; where there is data also
-    bias_outweighs; of a network too_narrow, input_shift."""
+    """negative_bias, weight_mean, constant, variance, nonfinite; with data also bias_outweighs; for
+    a network too_narrow, input_shift.
+    """
     value: float
-    """Depth of the bias or number of deep ones; mean of the weights; their variance over He's;
-    number of non-finite ones; chance of a dead layer."""
+    """Depth of the bias or number of deep biases; mean of the weights; their variance / He's;
+    number of non-finite weights; probability of a dead layer.
+    """
     sentence: str
     advice: str
     kills_at_birth: bool
-    """Whether it makes units dead at step 0. A wrong variance alone never does."""
+    """Whether it kills units at step 0. A wrong variance alone never does."""
 
 
 @dataclass(frozen=True)
 class LayerInit:
-    """How one layer began; `dataclasses.asdict` gives what JSON can hold."""
+    """The initialization of one layer; `dataclasses.asdict` gives JSON-compatible values."""
 
     module: str
     shape: tuple[int, ...]
     fan_in: int
-    """Weights that feed one unit: of a transposed convolution counted as if its stride were 1."""
+    """Number of weights that feed one unit; for a transposed convolution as if its stride were 1.
+    """
     fan_out: int
     distribution: str
     """normal, uniform, truncated_normal, orthogonal, identity, constant, zero, nonfinite, empty;
-    other where it is none of these."""
+    other for anything else."""
     scheme: str
-    """The likeliest, or unknown."""
+    """The likeliest scheme, or unknown."""
     alike: tuple[str, ...]
-    """Schemes that cannot be told apart from it."""
+    """Schemes that cannot be distinguished from it."""
     mean: float | None
     std: float | None
     mean_z: float | None
-    """Mean of the weights in its standard errors; None where all weights are equal."""
+    """Mean of the weights in standard errors; None if all weights are equal."""
     gain: float | None
     """std * sqrt(fan_in): He's for ReLU is sqrt(2)."""
     bias: str
@@ -85,12 +88,12 @@ class LayerInit:
     bias_min: float | None
     bias_depth: float | None
     """How far the mean bias is below 0, in standard deviations of w.x for inputs of mean square 1;
-    negative where it is above."""
+    negative if it is above 0."""
     problems: tuple[InitProblem, ...]
 
     @property
     def name(self) -> str:
-        """The scheme in words, with those that cannot be told apart from it."""
+        """The scheme in words, with the schemes that cannot be distinguished from it."""
         if self.scheme == "unknown":
             spread = "" if self.std is None else f", std {self.std:.3g}"
             return f"unknown ({self.distribution}{spread})"
@@ -103,10 +106,10 @@ def describe_layer(
     bias: np.ndarray[Any, Any] | None,
     transposed: bool = False,
 ) -> LayerInit:
-    """Say how a layer was initialized, from its weights at step 0.
+    """Describe how a layer was initialized, from its weights at step 0.
 
-    `weight` is `[unit, input, *kernel]`, or `[input, unit, *kernel]` where `transposed`; `bias` is
-    `[unit]`. Raises UsageError for a weight of fewer than two axes, which is no layer's.
+    `weight` is `[unit, input, *kernel]`, or `[input, unit, *kernel]` if `transposed`; `bias` is
+    `[unit]`. Raises UsageError for a weight with fewer than two axes.
     """
     if weight.ndim < 2:
         raise UsageError(
@@ -118,13 +121,13 @@ def describe_layer(
     if transposed:  # torch.nn.init counts the fans of a transposed convolution the other way round
         fan_in, fan_out = fan_out, fan_in
     matrix = np.asarray(weight, dtype=np.float64).reshape(weight.shape[0], counted.fan_in)
-    found = identify(matrix, counted)
+    scheme = identify(matrix, counted)
     mean = std = mean_z = None
     spread = 0.0
-    if found.distribution not in {"nonfinite", "empty"}:
+    if scheme.distribution not in {"nonfinite", "empty"}:
         mean = float(matrix.mean())
-        # Of equal numbers NumPy's is not quite 0.
-        std = 0.0 if found.distribution in {"zero", "constant"} else float(matrix.std())
+        # NumPy's standard deviation of equal numbers is not exactly 0.
+        std = 0.0 if scheme.distribution in {"zero", "constant"} else float(matrix.std())
         mean_z = mean / std * math.sqrt(matrix.size) if std > 0 else None
         spread = math.sqrt(fan_in * (std**2 + mean**2))
     start = _Bias.of(bias, counted, spread)
@@ -133,9 +136,9 @@ def describe_layer(
         shape=tuple(int(length) for length in weight.shape),
         fan_in=fan_in,
         fan_out=fan_out,
-        distribution=found.distribution,
-        scheme=found.scheme,
-        alike=found.alike,
+        distribution=scheme.distribution,
+        scheme=scheme.scheme,
+        alike=scheme.alike,
         mean=mean,
         std=std,
         mean_z=mean_z,
@@ -154,27 +157,28 @@ def describe_layer(
 
 
 def narrowness(widths: Sequence[int]) -> InitProblem | None:
-    """Whether layers of these widths, one after the other, are too narrow for their number.
+    """The problem of consecutive layers of these widths that are too narrow for their number.
 
-    The chance that one of them is born wholly dead is at most 1 - prod(1 - 2^-N), for any
-    architecture of zero bias and symmetric weights without normalization; see `birth`.
+    The probability that one of them is completely dead at step 0 is at most 1 - prod(1 - 2^-N), for
+    any architecture of zero bias and symmetric weights without normalization; see `birth`.
     """
     chance = layer_dies_single_direction(widths)
     if chance <= NARROW:
         return None
-    wanted = needed_width(len(widths), NARROW)
+    width = needed_width(len(widths), NARROW)
     return InitProblem(
         "too_narrow",
         chance,
-        f"{len(widths)} layers, the narrowest of {min(widths)} units: with a chance of up to "
-        f"{percent(chance)} one of them is born wholly dead, and the network constant",
-        f"make each layer at least {wanted} units wide, or the network shallower",
+        f"{len(widths)} layers, the narrowest of {min(widths)} units: with a probability of up "
+        f"to {percent(chance)} one of them is completely dead at step 0, and the output of the "
+        "network is constant",
+        f"make each layer at least {width} units wide, or the network shallower",
         kills_at_birth=True,
     )
 
 
 def percent(share: float) -> str:
-    """A share in words, never rounded to none or all of it."""
+    """A share in words, never rounded to 0 or 100 %."""
     if 0 < share < 5e-4:
         return "less than 0.05 %"
     if 1 - 5e-4 < share < 1:
@@ -185,7 +189,7 @@ def percent(share: float) -> str:
 def _weight_problems(layer: LayerInit, mean_z: float) -> list[InitProblem]:
     assert layer.mean is not None and layer.std is not None and layer.gain is not None
     problems: list[InitProblem] = []
-    if layer.distribution == "identity":  # chosen to pass its input on, and it does
+    if layer.distribution == "identity":  # chosen to pass on the input, which works
         return problems
     # The mean of w.x over inputs that are rectified, in its standard deviations.
     shift = RECTIFIED_MEAN * math.sqrt(layer.fan_in) * layer.mean / layer.std
@@ -195,10 +199,10 @@ def _weight_problems(layer: LayerInit, mean_z: float) -> list[InitProblem]:
                 "weight_mean",
                 layer.mean,
                 f"the weights of {layer.module} have mean {layer.mean:.3g}, {abs(mean_z):,.0f} "
-                "standard errors from 0: inputs that are positive, as those of a ReLU, move w.x "
-                f"by {shift:+.1f} of its standard deviations, and units are "
+                "standard errors from 0: positive inputs, such as the outputs of a ReLU, shift "
+                f"w.x by {shift:+.1f} of its standard deviations, and units are "
                 + ("born dead" if shift < 0 else "always on"),
-                f"draw the weights of {layer.module} with mean 0 (std {layer.std:.3g} as now)",
+                f"draw the weights of {layer.module} with mean 0 (keep std {layer.std:.3g})",
                 kills_at_birth=shift < 0,
             )
         )
@@ -211,10 +215,10 @@ def _weight_problems(layer: LayerInit, mean_z: float) -> list[InitProblem]:
                 "variance",
                 ratio,
                 f"the variance of the weights of {layer.module} is {factor} times too "
-                f"{'small' if ratio < 1 else 'large'} for a ReLU, which asks for 2/fan_in: there "
-                f"the signal {'shrinks' if ratio < 1 else 'grows'} by a factor of "
-                f"{math.sqrt(max(ratio, 1 / ratio)):.3g}. With zero bias this kills no "
-                "unit at birth; it changes how large a training step is beside the weights",
+                f"{'small' if ratio < 1 else 'large'} for a ReLU, which needs 2/fan_in: the "
+                f"signal {'shrinks' if ratio < 1 else 'grows'} by a factor of "
+                f"{math.sqrt(max(ratio, 1 / ratio)):.3g}. With zero bias this kills no unit at "
+                "step 0, but it changes how large a training step is relative to the weights",
                 f"start {layer.module} with kaiming_normal, std {math.sqrt(2 / layer.fan_in):.3g}",
                 kills_at_birth=False,
             )
@@ -223,7 +227,7 @@ def _weight_problems(layer: LayerInit, mean_z: float) -> list[InitProblem]:
 
 
 def _degenerate(layer: LayerInit, matrix: Floats) -> list[InitProblem]:
-    """Of weights that are all equal, or not finite, or none."""
+    """Description of weights that are all equal, not finite, or empty."""
     if layer.distribution == "empty":
         return []
     if layer.mean is None:
@@ -233,7 +237,7 @@ def _degenerate(layer: LayerInit, matrix: Floats) -> list[InitProblem]:
                 "nonfinite",
                 float(count),
                 f"{count:,} weights of {layer.module} are NaN or infinite before the first step",
-                f"initialize {layer.module} anew",
+                f"initialize {layer.module} again",
                 kills_at_birth=False,
             )
         ]
@@ -242,8 +246,8 @@ def _degenerate(layer: LayerInit, matrix: Floats) -> list[InitProblem]:
         InitProblem(
             "constant",
             layer.mean,
-            f"all weights of {layer.module} are {layer.mean:.3g}: its units are alike but for "
-            "their biases, and training cannot tell them apart",
+            f"all weights of {layer.module} are {layer.mean:.3g}: its units differ only in their "
+            "biases, so they all learn the same",
             f"draw the weights of {layer.module} at random, as kaiming_normal does",
             kills_at_birth=dies,
         )
@@ -252,7 +256,7 @@ def _degenerate(layer: LayerInit, matrix: Floats) -> list[InitProblem]:
 
 @dataclass(frozen=True)
 class _Bias:
-    """How a layer's biases began."""
+    """The initialization of a layer's biases."""
 
     kind: str
     mean: float | None = None
@@ -261,8 +265,8 @@ class _Bias:
     depth: float | None = None
     units: int = 0
     deep: int = 0
-    """Units whose bias alone all but silences them."""
-    chosen: bool = False
+    """Number of units that are almost silenced by their bias alone."""
+    is_negative: bool = False
     """Whether their mean is below 0 by more than chance."""
 
     @classmethod
@@ -282,7 +286,8 @@ class _Bias:
             kind = "pytorch"
         else:
             kind = "drawn"
-        # Of zero weights `constant` speaks; what PyTorch draws is small, and below 0 by chance.
+        # Zero weights are reported as `constant`; PyTorch's biases are small, and below 0 by
+        # chance.
         if spread == 0 or kind == "pytorch":
             depth = -mean / spread if spread else None
             return cls(kind, mean, std, lowest, depth, values.size)
@@ -299,17 +304,19 @@ class _Bias:
 
 
 def _bias_problems(layer: LayerInit, bias: _Bias) -> list[InitProblem]:
+    from scipy import special
+
     if bias.kind == "nonfinite":
         sentence = f"the bias of {layer.module} has NaN or infinite values before the first step"
         advice = f"start the bias of {layer.module} at 0"
         return [InitProblem("nonfinite", float(bias.units), sentence, advice, False)]
     if bias.depth is None or bias.mean is None or bias.minimum is None:
         return []
-    if bias.chosen and bias.depth > DEEP_BIAS:
+    if bias.is_negative and bias.depth > DEEP_BIAS:
         starts = "starts at" if bias.kind == "constant" else "has mean"
         sentence = (
             f"the bias of {layer.module} {starts} {bias.mean:.3g}, {bias.depth:.1f} standard "
-            "deviations of w.x below 0 (for inputs of mean square 1): a unit fires in "
+            "deviations of w.x below 0 (for inputs of mean square 1): a unit fires on "
             f"{percent(float(special.ndtr(-bias.depth)))} of inputs instead of half"
         )
         value, lowest = bias.depth, f"starts at {bias.mean:.3g}"
@@ -317,7 +324,7 @@ def _bias_problems(layer: LayerInit, bias: _Bias) -> list[InitProblem]:
         sentence = (
             f"{bias.deep} of {bias.units} biases of {layer.module} are more than {SILENT_BIAS:g} "
             f"standard deviations of w.x below 0, down to {bias.minimum:.3g}: such a unit fires "
-            "in less than 0.14 % of inputs"
+            "on less than 0.14 % of inputs"
         )
         value, lowest = float(bias.deep), f"starts as low as {bias.minimum:.3g}"
     else:

@@ -1,7 +1,7 @@
-"""What the layers of a model are given: how alike their inputs are, and how far from centred.
+"""Layer inputs: how similar the inputs of a layer are, and how far from centred.
 
-Both decide how many units are born dead, whatever the scheme: inputs that point the same way are
-all on the same side of a unit's plane.
+Both decide how many units are born dead under any scheme: inputs that point the same way are all on
+the same side of a unit's plane.
 """
 
 import math
@@ -27,17 +27,18 @@ class LayerInput:
 
     samples: int
     is_first: bool
-    """Made from the model's input alone: by no weight."""
+    """Whether it is made from the model's input without weights."""
     gamma: float
     """Norm of its mean over norm of its standard deviation, both vectors over the features (of a
-    convolution: over the channels); infinite where it is constant. NaN where it is not finite or
-    the layer is not a first one."""
+    convolution: over the channels); infinite if it is constant. NaN if it is not finite or the
+    layer is not a first one.
+    """
     cosine: float
-    """Mean cosine of two samples; NaN where a sample is not one vector."""
+    """Mean cosine of two samples; NaN if a sample is not one vector."""
     lengths: np.ndarray[Any, np.dtype[np.float64]]
-    """Of the samples; empty where a sample is not one vector."""
+    """Norms of the samples; empty if a sample is not one vector."""
     rectified: frozenset[str]
-    """Keys of the sites that rectify this layer's output just as it is."""
+    """Keys of the sites that rectify this layer's output directly."""
 
 
 def measure_inputs(
@@ -46,10 +47,10 @@ def measure_inputs(
     layers: Mapping[str, nn.Module],
     dtype: torch.dtype | None = None,
 ) -> dict[str, LayerInput]:
-    """Run the batches through `model`, in eval mode, and measure what `layers` (by path) are given.
+    """Run the batches through `model` in eval mode and measure the inputs of `layers` (by path).
 
-    Layers that were never called are left out. The model's parameters are made to ask for
-    gradients in the first batch: give a copy that no one trains.
+    Layers that are never called are left out. In the first batch the parameters require gradients:
+    pass a copy that is not trained.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with preserve_state(model), uncompiled():
@@ -119,7 +120,7 @@ class _Tally:
             self._directions = _sum(self._directions, rows)
 
     def gamma(self) -> float:
-        """Norm of the mean over norm of the standard deviation; NaN where it was not asked for."""
+        """Norm of the mean / norm of the standard deviation; NaN if it was not measured."""
         if self._total is None or self._square is None:
             return math.nan
         mean = self._total / self._rows
@@ -132,7 +133,7 @@ class _Tally:
         return length / math.sqrt(variance)
 
     def cosine(self) -> float:
-        """Mean cosine of two inputs; NaN where they are no vectors."""
+        """Mean cosine of two inputs; NaN if they are not vectors."""
         if self._directions is None:
             return math.nan
         return mean_cosine_of_sum(np.asarray(self._directions.numpy()), self._vectors)
@@ -148,7 +149,7 @@ def _first_layers(
     kwargs: dict[str, Any],
     layers: Mapping[str, nn.Module],
 ) -> set[str]:
-    """The layers whose input no parameter went into: it asks for no gradient."""
+    """The layers whose input depends on no parameter: it requires no gradient."""
     calls: dict[str, bool] = {}
     handles = [
         module.register_forward_pre_hook(
@@ -179,9 +180,9 @@ def _rectified_outputs(
     kwargs: dict[str, Any],
     layers: Mapping[str, nn.Module],
 ) -> dict[str, str]:
-    """Site key -> the layer whose output it rectifies, with nothing added or scaled between."""
+    """Site key -> the layer whose output it rectifies directly."""
     outputs: dict[str, Tensor] = {}
-    found: dict[int, str] = {}
+    producers: dict[int, str] = {}
 
     def keep(path: str, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -189,12 +190,12 @@ def _rectified_outputs(
 
     def compare(call: Call) -> None:
         producer = capture.sites[call.site].producer
-        made = outputs.get(producer or "")
-        if producer is None or made is None:
+        output = outputs.get(producer or "")
+        if producer is None or output is None:
             return
         rectified = call.view.of(call.output)
-        if made.shape == rectified.shape and torch.equal(made.clamp(min=0), rectified):
-            found[call.site] = producer
+        if output.shape == rectified.shape and torch.equal(output.clamp(min=0), rectified):
+            producers[call.site] = producer
 
     capture = Capture(model, compare)
     handles = [
@@ -209,4 +210,4 @@ def _rectified_outputs(
         capture.detach()
         for handle in handles:
             handle.remove()
-    return {capture.sites[index].key: producer for index, producer in found.items()}
+    return {capture.sites[index].key: producer for index, producer in producers.items()}

@@ -1,7 +1,7 @@
-"""Initialization schemes: their names, their variances, and how to draw a model's weights anew.
+"""Initialization schemes: their names, their variances, and how to draw a model's weights again.
 
-A scheme is a row of `SCHEMES`. What draws weights and what recognizes them (`causes`) reads the
-same row, so the two cannot differ.
+A scheme is a row of `SCHEMES`. Drawing and recognizing weights (`identification`) use the same row,
+so they cannot differ.
 """
 
 import math
@@ -20,19 +20,20 @@ from reludiag.sites.torch_internals import parameters_of
 Distribution = Literal["normal", "uniform", "truncated_normal", "orthogonal"]
 
 DEFAULT = "default"
-"""The name that stands for: as the model's own code has initialized it."""
+"""The name for the initialization by the model's own code."""
 
 TRUNCATION = 2.0
-"""A truncated normal ends here, in standard deviations of the normal that it is cut from."""
+"""Where a truncated normal ends, in standard deviations of the full normal."""
 TRUNCATED_VARIANCE = 0.7737413
 """Variance of a standard normal cut at +-2: 1 - 4 phi(2) / (2 Phi(2) - 1)."""
 
 
 class Fans(NamedTuple):
-    """The sizes that a scheme's variance follows from, counted as `torch.nn.init` counts them."""
+    """The sizes that determine a scheme's variance, counted as in `torch.nn.init`."""
 
     fan_in: int
-    """`shape[1] * positions of the kernel`; of a transposed convolution this is its output side."""
+    """`shape[1] * positions of the kernel`; for a transposed convolution this is the output side.
+    """
     fan_out: int
     """`shape[0] * positions of the kernel`."""
     rows: int
@@ -41,12 +42,12 @@ class Fans(NamedTuple):
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one scheme draws weights; their mean is 0."""
+    """One scheme to draw weights with mean 0."""
 
     name: str
     distribution: Distribution
     variance: Callable[[Fans], float]
-    """Of a weight as it is drawn, after truncation."""
+    """Variance of a weight, after truncation."""
     of: str
     """The variance as a formula, for reading."""
 
@@ -96,22 +97,22 @@ WEIGHTED = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-"""What has a weight of `[out, in, *kernel]` (transposed: `[in, out, *kernel]`) to be drawn."""
+"""Module types with a weight `[out, in, *kernel]` (transposed: `[in, out, *kernel]`) to draw."""
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def scheme_named(name: str) -> Scheme | None:
-    """The scheme of this name or alias, None for "default"; raises UsageError for another name."""
+    """The scheme with this name or alias, None for "default"; raises UsageError for others."""
     if name == DEFAULT:
         return None
-    found = _BY_NAME.get(ALIASES.get(name, name))
-    if found is None:
+    scheme = _BY_NAME.get(ALIASES.get(name, name))
+    if scheme is None:
         raise UsageError(
             f"there is no initialization scheme {name!r}; expected one of "
             f"{', '.join([DEFAULT, *_BY_NAME])} "
             f"({', '.join(f'{short} is {long}' for short, long in ALIASES.items())})"
         )
-    return found
+    return scheme
 
 
 def fans_of(shape: Sequence[int]) -> Fans:
@@ -121,31 +122,31 @@ def fans_of(shape: Sequence[int]) -> Fans:
 
 
 def reinitialize(model: nn.Module, scheme: str, seed: int) -> None:
-    """Draw the weights of every Linear and Conv (transposed too) anew, in place; biases become 0.
+    """Draw the weights of every Linear and Conv (also transposed) again, in place; biases become 0.
 
-    "pytorch" draws the biases as well, as PyTorch does; "default" leaves the model as it was
-    built. Norms and embeddings stay as they are, and so does a weight that is tied to one. The
-    same seed gives the same weights on every device; no global random number stream is touched.
-    Raises UsageError for a name that is none, or for a weight that cannot be set.
+    "pytorch" also draws the biases, as PyTorch does; "default" changes nothing. Norms, embeddings
+    and weights tied to an embedding do not change. The same seed gives the same weights on every
+    device; global random number streams are not used. Raises UsageError for an unknown name, or for
+    a weight that cannot be set.
     """
-    chosen = scheme_named(scheme)
-    if chosen is None:
+    named_scheme = scheme_named(scheme)
+    if named_scheme is None:
         return
     generator = torch.Generator().manual_seed(seed)
     done = _tied_elsewhere(model)
     for path, module in model.named_modules():
-        if not isinstance(module, WEIGHTED) or _held(module, "weight") in done:
+        if not isinstance(module, WEIGHTED) or _parameter_id(module, "weight") in done:
             continue
         if is_lazy(module.weight):
             raise UsageError(
-                f"{path} is lazy: its shape is not known before a first batch. Call the model on "
+                f"{path} is lazy: its shape is unknown before the first batch. Call the model on "
                 "one batch, then initialize it"
             )
         fans = fans_of(module.weight.shape)
-        _set(module, "weight", draw(chosen, tuple(module.weight.shape), generator), path)
-        if module.bias is not None and _held(module, "bias") not in done:
+        _set(module, "weight", draw(named_scheme, tuple(module.weight.shape), generator), path)
+        if module.bias is not None and _parameter_id(module, "bias") not in done:
             bias = torch.zeros(module.bias.shape)
-            if chosen.name == "pytorch" and fans.fan_in:
+            if named_scheme.name == "pytorch" and fans.fan_in:
                 bound = 1 / math.sqrt(fans.fan_in)
                 bias.uniform_(-bound, bound, generator=generator)
             _set(module, "bias", bias, path)
@@ -173,9 +174,10 @@ def draw(scheme: Scheme, shape: Sequence[int], generator: torch.Generator) -> Te
 
 
 def _tied_elsewhere(model: nn.Module) -> set[int]:
-    """Parameters that a module of another kind holds as well: an embedding's, in a language head.
+    """Parameters that a module of another kind also holds, such as an embedding tied to a language
+    head.
 
-    By identity, and so is what was drawn already: a weight of two layers is drawn once.
+    Compared by identity, as are weights already drawn: a weight of two layers is drawn once.
     """
     return {
         id(parameter)
@@ -185,8 +187,8 @@ def _tied_elsewhere(model: nn.Module) -> set[int]:
     }
 
 
-def _held(module: nn.Module, name: str) -> int | None:
-    """Identity of the parameter itself; None of one that is computed anew at each access."""
+def _parameter_id(module: nn.Module, name: str) -> int | None:
+    """Identity of the parameter; None if it is computed at each access."""
     parameter = parameters_of(module).get(name)
     return None if parameter is None else id(parameter)
 
@@ -206,6 +208,6 @@ def _set(module: nn.Module, name: str, values: Tensor, path: str) -> None:
             except (NotImplementedError, RuntimeError, ValueError) as error:
                 refused = error
         raise UsageError(
-            f"the {name} of {path} is computed from other parameters, and cannot be drawn "
-            "anew. Initialize the model before it is wrapped (weight norm, spectral norm, ...)"
+            f"the {name} of {path} is computed from other parameters and cannot be drawn again. "
+            "Initialize the model before you wrap it (weight norm, spectral norm, ...)"
         ) from refused

@@ -1,4 +1,4 @@
-"""Integrations: one thin file a framework or logger, each imported only when it is used.
+"""Integrations: one thin file per framework or logger, imported only when used.
 
-A metric sink is whatever takes a Snapshot: `Monitor(..., on_snapshot=sink)`.
+A metric sink is a function of a Snapshot: `Monitor(..., on_snapshot=sink)`.
 """

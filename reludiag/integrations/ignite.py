@@ -1,4 +1,4 @@
-"""Ignite: a handler that watches what an Engine trains.
+"""Ignite: a handler that watches the training of an Engine.
 
     ReludiagHandler(model, optimizer, path="run.reludiag").attach(trainer)
 
@@ -24,7 +24,7 @@ except ImportError as error:
 class ReludiagHandler:
     """A Monitor around each `run` of the engine; takes all settings of Monitor.
 
-    It does not matter whether it is attached before or after a scheduler of learning rates.
+    It can be attached before or after a learning rate scheduler.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class ReludiagHandler:
 
     @property
     def monitor(self) -> Monitor | None:
-        """That of the last run, for its `diagnose()`; None before the first."""
+        """The Monitor of the last run, for its `diagnose()`; None before the first run."""
         return self._session.monitor
 
     def attach(self, engine: Any) -> None:
-        """Watch the runs of the engine that trains. To be attached after handlers of exceptions:
-        what a run raised is raised again.
+        """Watch the runs of the training engine. Attach it after handlers of exceptions: an
+        exception of a run is raised again.
         """
         engine.add_event_handler(Events.STARTED, self._begin)
         for ended in (Events.COMPLETED, Events.TERMINATE):  # terminated, it may not complete
@@ -52,4 +52,4 @@ class ReludiagHandler:
 
     def _fail(self, engine: Any, error: BaseException) -> None:
         self._session.end(error)
-        raise error  # an engine with a handler for exceptions raises none by itself
+        raise error  # an engine with a handler for exceptions does not raise them itself

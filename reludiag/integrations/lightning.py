@@ -1,4 +1,4 @@
-"""Lightning: a callback that watches what the Trainer fits.
+"""Lightning: a callback that watches the training of a Trainer.
 
 trainer = Trainer(callbacks=[ReludiagCallback(path="run.reludiag", every=50)])
 """
@@ -19,11 +19,11 @@ except ImportError:
 
 
 class ReludiagCallback(Callback):
-    """A Monitor around `fit`, from after the sanity check on; takes all settings of Monitor.
+    """A Monitor around `fit`, starting after the sanity check; takes all settings of Monitor.
 
-    For Trainers of `lightning` and of `pytorch_lightning`. Validation is kept apart, as it runs in
-    eval mode; a step is one of the optimizer, whatever is accumulated. In a run of several
-    processes the first one is watched.
+    For Trainers of `lightning` and of `pytorch_lightning`. Validation runs in eval mode and is not
+    watched. A step is one step of the optimizer, also with gradient accumulation. With several
+    processes, the first one is watched.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -31,11 +31,11 @@ class ReludiagCallback(Callback):
 
     @property
     def monitor(self) -> Monitor | None:
-        """That of the last fit, for its `diagnose()`; None before the first."""
+        """The Monitor of the last fit, for its `diagnose()`; None before the first fit."""
         return self._session.monitor
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin; by now the optimizers are made."""
+        """Start; the optimizers exist by now."""
         if trainer.is_global_zero:
             self._session.begin(pl_module, trainer.optimizers)
 
@@ -44,5 +44,5 @@ class ReludiagCallback(Callback):
         self._session.end()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Complete the recording, saying what ended the training."""
+        """Complete the recording with the exception that ended the training."""
         self._session.end(exception)

@@ -20,7 +20,7 @@ _LONGEST = 200  # of a site's name: MLflow takes 250 characters of a metric's
 class MlflowSink:
     """Logs each snapshot's scalars at its step, to the active run or the one of `run_id`.
 
-    MLflow takes neither `#` nor `@` in a name: the metric of site `relu#1` is `relu 1`.
+    MLflow allows neither `#` nor `@` in a name: the metric of site `relu#1` is `relu 1`.
     """
 
     def __init__(self, run_id: str | None = None) -> None:
@@ -33,6 +33,6 @@ class MlflowSink:
 
 
 def _metric_name(name: str) -> str:
-    """A name as far as MLflow takes it. It is a path there, in which a site's name is one step."""
-    before, of_site, site = name.partition("dead_fraction/")
-    return before + of_site + re.sub(r"[^\w\-.:]", " ", site)[-_LONGEST:]
+    """A name that MLflow accepts. Names are paths there; the name of a site is one component."""
+    path, of_site, site = name.partition("dead_fraction/")
+    return path + of_site + re.sub(r"[^\w\-.:]", " ", site)[-_LONGEST:]

@@ -1,4 +1,4 @@
-"""Session: a Monitor that is entered and left by a framework's events, not by a `with`."""
+"""Session: a Monitor that is started and stopped by events of a framework instead of `with`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,22 +10,22 @@ from reludiag.monitoring.monitor import Monitor
 
 
 class Session:
-    """Makes a Monitor with `settings` each time that a training begins."""
+    """Creates a Monitor with `settings` each time a training starts."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
         self._open: Monitor | None = None
         self.monitor: Monitor | None = None
-        """Of the training that began last."""
+        """The Monitor of the last training."""
 
     def begin(self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> None:
-        """Watch a training; one that never ended is given up first."""
-        self.end(RuntimeError("another training began"))
+        """Watch a training; a previous one that never ended is closed first."""
+        self.end(RuntimeError("another training started"))
         self.monitor = Monitor(model, optimizer, **self._settings)
         self._open = self.monitor.__enter__()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Complete the recording, if a training is watched; `error` is what ended it."""
+        """Complete the recording, if there is one; `error` is what ended the training."""
         monitor, self._open = self._open, None
         if monitor is not None:
             monitor.__exit__(None if error is None else type(error), error, None)

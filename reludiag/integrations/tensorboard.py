@@ -23,7 +23,7 @@ class TensorBoardSink:
         self._writer: Any = SummaryWriter(str(target)) if is_folder else target
 
     def __call__(self, snapshot: Snapshot) -> None:
-        """Write it to disk at once: what a killed run showed is kept."""
+        """Write it to disk at once, so that a killed run keeps it."""
         for name, value in snapshot.scalars().items():
             self._writer.add_scalar(name, value, snapshot.step)
         self._writer.flush()

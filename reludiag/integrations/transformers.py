@@ -1,4 +1,4 @@
-"""Hugging Face Transformers: a callback that watches what the Trainer trains.
+"""Hugging Face Transformers: a callback that watches the training of a Trainer.
 
 trainer = Trainer(..., callbacks=[ReludiagCallback(path="run.reludiag", every=50)])
 """
@@ -18,11 +18,12 @@ except ImportError as error:
 class ReludiagCallback(TrainerCallback):
     """A Monitor around `train`; takes all settings of Monitor.
 
-    Evaluation is kept apart, as it runs in eval mode; a step is one of the optimizer, whatever is
-    accumulated. In a run of several processes the first one is watched.
+    Evaluation runs in eval mode and is not watched.
 
-    The Trainer tells no callback of an exception. The recording of a training that raised is
-    readable, and says that it has not ended. `with callback:` around `train` completes it.
+    A step is one step of the optimizer, also with gradient accumulation. With several processes,
+    the first one is watched. The Trainer does not tell callbacks about an exception. The recording
+    of a training that raised is readable, and says that it has not ended. `with callback:` around
+    `train` completes it.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -30,15 +31,15 @@ class ReludiagCallback(TrainerCallback):
 
     @property
     def monitor(self) -> Monitor | None:
-        """That of the last training, for its `diagnose()`; None before the first."""
+        """The Monitor of the last training, for its `diagnose()`; None before the first."""
         return self._session.monitor
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Begin; by now the optimizer is made."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start; the optimizer exists by now."""
         if state.is_world_process_zero:
-            self._session.begin(given["model"], given["optimizer"])
+            self._session.begin(kwargs["model"], kwargs["optimizer"])
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Complete the recording."""
         self._session.end()
 

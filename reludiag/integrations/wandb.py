@@ -16,17 +16,17 @@ except ImportError as error:
 
 
 class WandbSink:
-    """Logs each snapshot's scalars to a run, by default the one that `wandb.init` began.
+    """Logs each snapshot's scalars to a run, by default the run started by `wandb.init`.
 
-    They have an axis of their own, `reludiag/step`, and each snapshot is a row of its own, which
-    counts as one of W&B's steps. Where you give `log` a step, count it in steps of the optimizer,
-    not in epochs: W&B drops what is logged at a step that is past.
+    They have their own axis, `reludiag/step`, and each snapshot is its own row, which counts as one
+    W&B step. If you pass a step to `log`, count optimizer steps, not epochs: W&B drops rows whose
+    step is in the past.
     """
 
     def __init__(self, run: Any = None) -> None:
         self._run: Any = wandb.run if run is None else run
         if self._run is None:
-            raise UsageError("no run of W&B was given; expected one, or wandb.init() before this")
+            raise UsageError("no W&B run was given; pass one, or call wandb.init() first")
         self._run.define_metric("reludiag/step", hidden=True)
         self._run.define_metric("reludiag/*", step_metric="reludiag/step")
         self._first: int | None = None
@@ -34,7 +34,7 @@ class WandbSink:
     def __call__(self, snapshot: Snapshot) -> None:
         """Log it."""
         row = {"reludiag/step": snapshot.step, **snapshot.scalars()}
-        if self._first is None:  # it goes with your first row: a step more, and W&B dropped that
+        if self._first is None:  # W&B would drop the user's first row after another step
             self._first = self._run.step
             self._run.log(row, commit=False)
             return

@@ -1,4 +1,4 @@
-"""From what a user types to a model, its weights and batches of inputs."""
+"""Loading: from what a user types to a model, its weights and batches of inputs."""
 
 from reludiag.loading.checkpoints import Checkpoint, load_weights, read_checkpoint
 from reludiag.loading.data import load_batches, noise_batches

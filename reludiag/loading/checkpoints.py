@@ -1,7 +1,7 @@
 """Checkpoints: from a file or folder to a state dict that fits the model.
 
-A checkpoint is data. Nothing that it contains is run: pickles are read with `weights_only=True`
-and what that refuses is refused here.
+A checkpoint is data, and no code in it is run: pickles are read with `weights_only=True`, and what
+that refuses is refused here.
 """
 
 import json
@@ -22,7 +22,7 @@ from reludiag.errors import CheckpointError
 
 StateDict = Mapping[str, Tensor]
 
-# Keys under which training scripts keep the weights, in the order in which they are tried.
+# Keys under which training scripts store the weights, in the order in which they are tried.
 WRAPPERS = (
     "state_dict",
     "model_state_dict",
@@ -44,18 +44,18 @@ _LISTED = 5  # keys shown of each kind of mismatch
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read from a checkpoint."""
+    """The content of a checkpoint."""
 
     path: str
     weights: StateDict
     step: int | None
-    """Where it says at which step (or epoch) it was written."""
+    """The step (or epoch) at which it was written, if it says so."""
 
 
 def read_checkpoint(path: str | Path, ema: bool = False) -> Checkpoint:
     """Read the weights in a `.pt`/`.pth`/`.ckpt`/`.safetensors` file or a sharded folder.
 
-    With `ema`, the averaged weights that it holds beside the plain ones. Raises CheckpointError
+    With `ema`, the averaged weights instead of the plain ones. Raises CheckpointError
     if it cannot be read or holds no weights.
     """
     path = Path(path)
@@ -78,10 +78,10 @@ def read_checkpoint(path: str | Path, ema: bool = False) -> Checkpoint:
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) -> list[str]:
-    """Load the weights into `model`; returns notes for the report (prefixes, what was left out).
+    """Load the weights into `model`; returns notes for the report (prefixes, tensors left out).
 
-    Raises CheckpointError if keys are missing, unexpected or wrongly shaped; with `strict`
-    False, what matches is loaded and the rest noted, unless nothing matches.
+    Raises CheckpointError if keys are missing, unexpected or have wrong shapes. With `strict`
+    False, matching tensors are loaded and the others noted; it raises only if nothing matches.
     """
     expected = {
         name: tensor.shape
@@ -108,11 +108,11 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) 
         for name, tensor in weights.items()
         if name in expected and tensor.shape == expected[name]
     }
-    notes = [f'"{part}" was stripped from the keys' for part in stripped]
+    notes = [f'"{part}" was removed from the keys' for part in stripped]
     problems = [
-        _listed(missing, "the checkpoint lacks {} of the model's tensors: {}"),
-        _listed(unexpected, "the checkpoint has {} that the model lacks: {}"),
-        _listed(misshaped, "{} have another shape: {}"),
+        _name_list(missing, "the checkpoint lacks {} of the model's tensors: {}"),
+        _name_list(unexpected, "the checkpoint has {} that the model lacks: {}"),
+        _name_list(misshaped, "{} have a different shape: {}"),
     ]
     problems = [problem for problem in problems if problem]
     if problems and (strict or not fitting):
@@ -124,8 +124,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) 
     model.load_state_dict(fitting, strict=False)
     if problems:
         notes.append(
-            f"--no-strict: {len(fitting)} of {len(expected)} tensors were loaded, the rest are "
-            "as the model was built"
+            f"--no-strict: {len(fitting)} of {len(expected)} tensors were loaded; the others "
+            "keep the values of the built model"
         )
     return notes
 
@@ -138,16 +138,16 @@ def _read_torch(path: Path) -> Any:
         if names:
             raise CheckpointError(
                 f"{path} contains objects that are not plain weights: {', '.join(names)}. "
-                "Reading them would run code from the file, so nothing was read. Save the "
-                "weights alone: torch.save(model.state_dict(), ...) or safetensors"
+                "Reading them would run code from the file, so nothing was read. Save only the "
+                "weights: torch.save(model.state_dict(), ...) or safetensors"
             ) from error
-        raise CheckpointError(f"{path} is no checkpoint: {_not_a_checkpoint(path)}") from error
+        raise CheckpointError(f"{path} is not a checkpoint: {_not_a_checkpoint(path)}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {_reason(path, error)}") from error
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why torch could not read it, in words that help."""
+    """Why torch could not read it, in helpful words."""
     text = str(error)
     if "TorchScript" in text:
         return (
@@ -158,16 +158,16 @@ def _reason(path: Path, error: Exception) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if any(name.endswith("models/model.json") for name in names):
-            return "it is a torch.export program: give it as the MODEL"
+            return "it is a torch.export program: pass it as the MODEL"
         if not any(name.endswith("data.pkl") for name in names):
-            shown = ", ".join(names[:3]) or "nothing"
-            return f"it is a zip file of something else (it holds {shown})"
+            listing = ", ".join(names[:3]) or "nothing"
+            return f"it is a zip file of something else (it holds {listing})"
     with path.open("rb") as file:
         head = file.read(4)
     if head.startswith(b"PK"):
-        return "it is cut short: a zip file without its end. Copy or save it again"
+        return "it is truncated: the end of the zip file is missing. Copy or save it again"
     if isinstance(error, EOFError):
-        return "it ends too early: cut short, or not a checkpoint"
+        return "it ends too early: it is truncated, or not a checkpoint"
     return _not_a_checkpoint(path)
 
 
@@ -175,7 +175,7 @@ def _not_a_checkpoint(path: Path) -> str:
     with path.open("rb") as file:
         head = file.read(16)
     if head.startswith(b"SQLite format 3"):
-        return f"it is an SQLite file, as a recording is: `reludiag report {path}` shows that"
+        return f"it is an SQLite file, maybe a recording: try `reludiag report {path}`"
     head = head[:12]
     return (
         f"it begins with {head!r}, which is neither a PyTorch file nor safetensors, "
@@ -206,7 +206,7 @@ def _read_safetensors(path: Path) -> StateDict:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is no readable safetensors file: {error}. It may be cut short"
+            f"{path} is not a readable safetensors file: {error}. It may be truncated"
         ) from error
 
 
@@ -222,7 +222,7 @@ def _read_folder(path: Path) -> StateDict:
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is no index of safetensors shards") from error
+        raise CheckpointError(f"{index} is not an index of safetensors shards") from error
     weights: dict[str, Tensor] = {}
     for shard in sorted(shards):
         # A name only: an index must not reach outside its folder.
@@ -240,20 +240,20 @@ def _find_weights(content: Any, path: Path, ema: bool) -> StateDict:
         )
     if ema:
         for key in EMA_WRAPPERS:
-            found = next(_state_dicts(content.get(key)), None)
-            if found is not None:
-                return found
+            candidates = next(_state_dicts(content.get(key)), None)
+            if candidates is not None:
+                return candidates
         raise CheckpointError(
             f"{path} has no averaged weights (looked for {', '.join(EMA_WRAPPERS)}). "
             f"It has: {_keys(content)}. Leave out --ema"
         )
-    found = next(_state_dicts(content), None)
-    if found is None:
+    candidates = next(_state_dicts(content), None)
+    if candidates is None:
         raise CheckpointError(
             f"{path} holds no weights: expected tensors by name, or a dict of them under "
             f"{', '.join(WRAPPERS)}. It has: {_keys(content)}"
         )
-    return found
+    return candidates
 
 
 def _state_dicts(content: Any) -> Iterator[StateDict]:
@@ -268,9 +268,9 @@ def _state_dicts(content: Any) -> Iterator[StateDict]:
 
 
 def _fitted(weights: StateDict, expected: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights under the model's own names, and what was stripped from theirs for that."""
+    """The weights under the model's names, and the parts removed from the file's names."""
     spellings = _spellings(tuple(weights), ())
-    # Of equally good ones the first: the one that strips least.
+    # Among equally good ones the first, which removes least.
     names, stripped = max(spellings, key=lambda spelling: len(expected.keys() & {*spelling[0]}))
     return dict(zip(names, weights.values(), strict=True)), list(stripped)
 
@@ -278,7 +278,7 @@ def _fitted(weights: StateDict, expected: Mapping[str, Any]) -> tuple[dict[str, 
 def _spellings(
     names: tuple[str, ...], stripped: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The names as they are, and without every sequence of known prefixes and infixes."""
+    """The unchanged names, and the names without each sequence of known prefixes and infixes."""
     yield names, stripped
     for part in (*PREFIXES, *_INFIXES):
         anywhere = part in _INFIXES
@@ -290,7 +290,7 @@ def _spellings(
 
 
 def _tied(model: nn.Module) -> dict[str, list[str]]:
-    """Parameters under several names: a file may keep only one of them."""
+    """Parameters with several names: a file may hold only one of them."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -314,8 +314,8 @@ def _keys(content: Mapping[Any, Any]) -> str:
     return (", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")) or "nothing"
 
 
-def _listed(names: list[str], sentence: str) -> str:
+def _name_list(names: list[str], sentence: str) -> str:
     if not names:
         return ""
-    shown = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
-    return sentence.format(len(names), shown)
+    part = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return sentence.format(len(names), part)

@@ -16,7 +16,7 @@ from reludiag.errors import DataError, UsageError
 from reludiag.loading.specs import call_user_code, load_attribute
 
 FILE_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
-# The array of a file with several that is taken for the inputs.
+# Names of the array that holds the inputs, in a file with several arrays.
 INPUT_NAMES = ("inputs", "input", "x", "X", "images", "input_ids", "data")
 LABEL_NAMES = frozenset({"labels", "label", "targets", "target", "y"})
 _NOISE_SAMPLES = 256
@@ -25,27 +25,27 @@ _NOISE_SAMPLES = 256
 def load_batches(
     spec: str, arguments: dict[str, Any] | None = None, batch_size: int = 64
 ) -> Callable[[], Iterable[Any]]:
-    """A function that gives the batches anew each time, from a file of inputs or a data spec.
+    """A function that returns new batches at each call, from a file of inputs or a data spec.
 
-    Raises DataError or ModelError if there is nothing usable there.
+    Raises DataError or ModelError if that is not possible.
     """
     if spec.endswith(FILE_SUFFIXES):
         if arguments:
             raise UsageError(f"{spec} is a file of inputs, so it takes no --data-arg")
         inputs = _read_inputs(Path(spec))
         return lambda: _split(inputs, batch_size)
-    found = load_attribute(spec)
-    if callable(found) and not isinstance(found, Iterable):
-        return lambda: _checked(call_user_code(found, spec, arguments or {}), spec, batch_size)
+    data = load_attribute(spec)
+    if callable(data) and not isinstance(data, Iterable):
+        return lambda: _checked(call_user_code(data, spec, arguments or {}), spec, batch_size)
     if arguments:
-        raise UsageError(f"{spec} is no function, so it takes no --data-arg")
-    return lambda: _checked(found, spec, batch_size)
+        raise UsageError(f"{spec} is not a function, so it takes no --data-arg")
+    return lambda: _checked(data, spec, batch_size)
 
 
 def noise_batches(
     shape: tuple[int, ...], batch_size: int = 64, samples: int = _NOISE_SAMPLES
 ) -> Callable[[], Iterable[Tensor]]:
-    """Standard normal inputs of `[sample, *shape]`, the same each time: no evidence of death."""
+    """Standard normal inputs of `[sample, *shape]`, the same each time: not evidence of death."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn((samples, *shape), generator=generator)
     return lambda: _split(inputs, batch_size)
@@ -59,11 +59,11 @@ def model_arguments(
     A tensor is the input; of a tuple or list the first element is; a dict is passed as
     keywords, without those that only the loss needs. Floating-point tensors become `dtype`.
     """
-    if isinstance(batch, Tensor):  # the common case: in a scan, what is asked in vain costs
+    if isinstance(batch, Tensor):  # the common case first: in a scan, each check costs time
         return (_moved(batch, device, dtype),), {}
     if isinstance(batch, list | tuple):
         if not batch:
-            raise DataError("a batch is an empty list; expected the inputs in its first place")
+            raise DataError("a batch is an empty list; expected the inputs as its first element")
         batch = batch[0]
     if isinstance(batch, Mapping):
         accepted = _keywords(model)
@@ -103,7 +103,7 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
 
 
 def _keywords(model: nn.Module) -> set[str] | None:
-    """The names that the model's forward takes, None if it takes any."""
+    """The argument names of the model's forward; None if it takes any."""
     parameters = inspect.signature(model.forward).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
@@ -111,10 +111,10 @@ def _keywords(model: nn.Module) -> set[str] | None:
 
 
 def batches_of(data: Any, batch_size: int = 64) -> Any:
-    """`data` itself where it is an iterable of batches.
+    """`data` itself if it is an iterable of batches.
 
-    An array of inputs is cut into batches: its rows are none. A tuple of tensors that differ in
-    dtype or in their number of axes is one batch, inputs first, and not several.
+    An array of inputs is cut into batches, because its rows are not batches. A tuple of tensors
+    that differ in dtype or in their number of axes is one batch, inputs first, and not several.
     """
     if isinstance(data, Tensor | np.ndarray):
         return _split(torch.as_tensor(data), batch_size)
@@ -124,14 +124,14 @@ def batches_of(data: Any, batch_size: int = 64) -> Any:
     return data
 
 
-def _checked(found: Any, spec: str, batch_size: int) -> Iterable[Any]:
-    found = batches_of(found, batch_size)
-    if isinstance(found, str | bytes | Mapping) or not isinstance(found, Iterable):
+def _checked(batches: Any, spec: str, batch_size: int) -> Iterable[Any]:
+    batches = batches_of(batches, batch_size)
+    if isinstance(batches, str | bytes | Mapping) or not isinstance(batches, Iterable):
         raise DataError(
-            f"{spec} gives a {type(found).__name__}; expected an iterable of batches (a "
+            f"{spec} gives a {type(batches).__name__}; expected an iterable of batches (a "
             "DataLoader, a list), a tensor of inputs, or a function that returns one"
         )
-    return found
+    return batches
 
 
 def _split(inputs: Tensor, batch_size: int) -> Iterable[Tensor]:
@@ -162,7 +162,7 @@ def _read_inputs(path: Path) -> Tensor:
         reason = (str(error) or "it ends too early").splitlines()[0]
         raise DataError(
             f"{path} cannot be read as {path.suffix} ({reason:.120}). "
-            "Expected an array of inputs, the first axis being samples"
+            "Expected an array of inputs whose first axis is samples"
         ) from error
     if isinstance(content, Mapping):
         name = next((n for n in INPUT_NAMES if n in content), None)
@@ -177,7 +177,7 @@ def _read_inputs(path: Path) -> Tensor:
     try:
         inputs = torch.as_tensor(content)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"{path} holds no array of numbers: {error}") from error
+        raise DataError(f"{path} does not hold an array of numbers: {error}") from error
     if inputs.ndim == 0:
         raise DataError(f"{path} holds a single number; expected an array of inputs")
     return inputs

@@ -1,7 +1,6 @@
 """Programs saved by `torch.export.save`: graphs in which rectifiers are calls of operators.
 
-They become modules again, at the paths that they had in the model that was exported, so that they
-are seen as those are.
+They become modules again, at the paths of the original model, so that they are seen like modules.
 """
 
 import logging
@@ -30,26 +29,27 @@ _MODULES: dict[str, type[nn.Module]] = {f"{m.__module__}.{m.__name__}": m for m 
 
 
 def load_program(path: str | Path) -> GraphModule:
-    """The program in a `.pt2` file as a module. Like a model's source, it is code: trust it first.
+    """The program in a `.pt2` file as a module. It is code, like a model's source: load only
+    programs that you trust.
 
-    Raises ModelError if there is no such file, it is no program, or one in training mode.
+    Raises ModelError if the file is missing, is not a program, or is one in training mode.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
     if not zipfile.is_zipfile(path):
-        raise ModelError(f"{path} is no program saved by torch.export.save, or it is cut short")
+        raise ModelError(f"{path} is not a program saved by torch.export.save, or it is truncated")
     with zipfile.ZipFile(path) as archive:
         if not any(name.endswith("models/model.json") for name in archive.namelist()):
             raise ModelError(
-                f"{path} is no program saved by torch.export.save. If it holds weights, give it as "
-                "a CHECKPOINT"
+                f"{path} is not a program saved by torch.export.save. If it holds weights, pass "
+                "it as a CHECKPOINT"
             )
     log = logging.getLogger("torch.export")
     was, log.disabled = log.disabled, True  # it would print a traceback
     try:
         program = torch.export.load(path)
-    except Exception as error:  # whatever a broken archive leads to
+    except Exception as error:  # a broken archive can raise anything
         raise ModelError(f"{path} is damaged, or from another version of PyTorch") from error
     finally:
         log.disabled = was
@@ -66,8 +66,8 @@ def program_module(program: ExportedProgram) -> GraphModule:
         trains = _TRAINING.get(_name(node))
         if trains is not None and trains(node.args):
             raise ModelError(
-                f"the program was exported in training mode ({_name(node)} is at work in it): "
-                "export it after model.eval()"
+                f"the program was exported in training mode (it contains {_name(node)}): export "
+                "it after model.eval()"
             )
     for node in list(module.graph.nodes):
         if node.op == "call_function" and isinstance(node.target, OpOverload):
@@ -81,8 +81,8 @@ def program_module(program: ExportedProgram) -> GraphModule:
     def train(mode: bool = True) -> Any:
         if mode:
             raise ModelError(
-                "an exported program stays in the mode that it was exported in: there is no "
-                "training mode to scan it in"
+                "an exported program stays in the mode in which it was exported, so it cannot be "
+                "scanned in training mode"
             )
         return module
 
@@ -91,17 +91,17 @@ def program_module(program: ExportedProgram) -> GraphModule:
 
 
 def _give_back(module: GraphModule, node: Node) -> None:
-    """Make a rectifier's operator a call of, or in, the module that made it."""
+    """Turn a rectifier's operator into a call by the module that it came from."""
     name = _name(node)
     values = tuple(arg.meta.get("val") if isinstance(arg, Node) else arg for arg in node.args)
     if rectifier_call(name, values, dict(node.kwargs)) is None:
         return
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path, cls = stack[-1] if stack else ("", "")
-    made = _MODULES.get(str(cls))
-    if path and made is not None:
-        if not any(known == path for known, _ in module.named_modules()):
-            rectifier: Any = made(*(node.args[1:] if made in _SET else ()))
+    rectifier_class = _MODULES.get(str(cls))
+    if path and rectifier_class is not None:
+        if not any(existing == path for existing, _ in module.named_modules()):
+            rectifier: Any = rectifier_class(*(node.args[1:] if rectifier_class in _SET else ()))
             if name.endswith("_"):
                 rectifier.inplace = True
             module.add_submodule(path, rectifier)
@@ -111,7 +111,7 @@ def _give_back(module: GraphModule, node: Node) -> None:
         node.replace_all_uses_with(call)
         module.graph.erase_node(node)
         return
-    if path and not any(known == path for known, _ in module.named_modules()):
+    if path and not any(existing == path for existing, _ in module.named_modules()):
         module.add_submodule(path, nn.Module())
     owner = module.get_submodule(path)
     node.target = _called_in(owner, node.target)  # type: ignore[arg-type]
@@ -122,13 +122,13 @@ def _name(node: Node) -> str:
 
 
 def _called_in(owner: nn.Module, operator: Callable[..., Any]) -> Callable[..., Any]:
-    """`operator`, called by a frame that shows its owner as a method of it would."""
+    """`operator`, called from a frame that looks like a method of its owner."""
 
     def call(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return operator(*args, **kwargs)
 
-    def called(*args: Any, **kwargs: Any) -> Any:
+    def call_method(*args: Any, **kwargs: Any) -> Any:
         return call(owner, args, kwargs)
 
-    called.__name__ = called.__qualname__ = str(operator).partition(".")[0] + "_in_owner"
-    return called
+    call_method.__name__ = call_method.__qualname__ = str(operator).partition(".")[0] + "_in_owner"
+    return call_method

@@ -21,9 +21,9 @@ _LISTED = 12  # attributes shown when one is missing
 
 
 def parse_arguments(pairs: Iterable[str], option: str) -> dict[str, Any]:
-    """`["width=64", "name=big"]` as keyword arguments; values are JSON, or else plain text.
+    """`["width=64", "name=big"]` as keyword arguments; values are JSON or plain text.
 
-    Raises UsageError where a pair has no `=`. `option` is the flag to name in that error.
+    Raises UsageError if a pair has no `=`. `option` is the flag to name in that error.
     """
     arguments: dict[str, Any] = {}
     for pair in pairs:
@@ -42,8 +42,8 @@ def parse_arguments(pairs: Iterable[str], option: str) -> dict[str, Any]:
 def load_model(spec: str, arguments: dict[str, Any] | None = None) -> nn.Module:
     """The model that `spec` names: a module object, or what a class or factory returns.
 
-    Of a file `*.pt2` it is the program in it.
-    Raises ModelError if it cannot be found or is no module, UserCodeError if its code raises.
+    For a file `*.pt2` it is the program in it. Raises ModelError if it cannot be found or is not a
+    module, UserCodeError if its code raises.
     """
     if spec.endswith(".pt2"):
         if arguments:
@@ -51,25 +51,25 @@ def load_model(spec: str, arguments: dict[str, Any] | None = None) -> nn.Module:
         from reludiag.loading.programs import load_program
 
         return load_program(spec)
-    found = load_attribute(spec)
-    if not isinstance(found, nn.Module) or isinstance(found, type):
-        if not callable(found):
+    value = load_attribute(spec)
+    if not isinstance(value, nn.Module) or isinstance(value, type):
+        if not callable(value):
             raise ModelError(
-                f"{spec} is {_described(found)}; expected a torch.nn.Module, or a class or "
+                f"{spec} is {_described(value)}; expected a torch.nn.Module, or a class or "
                 "function that returns one"
             )
-        found = call_user_code(found, spec, arguments or {})
+        value = call_user_code(value, spec, arguments or {})
     elif arguments:
         raise UsageError(f"{spec} is a model already, so it takes no --model-arg")
-    if not isinstance(found, nn.Module):
-        raise ModelError(f"{spec} returned {_described(found)}; expected a torch.nn.Module")
-    return found
+    if not isinstance(value, nn.Module):
+        raise ModelError(f"{spec} returned {_described(value)}; expected a torch.nn.Module")
+    return value
 
 
 def load_attribute(spec: str) -> Any:
     """The object that `pkg.module:attr` or `path/file.py:attr` names.
 
-    Raises ModelError where the module or the attribute is missing, UserCodeError if importing
+    Raises ModelError if the module or the attribute is missing, UserCodeError if importing
     it raises.
     """
     source, colon, attribute = spec.rpartition(":")
@@ -82,16 +82,16 @@ def load_attribute(spec: str) -> Any:
         module = _import_file(Path(source))
     else:
         module = _import_module(source)
-    found: Any = module
+    value: Any = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ModelError(_missing(source, attribute, part, found))
-        found = getattr(found, part)
-    return found
+        if not hasattr(value, part):
+            raise ModelError(_missing(source, attribute, part, value))
+        value = getattr(value, part)
+    return value
 
 
 def function_spec(function: Callable[..., Any]) -> str:
-    """The spec by which another process finds a function: its module's, or its file's.
+    """The spec by which another process can import a function, with its module or its file.
 
     Raises UsageError for a function that no other process can import.
     """
@@ -100,7 +100,7 @@ def function_spec(function: Callable[..., Any]) -> str:
     if source is None or "<" in name or not Path(source).is_file():
         raise UsageError(
             f"{function!r:.80} was given; expected a function that other processes can import: "
-            "one at the top level of a file, or its spec, such as "
+            "one at the top level of a file, or its spec such as "
             '"path/file.py:train"'
         )
     file = _importable_file(function.__module__)
@@ -111,37 +111,37 @@ def function_spec(function: Callable[..., Any]) -> str:
 
 def _importable_file(module: str) -> Path | None:
     """Where another process would import a module from; None for a script, or a file's module."""
-    folders, found = None, None
+    folders, module_spec = None, None
     for end in range(1, module.count(".") + 2):
         name = ".".join(module.split(".")[:end])
-        # importlib.util.find_spec would be content with what this process has imported somehow.
+        # importlib.util.find_spec would accept modules that only this process has imported.
         specs = (finder.find_spec(name, folders) for finder in sys.meta_path)
-        found = next((spec for spec in specs if spec is not None), None)
-        if found is None:
+        module_spec = next((spec for spec in specs if spec is not None), None)
+        if module_spec is None:
             return None
-        folders = found.submodule_search_locations
-    return None if found is None or found.origin is None else Path(found.origin)
+        folders = module_spec.submodule_search_locations
+    return None if module_spec is None or module_spec.origin is None else Path(module_spec.origin)
 
 
 def call_user_code(function: Callable[..., Any], spec: str, arguments: dict[str, Any]) -> Any:
-    """Call it with keyword arguments; whatever it raises becomes a UserCodeError."""
+    """Call it with keyword arguments; an exception becomes a UserCodeError."""
     try:
         return function(**arguments)
     except (Exception, SystemExit) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        raise user_code_error(f"{spec}({given})", error) from error
+        keywords = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise user_code_error(f"{spec}({keywords})", error) from error
 
 
 def user_code_error(doing: str, error: BaseException) -> UserCodeError:
-    """The user's error with its traceback, from the first frame that is not ours."""
+    """The user's error with its traceback, from the first frame outside reludiag."""
     frame = error.__traceback__
     ours = str(Path(__file__).parents[1])
     while frame is not None and (
         frame.tb_frame.f_code.co_filename.startswith((ours, "<frozen importlib"))
     ):
         frame = frame.tb_next
-    shown = "".join(traceback.format_exception(type(error), error, frame))
-    return UserCodeError(f"{doing} raised {type(error).__name__}: {error}", shown.rstrip())
+    text = "".join(traceback.format_exception(type(error), error, frame))
+    return UserCodeError(f"{doing} raised {type(error).__name__}: {error}", text.rstrip())
 
 
 def _import_module(name: str) -> ModuleType:
@@ -177,7 +177,7 @@ def _import_file(path: Path) -> ModuleType:
             sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(name, resolved)
     if spec is None or spec.loader is None:
-        raise ModelError(f"{path} is no Python file")
+        raise ModelError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -190,22 +190,24 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _missing(source: str, attribute: str, part: str, found: Any) -> str:
-    names = [name for name in vars(found) if not name.startswith("_")] if found else []
-    usable = [n for n in names if callable(getattr(found, n)) or _is_model(getattr(found, n))]
+def _missing(source: str, attribute: str, part: str, container: Any) -> str:
+    names = [name for name in vars(container) if not name.startswith("_")] if container else []
+    usable = [
+        n for n in names if callable(getattr(container, n)) or _is_model(getattr(container, n))
+    ]
 
     def is_imported(name: str) -> bool:
-        value = getattr(found, name)
+        value = getattr(container, name)
         return not _is_model(value) and getattr(value, "__module__", None) != getattr(
-            found, "__name__", None
+            container, "__name__", None
         )
 
-    usable.sort(key=is_imported)  # what is written there comes first
+    usable.sort(key=is_imported)  # names defined there come first
     near = difflib.get_close_matches(part, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    listed = ", ".join(usable[:_LISTED]) + (", ..." if len(usable) > _LISTED else "")
+    listing = ", ".join(usable[:_LISTED]) + (", ..." if len(usable) > _LISTED else "")
     where = source if part == attribute else f"{source}:{attribute.rpartition('.')[0]}"
-    return f"{where} has no attribute {part!r}.{hint} It has: {listed or 'nothing to call'}"
+    return f"{where} has no attribute {part!r}.{hint} It has: {listing or 'nothing to call'}"
 
 
 def _is_model(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""Blind spots: what a capture could not see of a model, in sentences."""
+"""Blind spots: sentences on what a capture could not see."""
 
 from torch import nn
 
@@ -6,10 +6,10 @@ from reludiag.capture.capture import Capture
 
 
 def no_rectifier(model: nn.Module) -> str:
-    """The sentence on a model in which nothing can be watched."""
+    """The error message for a model without rectifiers."""
     return (
         f"{type(model).__name__} has no rectifier (ReLU, ReLU6, clamp(min=0), Hardtanh(0, x), "
-        "Threshold(0, 0), Hardswish, ...), as a module or as a function, so nothing in it can die."
+        "Threshold(0, 0), Hardswish, ...), as a module or as a function, so no unit in it can die."
     )
 
 
@@ -19,11 +19,11 @@ def blind_spots(capture: Capture) -> list[str]:
     if missed.unobserved:
         owners = list(dict.fromkeys(owner or "the model itself" for owner, _ in missed.unobserved))
         calls = missed.unobserved.total()
-        listed = ", ".join(owners[:3]) + (f" and {len(owners) - 3} more" * (len(owners) > 3))
+        names = ", ".join(owners[:3]) + (f" and {len(owners) - 3} more" * (len(owners) > 3))
         operators = ", ".join(sorted({operator for _, operator in missed.unobserved}))
         spots.append(
-            f"NOT OBSERVED: {calls} rectifier call{'s' * (calls != 1)} ({operators}) in {listed}. "
-            "They are made where they cannot be read: no verdict speaks of them."
+            f"NOT OBSERVED: {calls} rectifier call{'s' * (calls != 1)} ({operators}) in {names}. "
+            "They run where reludiag cannot read them, so their units get no verdict."
         )
     if missed.transformed:
         spots.append(
@@ -32,17 +32,17 @@ def blind_spots(capture: Capture) -> list[str]:
         )
     if missed.unrepeatable:
         spots.append(
-            f"Left out: {missed.unrepeatable:,} rectifier calls of a path that was first taken in "
-            "a batch that the model changed in place, and that could so not be run again."
+            f"Left out: {missed.unrepeatable:,} rectifier calls on a path that was first taken "
+            "by a batch that the model changed in place, so that the batch could not be run again."
         )
     if missed.traced and capture.functional:
         spots.append(
-            "NOT OBSERVED: rectifiers called as functions, since the model was compiled. "
-            "Compile it before it is monitored."
+            "NOT OBSERVED: rectifiers called as functions, because the model was compiled during "
+            "monitoring. Compile it first."
         )
     if missed.elsewhere and capture.functional:
         spots.append(
-            "Part of a forward ran in another thread. Rectifiers called there as functions were "
+            "Part of a forward pass ran in another thread. Rectifier functions called there were "
             "not seen; modules were."
         )
     return spots

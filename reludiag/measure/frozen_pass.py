@@ -1,4 +1,4 @@
-"""A frozen pass: runs batches through a model whose weights stand still, and counts.
+"""A frozen pass: runs batches through a model with frozen weights, and counts.
 
 The pass leaves the model as it was: mode, buffers, hooks and random number streams.
 """
@@ -26,12 +26,12 @@ from reludiag.sites.functional import may_rectify
 from reludiag.sites.torch_internals import eager_module
 
 ProgressCallback = Callable[[int, int | None], None]
-"""Called with the number of batches done, and of all of them if that is known."""
+"""Called with the number of finished batches, and the total if it is known."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one frozen pass counted."""
+    """The counts of one frozen pass."""
 
     sites: list[SiteCounts]
     samples: int
@@ -41,9 +41,9 @@ class Measurement:
 
 
 class Scanner:
-    """Runs batches through a frozen model and counts; knows its sites from one run to the next.
+    """Runs batches through a frozen model and counts; keeps its sites between runs.
 
-    Raises ModelError for a model that cannot hold a rectifier.
+    Raises ModelError for a model without rectifiers.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class Scanner:
                 capture.detach()
         if done == 0 or samples == 0:
             raise DataError(
-                "the data gave no batch: expected at least one. A generator that was used up "
-                "before gives none; pass a list, a DataLoader or a function"
+                "the data gave no batch; expected at least one. A generator can be used only "
+                "once: pass a list, a DataLoader or a function"
             )
         sites = self._site_counts()
         if not sites:
@@ -133,8 +133,8 @@ class Scanner:
         if unknown:
             names = ", ".join(site.name for site in sites)
             raise UsageError(
-                f"a unit axis was given for {', '.join(sorted(unknown))}, which is no site, or has "
-                f"no such axis. The sites are {names}"
+                f"a unit axis was given for {', '.join(sorted(unknown))}, which is not a site, "
+                f"or does not have that axis. The sites are {names}"
             )
         counts = [
             SiteCounts(
@@ -160,8 +160,8 @@ def eager_model(model: Any) -> nn.Module:
         raise UsageError(f"{type(model).__name__} was given; expected a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
-            "a TorchScript model takes no hooks: give the Python model it was made from, with "
-            "its state dict"
+            "a TorchScript model accepts no hooks: pass the Python model that it was made from, "
+            "with its state dict"
         )
     return model
 
@@ -176,13 +176,13 @@ def _set_mode(model: nn.Module, training: bool) -> None:
         model.train(training)
     except NotImplementedError as error:  # ExportedProgram.module()
         raise ModelError(
-            "the module of an exported program stays in the mode that it was exported in: give "
+            "the module of an exported program stays in the mode in which it was exported: pass "
             "the program itself, not its module()"
         ) from error
 
 
 def limited(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:
-    """At most `limit` batches; what the user's loader raises becomes a UserCodeError."""
+    """At most `limit` batches; an exception of the user's loader becomes a UserCodeError."""
     try:
         # islice stops before it would draw one batch too many.
         yield from itertools.islice(batches, limit)
@@ -200,7 +200,7 @@ def _check_inputs(inputs: Any, index: int) -> int:
             count = int((~torch.isfinite(tensor)).sum())
             raise DataError(
                 f"batch {index} of the data has {count:,} values that are NaN or infinite: "
-                "verdicts would speak of the data, not of the network. Clean it first"
+                "verdicts would describe the data, not the network. Clean the data first"
             )
     if samples is None:
         raise DataError(f"batch {index} of the data has no tensor among its inputs")
@@ -218,11 +218,11 @@ def _run(capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any], index:
             f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
             for tensor in input_tensors((args, kwargs))
         )
-        advice = "Is the shape what its forward expects?"
+        advice = "Does its forward expect this shape?"
         if "Guard failed" in str(error):
             advice = (
-                "A program takes the sizes that it was exported with: export it with "
-                "dynamic_shapes, or give only such batches (drop_last=True)."
+                "A program takes only the sizes with which it was exported: export it with "
+                "dynamic_shapes, or use only batches of that size (drop_last=True)."
             )
         raise DataError(
             f"the model refused batch {index} of the data, of shape {shapes}:\n"

@@ -1,4 +1,4 @@
-"""Liveness: which units have fired, of every batch, at the least cost."""
+"""Liveness: which units have fired, checked in every batch at low cost."""
 
 import numpy as np
 import torch
@@ -10,10 +10,9 @@ from reludiag.measure.unit_counts import Mask
 
 
 class Liveness:
-    """Which units have not fired since the window began: exact, and of every batch.
+    """Which units have not fired since the window began, checked exactly in every batch.
 
-    A unit that fired once is discharged: nothing that it does later in the window can make it
-    dead, and it is not read again.
+    A unit that has fired is not read again, because nothing later in the window can make it dead.
     """
 
     def __init__(
@@ -21,12 +20,13 @@ class Liveness:
     ) -> None:
         self.signed = signed
         self.done = False
-        """Whether it is known that every unit has fired."""
+        """Whether every unit is known to have fired."""
         with torch.inference_mode(False):
             self._states = torch.zeros(units, dtype=torch.uint8, device=device)
-            # In double precision it would be 8 bytes a unit: that is then noted in the states.
-            kept = 0 if dtype == torch.float64 else units
-            self._highest = torch.zeros(kept, dtype=torch.float32, device=device)
+            # In double precision this would take 8 bytes per unit, so it is stored in the states
+            # instead.
+            length = 0 if dtype == torch.float64 else units
+            self._highest = torch.zeros(length, dtype=torch.float32, device=device)
 
     def observe(self, x: Tensor, view: UnitView | None = None) -> None:
         """Add one call's output, as `UnitStats.update` takes it."""
@@ -34,7 +34,7 @@ class Liveness:
             self.done = note_firing(x, view, self.signed, self._states, self._highest)
 
     def mask(self) -> tuple[Mask, Mask]:
-        """(silent, not finite) of each unit; the latter as far as one that fired was read."""
+        """(silent, not finite) for each unit; units are not read any more once they have fired."""
         states, highest = self._states.cpu().numpy(), self._highest.cpu().numpy()
         fired, nonfinite = states & SEEN_FIRING > 0, states & SEEN_NONFINITE > 0
         if len(highest):

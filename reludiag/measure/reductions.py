@@ -26,9 +26,9 @@ if _problem:
     _kernels = None  # type: ignore[assignment]
 
 ACTIVE, FIRED, TOTAL, SQUARE, ABSOLUTE = range(5)
-"""Rows of the sums: positions at which a unit fired; samples in which it did, at one position or
-more; sum of the activations; of their squares; and, where they can be negative, of their absolute
-values."""
+"""Rows of the sums: number of positions at which a unit fired; number of samples in which it fired;
+sum of the activations, of their squares and, if they can be negative, of their absolute values.
+"""
 
 SEEN_FIRING, SEEN_NONFINITE = 1, 2
 """Bits of a unit's state."""
@@ -44,7 +44,7 @@ def add_sums(
 ) -> None:
     """Add one call to `sums`, float64 `[row, unit]`, and to the extremes, `[unit]`.
 
-    `signed` says that a unit also fires where it is negative. A NaN does not fire; it makes the
+    With `signed` a unit also fires if it is negative. A NaN does not fire; it makes the
     extremes and `TOTAL` NaN.
     """
     if reading is not None:
@@ -73,38 +73,39 @@ def add_sums(
 def note_firing(
     x: Tensor, reading: UnitView | None, signed: bool, states: Tensor, highest: Tensor
 ) -> bool:
-    """Note which units fired in one call, exactly. Returns whether all are known to have by now.
+    """Note exactly which units fired in one call.
 
-    A unit that fired is not read again: nothing that it does later can make it dead. What was seen
-    is in either of `states`, uint8 of the bits above, and `highest`, float32, the largest magnitude
-    seen, NaN once one was; that may be of no length, to save memory at the cost of more operators.
+    Returns whether all units are known to have fired. A unit that has fired is not read again,
+    because nothing later can make it dead. The result is in `states` (uint8, the bits above) or in
+    `highest` (float32, the largest magnitude, NaN after a NaN); `highest` may be empty, which saves
+    memory and takes more operators.
     """
-    left: int | None = None
+    silent: int | None = None
     if _kernels and reading is not None:
-        left = _kernels.watch(x, reading.plan, signed, states)
-    if left is None:
+        silent = _kernels.watch(x, reading.plan, signed, states)
+    if silent is None:
         x = x if reading is None else reading.of(x)
-        left = _kernels.watch(x, None, signed, states) if _kernels else None
-    if left is not None:
-        return left == 0
+        silent = _kernels.watch(x, None, signed, states) if _kernels else None
+    if silent is not None:
+        return silent == 0
     _warn_once(x)
     largest = _highest(x)
     if signed:
         largest = torch.maximum(largest, -_lowest(x))
-    # What is too small for float32, or too large, must not be rounded on the way.
+    # Values too small or too large for float32 must not be rounded.
     if len(highest) and x.dtype != torch.float64:
         _raise_to(highest, largest)
     else:
         states |= (largest > 0) * SEEN_FIRING | ~largest.isfinite() * SEEN_NONFINITE
-    return False  # asking a GPU would make the step wait
+    return False  # reading from a GPU would make the step wait
 
 
 def note_highest(
     x: Tensor, reading: UnitView | None, running: Tensor, fired: Tensor | None
 ) -> None:
-    """Raise the running maxima, float32 `[unit]`; only of units whose `fired` is 0, if given.
+    """Raise the running maxima, float32 `[unit]`; only for units whose `fired` is 0, if given.
 
-    Those of other units are then of no meaning.
+    The maxima of other units then have no meaning.
     """
     if reading is not None:
         if _kernels and _kernels.raise_maximum(x, reading.plan, fired, running):
@@ -121,7 +122,7 @@ def all_finite(x: Tensor) -> bool:
     if finite is not None:
         return finite
     _warn_once(x)
-    # A sum is finite only if all of it is, and costs a tenth of asking each.
+    # A sum is finite only if every value is, and costs a tenth of checking each value.
     return bool(x.sum().isfinite() or x.isfinite().all())
 
 
@@ -134,12 +135,12 @@ def _warn_once(x: Tensor) -> None:
 
 
 def _raise_to(running: Tensor, highest: Tensor) -> None:
-    """Take a call's maxima, `[unit]`, into the running ones; a NaN stays."""
+    """Merge a call's maxima, `[unit]`, into the running ones; a NaN stays."""
     torch.maximum(running, highest.to(running.dtype), out=running)
 
 
 def _highest(x: Tensor) -> Tensor:
-    """Maximum of each unit, NaN where there is one."""
+    """Maximum of each unit; NaN if it has a NaN."""
     if x.ndim == 2:
         return x.amax(dim=0)
     if x.stride(2) == 1:  # positions first, then samples: two to three times as fast as at once

@@ -1,4 +1,4 @@
-"""list_sites(): where a model's rectifiers run."""
+"""list_sites(): the rectifier calls of a model."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from reludiag.sites.site import Rectifier, Site
 
 @dataclass(frozen=True)
 class SiteList:
-    """Where a model's rectifiers run."""
+    """The rectifier calls of a model."""
 
     sites: list[Site]
     blind_spots: tuple[str, ...]
@@ -30,7 +30,7 @@ def list_sites(
     dtype: torch.dtype | None = None,
     unit_axes: Mapping[str, int] | None = None,
 ) -> SiteList:
-    """The sites of a model, from one batch if there are any, else from its source alone.
+    """The sites of a model, from one batch if there is one, else from its source code.
 
     Raises DataError if the model refuses the batch.
     """

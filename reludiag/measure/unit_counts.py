@@ -1,4 +1,4 @@
-"""What was counted of each unit, as plain arrays, and how the counts of two windows merge."""
+"""The counts of each unit as plain arrays, and how the counts of two windows merge."""
 
 import operator
 from dataclasses import dataclass, field, fields
@@ -28,15 +28,15 @@ class UnitCounts:
     """One site's statistics as arrays of shape `[unit]`, each with how two windows merge."""
 
     samples: int = field(metadata={"merge": operator.add})
-    """Samples of which it is known whether a unit fired in one of them."""
+    """Samples for which it is known whether a unit fired."""
     counted: int = field(metadata={"merge": operator.add})
-    """Of these, the samples that all that follows but `silent` and `nonfinite` is of."""
+    """Of these, the samples of all statistics below except `silent` and `nonfinite`."""
     positions: int = field(metadata={"merge": operator.add})
     calls: int = field(metadata={"merge": operator.add})
     silent: Mask = field(metadata={"merge": _both})
-    """It fired in none of all samples."""
+    """Whether it fired in no sample."""
     nonfinite: Mask = field(metadata={"merge": _either})
-    """A NaN or an infinity was seen."""
+    """Whether a NaN or an infinity was seen."""
     fired: Counts = field(metadata={"merge": operator.add})
     active: Counts = field(metadata={"merge": operator.add})
     total: Reals = field(metadata={"merge": operator.add})
@@ -48,7 +48,7 @@ class UnitCounts:
 
     @classmethod
     def nothing(cls, units: int) -> "UnitCounts":
-        """Of a site that was not called."""
+        """The counts of a site that was not called."""
         zeros, minus_inf = np.zeros(units), np.full(units, -np.inf)
         counts = np.zeros(units, dtype=np.int64)
         return cls(
@@ -80,7 +80,7 @@ class UnitCounts:
 
 @dataclass(frozen=True)
 class SiteCounts:
-    """One site with what was counted there."""
+    """One site with its counts."""
 
     site: Site
     counts: UnitCounts

@@ -1,4 +1,4 @@
-"""What is accumulated per unit, on the model's device.
+"""Statistics accumulated per unit, on the model's device.
 
 Counts and sums are float64, exact up to 2**53: float32 counters stop at 2**24. Nothing here waits
 for a GPU, and no activation is kept. A unit takes 44 bytes (52 if it can be negative; 8 more in
@@ -26,30 +26,33 @@ from reludiag.measure.unit_counts import UnitCounts
 
 @dataclass
 class UnitStats:
-    """Running statistics of one site's units. Tensors have shape `[unit]`, but for `sums`."""
+    """Running statistics of one site's units. Tensors have shape `[unit]`, except `sums`."""
 
     samples: int
     positions: int
     """Positions per unit, over all samples."""
     calls: int
     signed: bool
-    """Whether a unit also fires where it is negative, as a hard-swish does."""
+    """Whether a unit also fires if its output is negative, as for hard-swish."""
     passes_input: bool
-    """Whether it passes its pre-activation on where it fires, as a ReLU does and a ReLU6 not."""
+    """Whether the output equals the pre-activation where the unit fires, as for ReLU but not ReLU6.
+    """
     sums: Tensor
     """float64 `[row, unit]`: the rows of reductions.py, the last only if signed."""
     maximum: Tensor
     """-inf before the first sample, NaN once one was seen."""
     minimum: Tensor
-    """Likewise from inf."""
+    """The same for the minimum, from inf."""
     before_maximum: Tensor
-    """float32: of the pre-activations; -inf where none could be read. If they are passed on, only
-    of units that never fired."""
+    """float32 maximum of the pre-activations; -inf if none could be read.
+
+    If they are passed on, only for units that never fired.
+    """
     asks: bool = True
-    """Whether it makes use of pre-activations: not where they are those that were passed on."""
+    """Whether it reads pre-activations: not if they equal the outputs."""
 
     def __post_init__(self) -> None:
-        # To ask for it in each call would take as long as to read a small activation.
+        # Computing it in each call would take as long as reading a small activation.
         self._fired = self.sums[FIRED] if self.passes_input else None
 
     @classmethod
@@ -79,7 +82,7 @@ class UnitStats:
     def update(
         self, x: Tensor, pre_activation: Tensor | None = None, view: UnitView | None = None
     ) -> None:
-        """Add one call's output and, where it can be had, its pre-activation, of the same shape.
+        """Add one call's output and, if available, its pre-activation with the same shape.
 
         Without a `view` both are `[sample, unit, position]`, or `[sample, unit]`.
         """
@@ -95,16 +98,17 @@ class UnitStats:
             return
         if pre_activation is not None:
             self.note_pre_activation(pre_activation, view)
-        # Looking costs as much as a small call: at the first, second, fourth, eighth, ...
+        # This check costs as much as a small call, so it runs at the first, second, fourth, eighth,
+        # ...
         if self.passes_input and self.calls & (self.calls - 1) == 0 and self.sums.is_cpu:
             self.asks = not self.sums[FIRED].numpy().all()
 
     def note_pre_activation(self, x: Tensor, view: UnitView | None = None) -> None:
-        """Add a pre-activation alone, before what is made of it overwrites it."""
+        """Add only a pre-activation, before an in-place rectifier overwrites it."""
         note_highest(x, view, self.before_maximum, self._fired)
 
     def counts(self) -> "UnitCounts":
-        """The same as plain arrays in the host's memory; every sample was watched."""
+        """The same as plain arrays in host memory; every sample was watched."""
         sums = self.sums.cpu().numpy().copy()
         maximum, minimum, before_maximum = (
             tensor.cpu().numpy().astype(np.float64)

@@ -1,7 +1,7 @@
 """Verdicts: from a unit's statistics to the one word that describes it.
 
-All that is to be said of a verdict stands in its row of `VERDICT_TABLE`, at the end: when it holds,
-whether such a unit is lost, and how reports show it.
+The row of a verdict in `VERDICT_TABLE`, at the end, has everything about it: when it holds, whether
+such a unit is lost, and how reports show it.
 """
 
 from collections.abc import Callable
@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special  # not stats, whose import takes longer than a small scan
 
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.sites.site import Rectifier
-
-CONFIDENCE = 0.95
 
 Strings = np.ndarray[Any, np.dtype[np.str_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -68,9 +65,9 @@ def is_dead(counts: UnitCounts, rectifier: Rectifier) -> Mask:
 
 
 def tau_score(counts: UnitCounts) -> Floats:
-    """Mean absolute activation over the site's mean (Sokar et al. 2023, definition 3.1).
+    """Mean absolute activation / the site's mean (Sokar et al. 2023, definition 3.1).
 
-    NaN for units that are not finite; they are left out of the site's mean.
+    NaN for units that are not finite; these are left out of the site's mean.
     """
     finite = ~counts.nonfinite
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -79,22 +76,6 @@ def tau_score(counts: UnitCounts) -> Floats:
         if site == 0:  # the whole site is silent, and so is each of its units
             return np.where(finite, 0.0, np.nan)
         return np.asarray(mean / site, dtype=np.float64)
-
-
-def upper_bound(fired: Any, samples: int) -> Floats:
-    """One-sided 95 % upper bound on a firing rate, for `fired` of `samples` independent samples.
-
-    Clopper and Pearson's exact bound; for a unit that never fired it is `1 - 0.05**(1/samples)`.
-    """
-    fired = np.asarray(fired, dtype=np.float64)
-    if samples == 0:
-        return np.full(fired.shape, np.nan)
-    # A million units have few distinct counts, and the quantile is dear.
-    counts, of = np.unique(fired, return_inverse=True)
-    below = counts < samples
-    bounds = np.ones(counts.shape)
-    bounds[below] = special.betaincinv(counts[below] + 1, samples - counts[below], CONFIDENCE)
-    return bounds[of].reshape(fired.shape)
 
 
 VERDICT_TABLE = (
@@ -141,7 +122,7 @@ VERDICT_TABLE = (
     Verdict(
         name="rare",
         meaning=f"it fired in fewer than {100 * Thresholds.rare:g} % of samples (`--rare`)",
-        rule=f"it fired in less than {100 * Thresholds.rare:g} % of samples (`--rare`)",
+        rule=f"it fired in fewer than {100 * Thresholds.rare:g} % of samples (`--rare`)",
         holds=lambda counts, rectifier, thresholds: (
             (counts.fired < thresholds.rare * counts.counted) & rectifier.can_die
         ),
@@ -171,7 +152,7 @@ VERDICT_TABLE = (
         name="constant",
         meaning="it fires, but always with the same value",
         rule="its largest and its smallest output are the same",
-        # By its extremes, not by a variance: sums round, and a constant must not be missed.
+        # By its extremes, not by a variance: sums are rounded, and a constant must not be missed.
         holds=lambda counts, rectifier, thresholds: (
             (counts.maximum == counts.minimum) & (counts.counted > 0)
         ),
@@ -184,8 +165,8 @@ VERDICT_TABLE = (
     ),
     Verdict(
         name="always_on",
-        meaning="it is > 0 everywhere: linear",
-        rule="its smallest output is above 0: it is linear",
+        meaning="it is > 0 everywhere, so it is linear",
+        rule="its smallest output is above 0, so it is linear",
         holds=lambda counts, rectifier, thresholds: (counts.minimum > 0) & (counts.counted > 0),
         glyph="█",
         plain="#",
@@ -195,8 +176,8 @@ VERDICT_TABLE = (
     ),
     Verdict(
         name="alive",
-        meaning="the rest",
-        rule="the rest",
+        meaning="all others",
+        rule="all others",
         holds=lambda counts, rectifier, thresholds: True,
         glyph="█",
         plain="#",
@@ -214,7 +195,8 @@ LOST = [verdict.name for verdict in VERDICT_TABLE if verdict.lost]
 def judge(counts: UnitCounts, rectifier: Rectifier, thresholds: Thresholds) -> Strings:
     """The verdict of each unit, `[unit]`: the first in the table that holds.
 
-    A leaky activation cannot die, so its units are never dead, nor rare: negative is not off.
+    A leaky activation cannot die, so its units are never dead or rare: a negative output is not
+    off.
     """
     holds = [
         np.broadcast_to(verdict.holds(counts, rectifier, thresholds), counts.fired.shape)

@@ -1,6 +1,5 @@
-"""Alerts: what a Monitor tells while the run goes on, after each snapshot.
-
-To whoever asked (`on_snapshot`, `on_death`), as a warning, and by stopping the run.
+"""Alerts: what a Monitor reports during the run, after each snapshot: by callbacks (`on_snapshot`,
+`on_death`), by a warning, and by stopping the run.
 """
 
 import warnings
@@ -15,19 +14,19 @@ from reludiag.recording import SiteState
 from reludiag.recording.ledger import Lifelines
 
 WARN_OVER = "10%"
-"""Of all units, in one window: so many together is an event, and not the odd unit now and then."""
+"""Share of all units in one window from which deaths are an event instead of single units."""
 
 
 @dataclass(frozen=True)
 class SiteSnapshot:
-    """One site at a snapshot; the numbers are those of the recording's timeline."""
+    """One site at a snapshot, with the numbers of the recording's timeline."""
 
     name: str
     units: int
     samples: int
     dead: int
     died_units: tuple[int, ...]
-    """Which units died since the snapshot before, as `revived` did."""
+    """The units that died since the previous snapshot; `revived` likewise."""
     revived: int
     nonfinite: int
     born_dead: int | None
@@ -35,53 +34,52 @@ class SiteSnapshot:
 
     @property
     def died(self) -> int:
-        """How many units died since the snapshot before."""
+        """Number of units that died since the previous snapshot."""
         return len(self.died_units)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of the units at a step, as it stands in the recording by now."""
+    """The state of the units at a step, as stored in the recording."""
 
     step: int
     """Optimizer steps taken."""
     previous: int | None
-    """Step of the snapshot before; None at the first."""
+    """Step of the previous snapshot; None at the first."""
     sites: tuple[SiteSnapshot, ...]
-    """In the order in which they were first called; those not called since `previous` are left
-    out."""
+    """In the order of their first calls; sites not called since `previous` are left out."""
     learning_rates: Mapping[str, float]
-    """By "optimizer/group", that which the last step used; empty before the first step."""
+    """The rates of the last step by "optimizer/group"; empty before the first step."""
     largest_rate: float | None
-    """The largest of any step since `previous`."""
+    """The largest learning rate of any step since `previous`."""
 
     @property
     def units(self) -> int:
-        """Of all sites, as are `dead`, `died`, `revived` and `nonfinite`."""
+        """Units of all sites; `dead`, `died`, `revived` and `nonfinite` also count all sites."""
         return sum(site.units for site in self.sites)
 
     @property
     def dead(self) -> int:
-        """How many units are dead."""
+        """Number of dead units."""
         return sum(site.dead for site in self.sites)
 
     @property
     def died(self) -> int:
-        """How many died since `previous`."""
+        """Number of units that died since `previous`."""
         return sum(site.died for site in self.sites)
 
     @property
     def revived(self) -> int:
-        """How many came back since `previous`."""
+        """Number of units that came back since `previous`."""
         return sum(site.revived for site in self.sites)
 
     @property
     def nonfinite(self) -> int:
-        """How many had a NaN or an infinity: neither dead nor alive."""
+        """Number of units with a NaN or an infinity: neither dead nor alive."""
         return sum(site.nonfinite for site in self.sites)
 
     def scalars(self) -> dict[str, float]:
-        """What a metric logger takes: name -> value, the names all beginning with `reludiag/`."""
+        """The numbers for a metric logger: name -> value; all names begin with `reludiag/`."""
         born = [site.born_dead for site in self.sites if site.born_dead is not None]
         return {
             **{f"reludiag/dead_fraction/{s.name}": s.dead / s.units for s in self.sites if s.units},
@@ -93,7 +91,7 @@ class Snapshot:
         }
 
     def __str__(self) -> str:
-        """The deaths since the snapshot before, in a sentence without its full stop."""
+        """The deaths since the previous snapshot, as a sentence without the full stop."""
         steps = f"by step {self.step:,}"
         if self.previous is not None:
             steps = f"in steps {self.previous:,}-{self.step:,}"
@@ -109,7 +107,7 @@ Listener = Callable[[Snapshot], object]
 
 
 class Alerts:
-    """Follows the units of a run, and tells of them."""
+    """Follows the units of a run and reports deaths."""
 
     def __init__(
         self,
@@ -132,7 +130,7 @@ class Alerts:
     def note(
         self, step: int, states: Sequence[SiteState], new_rates: Sequence[tuple[int, str, float]]
     ) -> None:
-        """Take in a snapshot; `new_rates` are those since the last, as they are recorded."""
+        """Add a snapshot; `new_rates` are the learning rates recorded since the last one."""
         sites = tuple(self._followed(step, s) for s in states if s.site.units and s.counts.samples)
         first_step = 1 if self._previous is None else self._previous + 1
         replaced = {group for since, group, _ in new_rates if since == first_step}
@@ -143,16 +141,17 @@ class Alerts:
             step=step,
             previous=self._previous,
             sites=sites,
-            # A closure shows the first step's rates before the initial state is taken.
+            # With a closure, the rates of the first step are known before the initial state.
             learning_rates=dict(self._rates) if step else {},
             largest_rate=max(used, default=None) if step else None,
         )
         self._previous = step
 
     def tell(self, stopping: bool = True) -> None:
-        """Pass on what was noted last, once; raise TooManyDeadError if `stopping` and it is due.
+        """Report the last snapshot, once; raise TooManyDeadError if `stopping` and the limit is
+        exceeded.
 
-        What a listener raises goes through, and so stops the run as well.
+        An exception of a listener is not caught, so it also stops the run.
         """
         news, self._news = self._news, None
         if news is None:
@@ -168,7 +167,7 @@ class Alerts:
                 RuntimeWarning,
                 stacklevel=6,  # the line that steps the optimizer
             )
-        # What is dead at step 0 was not killed by this run, and may come to life in it.
+        # Units dead at step 0 were not killed by this run and may still revive.
         if stopping and news.step:
             self._stop_if_due(news)
 
@@ -179,23 +178,23 @@ class Alerts:
         finite = f", {news.nonfinite:,} of them not finite" if news.nonfinite else ""
         raise TooManyDeadError(
             f"{lost:,} of {news.units:,} units are dead at step {news.step:,}{finite}: more than "
-            f"raise_over={self._raise_over.text!r} allows. {news}. The recording has all that was "
-            "seen; a lower learning rate, or a warm-up, is the first thing to try"
+            f"raise_over={self._raise_over.text!r} allows. {news}. The recording is complete. "
+            "Try a lower learning rate or a warm-up first"
         )
 
     def _followed(self, step: int, state: SiteState) -> SiteSnapshot:
         site, counts = state.site, state.counts
-        known = ~counts.nonfinite
+        has_state = ~counts.nonfinite
         lives = self._lives.get(site.key)
-        if lives is None or len(lives.dead) != len(known):
-            lives = self._lives[site.key] = Lifelines(len(known))
-        died, revived = lives.advance(step, state.dead, known)
-        dead = int((state.dead & known).sum())
+        if lives is None or len(lives.dead) != len(has_state):
+            lives = self._lives[site.key] = Lifelines(len(has_state))
+        died, revived = lives.advance(step, state.dead, has_state)
+        dead = int((state.dead & has_state).sum())
         if step == 0:
             self._born[site.key] = dead
         return SiteSnapshot(
             name=site.name,
-            units=len(known),
+            units=len(has_state),
             samples=counts.samples,
             dead=dead,
             died_units=tuple(np.flatnonzero(died).tolist()),

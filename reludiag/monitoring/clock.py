@@ -1,7 +1,7 @@
-"""The steps of a training run: hooks on its optimizers, at next to no cost where nothing happens.
+"""Clock: counts the steps of a training run by hooks on its optimizers, at almost no cost.
 
-In training this code is cold each time, so that each line of it counts: what has to be done in
-every step stands here, and calls the rest only where there is something to do.
+During training this code is never in the CPU's caches, so each line counts. Only what every step
+needs is here; the rest is called only if there is something to do.
 """
 
 from collections.abc import Callable
@@ -23,16 +23,16 @@ class Clock:
 
 
 class BeforeStep:
-    """An optimizer's hook: calls `changed(args, kwargs)` where its learning rates have changed.
+    """A hook of an optimizer: calls `changed(args, kwargs)` if its learning rates have changed.
 
-    `rates` are those known.
+    `rates` are the known rates.
     """
 
     def __init__(self, rates: list[float], changed: Callable[[Any, Any], Any]) -> None:
         self._rates, self._changed = rates, changed
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        """Before a step. Returns what it is to be called with instead, or None."""
+        """Called before a step. Returns the new arguments of the step, or None."""
         groups, rates = optimizer.param_groups, self._rates
         if len(groups) != len(rates):
             return self._changed(args, kwargs)
@@ -43,7 +43,7 @@ class BeforeStep:
 
 
 class AfterStep:
-    """An optimizer's hook: calls `ended()` after a step, unless the clock says to be idle."""
+    """A hook of an optimizer: calls `ended()` after a step, unless the clock is idle."""
 
     def __init__(self, clock: Clock, ended: Callable[[], None]) -> None:
         self._clock, self._ended = clock, ended
@@ -58,7 +58,7 @@ class AfterStep:
 
 
 def innermost(optimizer: Any) -> Any:
-    """The optimizer inside wrappers such as Accelerate's, which have no hooks of their own."""
+    """The optimizer inside wrappers without hooks, such as Accelerate's."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer

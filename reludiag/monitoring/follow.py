@@ -1,4 +1,4 @@
-"""Watching: what can be seen of a recording from moment to moment, while a run writes it."""
+"""Follow: the current state of a recording while a run writes it."""
 
 import itertools
 import statistics
@@ -14,33 +14,33 @@ from reludiag.errors import RecordingError
 from reludiag.process import ProcessId, is_gone, this_host
 from reludiag.recording import RecordingProgress, read_progress
 
-_RECENT = 10  # snapshots that the speed of a run is told by
-_LOAD_SHARE = 0.2  # of a core, at most: reading a large recording must not slow the run down
-_YOUNG = 5.0  # seconds in which a file that was just made may not be a recording yet
-# A run on another machine that was silent for longer than this is taken to have died.
-_PATIENCE, _LEAST_PATIENCE = 20.0, 60.0  # times the usual distance of snapshots; seconds
+_RECENT = 10  # number of snapshots from which the speed is computed
+_LOAD_SHARE = 0.2  # largest share of a core: reading a large recording must not slow down the run
+_YOUNG = 5.0  # seconds during which a new file may not be a recording yet
+# A run on another machine is regarded as dead after writing nothing for longer than this.
+_PATIENCE, _LEAST_PATIENCE = 20.0, 60.0  # multiple of the usual time between snapshots; seconds
 
 
 @dataclass(frozen=True)
 class LiveView:
-    """What was seen of a recording at one moment."""
+    """The state of a recording at one moment."""
 
     subject: str
     state: str
     """`waiting` for a recording, `running`, `complete`, `interrupted`, `died`, or `lost`."""
     sentence: str
-    """What there is to say of it; empty of a run as it should be."""
+    """A sentence on its state; empty if everything is normal."""
     diagnosis: Diagnosis | None
-    """Of the last snapshot that could be read; None before the first."""
+    """The Diagnosis of the last snapshot that could be read; None before the first."""
     step: int | None
     steps_per_second: float | None
-    """Of late, or over the whole of a run that has ended; None before two snapshots."""
+    """Recent speed, or over the whole run if it has ended; None before two snapshots."""
     silent: float | None
     """Seconds since the last snapshot."""
 
 
 class Follower:
-    """Follows one recording, also across its being replaced or removed."""
+    """Follows one recording, also if it is replaced or removed."""
 
     def __init__(self, path: str | Path, clock: Callable[[], float] = time.time) -> None:
         self._path = Path(path)
@@ -52,7 +52,7 @@ class Follower:
         self._replaced = 0
 
     def look(self) -> LiveView:
-        """What is to be seen now. Raises RecordingError if the file never was a recording."""
+        """The current state. Raises RecordingError if the file never was a recording."""
         try:
             progress = read_progress(self._path)
             if self._progress is not None and _identity(progress) != _identity(self._progress):
@@ -65,11 +65,11 @@ class Follower:
         state, sentence = _state(progress, self._clock())
         if self._replaced and not sentence:
             times = "" if self._replaced == 1 else f", for the {self._replaced}th time"
-            sentence = f"A new run took the place of the one before{times}."
+            sentence = f"A new run has replaced the previous one{times}."
         return self._view(progress, state, sentence)
 
     def _load(self) -> None:
-        """Read the whole recording where it has grown, but not all the time."""
+        """Read the whole recording if it has grown, but not too often."""
         begun = self._clock()
         if self._progress == self._loaded_progress or begun < self._next_load:
             return
@@ -79,9 +79,9 @@ class Follower:
 
     def _without(self, error: RecordingError) -> LiveView:
         if self._progress is not None:
-            gone = not self._path.exists()
-            why = f"{self._path} was removed" if gone else str(error)
-            sentence = f"{why}. This is the last that was seen of the run."
+            is_removed = not self._path.exists()
+            why = f"{self._path} was removed" if is_removed else str(error)
+            sentence = f"{why}. This is the last state of the run that was read."
             return self._view(self._progress, "lost", sentence)
         if self._path.exists() and self._clock() - self._path.stat().st_mtime > _YOUNG:
             raise error
@@ -103,12 +103,12 @@ class Follower:
 
 
 def _identity(progress: RecordingProgress) -> object:
-    """Tells one run from another that is written to the same path."""
+    """Identifies a run among others written to the same path."""
     return progress.facts.get("process"), progress.times[:1]
 
 
 def _state(progress: RecordingProgress, now: float) -> tuple[str, str]:
-    """The state of the run, and the sentence on it."""
+    """The state of the run, and a sentence on it."""
     status = str(progress.facts.get("status", "running"))
     if status == "complete":
         return "complete", ""
@@ -116,21 +116,21 @@ def _state(progress: RecordingProgress, now: float) -> tuple[str, str]:
         return "interrupted", f"The run was {status}."
     if not progress.times:
         return "running", "No snapshot has been taken yet."
-    distances = [after - before for before, after in itertools.pairwise(progress.times)]
+    distances = [later - earlier for earlier, later in itertools.pairwise(progress.times)]
     usual = statistics.median(distances) if distances else 0.0
     patience = max(_LEAST_PATIENCE, _PATIENCE * usual)
     owner = _owner(progress.facts.get("process"))
     if owner is not None and owner.host == this_host():
-        gone, why = is_gone(owner, now), "its process is gone"
+        has_died, why = is_gone(owner, now), "its process has ended"
     else:
-        gone, why = now > progress.times[-1] + patience, "it has been silent for long"
-    if gone:
-        return "died", f"The run died without a word: {why}."
+        has_died, why = now > progress.times[-1] + patience, "it has not written for a long time"
+    if has_died:
+        return "died", f"The run died: {why}."
     return "running", ""
 
 
 def _owner(process: Any) -> ProcessId | None:
-    """The process that writes the recording; None where it does not say."""
+    """The process that writes the recording; None if unknown."""
     try:
         return ProcessId(str(process["host"]), int(process["pid"]), float(process["started"]))
     except (KeyError, TypeError, ValueError):

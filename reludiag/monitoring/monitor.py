@@ -1,7 +1,7 @@
-"""Monitor: watches a training run, clocked by the optimizer, and records its state.
+"""Monitor: watches a training run, counts steps by the optimizer, and records its state.
 
-With a probe, the state at each snapshot is that of a frozen pass over the same batches: exact,
-and without cost in between. Without one it is what the training batches of the window showed.
+With a probe, each snapshot is a frozen pass over the same batches: exact, and without cost between
+snapshots. Without a probe, a snapshot is what the training batches of the window showed.
 """
 
 import contextlib
@@ -37,32 +37,32 @@ from reludiag.sites.functional import may_rectify
 class Monitor:
     """Watches the rectifiers of a model while it trains; a context manager around the loop.
 
-    `optimizer` is the clock, and tells the learning rates that each step really used; of
-    several, the last one closes a step. Without one, call `step()` after each update.
+    Steps are counted by `optimizer.step()`, each with the learning rates that it used. With several
+    optimizers, the last one completes a step. Without an optimizer, call `step()` after each
+    update.
 
-    Every `every` steps the state of all units goes into the recording at `path` (into memory if
-    it is None), the initial state first. `probe` is a batch (tensor, tuple with the inputs first,
-    or dict) or an iterable of batches, which are kept and run through the model without gradient,
-    in eval mode, at each snapshot. With it, the units that died since the last snapshot are
-    examined (see `evidence`): that takes a copy of the weights, and up to 18 more passes over the
-    probe where units died. The first snapshot runs a copy of the model, to see what chance leaves
-    dead.
+    Every `every` steps the state of all units is written to the recording at `path` (None: in
+    memory), beginning with the initial state. `probe` is a batch (tensor, tuple with the inputs
+    first, or dict) or an iterable of batches, which are kept in memory and run through the model in
+    eval mode, without gradients, at each snapshot. With it, units that died since the last snapshot
+    are examined (see `evidence`): this takes a copy of the weights, and up to 18 more passes over
+    the probe if units died. The first snapshot also runs a copy of the model, to measure how many
+    units are dead by chance.
 
-    Without a probe, whether a unit fired is known of every training batch; firing rates and all
-    other statistics are of the batches of every `stats_every`-th step, 1 for all. `unit_axes` is
-    as in `scan`. `facts` are kept with the recording, as JSON: what else is known of the run.
+    Without a probe, every training batch is checked for units that fired; firing rates and other
+    statistics are from every `stats_every`-th step (1: every step). `unit_axes` is as in `scan`.
+    `facts` are stored in the recording as JSON, for other information about the run.
 
-    After each snapshot `on_snapshot` is called with it (a `Snapshot`), and so is `on_death` where
-    units died. The first time that more than `warn_over` of all units (a share, or a number such
-    as "12") died between two snapshots there is a RuntimeWarning; None for none. Once more than
-    `raise_over` are dead or not finite, after step 0, TooManyDeadError ends the run.
+    After each snapshot `on_snapshot` is called with it (a `Snapshot`), and `on_death` if units
+    died. The first time that more than `warn_over` of all units (a share, or a number such as "12")
+    die between two snapshots, there is a RuntimeWarning; None turns it off. TooManyDeadError ends
+    the run when more than `raise_over` units are dead or not finite after step 0.
 
-    A model may be compiled by torch.compile, before or later. Its first step is not, and where it
-    calls rectifiers as functions it runs uncompiled until the end.
+    The model can be compiled by torch.compile, before or later. The first step runs uncompiled;
+    without a probe, a model that calls rectifiers as functions runs uncompiled until the end.
 
-    Raises UsageError for settings that make no sense, ModelError for a model that cannot hold a
-    rectifier, RecordingError if `path` exists (unless `overwrite`) or cannot be
-    written.
+    Raises UsageError for invalid settings, ModelError for a model without rectifiers,
+    RecordingError if `path` exists (unless `overwrite`) or cannot be written.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Monitor:
         for name, value in (("every", every), ("stats_every", stats_every)):
             if not isinstance(value, int) or value < 1:
                 raise UsageError(
-                    f"{name}={value} was given; expected a whole number of steps from 1 up"
+                    f"{name}={value} was given; expected a whole number of steps, at least 1"
                 )
         compiled = is_compiled(model)
         model = eager_model(model)
@@ -100,7 +100,7 @@ class Monitor:
         self.every = every
         self.stats_every = stats_every
         self.snapshots: list[int] = []
-        """Steps whose snapshots are safely in the recording."""
+        """Steps whose snapshots are stored in the recording."""
         self._path = None if path is None else Path(path)
         self._overwrite = overwrite
         self._user_facts = dict(facts or {})
@@ -118,18 +118,18 @@ class Monitor:
         self._rates = RateLog(model, self._optimizers)
         if self._optimizers and not self._rates.param_groups:
             raise UsageError(
-                "not one parameter of this model is in the optimizer: was the optimizer made for "
-                "another copy of it?"
+                "the optimizer holds no parameter of this model. Was it made for another copy of "
+                "the model?"
             )
         # From `__enter__` on:
         self._facts: dict[str, Any] = {}
         self._handles: list[RemovableHandle] = []
         self._writer: RecordingWriter | None = None
-        self._broken = False  # the recording, by an error: the training goes on without
+        self._broken = False  # the recording stopped by an error; the training continues without it
 
     def __enter__(self) -> Self:
         if self._writer is not None:
-            raise UsageError("this Monitor was used already; make a new one for another run")
+            raise UsageError("this Monitor was already used; make a new one for another run")
         self._writer = RecordingWriter(self._path, self._overwrite)
         self._facts = {
             **self._user_facts,
@@ -145,8 +145,8 @@ class Monitor:
             last = len(self._optimizers) - 1
             for index, optimizer in enumerate(self._optimizers):
                 changed = partial(self._before_step, index)
-                before = BeforeStep(self._rates.current[index], changed)
-                self._handles.append(optimizer.register_step_pre_hook(before))
+                initial = BeforeStep(self._rates.current[index], changed)
+                self._handles.append(optimizer.register_step_pre_hook(initial))
                 if index == last:
                     self._handles.append(optimizer.register_step_post_hook(self._after_step))
             self._collector.attach()
@@ -173,29 +173,33 @@ class Monitor:
         self._alerts.tell(stopping=kind is None)
 
     def step(self) -> None:
-        """Count one update of the weights, where there is no optimizer to do it."""
+        """Count one update of the weights, if there is no optimizer."""
         if self._optimizers:
-            raise UsageError("the optimizer counts the steps; step() is for runs without one")
+            raise UsageError(
+                "steps are counted by optimizer.step(); monitor.step() is for runs "
+                "without an optimizer"
+            )
         self._after_step()
 
     def diagnose(self, thresholds: Thresholds | None = None) -> Diagnosis:
-        """The Diagnosis of what has been recorded so far, as `reludiag.load` gives it."""
+        """The Diagnosis of the run so far, as `reludiag.load` returns it."""
         if self._writer is None:
-            raise UsageError("nothing is recorded yet: use `with reludiag.Monitor(...):` first")
+            raise UsageError("nothing is recorded yet: enter `with reludiag.Monitor(...):` first")
         if self._path is None:
             return diagnose_run(self._writer.read(), "this run", thresholds)
         return load(self._path, thresholds)
 
     def _before_step(self, index: int, args: Any, kwargs: Any) -> Any:
-        """An optimizer is about to step with learning rates that are new."""
+        """Called before an optimizer steps with changed learning rates."""
         changed = self._with_initial_state(args, kwargs)
         self._rates.note(index, self._clock.step + 1)
         return changed
 
     def _with_initial_state(self, args: Any, kwargs: Any) -> Any:
-        """Take the initial state; where the forward is in the step's closure, after it.
+        """Take the initial state.
 
-        Then these are the arguments to step with instead: Lightning gives a closure always.
+        If the forward pass is in the step's closure, take it after the closure; the result is then
+        the new arguments of the step. Lightning always passes a closure.
         """
         if self._clock.step or self.snapshots:
             return None
@@ -208,7 +212,7 @@ class Monitor:
             loss = closure()
             if not self.snapshots:
                 self._snapshot()
-                self._collector.keep_weights()  # which layers it is to keep is known only now
+                self._collector.keep_weights()  # only now is it known which layers to keep
             return loss
 
         if "closure" in kwargs:
@@ -267,14 +271,14 @@ class Monitor:
 
     @contextlib.contextmanager
     def _keeping_the_run_alive(self) -> Any:
-        """A full disk ends the recording, with a warning, and not the training run."""
+        """A full disk ends the recording with a warning, but not the training."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
             self._broken = True
             warnings.warn(
-                f"reludiag: the recording stopped at step {self._clock.step}: {error}. "
-                "Training goes on",
+                f"reludiag: the recording stopped at step {self._clock.step}: {error}. The "
+                "training continues",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -291,7 +295,7 @@ def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optim
 
 
 def _batches(probe: Any) -> list[Any]:
-    """The probe as a list of batches, kept so that each snapshot sees the same."""
+    """The probe as a list of batches, the same for each snapshot."""
     if isinstance(probe, Tensor | Mapping | tuple):
         return [probe]
     if isinstance(probe, Iterable) and not isinstance(probe, str | bytes):

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 
 class RateLog:
-    """Learning rates by parameter group, "optimizer/group"; written down where they change."""
+    """Learning rates by parameter group, "optimizer/group"; recorded when they change."""
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         self.param_groups = _param_groups(model, optimizers)
@@ -27,7 +27,7 @@ class RateLog:
         current[:] = rates
 
     def take_changes(self) -> list[tuple[int, str, float]]:
-        """(first step taken with it, group, rate), of all changes since this was called last."""
+        """(first step with it, group, rate) of all changes since the last call."""
         changes, self._changes = self._changes, []
         return changes
 

@@ -1,4 +1,4 @@
-"""Facts of a run that are known when it begins, and that its recording keeps."""
+"""Facts about a run that are known at its start and stored in its recording."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from reludiag.process import this_process
 
 
 def run_facts(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    """What was run, by what, and where; as JSON."""
+    """Model, optimizers, versions and process of the run, as JSON."""
     return {
         "reludiag": version("reludiag"),
         "torch": torch.__version__,
@@ -26,13 +26,13 @@ def run_facts(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, An
 def untrained_weights(
     model: nn.Module, optimizers: Sequence[Optimizer], param_groups: Mapping[str, str]
 ) -> list[str]:
-    """The note on weights of the model that none of these optimizers trains."""
+    """The note on weights that no optimizer trains."""
     owners = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
     left_out = sorted(owners - param_groups.keys())
     if not optimizers or not left_out:
         return []
-    listed = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+    names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
     return [
-        f"The optimizer given does not train {listed}: their learning rate is not known. "
+        f"The optimizer does not train {names}, so their learning rate is unknown. "
         "Monitor(model, [first, second]) takes several optimizers."
     ]

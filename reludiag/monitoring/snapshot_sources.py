@@ -1,7 +1,7 @@
 """Snapshot sources: where a Monitor's snapshots come from, a probe or the training batches.
 
-A probe is run through the model at each snapshot, with the weights frozen: exact, and without cost
-in between. Without one, a snapshot is what the training batches of the window showed.
+A probe is run through the model at each snapshot with frozen weights: exact, and without cost
+between snapshots. Without a probe, a snapshot is what the training batches of the window showed.
 """
 
 import contextlib
@@ -27,29 +27,29 @@ class SnapshotSource(Protocol):
     blind_spots: Sequence[str]
     """Sentences on what could not be seen, as of the last snapshot."""
     notes: Sequence[str]
-    """Sentences on what its numbers mean for this model."""
+    """Notes on how to read the numbers for this model."""
 
     @property
     def ready(self) -> bool:
-        """Whether there is a state to be taken by now."""
+        """Whether a snapshot can be taken now."""
 
     def attach(self) -> None:
         """The run begins."""
 
     def detach(self) -> None:
-        """The run has ended, in whatever way."""
+        """The run has ended, also by an exception."""
 
     def end_step(self, step: int) -> int:
-        """A step has ended. Returns the next step at whose end this must be called."""
+        """Called after a step. Returns the next step after which it must be called."""
 
     def take(self, step: int, closing: bool) -> tuple[list[SiteCounts], int]:
-        """The state at `step`, and the step from which on it was counted.
+        """The state at `step`, and the step from which it was counted.
 
-        `closing` says that the run ends here.
+        `closing` is true at the end of the run.
         """
 
     def facts(self) -> dict[str, Any]:
-        """What the recording keeps of the source, as JSON."""
+        """What the recording stores about the source, as JSON."""
 
 
 class ProbeSource:
@@ -76,26 +76,26 @@ class ProbeSource:
         """Likewise."""
 
     def end_step(self, step: int) -> int:
-        """The next snapshot is all that there is to do."""
+        """Nothing to do before the next snapshot."""
         return (step // self._every + 1) * self._every
 
     def take(self, step: int, closing: bool) -> tuple[list[SiteCounts], int]:
-        """Run the probe through the model as it is now."""
+        """Run the probe through the current model."""
         measured = self._scanner.run(self._batches)
         self._samples, self.blind_spots = measured.samples, measured.blind_spots
         return measured.sites, step
 
     def facts(self) -> dict[str, Any]:
-        """The size of the probe; evaluation passes are nothing to it."""
+        """The size of the probe; evaluation passes do not matter."""
         return {"probe_samples": self._samples, "evaluation_passes": 0, "evaluation_calls": 0}
 
 
 class TrainingSource:
     """Counts in the training's own forward passes.
 
-    Whether a unit fired is counted in every batch, all else in the batches of every
-    `stats_every`-th step. Once every unit of a window has fired, the hooks rest until the next step
-    that is counted.
+    Every batch is checked for units that fired; other statistics are counted in every
+    `stats_every`-th step. Once every unit has fired in a window, the hooks rest until the next
+    counted step.
     """
 
     def __init__(
@@ -131,11 +131,11 @@ class TrainingSource:
 
     @property
     def ready(self) -> bool:
-        """Whether a forward was seen."""
+        """Whether a forward pass was seen."""
         return self._capture.passes > 0
 
     def attach(self) -> None:
-        """Register the hooks; compiled code shows neither units nor functions, so none runs yet."""
+        """Register the hooks; compiled code hides units and functions, so it does not run yet."""
         self._compiler_settings.enter_context(uncompiled())
         self._capture.attach()
 
@@ -146,13 +146,13 @@ class TrainingSource:
         self._compiler_settings.close()
 
     def end_step(self, step: int) -> int:
-        """Decide whether the next step is counted, and whether to rest until one is."""
+        """Decide whether the next step is counted, and whether to rest until then."""
         self._capture.reset()
         if self._compiles_later and self._capture.followed:
             self._let_compile()
         if step == 1 and not self.ready:
             warnings.warn(
-                "reludiag: no forward of the monitored model was seen before the first step. Is "
+                "reludiag: the monitored model ran no forward pass before the first step. Is "
                 "another copy of the model being trained?",
                 RuntimeWarning,
                 stacklevel=5,  # the line that steps the optimizer
@@ -175,7 +175,7 @@ class TrainingSource:
         first_step = self._snapshots[-1] if self._snapshots else 0
         counts = {site: window.counts() for site, window in self._windows.items()}
         if closing and step % self._every and step > self._every:
-            # A last window of a few batches would call units dead for want of evidence.
+            # A short last window would call units dead because it has too few batches.
             first_step = self._snapshots[-2]
             for site, earlier in self._previous.items():
                 counts[site] = earlier.merged(counts[site]) if site in counts else earlier
@@ -191,7 +191,7 @@ class TrainingSource:
         return [*sites, *(SiteCounts(s, nothing) for s in self._capture.uncalled())], first_step
 
     def facts(self) -> dict[str, Any]:
-        """The passes and calls in evaluation mode, which are left out."""
+        """The number of passes and calls in eval mode, which are not counted."""
         return {
             "probe_samples": None,
             "evaluation_passes": self._capture.missed.evaluations,
@@ -221,7 +221,7 @@ class TrainingSource:
         if site is None:
             return True
         window = self._windows.get(site)
-        if window is None:  # how far a unit is from firing is asked where there were silent ones
+        if window is None:  # the distance from firing is only needed if there were silent units
             return site not in self._previous or bool(self._previous[site].silent.any())
         return not window.done
 
@@ -248,16 +248,16 @@ def _lagging_statistics(model: nn.Module) -> list[str]:
     if not any(isinstance(m, AnyBatchNorm) for m in model.modules()):
         return []
     return [
-        "BatchNorm uses its running statistics on the probe. In the first steps they lag "
-        "behind: a unit dead there may fire in training."
+        "On the probe, BatchNorm uses its running statistics. In the first steps they lag "
+        "behind, so a unit dead there may fire in training."
     ]
 
 
 def _uncompiled_run(slowed: bool) -> list[str]:
-    """The note on a model that cannot be watched as compiled code."""
+    """The note on a model that had to run uncompiled."""
     if not slowed:
         return []
     return [
-        "The model calls rectifiers as functions, which compiled code does not show: it ran "
-        "uncompiled. With a probe it would not have to."
+        "The model calls rectifiers as functions, which cannot be seen in compiled code, so it "
+        "ran uncompiled. With a probe it can run compiled."
     ]

@@ -1,4 +1,4 @@
-"""Window: what the training batches since the last snapshot showed of one site."""
+"""Window: counts of one site in the training batches since the last snapshot."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from reludiag.sites.site import Site
 
 
 class Window:
-    """What is known of one site since the last snapshot."""
+    """The counts of one site since the last snapshot."""
 
     def __init__(self, site: Site, device: torch.device, dtype: torch.dtype) -> None:
         units, signed = site.units or 0, site.rectifier.signed
@@ -23,20 +23,19 @@ class Window:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more is to be learned of liveness."""
+        """Whether liveness is completely known."""
         return self._liveness is None or self._liveness.done
 
     def add(self, call: Call, counting: bool, asks: bool) -> None:
-        """One call in training: liveness always, all statistics where `counting`.
-
-        Of the pre-activation where it `asks`.
+        """Add one call in training: liveness always, all statistics if `counting`, the
+        pre-activation if it `asks`.
         """
         live, x, view = self._liveness, call.output, call.view
         self.samples += view.rows
         if self.done and not counting:
             return
         pre_activation = call.pre_activation() if asks else None
-        if x.device != self._stats.sums.device:  # the model was moved meanwhile
+        if x.device != self._stats.sums.device:  # the model was moved to another device
             x = x.to(self._stats.sums.device)
             if pre_activation is not None:
                 pre_activation = pre_activation.to(x.device)
@@ -46,11 +45,11 @@ class Window:
             live.observe(x, view)
 
     def note_pre_activation(self, x: Tensor, view: UnitView) -> None:
-        """A pre-activation that is about to be overwritten."""
+        """Add a pre-activation that will be overwritten."""
         self._stats.note_pre_activation(x.to(self._stats.sums.device), view)
 
     def counts(self) -> UnitCounts:
-        """On the host, for the recording."""
+        """The counts in host memory, for the recording."""
         counts = self._stats.counts()
         if self._liveness is None:
             return replace(counts, samples=self.samples)

@@ -22,10 +22,10 @@ class LearningRates:
             for group, rows in groups.items()
         }
 
-    def largest(self, recorded: RecordedSite, before: int, step: int) -> float:
-        """The largest used in steps `before + 1 .. step` for the weights that feed a site.
+    def largest(self, recorded: RecordedSite, start: int, step: int) -> float:
+        """The largest rate in steps `start + 1 .. step` for the weights that feed a site.
 
-        NaN if no optimizer trains them; of all groups where it is not known what feeds the site.
+        NaN if no optimizer trains them; over all groups if the producer of the site is unknown.
         """
         if recorded.param_group is not None:
             names = [recorded.param_group]
@@ -33,21 +33,23 @@ class LearningRates:
             names = [] if recorded.site.producer is not None else list(self._groups)
         largest = []
         for steps, rates in (self._groups[name] for name in names if name in self._groups):
-            start = max(0, int(np.searchsorted(steps, before + 1, side="right")) - 1)
-            used = rates[start : int(np.searchsorted(steps, step, side="right"))]
+            first = max(0, int(np.searchsorted(steps, start + 1, side="right")) - 1)
+            used = rates[first : int(np.searchsorted(steps, step, side="right"))]
             largest += [float(used.max())] if len(used) else []
         return max(largest, default=float("nan"))
 
     def by_window(self, recorded: RecordedSite, steps: Sequence[int]) -> list[float]:
-        """The largest in the window that ends at each snapshot; none before the first."""
+        """The largest rate in the window that ends at each snapshot; NaN for the first."""
         windows = [self.largest(recorded, *window) for window in itertools.pairwise(steps)]
         return [float("nan"), *windows][: len(steps)]
 
     def at_death(self, recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, Any]:
-        """For each unit, the largest in the window in which it died; NaN where it did not."""
+        """For each unit, the largest rate in the window in which it died; NaN if it did not die."""
         rates = np.full(len(ledger.died_step), np.nan)
         died = (ledger.died_step != NEVER) & (ledger.previous_step != NEVER)
-        for before, step in {*zip(ledger.previous_step[died], ledger.died_step[died], strict=True)}:
-            inside = died & (ledger.died_step == step) & (ledger.previous_step == before)
-            rates[inside] = self.largest(recorded, int(before), int(step))
+        for previous, step in {
+            *zip(ledger.previous_step[died], ledger.died_step[died], strict=True)
+        }:
+            inside = died & (ledger.died_step == step) & (ledger.previous_step == previous)
+            rates[inside] = self.largest(recorded, int(previous), int(step))
         return rates

@@ -1,4 +1,6 @@
-"""The ledger: from each unit's state at each snapshot to when it was born dead, died, revived."""
+"""The ledger: from the state of each unit at each snapshot to whether it was born dead and when it
+died and revived.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,22 +14,22 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 States = np.ndarray[Any, np.dtype[np.uint8]]
 
 NEVER = -1
-"""In a ledger's steps: this did not happen."""
+"""A step that stands for "never"."""
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The life of one site's units; arrays of `[unit]`, steps `NEVER` where it did not happen."""
+    """The life of one site's units; arrays `[unit]`, with steps `NEVER` if it did not happen."""
 
     born_known: bool
-    """Whether the first snapshot is of step 0: only then is it known what was born dead."""
+    """Whether the first snapshot is of step 0: only then are born dead units known."""
     born_dead: Mask
     died_step: Integers
-    """Snapshot at which the unit was last found dead after having been alive."""
+    """Snapshot at which the unit last died."""
     previous_step: Integers
-    """Snapshot before that one, at which it was still alive: it died in between."""
+    """The snapshot before, at which it was still alive."""
     revived_step: Integers
-    """Snapshot at which it was last found alive after having been dead."""
+    """Snapshot at which the unit last revived."""
     died: Mask
     """`[snapshot, unit]`: died in the window that ends there."""
     revived: Mask
@@ -35,29 +37,29 @@ class Ledger:
 
 
 class Lifelines:
-    """What is known of one site's units, `[unit]`, from one snapshot to the next."""
+    """The current state of one site's units, `[unit]`."""
 
     def __init__(self, units: int) -> None:
         self.dead = np.zeros(units, dtype=bool)
-        """Where a unit is not known to be dead or alive, its last known state stands."""
-        self.seen = np.zeros(units, dtype=bool)
+        """A unit that is not known to be dead or alive keeps its last known state."""
+        self.had_state = np.zeros(units, dtype=bool)
 
-    def advance(self, step: int, dead: Mask, known: Mask) -> tuple[Mask, Mask]:
-        """Go on to a snapshot: which units have died by then, and which have revived."""
-        now = np.where(known, dead, self.dead)
-        # Dead when first seen: born so at step 0, else it has died at some time before.
-        was_dead = self.dead | (known & ~self.seen & now & (step == 0))
-        died, revived = known & now & ~was_dead, known & ~now & self.dead
-        self.dead, self.seen = now, self.seen | known
+    def advance(self, step: int, dead: Mask, has_state: Mask) -> tuple[Mask, Mask]:
+        """Advance to a snapshot; returns which units have died and which have revived."""
+        now = np.where(has_state, dead, self.dead)
+        # Dead when first seen: born dead at step 0, otherwise it died at an earlier step.
+        was_dead = self.dead | (has_state & ~self.had_state & now & (step == 0))
+        died, revived = has_state & now & ~was_dead, has_state & ~now & self.dead
+        self.dead, self.had_state = now, self.had_state | has_state
         return died, revived
 
 
-def trace_lives(steps: Sequence[int], dead: Mask, known: Mask) -> Ledger:
+def trace_lives(steps: Sequence[int], dead: Mask, has_state: Mask) -> Ledger:
     """Follow the units of one site through its snapshots.
 
-    `dead` and `known` are `[snapshot, unit]`; where a unit is not known to be dead or alive (its
-    site was not called, or it was not finite) its last known state stands. A unit that is dead
-    when first seen, after step 0, died at that snapshot or before.
+    `dead` and `has_state` are `[snapshot, unit]`; a unit that is not known to be dead or alive (its
+    site was not called, or it was not finite) keeps its last known state. A unit that is dead when
+    first seen, after step 0, died at that snapshot or before.
     """
     units = dead.shape[1]
     born_known = len(steps) > 0 and steps[0] == 0
@@ -65,18 +67,18 @@ def trace_lives(steps: Sequence[int], dead: Mask, known: Mask) -> Ledger:
     last_alive = np.full(units, NEVER, dtype=np.int64)
     died_step, previous, revived_step = (np.full(units, NEVER, dtype=np.int64) for _ in range(3))
     died, revived = np.zeros_like(dead), np.zeros_like(dead)
-    born = dead[0] & known[0] if born_known else np.zeros(units, dtype=bool)
+    born = dead[0] & has_state[0] if born_known else np.zeros(units, dtype=bool)
     for index, step in enumerate(steps):
-        died[index], revived[index] = lives.advance(step, dead[index], known[index])
+        died[index], revived[index] = lives.advance(step, dead[index], has_state[index])
         died_step[died[index]] = step
         previous[died[index]] = last_alive[died[index]]
         revived_step[revived[index]] = step
-        last_alive[known[index] & ~lives.dead] = step
+        last_alive[has_state[index] & ~lives.dead] = step
     return Ledger(born_known, born, died_step, previous, revived_step, died, revived)
 
 
 class Life(IntEnum):
-    """What a unit is at a snapshot, seen in the light of those before."""
+    """The state of a unit at a snapshot, including its history."""
 
     UNKNOWN = 0
     """Its site was not called."""
@@ -91,28 +93,28 @@ class Life(IntEnum):
 
 @dataclass(frozen=True)
 class Lives:
-    """What every unit was at every snapshot."""
+    """The state of every unit at every snapshot."""
 
     steps: tuple[int, ...]
     states: Mapping[str, States]
     """Of each site `[snapshot, unit]`, values of `Life`; sites in forward order."""
 
 
-def life_states(born_known: bool, dead: Mask, known: Mask, nonfinite: Mask) -> States:
+def life_states(born_known: bool, dead: Mask, has_state: Mask, nonfinite: Mask) -> States:
     """The `Life` of each unit of one site at each snapshot, all `[snapshot, unit]`.
 
-    `known` are those that are known to be dead or alive; `born_known` as in the ledger.
+    `has_state` marks units that are known to be dead or alive; `born_known` is as in the ledger.
     """
     states = np.where(dead, Life.DEAD, Life.ALIVE).astype(np.uint8)
     units = dead.shape[1]
     born, was_dead = np.full(units, born_known), np.zeros(units, dtype=bool)
     for index, row in enumerate(states):
         if index == 0:
-            born &= known[0] & dead[0]
-        born &= dead[index] | ~known[index]
+            born &= has_state[0] & dead[0]
+        born &= dead[index] | ~has_state[index]
         row[born & dead[index]] = Life.BORN_DEAD
         row[was_dead & ~dead[index]] = Life.REVIVED
-        was_dead |= known[index] & dead[index]
-    states[~known] = Life.UNKNOWN
+        was_dead |= has_state[index] & dead[index]
+    states[~has_state] = Life.UNKNOWN
     states[nonfinite] = Life.NONFINITE
     return states

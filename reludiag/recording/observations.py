@@ -1,7 +1,7 @@
-"""Observations: what a run leaves as evidence of why its units died, as it is recorded.
+"""Observations: the recorded evidence of why units of a run died.
 
-A site is named by its key (as read from a recording, by its name, which is the key there); a step
-counts those of the optimizer. A number that is not known is NaN, never a guess.
+A site is identified by its key (when read from a recording, by its name); steps are optimizer
+steps. Unknown numbers are NaN, never a guess.
 """
 
 import math
@@ -21,27 +21,28 @@ class InitialLayer:
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What one layer was given as input before the first step."""
+    """The input of one layer before the first step."""
 
     module: str
     samples: int
     is_first: bool
-    """Made from the model's input alone: by no other layer."""
+    """Whether it is made from the model's input without another layer."""
     gamma: float
-    """Norm of the mean over norm of the standard deviation, of the features; infinite where the
-    input is constant, NaN where it is not a first layer."""
+    """Norm of the mean over norm of the standard deviation, of the features; infinite if the input
+    is constant, NaN if it is not a first layer.
+    """
     cosine: float
-    """Mean cosine of two samples; NaN where a sample is not one vector."""
+    """Mean cosine of two samples; NaN if a sample is not one vector."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What the same model has dead on the same samples, its weights drawn anew by a good scheme."""
+    """Dead units of the same model and samples, with weights drawn again by a good scheme."""
 
     site: str
     """Key of the site."""
     born_dead: float
-    """Share of its units, in the mean over the draws."""
+    """Share of its units, mean over the draws."""
     draws: int
 
 
@@ -52,7 +53,7 @@ class Update:
     step: int
     module: str
     ratio: float
-    """Norm of the change over norm of the weights before it."""
+    """Norm of the change / norm of the weights before it."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ class Drift:
     """Mean pre-activation on the probe at the beginning of the window."""
     after: float
     weights: float
-    """The part that comes from the change of the layer's weights."""
+    """The part from the change of the layer's weights."""
     input: float
-    """Of its input, which the layers above have changed."""
+    """The part from the change of its input, made by earlier layers."""
     bias: float
 
 
@@ -80,18 +81,18 @@ class Death:
     """Key of the site."""
     unit: int
     step: int
-    """The snapshot at which it was found dead."""
+    """The first snapshot at which it was dead."""
     previous: int
     """The snapshot before."""
     critical_fraction: float = math.nan
     """The largest fraction of the window's update after which it still fires on the probe."""
     drift: Drift | None = None
-    """None where the layer cannot be folded, or what was folded was not what was measured."""
+    """None if the layer cannot be decomposed, or the result disagrees with the measurement."""
 
 
 @dataclass(frozen=True)
 class Observations:
-    """All of these, of a whole run or of what is new since the last snapshot."""
+    """All observations of a run, or those since the last snapshot."""
 
     initial_layers: tuple[InitialLayer, ...] = ()
     inputs: tuple[InputStatistics, ...] = ()

@@ -1,4 +1,4 @@
-"""Reading a recording, also one that is still being written or whose run was killed."""
+"""Reads a recording, also while it is being written or after its run was killed."""
 
 import contextlib
 import datetime
@@ -35,21 +35,19 @@ from reludiag.sites.site import Rectifier, Site
 
 
 def read_recording(path: str | Path) -> RecordedRun:
-    """Read a recording, also one that is still being written or whose run was killed.
+    """Read a recording, also while it is being written or after its run was killed.
 
-    Raises RecordingError if the file is missing, damaged, something else, or of a newer version.
+    Raises RecordingError if the file is missing, damaged, not a recording, or of a newer version.
     """
     with _opened(path) as db:
         problems = [row[0] for row in db.execute("PRAGMA quick_check(3)")]
         if problems != ["ok"]:
-            raise RecordingError(
-                f"{path} is damaged: {problems[0]}. It may have been cut short in copying"
-            )
+            raise RecordingError(f"{path} is damaged: {problems[0]}. The copy may be incomplete")
         return read_run(db)
 
 
 def read_progress(path: str | Path) -> RecordingProgress:
-    """Read how far a recording is, which is cheap however large it is.
+    """Read the progress of a recording, which is cheap also for large ones.
 
     Raises RecordingError as `read_recording` does.
     """
@@ -57,13 +55,13 @@ def read_progress(path: str | Path) -> RecordingProgress:
         db.execute("BEGIN")
         facts = {key: json.loads(value) for key, value in db.execute("SELECT * FROM run")}
         rows = db.execute("SELECT step, taken FROM snapshot ORDER BY step").fetchall()
-    times = (datetime.datetime.fromisoformat(taken).timestamp() for _, taken in rows)
+    times = (datetime.datetime.fromisoformat(time).timestamp() for _, time in rows)
     return RecordingProgress(facts, tuple(step for step, _ in rows), tuple(times))
 
 
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
-    """A recording of a version that can be read, open for reading."""
+    """Open a recording for reading; raises RecordingError for an unsupported version."""
     path = Path(path)
     if not path.is_file():
         raise RecordingError(f"{path} does not exist")
@@ -71,9 +69,9 @@ def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
         head = file.read(16)
     if not head.startswith(b"SQLite format 3"):
         raise RecordingError(
-            f"{path} is no recording: it begins with {head[:12]!r}, not as an SQLite file does. "
-            "Expected the file that reludiag.Monitor(..., path=...) wrote; a checkpoint is for "
-            "`reludiag scan MODEL CHECKPOINT`"
+            f"{path} is not a recording: it begins with {head[:12]!r}, so it is not an SQLite "
+            "file. Expected a file written by reludiag.Monitor(..., path=...); for a checkpoint "
+            "use `reludiag scan MODEL CHECKPOINT`"
         )
     try:
         db = _open(path)
@@ -81,7 +79,7 @@ def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
             application = db.execute("PRAGMA application_id").fetchone()[0]
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if application != APPLICATION_ID:
-                raise RecordingError(f"{path} is an SQLite file, but no recording of reludiag")
+                raise RecordingError(f"{path} is an SQLite file, but not a recording of reludiag")
             if version < OLDEST_READ:
                 raise RecordingError(
                     f"{path} has schema version {version}, of a development version: this "
@@ -97,7 +95,7 @@ def _opened(path: str | Path) -> Iterator[sqlite3.Connection]:
             db.close()
     except sqlite3.Error as error:
         raise RecordingError(
-            f"{path} cannot be read: {error}. It may have been cut short in copying"
+            f"{path} cannot be read: {error}. The copy may be incomplete"
         ) from error
 
 
@@ -107,15 +105,15 @@ def _open(path: Path) -> sqlite3.Connection:
     try:
         db.execute("SELECT 1 FROM sqlite_master").fetchone()
     except sqlite3.OperationalError:
-        # A log cannot be shared in a folder that cannot be written; nobody else writes there.
+        # In a read-only folder the log cannot be shared, and nobody else writes there.
         db.close()
         db = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)
     return db
 
 
 def read_run(db: sqlite3.Connection) -> RecordedRun:
-    """All that is there, from an open database."""
-    # One transaction, so that all tables are of the same moment.
+    """The whole content of an open database."""
+    # One transaction, so that all tables are from the same moment.
     db.execute("BEGIN")
     try:
         facts = {key: json.loads(value) for key, value in db.execute("SELECT * FROM run")}
@@ -136,7 +134,7 @@ def read_run(db: sqlite3.Connection) -> RecordedRun:
 
 
 def _read_observations(db: sqlite3.Connection) -> Observations:
-    # Sites are known by their names here: their keys are not kept.
+    # Sites are identified by name here, because keys are not stored.
     names = dict(db.execute("SELECT id, name FROM site"))
     return Observations(
         initial_layers=tuple(
@@ -144,7 +142,9 @@ def _read_observations(db: sqlite3.Connection) -> Observations:
             for module, layer in db.execute("SELECT * FROM initialization ORDER BY rowid")
         ),
         inputs=tuple(
-            InputStatistics(module, samples, bool(is_first), _known(gamma), _known(cosine))
+            InputStatistics(
+                module, samples, bool(is_first), _nan_if_null(gamma), _nan_if_null(cosine)
+            )
             for module, samples, is_first, gamma, cosine in db.execute(
                 "SELECT * FROM input ORDER BY rowid"
             )
@@ -162,7 +162,7 @@ def _read_observations(db: sqlite3.Connection) -> Observations:
                 unit,
                 step,
                 previous,
-                _known(fraction),
+                _nan_if_null(fraction),
                 None if drift[0] is None else Drift(*drift),
             )
             for site, unit, step, previous, fraction, *drift in db.execute(
@@ -172,8 +172,8 @@ def _read_observations(db: sqlite3.Connection) -> Observations:
     )
 
 
-def _known(value: float | None) -> float:
-    """SQLite keeps a NaN as null."""
+def _nan_if_null(value: float | None) -> float:
+    """SQLite stores NaN as null."""
     return float("nan") if value is None else value
 
 
@@ -187,23 +187,25 @@ def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> Reco
     site = Site(name, name, module, operator, rectifier, axis, units, producer, norm, read_by)
     width = units or 0
     position = {step: index for index, step in enumerate(steps)}
-    seen = np.zeros(len(steps), dtype=np.int64)
-    dead, nonfinite, known = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
+    sample_counts = np.zeros(len(steps), dtype=np.int64)
+    dead, nonfinite, was_called = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
     for step, samples, dead_bits, nonfinite_bits in db.execute(
         "SELECT step, samples, dead, nonfinite FROM state WHERE site = ?", (site_id,)
     ):
         index = position[step]
         dead[index] = mask_of(dead_bits, width)
         nonfinite[index] = mask_of(nonfinite_bits, width)
-        known[index] = samples > 0
-        seen[index] = samples
-    found = db.execute("SELECT * FROM statistics WHERE site = ?", (site_id,)).fetchone()
+        was_called[index] = samples > 0
+        sample_counts[index] = samples
+    statistics = db.execute("SELECT * FROM statistics WHERE site = ?", (site_id,)).fetchone()
     counts = UnitCounts.nothing(width)
-    if found is not None:
+    if statistics is not None:
         counts = UnitCounts(
             **{
                 f.name: unpacked(f.name, value, width)
-                for f, value in zip(fields(UnitCounts), found[1:], strict=True)
+                for f, value in zip(fields(UnitCounts), statistics[1:], strict=True)
             }
         )
-    return RecordedSite(site, group, counts, seen, dead, known & ~nonfinite, nonfinite)
+    return RecordedSite(
+        site, group, counts, sample_counts, dead, was_called & ~nonfinite, nonfinite
+    )

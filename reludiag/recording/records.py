@@ -14,7 +14,7 @@ from reludiag.sites.site import Site
 
 @dataclass(frozen=True)
 class SiteState:
-    """One site at one snapshot, as it is written."""
+    """One site at one snapshot, for writing."""
 
     site: Site
     counts: UnitCounts
@@ -23,7 +23,7 @@ class SiteState:
 
 @dataclass(frozen=True)
 class RecordedSite:
-    """One site of a recording, with its units' states at every snapshot."""
+    """One site of a recording, with the states of its units at every snapshot."""
 
     site: Site
     param_group: str | None
@@ -33,31 +33,31 @@ class RecordedSite:
     """`[snapshot]`: seen in each window."""
     dead: Mask
     """`[snapshot, unit]`."""
-    known: Mask
-    """`[snapshot, unit]`: it was called, and the unit was finite."""
+    has_state: Mask
+    """`[snapshot, unit]`: whether the site was called and the unit was finite."""
     nonfinite: Mask
     """`[snapshot, unit]`."""
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """All that a recording holds."""
+    """The content of a recording."""
 
     facts: Mapping[str, Any]
     steps: tuple[int, ...]
     sites: tuple[RecordedSite, ...]
     learning_rates: tuple[tuple[int, str, float], ...]
-    """(first step taken with it, parameter group, learning rate), in order of steps."""
+    """(first step with it, parameter group, learning rate), in order of steps."""
     observations: Observations = field(default_factory=Observations)
-    """What the causes of deaths are weighed by."""
+    """The evidence for the causes of deaths."""
 
 
 @dataclass(frozen=True)
 class RecordingProgress:
-    """How far a recording is."""
+    """The progress of a recording."""
 
     facts: Mapping[str, Any]
     steps: tuple[int, ...]
     """Of the snapshots."""
     times: tuple[float, ...]
-    """When each was taken, in Unix time."""
+    """Unix time of each snapshot."""

@@ -1,4 +1,4 @@
-"""The schema: what stands in a recording, and how its arrays lie there."""
+"""The schema of a recording, and how its arrays are packed."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ OLDEST_READ = 3
 #   1  the first
 #   2  site: operator, norm; statistics: counted, silent, total_square, before_maximum. Version 1
 #      was never released, and is not read.
-#   3  initialization, input, baseline, update, death: what the causes are weighed by. Version 2
+#   3  initialization, input, baseline, update, death: evidence for the causes. Version 2
 #      was never released either.
 #   4  site: consumers.
 
 SCHEMA = """
-CREATE TABLE run (                  -- what is known of the run as a whole
+CREATE TABLE run (                  -- facts about the whole run
     key TEXT PRIMARY KEY,           -- model, optimizers, every, probe_samples, process, status, ...
     value TEXT NOT NULL             -- as JSON
 );
-CREATE TABLE site (                 -- the places where rectifiers run, in forward order
+CREATE TABLE site (                 -- places where rectifiers run, in forward order
     id INTEGER PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,      -- layer1.0.relu#1
     module TEXT NOT NULL,           -- path of the rectifier module, or of a function's caller
@@ -37,7 +37,7 @@ CREATE TABLE site (                 -- the places where rectifiers run, in forwa
     consumers TEXT,                 -- what reads the units next: a list, as JSON; null: not known
     param_group TEXT                -- "optimizer/group" that trains the producer, if one does
 );
-CREATE TABLE learning_rate (        -- a row when it changes, so that every step's can be told
+CREATE TABLE learning_rate (        -- a row for each change, which gives the rate of every step
     step INTEGER NOT NULL,          -- the first step taken with it; steps count from 1
     param_group TEXT NOT NULL,      -- "optimizer/group", both counted from 0
     learning_rate REAL NOT NULL,
@@ -57,10 +57,10 @@ CREATE TABLE state (                -- which units were dead at a snapshot
     nonfinite BLOB NOT NULL,        -- likewise: a NaN or an infinity was seen
     PRIMARY KEY (step, site)
 ) WITHOUT ROWID;
-CREATE TABLE statistics (           -- the last snapshot's statistics, replaced by each
+CREATE TABLE statistics (           -- statistics of the last snapshot; each replaces them
     site INTEGER PRIMARY KEY REFERENCES site(id),
-    samples INTEGER NOT NULL,       -- of which it is known whether a unit fired in one of them
-    counted INTEGER NOT NULL,       -- of these, what all but silent and nonfinite is of
+    samples INTEGER NOT NULL,       -- for which it is known whether a unit fired
+    counted INTEGER NOT NULL,       -- of these, samples of all but silent and nonfinite
     positions INTEGER NOT NULL,     -- per unit, over all counted samples
     calls INTEGER NOT NULL,
     silent BLOB NOT NULL,           -- a bit per unit, first unit in the highest bit
@@ -72,23 +72,23 @@ CREATE TABLE statistics (           -- the last snapshot's statistics, replaced 
     total_square BLOB NOT NULL,
     maximum BLOB NOT NULL,
     minimum BLOB NOT NULL,
-    before_maximum BLOB NOT NULL    -- of the pre-activations; -inf where none was read
+    before_maximum BLOB NOT NULL    -- of the pre-activations; -inf if none was read
 );
 CREATE TABLE initialization (       -- each layer that feeds a rectifier, before the first step
     module TEXT PRIMARY KEY,
     layer TEXT NOT NULL             -- scheme, bias, what is wrong with it: LayerInit as JSON
 );
-CREATE TABLE input (                -- what each linear layer or convolution was given at step 0
+CREATE TABLE input (                -- the input of each linear layer or convolution at step 0
     module TEXT PRIMARY KEY,
     samples INTEGER NOT NULL,       -- of the probe, or of the first batch
     is_first INTEGER NOT NULL,      -- 1 if it is fed by the model's input and by no other layer
     gamma REAL,                     -- |mean| / |standard deviation|, of first layers; 9e999: no
                                     -- deviation
-    cosine REAL                     -- mean cosine of two samples, where a sample is one vector
+    cosine REAL                     -- mean cosine of two samples, if a sample is one vector
 );
-CREATE TABLE baseline (             -- the same model, its weights drawn anew, on the same samples
+CREATE TABLE baseline (             -- the same model and samples, with weights drawn again
     site INTEGER PRIMARY KEY REFERENCES site(id),
-    born_dead REAL NOT NULL,        -- share of its units, in the mean over the draws
+    born_dead REAL NOT NULL,        -- share of its units, mean over the draws
     draws INTEGER NOT NULL
 );
 CREATE TABLE "update" (             -- how far single steps moved the weights: the first, and the
@@ -102,12 +102,12 @@ CREATE TABLE death (                -- each unit that died between two snapshots
     unit INTEGER NOT NULL,
     step INTEGER NOT NULL REFERENCES snapshot(step),
     previous INTEGER NOT NULL,      -- the snapshot at which it was alive
-    critical_fraction REAL,         -- of the window's update, that it would have survived
+    critical_fraction REAL,         -- fraction of the window's update that it would have survived
     before REAL,                    -- mean pre-activation on the probe at the previous snapshot
     after REAL,                     -- at this one; after - before = the sum of the three parts
     by_weights REAL,                -- the part of the change that came through the weights,
     by_input REAL,                  -- through the layer's input, and
-    by_bias REAL,                   -- through its bias; all null where they could not be had
+    by_bias REAL,                   -- through its bias; all null if they could not be computed
     PRIMARY KEY (site, unit, step)
 ) WITHOUT ROWID;
 """
@@ -125,7 +125,7 @@ def mask_of(bits: bytes, units: int) -> Mask:
 
 
 def packed(name: str, value: Any) -> Any:
-    """A field of UnitCounts, as a column of `statistics` holds it."""
+    """A field of UnitCounts, packed for a column of `statistics`."""
     if name in _SCALARS:
         return int(value)
     if name in _MASKS:

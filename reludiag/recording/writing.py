@@ -1,8 +1,8 @@
 """Writing a recording.
 
-Write-ahead log and one transaction a snapshot: whatever was acknowledged before a crash is there
-after it, and a reader can follow a run that is still being written. On closing, the log is
-folded in, so that a finished recording is a single file.
+It uses a write-ahead log and one transaction per snapshot: a committed snapshot survives a crash,
+and a reader can follow a run that is still being written. On closing, the log is merged, so that a
+finished recording is a single file.
 """
 
 import datetime
@@ -24,7 +24,7 @@ from reludiag.sites.site import Site
 
 
 class RecordingWriter:
-    """Writes a recording; to memory alone where `path` is None."""
+    """Writes a recording; in memory if `path` is None."""
 
     def __init__(self, path: Path | None, overwrite: bool = False) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class RecordingWriter:
         self._site_rows: dict[int, tuple[Any, ...]] = {}
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
-        """Add to or replace what is known of the run."""
+        """Add or replace facts about the run."""
         rows = [(key, json.dumps(value)) for key, value in facts.items()]
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
@@ -60,14 +60,14 @@ class RecordingWriter:
         facts: Mapping[str, Any],
         observations: Observations | None = None,
     ) -> None:
-        """Write one snapshot, and what is new since the last, in one transaction.
+        """Write one snapshot, and everything new since the last one, in one transaction.
 
-        `param_groups` names the group that trains each producer.
+        `param_groups` maps each producer to the parameter group that trains it.
         """
-        taken = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         with self._transaction():
             self._db.execute(
-                "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", (step, first_step, taken)
+                "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", (step, first_step, time)
             )
             self._db.executemany(
                 "INSERT OR REPLACE INTO learning_rate VALUES (?, ?, ?)", learning_rates
@@ -99,23 +99,27 @@ class RecordingWriter:
             if observations is not None:
                 self._write_observations(observations)
 
-    def _write_observations(self, seen: Observations) -> None:
+    def _write_observations(self, observations: Observations) -> None:
         rows: dict[str, list[tuple[Any, ...]]] = {
-            "initialization": [(s.module, json.dumps(dict(s.layer))) for s in seen.initial_layers],
-            "input": [(g.module, g.samples, g.is_first, g.gamma, g.cosine) for g in seen.inputs],
+            "initialization": [
+                (s.module, json.dumps(dict(s.layer))) for s in observations.initial_layers
+            ],
+            "input": [
+                (g.module, g.samples, g.is_first, g.gamma, g.cosine) for g in observations.inputs
+            ],
             "baseline": [
                 (self._site_ids[b.site], b.born_dead, b.draws)
-                for b in seen.baselines
+                for b in observations.baselines
                 if b.site in self._site_ids
             ],
-            '"update"': [(u.step, u.module, u.ratio) for u in seen.updates],
+            '"update"': [(u.step, u.module, u.ratio) for u in observations.updates],
             "death": [
                 (
                     *(self._site_ids[death.site], death.unit, death.step, death.previous),
                     death.critical_fraction,
                     *(vars(death.drift).values() if death.drift else [None] * 5),
                 )
-                for death in seen.deaths
+                for death in observations.deaths
                 if death.site in self._site_ids
             ],
         }
@@ -125,11 +129,11 @@ class RecordingWriter:
                 self._db.execute(f"INSERT OR REPLACE INTO {table} VALUES ({places})", row)
 
     def read(self) -> RecordedRun:
-        """What has been written so far."""
+        """The content so far."""
         return read_run(self._db)
 
     def close(self) -> None:
-        """Fold the log into the file. A recording that was not closed is readable all the same."""
+        """Merge the log into the file. A recording that was not closed is also readable."""
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._db.execute("PRAGMA journal_mode = DELETE")
         if self.path is not None:
@@ -138,9 +142,11 @@ class RecordingWriter:
     def _transaction(self) -> "_Transaction":
         return _Transaction(self._db)
 
-    def _drop_sites(self, kept: set[str]) -> None:
-        """Remove sites that are no more: a module that was not called is one, until it is."""
-        for key in self._site_ids.keys() - kept:
+    def _drop_sites(self, keys: set[str]) -> None:
+        """Remove sites that no longer exist: the placeholder of an uncalled module, once it is
+        called.
+        """
+        for key in self._site_ids.keys() - keys:
             site = self._site_ids.pop(key)
             del self._site_rows[site]
             for table, column in (
@@ -150,7 +156,7 @@ class RecordingWriter:
                 self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (site,))
 
     def _site_id(self, site: Site, param_groups: Mapping[str, str]) -> int:
-        """The row of a site; written where it is new, or not what it was."""
+        """The row of a site; written if it is new or has changed."""
         index = self._site_ids.setdefault(site.key, 1 + max(self._site_ids.values(), default=0))
         group = param_groups.get(site.producer) if site.producer is not None else None
         row = (
@@ -192,19 +198,19 @@ class _Transaction:
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if kind is None:
             self._db.execute("COMMIT")
-        elif self._db.in_transaction:  # a full disk has rolled it back already
+        elif self._db.in_transaction:  # a full disk has already rolled it back
             self._db.execute("ROLLBACK")
 
 
 def _make_way(path: Path, overwrite: bool) -> None:
     if not path.parent.is_dir():
-        raise RecordingError(f"{path.parent} is no folder; make it first, or choose another path")
+        raise RecordingError(f"{path.parent} is not a folder; create it, or choose another path")
     if path.exists() and not overwrite:
         raise RecordingError(
-            f"{path} exists already. Choose another path, or overwrite=True to replace it"
+            f"{path} already exists. Choose another path, or pass overwrite=True to replace it"
         )
     if path.exists():
         if not path.is_file():
-            raise RecordingError(f"{path} is no file; choose another path")
+            raise RecordingError(f"{path} is not a regular file; choose another path")
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ WIDTH = 80
 
 
 class Harmless:
-    """A renderable whose text holds no control characters; Rich itself lets an escape through."""
+    """A renderable without control characters, because Rich passes escapes through."""
 
     def __init__(self, *parts: RenderableType) -> None:
         self._parts = parts
@@ -30,7 +30,7 @@ def speaks_unicode(console: Console) -> bool:
 
 
 def plain_text(print_it: Callable[[Console], None], encoding: str = "utf-8") -> str:
-    """What `print_it` prints, as plain text 80 columns wide, of characters that `encoding` has."""
+    """What `print_it` prints, as plain text of 80 columns, in characters that `encoding` has."""
     page = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
     print_it(Console(file=page, width=WIDTH, color_system=None, legacy_windows=False))
     page.seek(0)

@@ -6,7 +6,7 @@ import pandas as pd
 
 from reludiag.reports.output import Target, opened
 
-# A spreadsheet runs a cell that begins with one of these.
+# A spreadsheet executes a cell that begins with one of these.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -17,7 +17,7 @@ def write_csv(table: pd.DataFrame, target: Target) -> None:
 
 
 def write_frame(table: pd.DataFrame, stream: IO[str]) -> None:
-    """Write any table; text that a spreadsheet would run is made harmless."""
+    """Write any table; text that a spreadsheet would execute is escaped."""
     table = table.copy()
     for name in table.select_dtypes(exclude="number"):  # text is of dtype object before pandas 3
         table[name] = table[name].map(_harmless)

@@ -1,4 +1,4 @@
-"""The difference between two looks at a model: on the terminal, as text, as JSON."""
+"""The report of a Difference: on the terminal, as text, as JSON."""
 
 from dataclasses import asdict
 
@@ -14,7 +14,7 @@ from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.diagnosis.difference import CHANGES, Difference
 from reludiag.reports.console import Harmless, plain_text
 from reludiag.reports.json_text import records, text_of
-from reludiag.reports.wording import many
+from reludiag.reports.wording import plural
 
 _NAMED = 5  # units named per site
 _STYLES = {"died": "bold red", "diverged": "bold magenta", "revived": "green"}
@@ -26,12 +26,12 @@ def print_difference(difference: Difference, console: Console) -> None:
 
 
 def difference_text(difference: Difference, encoding: str = "utf-8") -> str:
-    """The report as plain text, 80 columns wide, of characters that `encoding` has."""
+    """The report as plain text, 80 columns wide, with characters that `encoding` has."""
     return plain_text(lambda console: print_difference(difference, console), encoding)
 
 
 def difference_document(difference: Difference, all_units: bool = False) -> str:
-    """The JSON text; numbers that are unknown are null."""
+    """The JSON text; unknown numbers are null."""
     content = {
         "schema_version": SCHEMA_VERSION,
         "before": asdict(difference.before),
@@ -48,17 +48,17 @@ def difference_document(difference: Difference, all_units: bool = False) -> str:
 
 
 def changed_units(difference: Difference, all_units: bool) -> pd.DataFrame:
-    """All units, or those that are not what they were."""
+    """All units, or those that changed."""
     units = difference.units
     return units if all_units else units[units["change"] != "unchanged"]
 
 
 def _head(difference: Difference) -> RenderableType:
-    before, after = difference.before, difference.after
+    first, second = difference.before, difference.after
     sides = Table.grid(padding=(0, 1, 0, 0))
     sides.add_column(style="dim")
     sides.add_column(overflow="fold")
-    for word, head in (("from", before), ("to", after)):
+    for word, head in (("from", first), ("to", second)):
         sides.add_row(word, Text(f"{head.subject}: {head.evidence}"))
     totals = Text("  ").join(
         Text(f"{difference.count(change):,} {change}", style=_STYLES.get(change, ""))
@@ -66,7 +66,7 @@ def _head(difference: Difference) -> RenderableType:
         if difference.count(change) or change in ("died", "revived", "unchanged")
     )
     notes = [Text(note, style="yellow") for note in difference.notes]
-    title = f"reludiag diff: {after.model}"
+    title = f"reludiag diff: {second.model}"
     return Panel(
         Group(sides, totals, *notes), title=Text(title), title_align="left", border_style="dim"
     )
@@ -77,38 +77,38 @@ def _site_table(difference: Difference) -> list[RenderableType]:
     same = (sites["status"] == "compared") & (
         sites[["died", "diverged", "revived", "unknown"]].sum(axis=1) == 0
     )
-    shown = sites[~same]
+    rows = sites[~same]
     parts: list[RenderableType] = []
-    if len(shown):
+    if len(rows):
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
         table.add_column("Site", overflow="fold", ratio=2, min_width=12)
         for name in ("Units", "Dead", "Died", "Revived"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("Units that changed", overflow="ellipsis", no_wrap=True, ratio=3)
         named = _named_units(difference)
-        for row in shown.to_dict("records"):
+        for row in rows.to_dict("records"):
             if row["status"] == "compared":
-                told = Text(named.get(row["site"], ""), style="dim")
+                words = Text(named.get(row["site"], ""), style="dim")
             else:
-                told = Text(row["status"], style="yellow")
+                words = Text(row["status"], style="yellow")
             table.add_row(
                 Text(row["site"]),
                 _change(row["units_before"], row["units_after"]),
                 _change(row["dead_before"], row["dead_after"]),
                 *(_count(row[change], _STYLES[change]) for change in ("died", "revived")),
-                told,
+                words,
             )
         parts.append(Padding(table, (1, 0, 0, 1)))
     if same.any():
-        rest = f"{'the other ' if len(shown) else ''}{many(int(same.sum()), 'site')}"
+        rest = f"{'the other ' if len(rows) else ''}{plural(int(same.sum()), 'site')}"
         line = f" No unit changed in {rest}."
         parts.append(Text(line, style="dim"))
     return parts
 
 
-def _change(before: int, after: int) -> str:
-    """`12`, `12 > 15`, or with a dash for what is not there."""
-    first, second = ("-" if pd.isna(count) else f"{count:,}" for count in (before, after))
+def _change(old: int, new: int) -> str:
+    """`12`, `12 > 15`, or with a dash for a missing value."""
+    first, second = ("-" if pd.isna(count) else f"{count:,}" for count in (old, new))
     return first if first == second else f"{first} > {second}"
 
 
@@ -119,12 +119,12 @@ def _count(count: int, style: str) -> Text:
 
 
 def _named_units(difference: Difference) -> dict[str, str]:
-    """For each site, the units that died, or else those that diverged, revived, or are unknown."""
+    """For each site, the units that died, or else those that diverged, revived or are unknown."""
     named: dict[str, str] = {}
     for change in ("died", "diverged", "revived", "unknown"):
-        found = difference.units[difference.units["change"] == change]
-        for site, rows in found.groupby("site", sort=False):
+        units = difference.units[difference.units["change"] == change]
+        for site, rows in units.groupby("site", sort=False):
             more = len(rows) - _NAMED
-            listed = ", ".join(str(unit) for unit in rows["unit"].head(_NAMED))
-            named.setdefault(str(site), f"{change} {listed}" + (f" +{more:,}" if more > 0 else ""))
+            names = ", ".join(str(unit) for unit in rows["unit"].head(_NAMED))
+            named.setdefault(str(site), f"{change} {names}" + (f" +{more:,}" if more > 0 else ""))
     return named

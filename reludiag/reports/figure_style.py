@@ -10,7 +10,7 @@ from reludiag.errors import MissingLibraryError, UsageError
 from reludiag.measure.verdicts import VERDICT_TABLE
 from reludiag.reports.output import write_bytes
 
-if TYPE_CHECKING:  # an extra: only those who draw need it
+if TYPE_CHECKING:  # an extra: only needed for drawing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -46,8 +46,8 @@ _STYLE: dict[Any, Any] = {
     "legend.fontsize": 7,
     "legend.frameon": False,
     "text.usetex": False,
-    "pdf.fonttype": 42,  # text stays text, which publishers ask for
-    "svg.hashsalt": "reludiag",  # the same data, the same file
+    "pdf.fonttype": 42,  # text stays text, as publishers require
+    "svg.hashsalt": "reludiag",  # the same data give the same file
     "savefig.dpi": 300,
 }
 
@@ -77,7 +77,7 @@ def write_figure(figure: "Figure", path: str | Path) -> None:
 
 
 def check_figure_path(path: str | Path) -> None:
-    """Raise UsageError now rather than after the work, if the format is none that is written."""
+    """Raise UsageError before the work, not after it, for an unknown format."""
     if Path(path).suffix[1:].lower() not in FORMATS:
         raise UsageError(
             f"{path} was given for the figure; expected a file name that ends in "
@@ -108,7 +108,7 @@ def heat_key(axes: "Axes", diverged: bool) -> None:
 
 
 def colour_key(axes: "Axes", entries: Sequence[tuple[str, str]]) -> None:
-    """What the colours mean, in a line below."""
+    """The legend of the colours, in a line below."""
     from matplotlib.patches import Patch
 
     axes.get_figure().legend(  # type: ignore[union-attr]
@@ -128,7 +128,7 @@ def name_rows(axes: "Axes", places: Sequence[float], names: Sequence[str]) -> No
 
 
 def one_line(name: str) -> str:
-    """In one line, and its two ends where it is long; matplotlib must not read formulae in it."""
+    """One line, shortened in the middle if long; matplotlib must not parse formulae in it."""
     name = " ".join(str(name).split())
     return (
         name if len(name) <= _LONGEST else f"{name[: _LONGEST // 4]}…{name[-_LONGEST * 3 // 4 :]}"

@@ -18,11 +18,11 @@ from reludiag.initialization.examination import InitExamination
 from reludiag.initialization.layer_init import InitProblem, LayerInit
 from reludiag.reports.console import Harmless, plain_text
 from reludiag.reports.json_text import finite, records, text_of
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
-_MOST_ROWS = 40  # rows of a table; more are cut, and the JSON has them all
-_ALIKE = 2  # schemes named that cannot be told apart
-_LIKEWISE = 4  # layers named that have the same problem as the one that is spelled out
+_MOST_ROWS = 40  # rows of a table; the JSON has all
+_ALIKE = 2  # indistinguishable schemes that are named
+_LIKEWISE = 4  # layers named with the same problem as the first
 
 
 def print_init(examination: InitExamination, console: Console) -> None:
@@ -44,7 +44,7 @@ def init_text(examination: InitExamination) -> str:
 
 
 def init_document(examination: InitExamination) -> str:
-    """The same as one JSON document, whole; numbers that are unknown or not finite are null."""
+    """The same as one complete JSON document; unknown and non-finite numbers are null."""
     tables = {
         "births": examination.births,
         "redraws": examination.redraws,
@@ -67,25 +67,25 @@ def _head(examination: InitExamination) -> RenderableType:
     births, redraws = examination.births, examination.redraws
     if births is not None:
         dead, units = int(births["born_dead"].sum()), int(births["units"].sum())
-        found = Text(
-            f"{dead:,} of {many(units, 'unit')} born dead ({share(dead, units)})",
+        headline = Text(
+            f"{dead:,} of {plural(units, 'unit')} born dead ({share(dead, units)})",
             style="bold red" if dead else "bold green",
         )
-        found.append(f" on {many(examination.samples, 'sample')}", style="not bold default")
-        lines.append(found)
+        headline.append(f" on {plural(examination.samples, 'sample')}", style="not bold default")
+        lines.append(headline)
         if redraws is not None and len(redraws):
             low, mean, high = _shares(redraws, "kaiming_normal")
             lines.append(
                 Text(
-                    f"Drawn anew by kaiming_normal: {_percent(mean)} on average "
+                    f"Drawn again by kaiming_normal: {_percent(mean)} on average "
                     f"({_percent(low)} to {_percent(high)})"
                 )
             )
         if int(births["nonfinite"].sum()):
             lines.append(
                 Text(
-                    f"{int(births['nonfinite'].sum()):,} units are NaN or infinite: neither dead "
-                    "nor alive.",
+                    f"{int(births['nonfinite'].sum()):,} units are NaN or infinite, so they are "
+                    "neither dead nor alive.",
                     style="bold magenta",
                 )
             )
@@ -95,7 +95,7 @@ def _head(examination: InitExamination) -> RenderableType:
 
 def _layer_table(layers: Sequence[LayerInit]) -> Iterable[RenderableType]:
     if not layers:
-        return [Padding(Text("No linear layer and no convolution."), (1, 0, 0, 1))]
+        return [Padding(Text("The model has no linear layer and no convolution."), (1, 0, 0, 1))]
     table = _table()
     table.add_column("Layer", overflow="fold", ratio=2, min_width=12)
     table.add_column("Fan in", justify="right", no_wrap=True)
@@ -148,13 +148,13 @@ def _birth_table(births: pd.DataFrame) -> Iterable[RenderableType]:
             _percent(row["redrawn"]),
         )
     yield from _titled("Born dead, by site", table, len(births))
-    legend = "Kaiming: the mean of this model drawn anew."
+    legend = "Kaiming: mean over draws of this model by kaiming_normal."
     if chance:
         legend = (
-            "By chance: what zero biases and symmetric weights of any scale leave dead at the "
-            "cosine of these inputs (within 3 points; only where a sample is one vector and "
-            "nothing stands between layer and rectifier); biased: with the biases as they are, "
-            f"rougher where they are far from 0. {legend}"
+            "By chance: the share that is dead with zero biases and symmetric weights of any "
+            "scale, at the cosine of these inputs (within 3 points; only if a sample is one "
+            "vector and the rectifier directly follows the layer). Biased: the same with the "
+            f"model's biases; less exact if they are far from 0. {legend}"
         )
     yield Padding(Text(legend, style="dim"), (0, 0, 0, 1))
 
@@ -169,18 +169,18 @@ def _scheme_table(examination: InitExamination) -> Iterable[RenderableType]:
     births = examination.births
     if births is not None:
         as_it_is = share(int(births["born_dead"].sum()), int(births["units"].sum()))
-        table.add_row("as it is", as_it_is, "", "", f"{int(births['nonfinite'].sum()):,}")
+        table.add_row("as built", as_it_is, "", "", f"{int(births['nonfinite'].sum()):,}")
     for scheme, draws in redraws.groupby("scheme", sort=False):
         low, mean, high = _shares(redraws, str(scheme))
         cells = map(_percent, (mean, low, high))
         table.add_row(str(scheme), *cells, f"{int(draws['nonfinite'].max()):,}")
     seeds = redraws["seed"].nunique()
-    title = f"The same model drawn anew by other schemes, {many(seeds, 'seed')} each"
+    title = f"The same model drawn again by other schemes, {plural(seeds, 'seed')} each"
     return _titled(title, table, 0)
 
 
 def _shares(redraws: pd.DataFrame, scheme: str) -> tuple[float, float, float]:
-    """Least, mean and largest share of born-dead units over the seeds."""
+    """Smallest, mean and largest share of born-dead units over the seeds."""
     draws = redraws[redraws["scheme"] == scheme]
     shares = np.asarray(draws["born_dead"] / draws["units"], dtype=np.float64)
     return float(shares.min()), float(shares.mean()), float(shares.max())
@@ -198,11 +198,17 @@ def _input_lines(inputs: pd.DataFrame) -> RenderableType:
 
 
 def _problems(examination: InitExamination) -> RenderableType:
-    """One problem of each kind in full, those that kill first, and where else it is."""
-    found: list[tuple[str, InitProblem]] = [("", problem) for problem in examination.problems]
-    found += [(layer.module, problem) for layer in examination.layers for problem in layer.problems]
+    """One problem of each kind in full, those that kill units first, and the other layers that have
+    it.
+    """
+    problem_list: list[tuple[str, InitProblem]] = [
+        ("", problem) for problem in examination.problems
+    ]
+    problem_list += [
+        (layer.module, problem) for layer in examination.layers for problem in layer.problems
+    ]
     by_kind: dict[tuple[bool, str], list[tuple[str, InitProblem]]] = {}
-    for module, problem in found:
+    for module, problem in problem_list:
         kind = (not problem.kills_at_birth, problem.kind)
         by_kind.setdefault(kind, []).append((module, problem))
     table = Table.grid(padding=(0, 1, 0, 0))
@@ -217,9 +223,9 @@ def _problems(examination: InitExamination) -> RenderableType:
         if others:
             more = len(others) - _LIKEWISE
             named = ", ".join(others[:_LIKEWISE]) + (f" and {more:,} more" if more > 0 else "")
-            table.add_row("", Text(f"Likewise {named}.", style="dim"))
-    if not found:
-        table.add_row("-", "Nothing was found that is wrong with it.")
+            table.add_row("", Text(f"The same applies to {named}.", style="dim"))
+    if not problem_list:
+        table.add_row("-", "No problem was found.")
     return Padding(Group(Text("What is wrong with it", style="bold"), table), (1, 0, 0, 1))
 
 

@@ -15,14 +15,14 @@ def text_of(content: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as JSON objects; what is unknown or not finite is None."""
-    known = table.replace([np.inf, -np.inf], np.nan).astype(object)
-    rows = known.where(known.notna(), None).to_dict("records")
+    """The rows as JSON objects; unknown and non-finite values are None."""
+    values = table.replace([np.inf, -np.inf], np.nan).astype(object)
+    rows = values.where(values.notna(), None).to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 def finite(value: Any) -> Any:
-    """The same of dicts, lists and numbers, with None for what is not finite."""
+    """The same dicts, lists and numbers, with None for non-finite values."""
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

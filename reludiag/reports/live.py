@@ -1,4 +1,4 @@
-"""The live view: a run as it is at one moment, in as many lines as the terminal has."""
+"""The live view: the current state of a run, fitted to the lines of the terminal."""
 
 import math
 
@@ -15,7 +15,7 @@ from reludiag.monitoring.follow import LiveView
 from reludiag.reports.console import Harmless, speaks_unicode
 from reludiag.reports.run.summary import WINDOWS
 from reludiag.reports.run.terminal import BAR, bar, life_table
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
 _STYLES = {
     "waiting": "yellow",
@@ -25,17 +25,17 @@ _STYLES = {
     "died": "bold red",
     "lost": "bold red",
 }
-_HEAD, _TITLES, _FOOT = 6, 8, 1  # lines that are taken whatever there is to show
+_HEAD, _TITLES, _FOOT = 6, 8, 1  # lines that are always used
 _FEWEST = 3  # rows of each of the two tables on the smallest screen
 
 
 def print_frame(view: LiveView, console: Console) -> None:
-    """Print one frame, as high as it has to be."""
+    """Print one frame in full height."""
     console.print(frame(view, None, ascii_only=not speaks_unicode(console)))
 
 
 def frame(view: LiveView, height: int | None, ascii_only: bool = False) -> RenderableType:
-    """One frame in `height` lines of a terminal; in as many as it takes where that is None."""
+    """One frame in `height` lines of a terminal; in full height if None."""
     parts = [_head(view)]
     diagnosis = view.diagnosis
     if diagnosis is not None and diagnosis.timeline is not None and len(diagnosis.timeline):
@@ -45,7 +45,7 @@ def frame(view: LiveView, height: int | None, ascii_only: bool = False) -> Rende
         parts.append(life_table(diagnosis, ascii_only, windows))
         parts.append(_worst_sites(diagnosis, sites, ascii_only))
     if height is not None:
-        parts.append(Text(" q or Ctrl-C leaves; the run goes on.", style="dim"))
+        parts.append(Text(" q or Ctrl-C quits; the run continues.", style="dim"))
     return Harmless(*parts)
 
 
@@ -89,7 +89,7 @@ def _latest_rate(diagnosis: Diagnosis | None) -> float:
 def _totals(diagnosis: Diagnosis) -> Text:
     units = int(diagnosis.sites["units"].sum())
     text = Text(
-        f"{diagnosis.dead:,} of {many(units, 'unit')} dead",
+        f"{diagnosis.dead:,} of {plural(units, 'unit')} dead",
         style="bold red" if diagnosis.dead else "bold green",
     )
     if diagnosis.dead:
@@ -129,7 +129,7 @@ def _speed(steps: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """`3 s`, `12 min`, `5 h`, `2 days`: as much as a glance needs."""
+    """`3 s`, `12 min`, `5 h`, `2 days`: rounded for a quick look."""
     for unit, length in (("days", 172_800.0), ("h", 7200.0), ("min", 120.0)):
         if seconds >= length:
             return f"{seconds / {'days': 86_400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"

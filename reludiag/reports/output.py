@@ -1,4 +1,4 @@
-"""The one place that opens, completes or abandons the files that reports go to."""
+"""The only place that opens, completes or abandons report files."""
 
 import contextlib
 import io
@@ -18,10 +18,10 @@ Target = str | Path | IO[str]
 
 @contextlib.contextmanager
 def opened(target: Target) -> Iterator[IO[str]]:
-    """A text stream to `target`; `-` is the standard output, an open stream is used as it is.
+    """A text stream to `target`; `-` is stdout, an open stream is used directly.
 
-    A file is written under a temporary name beside it and renamed when it is whole: a killed
-    export leaves the old file as it was. Raises UsageError where it cannot be written.
+    A file is written under a temporary name next to it and renamed when it is complete: a killed
+    export leaves the old file unchanged. Raises UsageError if it cannot be written.
     """
     if not isinstance(target, str | Path):
         yield target
@@ -37,7 +37,7 @@ def opened(target: Target) -> Iterator[IO[str]]:
 
 
 def write(target: Target, text: str | Callable[[str], str]) -> None:
-    """Write a text, or the one that a function makes of characters that an encoding has."""
+    """Write a text, or the result of a function of the encoding."""
     with opened(target) as stream:
         stream.write(text if isinstance(text, str) else text(encoding_of(stream)))
 
@@ -48,7 +48,7 @@ def encoding_of(stream: IO[str]) -> str:
 
 
 def write_bytes(content: bytes, path: str | Path) -> None:
-    """Write a file as `opened` does: whole, or not at all."""
+    """Write a file as `opened` does: completely or not at all."""
     with opened_binary(path) as file:
         file.write(content)
 
@@ -68,15 +68,15 @@ def opened_binary(target: str | Path | IO[bytes]) -> Iterator[IO[bytes]]:
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     check_writable(path)
     if _is_special(path):
-        with _told(path), path.open("wb") as file:
+        with _as_usage_error(path), path.open("wb") as file:
             yield file
         return
-    with _told(path):
+    with _as_usage_error(path):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with _told(path), os.fdopen(descriptor, "wb") as file:
+        with _as_usage_error(path), os.fdopen(descriptor, "wb") as file:
             yield file
-        with _told(path):
+        with _as_usage_error(path):
             # mkstemp makes private files; give it the permissions of any new file.
             umask = os.umask(0)
             os.umask(umask)
@@ -88,8 +88,8 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def append(path: str | Path, text: str) -> None:
-    """Add to the end of a file that others write to as well. Raises UsageError if it cannot be."""
-    with _told(Path(path)), Path(path).open("a", encoding="utf-8", newline="") as stream:
+    """Append to a file that others also write to. Raises UsageError if that fails."""
+    with _as_usage_error(Path(path)), Path(path).open("a", encoding="utf-8", newline="") as stream:
         stream.write(text)
 
 
@@ -105,14 +105,14 @@ def _settle(file: IO[bytes]) -> None:
 
 
 def check_writable(target: str | Path) -> None:
-    """Raise UsageError now rather than after a long pass, if `target` cannot be written."""
+    """Raise UsageError before a long pass, not after it, if `target` cannot be written."""
     path = Path(target)
     if str(target) == STDOUT:
         return
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
     if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder; give a file name in it")
+        raise UsageError(f"cannot write {path}: it is a folder; pass the name of a file in it")
     if _is_special(path):
         if not os.access(path, os.W_OK):
             raise UsageError(f"cannot write {path}: it is not writable")
@@ -121,7 +121,7 @@ def check_writable(target: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _as_usage_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The report of a replay: its answer, and the runs that give it."""
+"""The report of a replay: its answer and its runs."""
 
 import math
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from reludiag.experiments.analysis.counterfactual import BOTH, FACTUAL, INIT, RA
 from reludiag.experiments.replay import Replay
 from reludiag.reports.console import Harmless, plain_text
 from reludiag.reports.json_text import records, text_of
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
 
 def print_replay(replay: Replay, console: Console) -> None:
@@ -26,18 +26,18 @@ def print_replay(replay: Replay, console: Console) -> None:
     title = f"reludiag replay {replay.train}"
     panel = Panel(Group(*lines), title=escape(title), title_align="left", border_style="dim")
     seeds = replay.answer.seeds
-    agree = f"{replay.answer.agreeing} of {many(seeds, 'seed')}" if seeds > 1 else ""
+    agree = f"{replay.answer.agreeing} of {plural(seeds, 'seed')}" if seeds > 1 else ""
     foot = Padding(Text(_foot(agree), style="dim"), (0, 1))
     console.print(Harmless(panel, _table(replay), foot))
 
 
 def replay_text(replay: Replay, encoding: str = "utf-8") -> str:
-    """The report as plain text, 80 columns wide, of characters that `encoding` has."""
+    """The report as plain text, 80 columns wide, with characters that `encoding` has."""
     return plain_text(lambda console: print_replay(replay, console), encoding)
 
 
 def replay_document(replay: Replay) -> str:
-    """The JSON text; what is not known is null."""
+    """The JSON text; unknown values are null."""
     arms = [asdict(arm) for arm in replay.arms]
     for arm in arms:
         arm["metrics"] = {k: v if math.isfinite(v) else None for k, v in arm["metrics"].items()}
@@ -77,7 +77,7 @@ def _table(replay: Replay) -> RenderableType:
 
 def _title(arm: Arm, replay: Replay) -> str:
     lowered = f"lr x {replay.lr_scale:g}" if replay.lr_scale is not None else ""
-    titles = {FACTUAL: "as it is", RATE: lowered, INIT: f"init {replay.init}", BOTH: "both"}
+    titles = {FACTUAL: "unchanged", RATE: lowered, INIT: f"init {replay.init}", BOTH: "both"}
     return titles[arm.name]
 
 
@@ -93,5 +93,5 @@ def _share(value: float | None) -> str:
 
 
 def _foot(agree: str) -> str:
-    alike = "Same seeds and same order of data in each row."
-    return f"{alike} Given by each alone: {agree}." if agree else alike
+    alike = "All rows use the same seeds and the same order of data."
+    return f"{alike} Each seed alone: {agree} agree." if agree else alike

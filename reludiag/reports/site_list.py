@@ -11,44 +11,44 @@ from reludiag.reports.console import Harmless
 from reludiag.reports.json_text import text_of
 
 
-def print_sites(listed: SiteList, console: Console) -> None:
-    """A table of the sites, and what is not among them."""
+def print_sites(site_list: SiteList, console: Console) -> None:
+    """A table of the sites, and notes on what is missing."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     table.add_column("Site", overflow="fold")
     table.add_column("Units", justify="right")
     table.add_column("Axis")
     table.add_column("Activation")
     table.add_column("Fed by", overflow="fold")
-    for site in listed.sites:
+    for site in site_list.sites:
         rectifier = site.rectifier
         activation = rectifier.activation + ("" if rectifier.can_die else " (cannot die)")
         units = "" if site.units is None else f"{site.units:,}"
         table.add_row(
             Text(site.name), units, site.unit_axis, Text(activation), Text(site.producer or "")
         )
-    if listed.sites:
+    if site_list.sites:
         console.print(Harmless(table))
-    for note in site_notes(listed):
+    for note in site_notes(site_list):
         console.print(Harmless(Text(note, style="yellow")))
 
 
-def site_notes(listed: SiteList) -> list[str]:
+def site_notes(site_list: SiteList) -> list[str]:
     """What the reader of the list must know."""
-    if listed.ran:
-        return list(listed.blind_spots)
-    if not listed.sites:
-        return ["No rectifier was found in this model's modules, nor in their source."]
+    if site_list.ran:
+        return list(site_list.blind_spots)
+    if not site_list.sites:
+        return ["No rectifier was found in this model's modules or their source code."]
     return [
-        "Modules, and functions in their source, each once: --data or --input-shape runs a batch, "
-        "which shows repeated calls, unit counts and axes."
+        "This lists modules, and functions in their source code, each once. --data or "
+        "--input-shape runs a batch, which shows repeated calls, unit counts and axes."
     ]
 
 
-def sites_document(listed: SiteList) -> str:
+def sites_document(site_list: SiteList) -> str:
     """The same as one JSON document."""
     content = {
         "schema_version": SCHEMA_VERSION,
-        "notes": site_notes(listed),
+        "notes": site_notes(site_list),
         "sites": [
             {
                 "site": site.name,
@@ -59,7 +59,7 @@ def sites_document(listed: SiteList) -> str:
                 "producer": site.producer,
                 "norm": site.norm,
             }
-            for site in listed.sites
+            for site in site_list.sites
         ],
     }
     return text_of(content, indent=1)

@@ -3,13 +3,13 @@
 import math
 
 
-def many(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     """`1 unit`, `1,200 units`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def share(part: float, whole: float) -> str:
-    """A percentage that never rounds something to 0 % nor less than all to 100 %."""
+    """A percentage that is 0 % only for none and 100 % only for all."""
     if not whole or math.isnan(part):
         return ""
     percent = 100 * part / whole
@@ -23,7 +23,7 @@ def share(part: float, whole: float) -> str:
 
 
 def upper_share(bound: float) -> str:
-    """An upper bound as a percentage of two digits, rounded up: down, it would be untrue."""
+    """An upper bound as a percentage with two digits, rounded up to stay an upper bound."""
     digits = 1 - math.floor(math.log10(100 * bound))
     scale = 10**digits
     return f"{math.ceil(100 * bound * scale) / scale:.{max(digits, 0)}f} %"
@@ -35,12 +35,12 @@ def rate(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """What train returned, in at most nine characters."""
+    """A metric in at most nine characters."""
     return f"{value:.3g}"
 
 
 def p_text(value: float | None) -> str:
-    """A p-value; empty where there is none."""
+    """A p-value; empty if there is none."""
     if value is None:
         return ""
     return f"{value:.2g}" if value < 0.1 else f"{value:.2f}"

@@ -1,6 +1,6 @@
-"""Coordinates: where units and samples are in a tensor, and what operators do to them.
+"""Coordinates: where units and samples are in a tensor, and how operators change that.
 
-A coordinate that an operator tears apart is lost (None): it is found again, or not at all.
+A coordinate that an operator splits is lost (None).
 """
 
 import math
@@ -30,16 +30,16 @@ class Coordinate:
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of a tensor: its unit and sample coordinates and who produced it."""
+    """The origin of a tensor: its unit and sample coordinates and its producer."""
 
     unit: Coordinate | None = None
     sample: Coordinate | None = None
     producer: str | None = None
-    """Path of the module whose weight made it; None where none did."""
+    """Path of the module whose weight produced it; None if there is none."""
     norm: str | None = None
     """Path of the BatchNorm that scaled it since."""
     order: int = 0
-    """How many products had been made before: the later of two producers wins."""
+    """Number of earlier products: the later of two producers wins."""
 
 
 UNKNOWN = Origin()
@@ -49,21 +49,21 @@ def reshaped(coordinate: Coordinate, old: Sequence[int], new: Sequence[int]) -> 
     """The same coordinate after a reshape, which keeps the order of the elements, or None.
 
     Both shapes hold the same elements in the same order, so a coordinate of the flat index,
-    `flat // stride % size`, stays what it is; it is found again in `new` if one axis holds it.
+    `flat // stride % size`, does not change; it exists in `new` if one axis holds it.
     """
     stride = coordinate.inner * math.prod(old[coordinate.axis + 1 :])
     for axis, length in enumerate(new):
-        after = math.prod(new[axis + 1 :])
-        if after == 0 or stride % after:
+        new_stride = math.prod(new[axis + 1 :])
+        if new_stride == 0 or stride % new_stride:
             continue
-        inner = stride // after
+        inner = stride // new_stride
         if length % (inner * coordinate.size) == 0 and length > 0:
             return Coordinate(axis, coordinate.size, inner)
     return None
 
 
 def moved(origin: Origin, move: Move) -> Origin:
-    """`origin` with both coordinates moved; a coordinate for which `move` gives None is lost."""
+    """`origin` with both coordinates moved; a coordinate for which `move` returns None is lost."""
     return replace(
         origin,
         unit=move(origin.unit) if origin.unit else None,
@@ -89,7 +89,9 @@ def resized(coordinate: Coordinate, old: Sequence[int], new: Sequence[int]) -> C
 def concatenated(
     parts: list[tuple[Origin, tuple[int, ...]]], dim: int, shape: Sequence[int]
 ) -> Origin:
-    """Side by side along `dim`: what all parts have in the same place, grown if it is `dim`."""
+    """After a concatenation along `dim`: the coordinates that all parts share, larger if along
+    `dim`.
+    """
 
     def joined(coordinates: list[Coordinate | None]) -> Coordinate | None:
         present = [c for c in coordinates if c is not None]
@@ -108,22 +110,24 @@ def concatenated(
 
 
 def reduced(origin: Origin, dim: int | Sequence[int], ndim: int, out: Tensor) -> Origin:
-    """Summed over `dim`, an axis or several; over all of them where there are none."""
+    """After a sum over `dim`: one axis, several, or all if empty."""
     dims = [dim] if isinstance(dim, int) else dim
-    gone = {d % ndim for d in dims} or set(range(ndim))
+    axes = {d % ndim for d in dims} or set(range(ndim))
     keepdim = out.ndim == ndim
 
     def move(coordinate: Coordinate) -> Coordinate | None:
-        if coordinate.axis in gone:
+        if coordinate.axis in axes:
             return None
-        shift = 0 if keepdim else sum(d < coordinate.axis for d in gone)
+        shift = 0 if keepdim else sum(d < coordinate.axis for d in axes)
         return replace(coordinate, axis=coordinate.axis - shift)
 
     return moved(origin, move)
 
 
 def broadcast(parts: list[tuple[Origin, tuple[int, ...]]], shape: Sequence[int]) -> Origin:
-    """Element-wise: shapes align from the right; an axis that is broadcast carries nothing."""
+    """After an element-wise operator: shapes align from the right; broadcast axes carry no
+    coordinate.
+    """
 
     def aligned(
         origin: Origin, coordinate: Coordinate | None, old: tuple[int, ...]

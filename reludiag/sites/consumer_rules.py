@@ -17,8 +17,8 @@ from reludiag.sites.operation import (
     RESHAPES,
     SHAPES,
     EndError,
-    Given,
     Operation,
+    OperatorInput,
     Weight,
     plain_name,
 )
@@ -101,30 +101,30 @@ class Rules:
         if name.startswith("scaled_dot_product"):
             return self._extra(self._attention(call, site), outputs)
 
-        given = call.of("self", "input", "data")
-        labels = call.only(site, given).labels
-        assert given is not None
+        argument = call.of("self", "input", "data")
+        labels = call.only(site, argument).labels
+        assert argument is not None
         if name in _RANDOM:
             return [labels]
         if name in RESHAPES:
-            return [_labels.reshaped(labels, given.shape, output.shape) for output in outputs]
+            return [_labels.reshaped(labels, argument.shape, output.shape) for output in outputs]
         if name in MOVES_VIEWS | MOVES_COPIES:
-            return self._moved(call, labels, given)
+            return self._moved(call, labels, argument)
         if name == "constant_pad_nd":
             return [_labels.padded(labels, call.arguments["pad"])]
-        ndim = len(given.shape)
+        ndim = len(argument.shape)
         if name in _REDUCTIONS:
             dims = call.arguments.get("dim")
             dims = [dims] if isinstance(dims, int) else dims or range(ndim)
-            gone = {dim % ndim for dim in dims}
-            return [_labels.reduced(labels, gone, output.ndim == ndim) for output in outputs]
+            axes = {dim % ndim for dim in dims}
+            return [_labels.reduced(labels, axes, output.ndim == ndim) for output in outputs]
         if name in _ALONG:
-            gone = {call.arguments["dim"] % ndim}
-            return [_labels.reduced(labels, gone, keepdim=True)] * len(outputs)
+            axes = {call.arguments["dim"] % ndim}
+            return [_labels.reduced(labels, axes, keepdim=True)] * len(outputs)
         if (match := _SPATIAL.match(name)) is not None:
             last = int(next(filter(None, match.groups())))
-            gone = set(range(ndim - last, ndim))
-            return [_labels.reduced(labels, gone, keepdim=True)] * len(outputs)
+            axes = set(range(ndim - last, ndim))
+            return [_labels.reduced(labels, axes, keepdim=True)] * len(outputs)
         if name == "glu":
             dim = call.arguments["dim"]
             halves = labels.chunk(2, dim) if labels.shape[dim] > 1 else (labels, labels)
@@ -139,38 +139,44 @@ class Rules:
     @staticmethod
     def _also(call: Operation, site: int, *names: str) -> bool:
         """Whether one of these arguments depends on a site."""
-        return any(given and site in given.traces for given in map(call.of, names))
+        return any(argument and site in argument.traces for argument in map(call.of, names))
 
     def _product(self, call: Operation, site: int, out: Tensor) -> Tensor:
         left_name, right_name, addend, left_axis, right_axis = PRODUCTS[call.operator]
         left, right = call.of(left_name), call.of(right_name)
         assert left is not None
         assert right is not None
-        found: list[Tensor] = []
-        for factor, other, axis, met, is_left in (
+        parts: list[Tensor] = []
+        for factor, other, axis, other_axis, is_left in (
             (left, right, left_axis, right_axis, True),
             (right, left, right_axis, left_axis, False),
         ):
             if site in factor.traces:
-                labels = self._factor(call, site, factor, other, axis, met)
+                labels = self._factor(call, site, factor, other, axis, other_axis)
                 if labels is not None:
-                    found.append(self._in_product(call.operator, labels, is_left, out))
+                    parts.append(self._in_product(call.operator, labels, is_left, out))
         added = call.of(addend) if addend else None
         if added is not None and site in added.traces:
-            found.append(_labels.aligned(added.traces[site].labels, out.ndim))
+            parts.append(_labels.aligned(added.traces[site].labels, out.ndim))
         result = _nowhere(out)
-        for labels in found:
+        for labels in parts:
             result = _labels.merged(result, labels)
-        if added is not None and site not in added.traces and found:
+        if added is not None and site not in added.traces and parts:
             self._meet(call, site, result, added)
         return result
 
     def _factor(
-        self, call: Operation, site: int, factor: Given, other: Given, axis: int, met: int
+        self,
+        call: Operation,
+        site: int,
+        factor: OperatorInput,
+        other: OperatorInput,
+        axis: int,
+        other_axis: int,
     ) -> Tensor | None:
         """The labels of a factor that are left in a product; None if they end in it."""
         labels = factor.traces[site].labels
-        axis, met = axis % len(factor.shape), met % len(other.shape)
+        axis, other_axis = axis % len(factor.shape), other_axis % len(other.shape)
         where = _labels.varying(labels)
         if axis not in where and (where or other.weight is None):
             if 0 in where and "bmm" in call.operator:
@@ -181,7 +187,7 @@ class Rules:
         if where - {axis}:
             raise EndError("unknown", other.weight.path)
         vector = labels.flatten().expand(factor.shape[axis])
-        self._read(call, site, other.weight, met, vector)
+        self._read(call, site, other.weight, other_axis, vector)
         return None
 
     @staticmethod
@@ -194,9 +200,9 @@ class Rules:
         return labels
 
     def _convolution(self, call: Operation, site: int) -> Tensor:
-        given, weight = call.of("input", "self"), call.of("weight")
-        labels = call.only(site, given).labels
-        assert given is not None
+        argument, weight = call.of("input", "self"), call.of("weight")
+        labels = call.only(site, argument).labels
+        assert argument is not None
         assert weight is not None
         where = _labels.varying(labels)
         if 1 not in where and where:
@@ -206,7 +212,7 @@ class Rules:
             raise EndError("mixes")
         if where - {1}:
             raise EndError("unknown", weight.weight.path)
-        channels = given.shape[1]
+        channels = argument.shape[1]
         vector = labels.flatten().expand(channels)
         groups = int(call.arguments["groups"])
         transposed = bool(call.arguments.get("transposed"))
@@ -228,27 +234,27 @@ class Rules:
         if where - {1}:
             raise EndError("mixes")
         for name in ("weight", "bias", "running_mean", "running_var"):
-            given = call.of(name)
-            if given is not None and given.weight is not None and where:
-                self._carry(call, site, given.weight, 0, labels.flatten())
+            argument = call.of(name)
+            if argument is not None and argument.weight is not None and where:
+                self._carry(call, site, argument.weight, 0, labels.flatten())
         return labels
 
     def _norm(self, call: Operation, site: int) -> Tensor:
         """Of a layer or of groups of channels."""
-        given = call.of("input")
-        labels = call.only(site, given).labels
-        assert given is not None
+        argument = call.of("input")
+        labels = call.only(site, argument).labels
+        assert argument is not None
         weight = call.of("weight")
         named = weight.weight.path if weight is not None and weight.weight is not None else None
         if call.operator == "native_group_norm":
-            gone = set(range(1, labels.ndim))
-            if call.arguments["group"] == given.shape[1]:
-                gone.discard(1)
+            axes = set(range(1, labels.ndim))
+            if call.arguments["group"] == argument.shape[1]:
+                axes.discard(1)
         else:
-            gone = set(range(labels.ndim))
-            gone -= set(range(labels.ndim - len(call.arguments["normalized_shape"])))
+            axes = set(range(labels.ndim))
+            axes -= set(range(labels.ndim - len(call.arguments["normalized_shape"])))
         where = _labels.varying(labels)
-        if where & gone:
+        if where & axes:
             raise EndError("mixes", named)
         if 1 in where and call.operator == "native_group_norm":
             for part in (weight, call.of("bias")):
@@ -258,17 +264,17 @@ class Rules:
 
     def _pointwise(self, call: Operation, site: int, shape: tuple[int, ...]) -> Tensor:
         result = None
-        for given in call.having(site):
-            labels = _labels.aligned(given.traces[site].labels, len(shape))
+        for argument in call.having(site):
+            labels = _labels.aligned(argument.traces[site].labels, len(shape))
             result = labels if result is None else _labels.merged(result, labels)
         assert result is not None
-        for given in call.given.values():
-            if site not in given.traces:
-                self._meet(call, site, result, given)
+        for argument in call.inputs.values():
+            if site not in argument.traces:
+                self._meet(call, site, result, argument)
         return result
 
     def _cat(self, call: Operation, site: int, out: Tensor) -> Tensor:
-        parts = [call.given[id(tensor)] for tensor in call.arguments["tensors"]]
+        parts = [call.inputs[id(tensor)] for tensor in call.arguments["tensors"]]
         if call.operator == "cat":
             parts = [part for part in parts if part.shape != (0,)]  # as torch does, for old code
         dim = call.arguments["dim"] % out.ndim
@@ -291,21 +297,21 @@ class Rules:
 
     def _masked(self, call: Operation, site: int) -> Tensor:
         """`x[mask] = number`, for a mask of all elements."""
-        given, indices = call.of("self"), call.arguments["indices"]
+        argument, indices = call.of("self"), call.arguments["indices"]
         value = call.of("values")
-        assert given is not None
+        assert argument is not None
         if (
             len(indices) != 1
             or indices[0] is None
             or indices[0].dtype != torch.bool
-            or tuple(indices[0].shape) != given.shape
+            or tuple(indices[0].shape) != argument.shape
             or value is None
             or value.traces
             or value.tensor.numel() != 1
         ):
             raise EndError("unknown")
-        result = _nowhere(given.tensor)
-        for part in (given, call.given[id(indices[0])]):
+        result = _nowhere(argument.tensor)
+        for part in (argument, call.inputs[id(indices[0])]):
             if site in part.traces:
                 result = _labels.merged(result, part.traces[site].labels)
         return result
@@ -313,10 +319,10 @@ class Rules:
     def _attention(self, call: Operation, site: int) -> Tensor:
         result = None
         for name, summed in (("query", {-1}), ("key", {-1, -2}), ("value", {-2})):
-            given = call.of(name)
-            if given is None or site not in given.traces:
+            argument = call.of(name)
+            if argument is None or site not in argument.traces:
                 continue
-            labels = given.traces[site].labels
+            labels = argument.traces[site].labels
             labels = _labels.reduced(labels, {axis % labels.ndim for axis in summed}, keepdim=True)
             result = labels if result is None else _labels.merged(result, labels)
         if result is None or len(call.having(site)) > sum(
@@ -326,9 +332,9 @@ class Rules:
         return result
 
     @staticmethod
-    def _moved(call: Operation, labels: Tensor, given: Given) -> list[Tensor | None]:
+    def _moved(call: Operation, labels: Tensor, argument: OperatorInput) -> list[Tensor | None]:
         copies = call.operator in MOVES_COPIES
-        if copies and given.tensor.numel() > _labels.LARGEST:
+        if copies and argument.tensor.numel() > _labels.LARGEST:
             raise EndError("unknown")
 
         def of(value: Any) -> Any:
@@ -338,14 +344,14 @@ class Rules:
 
         names = [a.name for a in operator_arguments(call.function)[1:]]
         rest = {name: of(call.arguments[name]) for name in names}
-        return [*_labels.moved(call.function, labels, given.shape, (), **rest)]
+        return [*_labels.moved(call.function, labels, argument.shape, (), **rest)]
 
     def _meet(
         self,
         call: Operation,
         site: int,
         labels: Tensor,
-        other: Given,
+        other: OperatorInput,
         axes: Sequence[int] | None = None,
     ) -> None:
         """The units of a site meet another tensor, aligned with it, index by index of `axes`."""

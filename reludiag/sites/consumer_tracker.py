@@ -31,15 +31,15 @@ from reludiag.sites.operation import (
     RESHAPES,
     SHAPES,
     EndError,
-    Given,
     Operation,
+    OperatorInput,
     Trace,
     Weight,
     plain_name,
 )
 from reludiag.sites.torch_internals import operator_arguments, operator_name
 from reludiag.sites.torch_internals import storage_of as _storage
-from reludiag.sites.weight_views import viewed
+from reludiag.sites.weight_views import view_of
 
 # What leaves the value, or its labels, as it is: not worth a word in `Consumer.through`.
 _SILENT = RESHAPES | MOVES_VIEWS | MOVES_COPIES
@@ -93,33 +93,39 @@ class ConsumerTracker:
         trace = Trace(_labels.of_units(output.shape, unit))
         self._overwrite(memory, _layout(output), {**traces, site: trace})
 
-    def before(
+    def prepare(
         self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Operation | None:
-        """What is given to an operator that is about to run; None if it need not be followed."""
+        """The inputs of an operator that is about to run; None if it need not be followed."""
         tensors = list(_tensors_in([*args, *kwargs.values()]))
-        given = {id(tensor): self._given(tensor) for tensor in tensors}
-        if not any(g.traces or g.lost or g.shaped_by or g.weight for g in given.values()):
+        inputs = {id(tensor): self._input_of(tensor) for tensor in tensors}
+        if not any(
+            tensor_input.traces
+            or tensor_input.lost
+            or tensor_input.shaped_by
+            or tensor_input.weight
+            for tensor_input in inputs.values()
+        ):
             return None
-        arguments, written = {}, set()
+        arguments, targets = {}, set()
         for index, argument in enumerate(operator_arguments(function)):
             name = argument.name
             value = args[index] if index < len(args) else kwargs.get(name, argument.default_value)
             arguments[name] = value
             if argument.alias_info is not None and argument.alias_info.is_write:
-                written |= {id(tensor) for tensor in _tensors_in([value])}
+                targets |= {id(tensor) for tensor in _tensors_in([value])}
         operator = operator_name(function).strip("_")
-        return Operation(function, operator, arguments, given, frozenset(written))
+        return Operation(function, operator, arguments, inputs, frozenset(targets))
 
-    def after(self, call: Operation, outputs: Sequence[Tensor]) -> None:
+    def follow(self, call: Operation, outputs: Sequence[Tensor]) -> None:
         """Follow an operator that has run, and that gave these."""
-        sites = dict.fromkeys(site for given in call.given.values() for site in given.traces)
+        sites = dict.fromkeys(site for argument in call.inputs.values() for site in argument.traces)
         if not sites:
             self._follow_weights(call, outputs)
         name = plain_name(call.operator)
-        for given in call.given.values():
-            if not self._only_seen(call, given, outputs):
-                for site, through in given.lost.items():
+        for argument in call.inputs.values():
+            if not self._is_unread(call, argument, outputs):
+                for site, through in argument.lost.items():
                     self._note(site, Consumer("unknown", name, through=through))
         results: list[dict[int, Trace]] = [{} for _ in outputs]
         hidden: list[dict[int, tuple[str, ...]]] = [{} for _ in outputs]
@@ -182,17 +188,19 @@ class ConsumerTracker:
             lost |= {site: trace.through for site, trace in others.items()}
         return {}, lost
 
-    def _given(self, tensor: Tensor) -> Given:
+    def _input_of(self, tensor: Tensor) -> OperatorInput:
         traces, lost = self._look(tensor)
         memory = self._memory.get(_storage(tensor))
         shaped_by = frozenset(memory.shaped_by if memory is not None else ())
-        return Given(tensor, tuple(tensor.shape), traces, lost, shaped_by, self._weight(tensor))
+        return OperatorInput(
+            tensor, tuple(tensor.shape), traces, lost, shaped_by, self._weight(tensor)
+        )
 
     def _weight(self, tensor: Tensor) -> Weight | None:
-        found = self._weights.get(_storage(tensor))
-        if found is None:
+        entry = self._weights.get(_storage(tensor))
+        if entry is None:
             return None
-        weights = found[1]
+        weights = entry[1]
         first = next(iter(weights.values()))
         return weights.get(_layout(tensor), replace(first, axes=None))
 
@@ -222,9 +230,9 @@ class ConsumerTracker:
         hidden: Sequence[dict[int, tuple[str, ...]]],
     ) -> None:
         """Write down what an operator's outputs are."""
-        written = {_storage(call.given[key].tensor) for key in call.written}
-        traced = {site for given in call.given.values() for site in given.traces}
-        shapes = [given.shaped_by for given in call.given.values() if given.tensor.ndim]
+        target_storages = {_storage(call.inputs[key].tensor) for key in call.targets}
+        traced = {site for argument in call.inputs.values() for site in argument.traces}
+        shapes = [argument.shaped_by for argument in call.inputs.values() if argument.tensor.ndim]
         shaped_by = set(frozenset.intersection(*shapes)) if shapes else set()
         if SHAPES.fullmatch(call.operator):
             shaped_by |= traced
@@ -238,39 +246,41 @@ class ConsumerTracker:
                 continue
             memory.shaped_by = shaped_by
             hides = any(
-                given.lost and self._only_seen(call, given, outputs)
-                for given in call.given.values()
-                if id(given.tensor) not in call.written
+                argument.lost and self._is_unread(call, argument, outputs)
+                for argument in call.inputs.values()
+                if id(argument.tensor) not in call.targets
             )
             if lost or hides:
                 memory.lost |= lost | {site: trace.through for site, trace in traces.items()}
-            elif _storage(output) in written and call.operator not in RESHAPES | MOVES_VIEWS:
+            elif (
+                _storage(output) in target_storages and call.operator not in RESHAPES | MOVES_VIEWS
+            ):
                 self._overwrite(memory, _layout(output), traces)
             elif traces or memory.layouts or memory.lost:
                 memory.layouts[_layout(output)] = dict(traces)
-        self._keep_written(call, outputs, traced)
+        self._keep_targets(call, outputs, traced)
 
-    def _keep_written(
+    def _keep_targets(
         self, call: Operation, outputs: Sequence[Tensor], traced: Iterable[int]
     ) -> None:
         """Write down what an operator has written to and not returned."""
         if BATCH_NORM.fullmatch(call.operator):  # the statistics: of each channel its own
             return
-        kept = {(_storage(output), _layout(output)) for output in outputs}
-        for key in call.written:
-            tensor = call.given[key].tensor
+        output_keys = {(_storage(output), _layout(output)) for output in outputs}
+        for key in call.targets:
+            tensor = call.inputs[key].tensor
             self._weights.pop(_storage(tensor), None)
-            if (_storage(tensor), _layout(tensor)) not in kept:
+            if (_storage(tensor), _layout(tensor)) not in output_keys:
                 for site in traced:
                     self._stop(call, site, "unknown")
 
     @staticmethod
-    def _only_seen(call: Operation, given: Given, outputs: Sequence[Tensor]) -> bool:
+    def _is_unread(call: Operation, argument: OperatorInput, outputs: Sequence[Tensor]) -> bool:
         """Whether a tensor's values are not read: they are overwritten, or seen by another view."""
-        if id(given.tensor) in call.written:
+        if id(argument.tensor) in call.targets:
             return call.operator in OVERWRITES
         return call.operator in RESHAPES | MOVES_VIEWS and all(
-            _storage(output) == _storage(given.tensor) for output in outputs
+            _storage(output) == _storage(argument.tensor) for output in outputs
         )
 
     # What is read
@@ -297,12 +307,12 @@ class ConsumerTracker:
 
     def _inside(self, output: Any) -> Iterator[Tensor]:
         """All tensors that can be reached from what a forward returned."""
-        waiting, seen = [output], set[int]()
+        waiting, identities = [output], set[int]()
         while waiting:
             value = waiting.pop()
-            if id(value) in seen or isinstance(value, _PLAIN):
+            if id(value) in identities or isinstance(value, _PLAIN):
                 continue
-            seen.add(id(value))
+            identities.add(id(value))
             if isinstance(value, Tensor):
                 yield value
             elif isinstance(value, Mapping):
@@ -323,19 +333,19 @@ class ConsumerTracker:
 
     def _follow_weights(self, call: Operation, outputs: Sequence[Tensor]) -> None:
         """Views, slices and casts of a parameter are known as such; what else is made of it not."""
-        weights = [given.weight for given in call.given.values()]
+        weights = [argument.weight for argument in call.inputs.values()]
         first = next((weight for weight in weights if weight is not None), None)
-        if first is None or None in weights or call.written or call.operator in PRODUCTS:
+        if first is None or None in weights or call.targets or call.operator in PRODUCTS:
             return
-        source = next(iter(call.given.values()))
+        source = next(iter(call.inputs.values()))
         for output in outputs:
-            made = replace(first, axes=None)
+            view = replace(first, axes=None)
             if len(weights) == 1 and first.axes is not None:
                 try:
-                    made = viewed(call, first, source.shape, output)
+                    view = view_of(call, first, source.shape, output)
                 except (IndexError, KeyError, TypeError, ValueError):
-                    made = replace(first, axes=None)
-            self._note_weight(output, made)
+                    view = replace(first, axes=None)
+            self._note_weight(output, view)
 
 
 class _EscapeMode(TorchFunctionMode):

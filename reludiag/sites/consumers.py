@@ -50,7 +50,7 @@ class Consumer:
     first. None where none does. A weight that is computed from others reads as `unknown`, with one
     of these."""
     axis: int | None = None
-    """The axis of the parameter that the units lie along; None where it is no single axis."""
+    """The axis of the parameter that the units lie along; None if there is no single axis."""
     runs: tuple[Run, ...] = ()
     """Where along that axis each unit is."""
     groups: int = 1

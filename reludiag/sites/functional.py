@@ -1,7 +1,7 @@
 """Rectifiers called as functions: `F.relu(x)`, `x.clamp(min=0)`, `torch.maximum(x, zeros)`, ...
 
-`RectifierMode` sees them when they are called. `functional_calls` searches a model's source for
-them, which decides whether a mode is needed, and lists them where the model has not been run.
+`RectifierMode` sees their calls. `functional_calls` searches a model's source code for them, to
+decide whether the mode is needed and to list them without running the model.
 """
 
 import ast
@@ -24,7 +24,7 @@ from reludiag.sites.torch_internals import version_of
 
 
 class OnCall(Protocol):
-    """Makes a functional rectifier's call and returns what it returns."""
+    """Makes the call of a functional rectifier and returns its result."""
 
     def __call__(
         self, rectifier: Rectifier, pre_activation: Any, in_place: bool, call: Callable[[], Any]
@@ -32,12 +32,11 @@ class OnCall(Protocol):
 
 
 class RectifierMode(TorchFunctionMode):
-    """Hands each functional rectifier call made while it is active to `on_call`.
+    """Passes each functional rectifier call made while it is active to `on_call`.
 
-    Besides the operators of the table it knows the spellings by parts: `maximum(x, 0)`,
+    Besides the operators of the table it knows these spellings: `maximum(x, 0)`,
     `where(x > 0, x, 0)`, `x * (x > 0)`, `x.masked_fill(x < 0, 0)`, `x[x < 0] = 0` and
-    `clamp(x, min=zeros)`, wherever it saw the zeros or the mask being made and they are unchanged
-    since.
+    `clamp(x, min=zeros)`, if it saw the zeros or the mask being made and they are unchanged since.
     """
 
     def __init__(self, on_call: OnCall) -> None:
@@ -104,14 +103,14 @@ def _in_order(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
 
 
 class _Parts:
-    """Zeros, and the masks `x > 0` and `x < 0`, of which a rectifier may be put together."""
+    """Zeros and the masks `x > 0` and `x < 0`, from which a rectifier can be composed."""
 
     def __init__(self) -> None:
         # id -> (the tensor, its version, and of a mask: whose, that one's version, its sense)
         self._parts: dict[int, tuple[Any, ...]] = {}
 
     def note(self, operator: str, args: tuple[Any, ...], result: Any) -> None:
-        """Remember a result of which a rectifier may be made."""
+        """Remember a result from which a rectifier may be composed."""
         if not isinstance(result, Tensor) or not args:
             return
         what: tuple[Any, ...] | None = None
@@ -127,7 +126,7 @@ class _Parts:
             self._parts[key] = (reference, version_of(result), *what)
 
     def rectified(self, operator: str, args: tuple[Any, ...]) -> Tensor | None:
-        """The tensor that this call rectifies, None if it is no rectifier or cannot be told."""
+        """The tensor that this call rectifies; None if it is not a rectifier or this is unknown."""
         if operator in _MAXIMA and len(args) == 2:
             for x, other in (args, args[::-1]):
                 if isinstance(x, Tensor) and isinstance(other, Tensor) and self.is_zero(other):
@@ -161,7 +160,7 @@ class _Parts:
         return self._part(value) or None
 
     def _is_mask(self, mask: Any, x: Any, sense: bool) -> bool:
-        """Whether `mask` says where `x` is positive (or, with a false `sense`, negative)."""
+        """Whether `mask` marks where `x` is positive (with a false `sense`: negative)."""
         source = self._mask(mask)
         return (
             source is not None
@@ -178,7 +177,9 @@ _FUNCTIONS = (functional.relu, functional.relu6, functional.hardswish, torch.rel
 
 
 def functional_calls(model: nn.Module) -> Counter[tuple[str, str]]:
-    """(owner module, operator) -> calls written in its class, or functions that it was given."""
+    """(owner module, operator) -> number of calls in its class's source, or of functions that it
+    holds.
+    """
     calls: Counter[tuple[str, str]] = Counter()
     for path, module in model.named_modules():
         for value in vars(module).values():
@@ -200,7 +201,7 @@ def functional_calls(model: nn.Module) -> Counter[tuple[str, str]]:
 
 
 def may_rectify(model: nn.Module) -> bool:
-    """Whether there can be a rectifier in it: it has one, or code of which nobody can tell."""
+    """Whether it can contain a rectifier: it has one, or its code cannot be read."""
     return bool(functional_calls(model)) or any(
         rectifier_of(module) is not None or not type(module).__module__.startswith("torch.nn.")
         for module in model.modules()

@@ -31,7 +31,7 @@ def of_units(shape: Sequence[int], unit: Coordinate) -> Tensor:
 
 
 def varying(labels: Tensor) -> set[int]:
-    """The axes along which units are told apart."""
+    """The axes along which units differ."""
     return {axis for axis, length in enumerate(labels.shape) if length != 1}
 
 
@@ -67,8 +67,8 @@ def moved(
 ) -> list[Tensor]:
     """After an operator that only moves the elements of its first argument, of this shape."""
     results = run(labels.expand(tuple(shape)), *rest, **keys)
-    found = list(results) if isinstance(results, list | tuple) else [results]
-    return [compact(result) for result in found]
+    tensors = list(results) if isinstance(results, list | tuple) else [results]
+    return [compact(result) for result in tensors]
 
 
 def reshaped(labels: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
@@ -79,15 +79,15 @@ def reshaped(labels: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
     while i < len(old) or j < len(new):
         # The shortest stretches of old and new axes that hold the same elements.
         a, b = i, j
-        left = right = 1
+        old_count = new_count = 1
         while i < len(old) or j < len(new):
-            if left <= right and i < len(old):
-                left, i = left * old[i], i + 1
+            if old_count <= new_count and i < len(old):
+                old_count, i = old_count * old[i], i + 1
             elif j < len(new):
-                right, j = right * new[j], j + 1
+                new_count, j = new_count * new[j], j + 1
             else:
-                left, i = left * old[i], i + 1
-            if left == right and (i > a and j > b):
+                old_count, i = old_count * old[i], i + 1
+            if old_count == new_count and (i > a and j > b):
                 break
         plain = all(length == 1 for length in labels.shape[a:i])
         axes += [1 if plain else length for length in old[a:i]]
@@ -97,23 +97,23 @@ def reshaped(labels: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
 
 def joined(parts: Sequence[Tensor | None], shapes: Sequence[Sequence[int]], dim: int) -> Tensor:
     """Side by side along `dim`; None for a part that depends on no unit."""
-    known = [part for part in parts if part is not None]
-    if varying(known[0]) - {dim} and all(
-        part.shape[dim] == 1 and part.shape == known[0].shape and bool((part == known[0]).all())
-        for part in known
+    present = [part for part in parts if part is not None]
+    if varying(present[0]) - {dim} and all(
+        part.shape[dim] == 1 and part.shape == present[0].shape and bool((part == present[0]).all())
+        for part in present
     ):
         # Along an axis of positions: the other parts are at the same units, or at none.
-        return known[0]
+        return present[0]
     sides = [
-        1 if all(part.shape[axis] == 1 for part in known) else shapes[0][axis]
+        1 if all(part.shape[axis] == 1 for part in present) else shapes[0][axis]
         for axis in range(len(shapes[0]))
     ]
-    written = []
+    pieces = []
     for part, shape in zip(parts, shapes, strict=True):
         target = [*sides[:dim], shape[dim], *sides[dim + 1 :]]
         none = torch.full((1,) * len(shape), -1)
-        written.append((none if part is None else part).expand(target))
-    return compact(torch.cat(written, dim))
+        pieces.append((none if part is None else part).expand(target))
+    return compact(torch.cat(pieces, dim))
 
 
 def reduced(labels: Tensor, dims: set[int], keepdim: bool) -> Tensor:
@@ -127,10 +127,10 @@ def padded(labels: Tensor, widths: Sequence[int]) -> Tensor:
     """After `constant_pad_nd`; along an axis without units, what is added is at no unit."""
     if not varying(labels):
         return labels
-    for axis, (before, after) in zip(
+    for axis, (front, back) in zip(
         reversed(range(labels.ndim)), zip(widths[::2], widths[1::2], strict=True), strict=False
     ):
         if labels.shape[axis] > 1:
-            around = [0, 0] * (labels.ndim - 1 - axis) + [before, after]
+            around = [0, 0] * (labels.ndim - 1 - axis) + [front, back]
             labels = torch.nn.functional.pad(labels, around, value=-1)
     return labels

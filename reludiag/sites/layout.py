@@ -15,17 +15,17 @@ UNKNOWN_AXIS = "unknown"
 
 @dataclass(frozen=True)
 class Layout:
-    """How to read a site's tensors: where units and samples are in its shape."""
+    """How to read a site's tensors: the positions of units and samples in its shape."""
 
     shape: tuple[int, ...]
     unit: Coordinate
     sample: Coordinate | None
-    """None where rows of the batch cannot be told apart: the whole call is one sample."""
+    """None if rows of the batch cannot be distinguished: the whole call is one sample."""
     of_one: bool
-    """Found in a batch of one sample, where any axis of length one could be the samples'."""
+    """Found in a batch of one sample, in which any axis of length one could be the sample axis."""
 
     def rows(self, shape: tuple[int, ...], samples: int | None) -> int:
-        """Number of samples in an output of this shape; 1 where they cannot be told apart."""
+        """Number of samples in an output of this shape; 1 if they cannot be distinguished."""
         if self.sample is None:
             return 1
         size = self.sample.size if samples is None else samples
@@ -33,7 +33,9 @@ class Layout:
         return 1 if sample is None else sample.size
 
     def fits(self, output: Tensor) -> bool:
-        """Whether a later output, of other sizes perhaps, has as many units in the same place."""
+        """Whether a later output, maybe of another size, has the same number of units in the same
+        place.
+        """
         shape = output.shape
         if shape == self.shape:
             return True
@@ -75,7 +77,7 @@ def find_layout(
 def arrange(output: Tensor, layout: Layout, samples: int | None) -> Tensor | None:
     """`output` as `[sample, unit, position]`, a view where strides allow; None if it does not fit.
 
-    `layout` was found on an earlier call: the number of samples and of positions may differ.
+    `layout` is from an earlier call: the numbers of samples and positions may differ.
     `output` is not empty.
     """
     if output.ndim != len(layout.shape):
@@ -95,7 +97,7 @@ def arrange(output: Tensor, layout: Layout, samples: int | None) -> Tensor | Non
 def _refit(
     coordinate: Coordinate, size: int, old: tuple[int, ...], new: tuple[int, ...]
 ) -> Coordinate | None:
-    """The coordinate, now of `size`, in a tensor of another shape."""
+    """The coordinate, with the new `size`, in a tensor of another shape."""
     axis, inner = coordinate.axis, coordinate.inner
     length = new[axis]
     outermost = axis >= len(old) or old[axis] == coordinate.size * inner
@@ -107,7 +109,7 @@ def _refit(
 
 
 def _split(output: Tensor, unit: Coordinate, sample: Coordinate | None) -> Tensor:
-    """Split both coordinates out of their axes and bring them to the front."""
+    """Split both coordinates out of their axes and move them to the front."""
     shape: list[int] = []
     dims: dict[str, int] = {}
     for axis, length in enumerate(output.shape):
@@ -134,7 +136,7 @@ def _split(output: Tensor, unit: Coordinate, sample: Coordinate | None) -> Tenso
 
 
 def _axis_after(producer: nn.Module | None, shape: tuple[int, ...]) -> Coordinate | None:
-    """Where the units of the last module with weights are, checked against its width."""
+    """The unit axis of the last module with weights, checked against its width."""
     width = None
     for attribute in ("out_features", "out_channels", "num_features", "num_channels"):
         width = getattr(producer, attribute, width)

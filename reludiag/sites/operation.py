@@ -1,4 +1,4 @@
-"""A call of an operator in a followed forward, and what is known of the tensors it is given."""
+"""A call of an operator in a followed forward, and what is known of its input tensors."""
 
 import itertools
 import re
@@ -54,7 +54,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Weight:
-    """What a tensor is of a parameter."""
+    """The part of a parameter that a tensor is."""
 
     path: str
     axes: tuple[int | None, ...] | None
@@ -73,8 +73,8 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Given:
-    """A tensor that an operator is given, as it was before."""
+class OperatorInput:
+    """A tensor that an operator gets, as it was before the call."""
 
     tensor: Tensor
     shape: tuple[int, ...]
@@ -92,32 +92,32 @@ class Operation:
     operator: str
     arguments: Mapping[str, Any]
     """By name, with their defaults."""
-    given: Mapping[int, Given]
+    inputs: Mapping[int, OperatorInput]
     """By the identity of the tensor."""
-    written: frozenset[int]
+    targets: frozenset[int]
     """Identities of the tensors that it writes to."""
 
-    def of(self, *names: str) -> Given | None:
+    def of(self, *names: str) -> OperatorInput | None:
         """The tensor among these arguments, the first that there is."""
         for name in names:
             value = self.arguments.get(name)
             if isinstance(value, Tensor):
-                return self.given[id(value)]
+                return self.inputs[id(value)]
         return None
 
-    def only(self, site: int, given: Given | None) -> Trace:
+    def only(self, site: int, argument: OperatorInput | None) -> Trace:
         """The trace of a site, which no other tensor may have. Raises EndError if one has."""
-        if given is None or site not in given.traces or len(self.having(site)) > 1:
+        if argument is None or site not in argument.traces or len(self.having(site)) > 1:
             raise EndError("unknown")
-        return given.traces[site]
+        return argument.traces[site]
 
-    def having(self, site: int) -> list[Given]:
+    def having(self, site: int) -> list[OperatorInput]:
         """The tensors with a trace of a site."""
-        return [given for given in self.given.values() if site in given.traces]
+        return [argument for argument in self.inputs.values() if site in argument.traces]
 
     def through(self, site: int) -> tuple[str, ...]:
         """The operators that a site's value has come through to here."""
-        ways = (given.traces[site].through for given in self.having(site))
+        ways = (argument.traces[site].through for argument in self.having(site))
         return tuple(dict.fromkeys(itertools.chain(*ways)))
 
 

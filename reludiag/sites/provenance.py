@@ -1,9 +1,10 @@
-"""Where each tensor's unit axis, sample axis and producer come from, followed through one forward.
+"""Provenance: the unit axis, sample axis and producer of each tensor, followed through one forward
+pass.
 
 A dispatch mode watches every operator of one forward pass. A parameter's product (convolution,
 matrix product, embedding, normalisation) has a unit axis by definition; views, permutations,
-pooling and element-wise operators carry it on by the rules below. What no rule covers loses it:
-an axis is found, never guessed.
+pooling and element-wise operators carry it on by the rules below. An operator without a rule loses
+it: an axis is never guessed.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ from reludiag.sites.torch_internals import storage_of as _storage
 OperatorObserver = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 """Called with the dispatcher's name of each operator (`relu_`) and its arguments."""
 
-# Operators that keep every axis in its place, though sizes may change along positions.
+# Operators that keep every axis in place; sizes of position axes may change.
 _KEEP_AXES = (
     "max_pool",
     "avg_pool",
@@ -88,10 +89,10 @@ _REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "max", "min", "var", "st
 
 
 class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows origins through the operators run while it is active; changes none of them.
+    """Follows origins through the operators that run while it is active, without changing them.
 
-    `origin_of(tensor)` answers for any tensor made since. Origins are kept by storage, not by
-    tensor object: autograd hands out new objects for the same memory. `begin_site` says where a
+    `origin_of(tensor)` works for any tensor made since. Origins are stored by memory, not by tensor
+    object, because autograd creates new objects for the same memory. `begin_site` says where a
     site's units are; `end` what reads them, if `finds_consumers`, which costs as much again.
     """
 
@@ -137,7 +138,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Follow nothing inside: what an onlooker does with a tensor says nothing of the model."""
+        """Follow nothing inside: operators of observers are not part of the model."""
         self._paused = True
         try:
             yield
@@ -151,7 +152,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._set(tensor, Origin(sample=Coordinate(0, samples)))
 
     def origin_of(self, tensor: Tensor) -> Origin:
-        """What is known of `tensor`; `UNKNOWN` if nothing is."""
+        """The origin of `tensor`; `UNKNOWN` if there is none."""
         return self._origins.get(_storage(tensor), {}).get(_layout(tensor), UNKNOWN)
 
     def _set(self, tensor: Tensor, origin: Origin) -> None:
@@ -167,7 +168,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        # Under inference_mode composite operators arrive whole; their parts have the rules.
+        # Under inference_mode composite operators arrive undivided; the rules are for their parts.
         with self:
             result = func.decompose(*args, **kwargs)
         if result is not NotImplemented:
@@ -179,26 +180,26 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
         call = _Call(operator_name(func), func.tags, args, kwargs, inputs)
         self._on_operator(call.name, args, kwargs)
-        # Handing it on is no call: a function mode would take what TorchScript calls for one,
-        # and see it in this forward only.
+        # Calling it here must not count as a call: a function mode would see what TorchScript
+        # calls, and see it in this forward only.
         with DisableTorchFunction():
             tracker = self._consumers
-            operation = None if tracker is None else tracker.before(func, args, kwargs)
+            operation = None if tracker is None else tracker.prepare(func, args, kwargs)
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
-        reused = {_storage(given.tensor) for given in inputs}
+        reused = {_storage(argument.tensor) for argument in inputs}
         for output in outputs:
             if _storage(output) not in reused:
-                # Fresh memory: what was known of an earlier tensor at this address is void.
+                # New memory: forget the origin of an earlier tensor at this address.
                 self._origins.pop(_storage(output), None)
                 self._made_of_parameters.pop(_storage(output), None)
         if tracker is not None and operation is not None:
             with DisableTorchFunction(), without_dispatch_modes():
-                tracker.after(operation, outputs)
+                tracker.follow(operation, outputs)
         try:
             self._follow(call, outputs)
         except (IndexError, KeyError, TypeError, ValueError, AttributeError):
-            # An operator with arguments that no rule foresaw: unknown, and the forward goes on.
+            # An operator with unexpected arguments: unknown, and the forward pass continues.
             for output in outputs:
                 self._set(output, UNKNOWN)
         return result
@@ -213,19 +214,19 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if "fake_quant" in call.name or call.name.endswith("_fq_helper"):
             # Rounds its first input; the others are the scales of a quantization.
             call = replace(call, inputs=call.inputs[:1])
-        weights = [given.origin for given in call.inputs if isinstance(given.origin, str)]
+        weights = [argument.origin for argument in call.inputs if isinstance(argument.origin, str)]
         if weights and len(weights) == len(call.inputs):
-            # Made from parameters alone (a transpose, a cast, weight norm): still a parameter,
-            # and yet it may be an activation as well, as learned queries are.
+            # Made only from parameters (a transpose, a cast, weight norm): still a parameter,
+            # but it may also be an activation, as learned queries are.
             for output in outputs:
                 self._made_of_parameters[_storage(output)] = weights[0]
             call = replace(
                 call,
                 inputs=[
-                    replace(given, origin=self.origin_of(given.tensor))
-                    if call.name not in _PRODUCTS or given.tensor is call.factor
-                    else given
-                    for given in call.inputs
+                    replace(argument, origin=self.origin_of(argument.tensor))
+                    if call.name not in _PRODUCTS or argument.tensor is call.factor
+                    else argument
+                    for argument in call.inputs
                 ],
             )
         for index, output in enumerate(outputs):
@@ -242,8 +243,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name, args = call.name, call.args
         if "convolution" in name or name.startswith("mkldnn_conv"):
             sample = call.origin(args[0]).sample
-            kept = sample if sample and sample.axis == 0 else None
-            return self._product(1, kept, call.weight(args[1]), out)
+            sample_axis = sample if sample and sample.axis == 0 else None
+            return self._product(1, sample_axis, call.weight(args[1]), out)
         if name in _PRODUCTS:
             return self._matmul(call, out)
         if name == "embedding":
@@ -254,7 +255,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._batch_norm(call, out) if index == 0 else UNKNOWN
 
         activations = [
-            (given.origin, given.shape) for given in call.inputs if isinstance(given.origin, Origin)
+            (argument.origin, argument.shape)
+            for argument in call.inputs
+            if isinstance(argument.origin, Origin)
         ]
         if not activations:
             return UNKNOWN
@@ -287,22 +290,24 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.pointwise in call.tags or name == "copy_":
             return broadcast(activations, out.shape)
         if name == "index_put_":
-            return first  # x[mask] = 0: whatever is written, its axes are where they were
+            return first  # x[mask] = 0: the axes do not change
         if len(activations) == 1 and shape == tuple(out.shape):
-            return first  # one tensor in, the same shape out: every axis is where it was
+            return first  # one input of the same shape: every axis stays in place
         return UNKNOWN
 
     def _matmul(self, call: "_Call", out: Tensor) -> Origin:
         left, right = call.factor, call.args[2 if call.name in _BIASED else 1]
         rows, columns = out.ndim - 2, out.ndim - 1
-        before, after = call.origin(left).sample, call.origin(right).sample
-        kept = before if before and before.axis != left.ndim - 1 else None
+        left_sample, right_sample = call.origin(left).sample, call.origin(right).sample
+        sample_axis = left_sample if left_sample and left_sample.axis != left.ndim - 1 else None
         if (weight := call.weight(right)) is not None:
-            return self._product(columns, kept, weight, out)
+            return self._product(columns, sample_axis, weight, out)
         if (weight := call.weight(left)) is not None:
-            kept = after if after and after.axis != right.ndim - 2 else None
-            return self._product(rows, kept, weight, out)
-        # Of two activations (attention): what is summed over is lost, the other axes stay.
+            sample_axis = (
+                right_sample if right_sample and right_sample.axis != right.ndim - 2 else None
+            )
+            return self._product(rows, sample_axis, weight, out)
+        # A product of two activations (attention): summed axes are lost, the others stay.
         factors = [
             moved(call.origin(left), lambda c: None if c.axis == left.ndim - 1 else c),
             moved(call.origin(right), lambda c: None if c.axis == right.ndim - 2 else c),
@@ -317,21 +322,21 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def _batch_norm(self, call: "_Call", out: Tensor) -> Origin:
-        # It scales and shifts axis 1, which makes that the unit axis whatever came before.
-        before, norm = call.origin(call.args[0]), call.weight(call.args[1])
-        if before.unit == Coordinate(1, out.shape[1]):
-            return replace(before, norm=norm)
-        return self._product(1, before.sample, norm, out)
+        # It scales and shifts axis 1, which therefore is the unit axis.
+        origin, norm = call.origin(call.args[0]), call.weight(call.args[1])
+        if origin.unit == Coordinate(1, out.shape[1]):
+            return replace(origin, norm=norm)
+        return self._product(1, origin.sample, norm, out)
 
 
 @dataclass(frozen=True)
 class _Input:
-    """A tensor given to an operator, as it was before."""
+    """A tensor argument of an operator, before the call."""
 
     tensor: Tensor
     shape: tuple[int, ...]
     origin: Origin | str
-    """Of a parameter, or of what was made of one: the path of the module that has it."""
+    """For a parameter, or a tensor made from one: the path of its module."""
 
 
 @dataclass(frozen=True)
@@ -351,17 +356,19 @@ class _Call:
         return factor
 
     def origin(self, tensor: Tensor) -> Origin:
-        """What is known of an activation among the inputs."""
-        found = self._found(tensor)
-        return found if isinstance(found, Origin) else UNKNOWN
+        """The origin of an activation among the inputs."""
+        origin = self._origin_of(tensor)
+        return origin if isinstance(origin, Origin) else UNKNOWN
 
     def weight(self, tensor: Tensor | None) -> str | None:
-        """The module whose parameter this input is, if it is one."""
-        found = self._found(tensor)
-        return found if isinstance(found, str) else None
+        """The module of this input, if it is a parameter."""
+        path = self._origin_of(tensor)
+        return path if isinstance(path, str) else None
 
-    def _found(self, tensor: Tensor | None) -> Origin | str | None:
-        return next((given.origin for given in self.inputs if given.tensor is tensor), None)
+    def _origin_of(self, tensor: Tensor | None) -> Origin | str | None:
+        return next(
+            (argument.origin for argument in self.inputs if argument.tensor is tensor), None
+        )
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

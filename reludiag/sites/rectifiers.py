@@ -17,7 +17,7 @@ Keywords = dict[str, Any]
 
 
 def is_zero(value: Any) -> bool:
-    """Whether this is 0, as a number or as a tensor of one element that can be read at once."""
+    """Whether this is 0: a number, or a tensor of one element that can be read without waiting."""
     if isinstance(value, Tensor):
         return (
             value.numel() == 1
@@ -53,7 +53,7 @@ class _Row:
     """
 
     zero_gradient: str
-    """Where the gradient is zero; None of it for what cannot die."""
+    """Where the gradient is zero; None for activations that cannot die."""
     module: type[nn.Module] | None = None
     operators: tuple[str, ...] = ()
     signed: bool = False
@@ -62,12 +62,12 @@ class _Row:
     operator_if: Callable[[Arguments, Keywords], bool] = _always
 
     def rectifier(self, activation: str) -> Rectifier:
-        """What is described, by its name in reports."""
+        """The description by its name in reports."""
         return Rectifier(activation, bool(self.zero_gradient), self.signed, self.passes_input)
 
 
-# The first row that matches describes a module or an operator.
-# In each of these regions the output is exactly 0; ReLU6 and its like are flat above as well.
+# The first matching row describes a module or an operator.
+# In each of these regions the output is exactly 0; ReLU6 and similar ones are also flat above.
 RECTIFIERS: tuple[_Row, ...] = (
     _Row("x <= 0, x >= 6", nn.ReLU6, ("relu6",)),
     _Row("x <= 0", nn.ReLU, ("relu",), passes_input=True),
@@ -120,7 +120,7 @@ for _row in RECTIFIERS:
     for _operator in _row.operators:
         _BY_OPERATOR.setdefault(_operator, []).append(_row)
 
-# Operators with a rectifier inside, which no one can read: its output never leaves them.
+# Operators with a rectifier inside that cannot be read, because its output never leaves them.
 _FUSED: dict[str, Callable[[Arguments, Keywords], bool]] = {
     "addmm_activation": lambda args, kwargs: not kwargs.get("use_gelu", False),
     **dict.fromkeys(  # of a converted quantized model
@@ -143,7 +143,7 @@ _FUSED: dict[str, Callable[[Arguments, Keywords], bool]] = {
 
 
 def rectifier_of(module: nn.Module) -> Rectifier | None:
-    """How `module` is read, or None if it is no activation that reludiag knows."""
+    """How to read the output of `module`; None if it is not a known activation."""
     for row in RECTIFIERS:
         if row.module is not None and isinstance(module, row.module) and row.module_if(module):
             return row.rectifier(type(module).__name__)
@@ -159,10 +159,10 @@ def rectifier_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rectif
 
 
 def rectifier_call(operator: str, args: Arguments, kwargs: Keywords) -> Rectifier | None:
-    """How the output of a call is read, None if it is no activation: `clamp(x, min=0)` is one.
+    """How to read the output of a call; None if it is not an activation (`clamp(x, min=0)` is one).
 
-    `operator` is the name of a function, a method or a dispatcher operator. Of integers, which are
-    indices or lengths, it is none.
+    `operator` is the name of a function, a method or a dispatcher operator. Calls on integers
+    (indices, lengths) are not activations.
     """
     x = args[0] if args else kwargs.get("input")
     if isinstance(x, Tensor) and not x.is_floating_point():
@@ -181,5 +181,5 @@ def is_fused_rectifier(operator: str, args: Arguments, kwargs: Keywords) -> bool
 
 
 def operator_names() -> frozenset[str]:
-    """The operators that may be a rectifier's, with no regard to their arguments."""
+    """The operators that can be rectifiers, depending on their arguments."""
     return frozenset(_BY_OPERATOR)

@@ -1,7 +1,7 @@
 """Sites: the places where rectifiers run, and their names.
 
 A site is a rectifier module, or a module that calls a rectifying function, and the ordinal of the
-call. Two calls are told apart by the weights that fed them, not by counting alone: on a
+call. Two calls are distinguished by the weights that fed them, not by counting alone: on a
 data-dependent path the second call of one batch may be the first of the next. These are plain
 records: a recording is read without torch.
 """
@@ -15,14 +15,14 @@ from reludiag.sites.consumers import Consumer
 
 @dataclass(frozen=True)
 class Rectifier:
-    """How one rectifier is read."""
+    """How to read the output of one rectifier."""
 
     activation: str
-    """Its name in reports: `ReLU6` of a module, `relu6` of a function."""
+    """Its name in reports: `ReLU6` for a module, `relu6` for a function."""
     can_die: bool
     """Whether it has a region in which its gradient is zero and its output is 0."""
     signed: bool = False
-    """Its output may be negative outside that region, so that a unit fires where it is not 0."""
+    """Its output may be negative outside that region, so a unit fires if it is not 0."""
     passes_input: bool = False
     """Its output is its input wherever it fires."""
 
@@ -32,7 +32,7 @@ class Site:
     """One place where a rectifier runs in a forward pass."""
 
     key: str
-    """Tells it from all others of the model, for good; the name is for reading."""
+    """Its permanent, unique identity in the model; the name is for humans."""
     name: str
     """`layer1.0.relu` for the first call of that module, `layer1.0.relu#1` for the second;
     `encoder.2:relu` for a function called in `encoder.2`."""
@@ -42,10 +42,11 @@ class Site:
     """Name of the function, empty for a module."""
     rectifier: Rectifier
     unit_axis: str
-    """`1`; `1//49` where units are the blocks of 49 of a flattened axis; `unknown`, where they
-    are the positions of the last axis."""
+    """`1`; `1//49` if units are blocks of 49 along a flattened axis; `unknown` if they are the
+    positions of the last axis.
+    """
     units: int | None
-    """None where the site was never called."""
+    """None if the site was never called."""
     producer: str | None
     """Path of the module whose weights feed it."""
     norm: str | None
@@ -57,7 +58,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a site itself: the same in every batch, run and process."""
+    """The identity of a site: the same in every batch, run and process."""
 
     owner: str
     """Path of the rectifier module or of the module that calls the function; a class if it is
@@ -65,15 +66,16 @@ class Identity:
     operator: str
     """Name of the function, empty for a module."""
     fed_by: str
-    """The module with weights that ran last before."""
+    """The last module with weights that ran before the call."""
     ordinal: int
-    """How many calls of the owner, fed by the same, came before in the same forward."""
+    """Number of earlier calls of the owner with the same producer in the same forward pass."""
     shape: tuple[int, ...] = ()
-    """Of the output without its first axis, where units are positions and their number varies."""
+    """Shape of the output without its first axis, if units are positions and their number varies.
+    """
 
     @property
     def base(self) -> str:
-        """What all calls of the same rectifier share in their names."""
+        """The common part of the names of all calls of one rectifier."""
         return f"{self.owner}:{self.operator}" if self.operator else self.owner
 
     def __str__(self) -> str:
@@ -81,11 +83,11 @@ class Identity:
 
 
 def site_names(sites: Sequence[tuple[Identity, Set[int]]]) -> list[str]:
-    """Names of sites, each given with the numbers of its calls among those of its owner.
+    """Names of sites, from their call indices within their owners.
 
-    `relu#1` is the second call of `relu` in a forward. Where a branch was skipped that does not
-    tell the calls apart, but what feeds them does: `relu@left`, `relu@right`. So a name follows
-    from the set of paths that were taken, and not from their order.
+    `relu#1` is the second call of `relu` in a forward pass. If a branch was skipped, the index is
+    ambiguous, and the producer is used: `relu@left`, `relu@right`. So a name depends on the set of
+    paths that were taken, not on their order.
     """
     claims = Counter((site.base, number) for site, numbers in sites for number in numbers)
     names: list[str] = []

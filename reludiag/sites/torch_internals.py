@@ -29,7 +29,7 @@ one is gone, importing this file raises a TorchVersionError that names it.
 | `convolve` | convolve with another weight | `torch.nn.Conv1d._conv_forward`, of 2d, 3d |
 | `eager_module` | unwrap a compiled model | `_orig_mod` of what torch.compile returns |
 | `is_compiled_module` | does it run compiled? | `torch.nn.Module._compiled_call_impl` |
-| `compiled_graphs`, `forget_graphs`, `hook_guards` | compile anew with hooks | `torch._dynamo` |
+| `compiled_graphs`, `forget_graphs`, `hook_guards` | compile again with hooks | `torch._dynamo` |
 
 `torch._dynamo` is looked at only where something else has imported it: that takes a second. Its
 names, and `_orig_mod`, are so not looked for when this file is imported.
@@ -58,11 +58,11 @@ def internal(path: str) -> Any:
         try:
             value = getattr(value, name)
         except AttributeError:
-            raise _gone(path) from None
+            raise _missing_internal(path) from None
     return value
 
 
-def _gone(path: str) -> TorchVersionError:
+def _missing_internal(path: str) -> TorchVersionError:
     return TorchVersionError(
         f"torch {torch.__version__} has no {path}, which reludiag needs: it is not part of torch's "
         f"public interface, and changes without notice. Install a newer reludiag, or a version of "
@@ -73,15 +73,15 @@ def _gone(path: str) -> TorchVersionError:
 try:
     from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 except ImportError:
-    raise _gone("torch.utils._python_dispatch.TorchDispatchMode") from None
+    raise _missing_internal("torch.utils._python_dispatch.TorchDispatchMode") from None
 
 # What the forward pass is in, at the moment
 
 is_tracing: Callable[[], bool] = internal("torch._C._is_tracing")
 backward_task: Callable[[], int] = internal("torch._C._current_graph_task_id")
-"""Number of the backward pass that is running, -1 if none is."""
+"""Number of the running backward pass, -1 if there is none."""
 innermost_transform: Callable[[], Any] = internal("torch._C._functorch.peek_interpreter_stack")
-"""The `torch.func` transform that is at work, None if none is."""
+"""The active `torch.func` transform, None if there is none."""
 is_autocasting: Callable[[], bool] = internal("torch._C._is_any_autocast_enabled")
 function_modes: Callable[[], int] = internal("torch._C._len_torch_function_stack")
 """Number of function modes that are active."""
@@ -104,7 +104,7 @@ def is_recomputed() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether vmap, grad or jvp is at work: its tensors cannot be read from outside."""
+    """Whether vmap, grad or jvp is active: its tensors cannot be read from outside."""
     return innermost_transform() is not None
 
 
@@ -156,14 +156,14 @@ def storage_of(tensor: Tensor) -> int:
 # Modules
 
 MODULE_CALL: CodeType = internal("torch.nn.Module._call_impl").__code__
-"""Of every module call, between the caller and `forward`."""
+"""PyTorch's function between the caller of a module and its `forward`."""
 
 
 def _function_in(code: CodeType, name: str) -> CodeType:
     for constant in code.co_consts:
         if isinstance(constant, CodeType) and constant.co_name == name:
             return constant
-    raise _gone(f"torch.nn.Module._call_impl.{name}")
+    raise _missing_internal(f"torch.nn.Module._call_impl.{name}")
 
 
 HOOKED_FORWARD = _function_in(MODULE_CALL, "inner")
@@ -173,7 +173,7 @@ AnyBatchNorm: type[nn.Module] = internal("torch.nn.modules.batchnorm._BatchNorm"
 
 for _name in ("_buffers", "_parameters", "_forward_hooks"):
     if not hasattr(nn.Identity(), _name):
-        raise _gone(f"torch.nn.Module.{_name}")
+        raise _missing_internal(f"torch.nn.Module.{_name}")
 internal("torch.nn.Module._compiled_call_impl")
 internal("torch.nn.Conv1d._conv_forward")
 
@@ -184,7 +184,7 @@ def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """A module's own parameters by name; not those that are computed anew at each access."""
+    """A module's own parameters by name; not those that are computed again at each access."""
     return module._parameters
 
 
@@ -228,7 +228,7 @@ def compiled_graphs() -> int:
 
 
 def forget_graphs() -> None:
-    """Have everything compiled anew when it is next called."""
+    """Have everything compiled again when it is next called."""
     _dynamo().reset()
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from reludiag.sites.operation import RESHAPES, Operation, Weight
 
 
-def viewed(call: Operation, weight: Weight, shape: tuple[int, ...], output: Tensor) -> Weight:
+def view_of(call: Operation, weight: Weight, shape: tuple[int, ...], output: Tensor) -> Weight:
     """What a view, a slice or a cast of a parameter is of it."""
     name, arguments, ndim = call.operator, call.arguments, len(shape)
     assert weight.axes is not None
@@ -24,8 +24,8 @@ def viewed(call: Operation, weight: Weight, shape: tuple[int, ...], output: Tens
         # Axes of length 1 come and go; others must stay as they are.
         if [n for n in shape if n != 1] != [n for n in new if n != 1]:
             return replace(weight, axes=None)
-        kept = iter([axis for axis, length in zip(axes, shape, strict=True) if length != 1])
-        return replace(weight, axes=tuple(None if n == 1 else next(kept) for n in new))
+        long_axes = iter([axis for axis, length in zip(axes, shape, strict=True) if length != 1])
+        return replace(weight, axes=tuple(None if n == 1 else next(long_axes) for n in new))
     if name == "expand":
         more = len(new) - ndim
         added: list[int | None] = [None] * more
@@ -46,16 +46,16 @@ def _sliced(
 ) -> Weight:
     dim = call.arguments.get("dim", 0) % len(shape)
     own = axes[dim]
-    source = next(iter(call.given.values())).tensor
+    source = next(iter(call.inputs.values())).tensor
     stride = source.stride(dim)
     if own is None or call.arguments.get("step", 1) != 1 or stride == 0:
         return replace(weight, axes=None)
     begin = (output.storage_offset() - source.storage_offset()) // stride
-    gone = call.operator in {"select", "unbind"}
-    length = 1 if gone else output.shape[dim]
+    drops_axis = call.operator in {"select", "unbind"}
+    length = 1 if drops_axis else output.shape[dim]
     low = weight.bounds[own][0] + begin
     bounds = tuple(
         (low, low + length) if axis == own else bound for axis, bound in enumerate(weight.bounds)
     )
-    left = [axis for place, axis in enumerate(axes) if not (gone and place == dim)]
-    return replace(weight, axes=tuple(left), bounds=bounds)
+    view_axes = [axis for place, axis in enumerate(axes) if not (drops_axis and place == dim)]
+    return replace(weight, axes=tuple(view_axes), bounds=bounds)

@@ -1,1 +1,1 @@
-"""Analysis: what a table of trials says."""
+"""Analysis of a table of trials."""

@@ -1,7 +1,8 @@
-"""Counterfactual: what the dead units of a run say, beside those of the same run made otherwise.
+"""Counterfactual: compares the dead units of a run with those of the same run with one change.
 
-Same seed, same order of data, and one thing changed: the difference is of that thing. With the
-learning rate scaled, the initialization changed, and both, there are four answers to "why":
+Seed and order of the data are the same and one thing is changed, so the difference is caused by
+that thing. With the learning rate scaled, the initialization changed, and both, there are these
+answers to "why":
 
     one of the changes alone prevents the deaths     it is the cause
     each of them alone does                          either is enough, and both take part
@@ -10,9 +11,8 @@ learning rate scaled, the initialization changed, and both, there are four answe
                                                      rate was not lowered enough instead)
     not even both                                    the cause is elsewhere
 
-What a change prevents is told of what can be prevented: chance leaves some units of a deep network
-dead at step 0 whatever scheme draws its weights. A change whose runs did not get to their end says
-nothing, and what would need it cannot be told.
+Only preventable deaths count: by chance some units of a deep network are dead at step 0 under every
+scheme. A change whose runs did not finish is ignored, and conclusions that need it are not drawn.
 """
 
 import math
@@ -24,19 +24,27 @@ import pandas as pd
 from reludiag.experiments.trial_table import METRIC
 
 HEALTHY = 0.05
-"""With at most this share of units dead there is nothing to explain: healthy runs of a small
-network on digits have 0 to 3 %, and one that is deep is born with some (facts of its depth)."""
+"""With at most this share of dead units there is nothing to explain: healthy runs of a small
+network on digits have 0 to 3 %, and deep networks have some dead units at step 0.
+"""
 PREVENTED = 0.8
-"""A change that prevents at least this share of the deaths explains them. Of an MLP on digits whose
-cause was built in, the change that undoes it prevented 93 to 98 %, and another change at most 3 %;
-of the sample models 91 to 99 % where it does at all."""
+"""A change that prevents at least this share of the deaths explains them.
+
+For an MLP on digits with a planted cause, the change that removes it prevented 93 to 98 %, and
+another change at most 3 %; for the sample models it was 91 to 99 %, where the change works at all.
+"""
 MOSTLY = 0.5
-"""A learning rate that is lowered and prevents at least this share is the cause, though still too
-high, if the initialization has killed nothing by itself: not at step 0, nor where it is changed.
-Set after two of the sample models, of which a tenth of the learning rate prevented 68 and 71 %."""
+"""If lowering the learning rate prevents at least this share, the rate is the cause but still too
+high, provided that the initialization alone killed no units (neither at step 0, nor when it is
+changed). Chosen from two of the sample models, in which a tenth of the learning rate prevented
+68 and 71 %.
+"""
 PARTLY = 0.2
-"""One that prevents at least this share takes part. A choice: the dead fraction of the MLP differs
-by a tenth of itself between seeds, that of other networks by more, hence `agreeing`."""
+"""A change that prevents at least this share is part of the cause.
+
+This is a choice: between seeds the dead fraction of the MLP varies by a tenth of itself, that of
+other networks by more, hence `agreeing`.
+"""
 
 ANSWERS = (
     "learning_rate",
@@ -54,7 +62,7 @@ ARMS = (FACTUAL, RATE, INIT, BOTH)
 
 @dataclass(frozen=True)
 class Arm:
-    """The runs made in one way; the shares are means over those that were completed."""
+    """The runs with one kind of change; the shares are means over the completed runs."""
 
     name: str
     """`factual`, `lr`, `init` or `both`: what was changed."""
@@ -70,26 +78,29 @@ class Arm:
     new: float | None
     """Share of units alive at step 0 and dead at the end."""
     prevented: float | None
-    """Share of the factual run's deaths that can be prevented that it does not have; below 0 where
-    it has more. Those born dead under either scheme cannot be; where no more than `HEALTHY` is
-    left, it is the share of all deaths. None if no seed was completed here and as it is."""
+    """Share of the factual run's preventable deaths that this arm avoids; below 0 if it has more
+    deaths. Units born dead under either scheme are not preventable; if at most `HEALTHY` is
+    left, it is the share of all deaths. None if no seed was completed both here and in the
+    factual run.
+    """
     metrics: Mapping[str, float]
-    """Means of what train returned: a change that prevents learning prevents deaths as well."""
+    """Means of what train returned: a change that prevents learning also prevents deaths."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the arms say together."""
+    """The conclusion from all arms."""
 
     kind: str
     """One of `ANSWERS`."""
     dominant: str | None
-    """Where both must be fixed, `learning_rate` or `initialization` if it alone already prevents
-    a part of the deaths, and more than the other."""
+    """If both must be fixed: `learning_rate` or `initialization`, if fixing it alone prevents a
+    part of the deaths, and more than fixing the other.
+    """
     agreeing: int
-    """Seeds that say the same by themselves."""
+    """Seeds that give the same answer alone."""
     seeds: int
-    """Seeds that can be asked."""
+    """Seeds that give an answer."""
 
 
 def arms_of(trials: pd.DataFrame) -> tuple[Arm, ...]:
@@ -100,7 +111,7 @@ def arms_of(trials: pd.DataFrame) -> tuple[Arm, ...]:
 
 
 def answer(trials: pd.DataFrame) -> Answer:
-    """The answer of all seeds together, and how many of them give it alone."""
+    """The answer of all seeds together, and the number of seeds that give it alone."""
     kind, dominant = _decide({arm.name: arm for arm in arms_of(trials)})
     each = [
         _decide({arm.name: arm for arm in arms_of(rows)})[0] for _, rows in trials.groupby("seed")
@@ -116,8 +127,8 @@ def _decide(arms: Mapping[str, Arm]) -> tuple[str, str | None]:
         return "none", None
     by_rate, by_init, by_both = (_prevented(arms.get(name)) for name in (RATE, INIT, BOTH))
     lost = {name for name, arm in arms.items() if arm.prevented is None}
-    # What is born dead under both schemes sets the floor, so that redrawing prevents all other
-    # births by definition: where most deaths remain, it must be judged by all of them.
+    # Units born dead under both schemes set the floor, so redrawing prevents all other
+    # births by definition. If most deaths remain, the change is judged by all deaths.
     by_init, by_both = (
         _of_all(share, factual.dead, arms.get(name))
         for share, name in ((by_init, INIT), (by_both, BOTH))
@@ -140,22 +151,22 @@ def _decide(arms: Mapping[str, Arm]) -> tuple[str, str | None]:
     return ("undetermined" if lost else "neither"), None
 
 
-def _of_all(prevented: float, before: float, arm: Arm | None) -> float:
-    if arm is None or arm.dead is None or arm.dead <= (1 - MOSTLY) * before:
+def _of_all(prevented: float, factual_dead: float, arm: Arm | None) -> float:
+    if arm is None or arm.dead is None or arm.dead <= (1 - MOSTLY) * factual_dead:
         return prevented
-    return min(prevented, 1 - arm.dead / before)
+    return min(prevented, 1 - arm.dead / factual_dead)
 
 
 def _births_prevented(arms: Mapping[str, Arm]) -> float:
-    """Share of units born dead as it is, and not where the scheme is redrawn, if that was tried."""
+    """Share of units born dead in the factual run, but not with the other scheme if tried."""
     born = arms[FACTUAL].born or 0.0
     remaining = [arms[name].born for name in (INIT, BOTH) if name in arms]
     return born - min((share for share in remaining if share is not None), default=0.0)
 
 
 def _floor(by_arm: Mapping[str, pd.DataFrame]) -> float:
-    """Share of units that no change can save: born dead as it is and where the scheme is redrawn,
-    and no more than the best arm has.
+    """Share of units that no change can save: born dead in the factual run and with the other
+    scheme. It is not more than the dead share of the best arm.
     """
     births = [_mean(by_arm[name], "born") for name in (FACTUAL, INIT, BOTH)]
     if births[0] is None:
@@ -165,14 +176,16 @@ def _floor(by_arm: Mapping[str, pd.DataFrame]) -> float:
 
 
 def _prevented(arm: Arm | None) -> float:
-    """NaN, which is less than every share, where the arm was not run to its end."""
+    """NaN, which compares false with every share, if the arm has no completed run."""
     return math.nan if arm is None or arm.prevented is None else arm.prevented
 
 
 def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame, floor: float) -> Arm:
     # Seeds differ: a change is only seen beside the same seed unchanged.
     both = set(_completed(rows)["seed"]) & set(_completed(factual)["seed"])
-    before, after = (_mean(of[of["seed"].isin(both)], "dead") for of in (factual, rows))
+    dead_unchanged, dead_changed = (
+        _mean(of[of["seed"].isin(both)], "dead") for of in (factual, rows)
+    )
     return Arm(
         name=name,
         runs=len(rows),
@@ -182,7 +195,7 @@ def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame, floor: float) -> 
         dead=_mean(rows, "dead"),
         born=_mean(rows, "born"),
         new=_mean(rows, "new"),
-        prevented=_prevented_share(before, after, floor),
+        prevented=_prevented_share(dead_unchanged, dead_changed, floor),
         metrics={
             str(name).removeprefix(METRIC): float(mean)
             for name, mean in _completed(rows).filter(like=METRIC).mean().items()
@@ -190,11 +203,13 @@ def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame, floor: float) -> 
     )
 
 
-def _prevented_share(before: float | None, after: float | None, floor: float) -> float | None:
-    if before is None or after is None or not before:
+def _prevented_share(
+    dead_unchanged: float | None, dead_changed: float | None, floor: float
+) -> float | None:
+    if dead_unchanged is None or dead_changed is None or not dead_unchanged:
         return None
-    preventable = before - floor if before - floor > HEALTHY else before
-    return (before - after) / preventable
+    preventable = dead_unchanged - floor if dead_unchanged - floor > HEALTHY else dead_unchanged
+    return (dead_unchanged - dead_changed) / preventable
 
 
 def _mean(rows: pd.DataFrame, column: str) -> float | None:

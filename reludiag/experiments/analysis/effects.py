@@ -1,8 +1,8 @@
-"""Effects: what a table of trials says of learning rate and initialization.
+"""Effects: what a table of trials shows about learning rate and initialization.
 
-The run is the unit of analysis, never the unit of the network: units of one run die together.
-A run with a unit that is not finite has diverged; it is counted apart, for its silent units prove
-nothing, and neither do those of a run that crashed before its end.
+The unit of analysis is the run, not the unit of the network: units of one run die together. A run
+with a unit that is not finite has diverged. Diverged and crashed runs are counted separately,
+because their silent units prove nothing.
 """
 
 from collections.abc import Hashable, Iterable
@@ -28,11 +28,13 @@ CELL_COLUMNS = (
     Column("init", "str", "initialization scheme"),
     Column("lr", "float64", "learning rate"),
     Column("runs", "Int64", "runs of this cell"),
-    Column("counted", "Int64", "of these, the ones that the shares are of"),
-    Column("diverged", "Int64", "of these, with a unit that was not finite"),
-    Column("crashed", "Int64", "of these, that did not get to their end"),
+    Column("counted", "Int64", "of these, the runs that the shares are computed from"),
+    Column("diverged", "Int64", "of these, runs with a unit that was not finite"),
+    Column("crashed", "Int64", "of these, runs that did not finish"),
     Column("born", "float64", "share of units dead at step 0, mean over runs"),
-    Column("new", "float64", "share of units alive at step 0 that are dead at the end, mean"),
+    Column(
+        "new", "float64", "share of units alive at step 0 that are dead at the end, mean over runs"
+    ),
     Column("dead", "float64", "share of units dead at the end, mean"),
 )
 
@@ -42,35 +44,38 @@ _DIGITS = 12  # of a learning rate: 0.1 * 0.1 and 0.01 are one
 
 @dataclass(frozen=True)
 class Effects:
-    """What the runs say together."""
+    """The results of all runs together."""
 
     trials: pd.DataFrame
-    """The table that was given."""
+    """The input table."""
     runs: int
     counted: int
-    """Runs that the shares of dead units are of."""
+    """Number of runs from which the shares of dead units are computed."""
     diverged: int
     crashed: int
     unplaced: int
-    """Runs left out because their learning rate is not known, or no unit of theirs can die."""
+    """Runs left out because their learning rate is unknown, or because none of their units can die.
+    """
     repeated: int
-    """Runs left out because one of the same learning rate, initialization and seed is counted:
-    they would tell the same again, and count as if they were other runs."""
+    """Runs left out because a run with the same learning rate, initialization and seed is already
+    counted.
+    """
     cells: pd.DataFrame
-    """A row per initialization and learning rate, in the order they come: `CELL_COLUMNS`, and for
-    each number that train returned its median over the counted runs."""
+    """A row per initialization and learning rate, in the order they come: `CELL_COLUMNS`, and the
+    median over the counted runs of each number that train returned.
+    """
     trends: tuple[Trend, ...]
-    """Of new deaths with the learning rate, within each initialization."""
+    """Trend of new deaths with the learning rate, within each initialization."""
     trend: Trend
-    """Within all of them together: the test to report."""
+    """The same within all initializations together: the test to report."""
     variance: tuple[VarianceShare, ...]
-    """Of each response, with each source."""
+    """For each response and each source."""
     odds: DeathOdds
     safe: tuple[SafeRate, ...]
     safe_new: float
-    """The share of new deaths up to which a run is safe."""
+    """Largest share of new deaths of a safe run."""
     notes: tuple[str, ...]
-    """What the reader must know before believing the figures."""
+    """What the reader must know to judge the numbers."""
 
     def heat_map(self, response: str) -> pd.DataFrame:
         """`born`, `new`, `dead` or one of `metrics`, as `cells` has it: a row per initialization, a
@@ -87,37 +92,37 @@ class Effects:
         return tuple(_metrics(self.cells))
 
     def variance_share(self, response: str, source: str) -> VarianceShare:
-        """The one of `variance` that is of this response and source."""
+        """The entry of `variance` for this response and source."""
         return next(v for v in self.variance if (v.response, v.source) == (response, source))
 
     def to_json(self, path: str | Path | IO[str]) -> None:
-        """Write one JSON document with a `schema_version`; `-` is the standard output."""
+        """Write one JSON document with a `schema_version`; `-` is stdout."""
         from reludiag.reports.output import write
         from reludiag.reports.sweep.document import effects_document
 
         write(path, effects_document(self))
 
     def to_csv(self, path: str | Path | IO[str]) -> None:
-        """Write the table of trials; `-` is the standard output."""
+        """Write the table of trials; `-` is stdout."""
         from reludiag.reports.csv_file import write_csv
 
         write_csv(self.trials, path)
 
     def to_html(self, path: str | Path | IO[str]) -> None:
-        """Write the report as one page that needs nothing else; `-` is the standard output."""
+        """Write the report as one self-contained page; `-` is stdout."""
         from reludiag.reports.html.sweep_page import effects_page
         from reludiag.reports.output import write
 
         write(path, effects_page(self))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The HTML that a notebook displays."""
         from reludiag.reports.html.sweep_page import effects_fragment
 
         return effects_fragment(self)
 
     def figure(self) -> Any:
-        """A matplotlib figure of the heat maps, to be saved or changed."""
+        """A matplotlib figure of the heat maps."""
         from reludiag.reports.sweep.figures import sweep_figure
 
         return sweep_figure(self)
@@ -130,16 +135,16 @@ class Effects:
 
 
 def effects(trials: pd.DataFrame, *, safe_new: float = SAFE_NEW, seed: int = 0) -> Effects:
-    """Say what a table of trials shows; `seed` is of the permutations and of the bootstrap.
+    """Analyse a table of trials; `seed` is for the permutations and the bootstrap.
 
     `trials` has the columns of `TRIAL_COLUMNS`, at least lr, init, status, units, born, new, dead
-    and nonfinite. Raises UsageError where one of these is missing, or a share cannot be one.
+    and nonfinite. Raises UsageError if one of these is missing, or if a share is impossible.
     """
     runs = _runs(trials, safe_new)
     counted = runs[runs["counted"]]
-    placed = runs[~runs["unplaced"] & ~runs["repeated"]]
-    known = {response: counted[counted[response].notna()] for response in RESPONSES}
-    new = known["new"]
+    runs_in_cells = runs[~runs["unplaced"] & ~runs["repeated"]]
+    runs_by_response = {response: counted[counted[response].notna()] for response in RESPONSES}
+    new = runs_by_response["new"]
     trends, trend = rank_trends(
         {str(init): _pair(group) for init, group in _in_order(new, "init")}, seed=seed
     )
@@ -151,12 +156,12 @@ def effects(trials: pd.DataFrame, *, safe_new: float = SAFE_NEW, seed: int = 0) 
         crashed=int(runs["crashed"].sum()),
         unplaced=int(runs["unplaced"].sum()),
         repeated=int(runs["repeated"].sum()),
-        cells=_cells(placed),
+        cells=_cells(runs_in_cells),
         trends=trends,
         trend=trend,
         variance=tuple(
             share
-            for response, of in known.items()
+            for response, of in runs_by_response.items()
             for share in variance_shares(
                 response, of["lr"].tolist(), of["init"].tolist(), of[response].tolist(), seed=seed
             )
@@ -166,7 +171,7 @@ def effects(trials: pd.DataFrame, *, safe_new: float = SAFE_NEW, seed: int = 0) 
         ),
         safe=tuple(
             safe_rate(str(init), group[["lr", "diverged", "new"]], safe_new)
-            for init, group in _in_order(placed, "init")
+            for init, group in _in_order(runs_in_cells, "init")
         ),
         safe_new=safe_new,
         notes=tuple(_notes(trials[runs["counted"].to_numpy()], runs)),
@@ -174,12 +179,12 @@ def effects(trials: pd.DataFrame, *, safe_new: float = SAFE_NEW, seed: int = 0) 
 
 
 def _runs(trials: pd.DataFrame, safe_new: float) -> pd.DataFrame:
-    """A row per run: its cell, what became of it, and the responses, NaN where not known."""
+    """A row per run: its cell, its status, and the responses (NaN if unknown)."""
     missing = [name for name in _NEEDED if name not in trials]
     if missing:
         raise UsageError(
-            f"a table without {', '.join(missing)} was given; expected the table of trials that "
-            f"sweep and compare make, with at least {', '.join(_NEEDED)}"
+            f"a table without {', '.join(missing)} was given; expected a table of trials from "
+            f"sweep or compare, with at least {', '.join(_NEEDED)}"
         )
     if not 0 <= safe_new < 1:
         raise UsageError(f"safe_new={safe_new} was given; expected a share from 0 to below 1")
@@ -193,7 +198,7 @@ def _runs(trials: pd.DataFrame, safe_new: float) -> pd.DataFrame:
     if len(over):
         raise UsageError(
             f"row {over.index[0]} of the trials has more dead units than units; expected born, "
-            "new and dead to be numbers of the units"
+            "new and dead to be counts of units"
         )
     status = trials["status"].astype(str).to_numpy()
     runs["crashed"] = status == "crashed"
@@ -220,7 +225,7 @@ def _metrics(table: pd.DataFrame) -> list[str]:
 
 
 def _repeated(trials: pd.DataFrame, runs: pd.DataFrame) -> "pd.Series[bool]":
-    """Which runs have the learning rate, initialization and seed of one above them."""
+    """Runs with the same learning rate, initialization and seed as an earlier row."""
     if "seed" not in trials:
         return pd.Series(False, index=runs.index)
     seeds = runs.assign(seed=pd.to_numeric(trials["seed"]).to_numpy())
@@ -259,42 +264,42 @@ def _cells(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _notes(counted: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
-    """What makes runs hard to compare."""
+    """Reasons why runs are hard to compare."""
     notes = []
     for name, what, why in (
-        ("steps", "steps", "a longer run has more time to kill units"),
-        ("units", "units", "they are not of one network"),
-        ("probe", "samples of the probe", "on fewer of them more units look dead"),
+        ("steps", "steps", "units have more time to die in a longer run"),
+        ("units", "units", "they are different networks"),
+        ("probe", "samples of the probe", "with fewer samples more units look dead"),
     ):
         values = counted[name].dropna() if name in counted else counted["units"].iloc[:0]
         if values.nunique() > 1:
             notes.append(
-                f"The runs differ in {what}, {values.min():,} to {values.max():,}: {why}, and "
-                "what follows takes no account of it."
+                f"The runs differ in {what}, {values.min():,} to {values.max():,}: {why}. The "
+                "results below do not correct for this."
             )
     notes += _probe_notes(counted)
     unborn = int((runs["counted"] & runs["born"].isna()).sum())
     if unborn:
         notes.append(
-            f"{unborn:,} of the runs were not seen at step 0: their deaths are neither born nor "
-            "new, and count among the dead only."
+            f"{unborn:,} of the runs have no snapshot at step 0: their dead units count as dead "
+            "only, neither as born dead nor as new."
         )
     notes += recording_notes(counted)
     if (runs["init"] == "unknown").any():
         notes.append(
-            "Where a recording does not name its initialization, it is unknown: what goes with "
-            "it is then hidden in the rest."
+            "Recordings that do not name their initialization are listed as unknown: the effect "
+            "of the initialization cannot be separated for them."
         )
     return notes
 
 
 def _probe_notes(counted: pd.DataFrame) -> list[str]:
-    """What keeps deaths on a probe and deaths in training from being of one kind."""
+    """The note that deaths on a probe and deaths in training differ in kind."""
     probed = int(counted["probe"].notna().sum()) if "probe" in counted else 0
     if not 0 < probed < len(counted):
         return []
     return [
-        f"{probed:,} of {len(counted):,} runs judged their units on a probe, the others on what "
-        "they trained on. Dead is silent on the probe in the one, in each batch of a window in "
-        "the other: their shares are not to be compared."
+        f"{probed:,} of {len(counted):,} runs judged their units on a probe, the others on "
+        "training batches. Dead means silent on the probe in the first, and silent in each batch "
+        "of a window in the others: do not compare their shares."
     ]

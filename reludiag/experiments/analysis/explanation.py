@@ -1,4 +1,4 @@
-"""Explanation: the answer of a replay in words."""
+"""Explanation: the answer of a replay as sentences."""
 
 import pandas as pd
 
@@ -17,17 +17,17 @@ from reludiag.experiments.trial_table import recording_notes
 
 
 class Explanation:
-    """The sentence, the advice, and what weakens them."""
+    """The sentence, the advice, and the notes that weaken them."""
 
     def __init__(
         self,
         arms: dict[str, Arm],
-        found: Answer,
+        answer: Answer,
         rate: float | None,
         lr_scale: float | None,
         init: str | None,
     ) -> None:
-        self._arms, self._found = arms, found
+        self._arms, self._answer = arms, answer
         self._rate = "" if rate is None else f" {rate:.4g}"
         self._lowered = f"{rate * lr_scale:.4g}" if rate and lr_scale else f"x {lr_scale}"
         self._init = init
@@ -36,12 +36,12 @@ class Explanation:
         self._change_init = f"{init} initialization"
 
     def sentence(self) -> str:
-        """What killed the units, with the shares that say so."""
+        """What killed the units, with the shares as evidence."""
         arms, dead = self._arms, self._dead(FACTUAL)
         rate, init, both = (self._dead(name) for name in (RATE, INIT, BOTH))
-        match self._found.kind:
+        match self._answer.kind:
             case "none":
-                return f"Nothing to explain: {dead} of the units are dead."
+                return f"There is nothing to explain: only {dead} of the units are dead."
             case "divergence":
                 finite = [
                     text
@@ -53,27 +53,30 @@ class Explanation:
                     if name in arms and arms[name].counted
                 ]
                 but = f"; with {' or with '.join(finite)} it does not" if finite else ""
-                return f"The run diverges{but}: units that are not finite are not dead."
+                return (
+                    f"The run diverges{but}: its units are not finite, so they are neither "
+                    "dead nor alive."
+                )
             case "undetermined":
-                return self._untold()
+                return self._unknown_sentence()
             case "learning_rate":
                 return (
                     f"The learning rate{self._rate} killed {self._killed()}: {dead} of the units "
-                    "are dead, "
-                    f"and {rate} with {self._change_lr}"
+                    f"are dead, {rate} with {self._change_lr}"
                     + (", which is still too high" if self._too_high() else "")
                     + (f"; with {self._change_init} it is still {init}." if init else ".")
                 )
             case "initialization":
                 return (
-                    f"The initialization killed them: {dead} of the units are dead, and {init} "
-                    f"with {self._change_init}"
+                    f"The initialization killed them: {dead} of the units are dead, {init} with "
+                    f"{self._change_init}"
                     + (f"; with {self._change_lr} it is still {rate}." if rate else ".")
                 )
             case "either":
                 return (
-                    f"Learning rate and initialization killed them together, and either change is "
-                    f"enough: {dead} of the units are dead, {rate} with {self._change_lr}, {init} "
+                    "Learning rate and initialization together killed the units, and changing "
+                    f"either is enough: {dead} of the units are dead, {rate} with "
+                    f"{self._change_lr}, {init} "
                     f"with {self._change_init}."
                 )
             case "both":
@@ -88,28 +91,29 @@ class Explanation:
         """What to do next."""
         lower = f"Use a learning rate of {self._lowered}"
         draw = f"Initialize the model by {self._init}"
-        match self._found.kind:
+        match self._answer.kind:
             case "none":
-                return "Leave both as they are."
+                return "Change nothing."
             case "learning_rate":
                 if self._too_high():
                     return f"Use a learning rate below {self._lowered}."
                 if self._born_dead() and INIT not in self._arms:
                     return (
-                        f"{lower}, and try --init kaiming: that may save some of those born dead."
+                        f"{lower}, and try --init kaiming: that may save some of the units born "
+                        "dead."
                     )
                 return f"{lower}."
             case "initialization":
                 return f"{draw}."
             case "either":
-                return f"{draw}, which leaves the learning rate as it is; or lower that."
+                return f"{draw} and keep the learning rate, or lower the learning rate."
             case "both":
                 return f"Change both. {lower}. {draw}."
             case "divergence":
                 return "Lower the learning rate, or clip the gradients, until the loss is finite."
             case "undetermined":
                 return "See `status` and `error` in the table of trials."
-        look = "ook at the inputs: `reludiag report` on a recording says more."
+        look = "ook at the inputs: `reludiag report` on a recording shows more."
         prevented = self._arms[RATE].prevented if RATE in self._arms else None
         if prevented is not None and prevented >= PARTLY:
             return f"Try a larger change, such as --lr-scale 0.01, and l{look}"
@@ -119,14 +123,14 @@ class Explanation:
 
     def notes(self, trials: pd.DataFrame) -> list[str]:
         """What weakens the answer."""
-        found, notes = self._found, []
-        if found.agreeing < found.seeds:
+        answer, notes = self._answer, []
+        if answer.agreeing < answer.seeds:
             notes.append(
-                f"{found.agreeing} of {found.seeds} seeds say so by themselves: with more seeds "
-                "the answer would be surer."
+                f"{answer.agreeing} of {answer.seeds} seeds alone give this answer: more seeds "
+                "would make it surer."
             )
-        elif found.seeds == 1:
-            notes.append("One seed only: with another the answer may be another.")
+        elif answer.seeds == 1:
+            notes.append("This is one seed only: another seed may give another answer.")
         for arm in self._arms.values():
             lost = [
                 f"{count} {what}"
@@ -135,10 +139,12 @@ class Explanation:
             ]
             if lost:
                 runs = "run" if arm.runs == 1 else "runs"
-                told = "left out" if arm.counted else "what it prevents cannot be told"
-                notes.append(f"Of {arm.runs} {runs} of {arm.name}, {' and '.join(lost)}: {told}.")
+                consequence = "left out" if arm.counted else "what it prevents is unknown"
+                notes.append(
+                    f"Of {arm.runs} {runs} of {arm.name}, {' and '.join(lost)}: {consequence}."
+                )
         born = self._arms[FACTUAL].born
-        if found.kind in ("learning_rate", "initialization", "neither") and born is not None:
+        if answer.kind in ("learning_rate", "initialization", "neither") and born is not None:
             notes.append(f"Dead at step 0, before any learning: {_share(born)} of the units.")
         notes += recording_notes(trials[trials["status"] == "complete"])
         errors = trials["error"][trials["error"] != ""]
@@ -147,21 +153,27 @@ class Explanation:
         return notes
 
     def _masked(self) -> str:
-        if self._found.dominant == "learning_rate":
-            return "Both must be fixed: the learning rate kills most, and hides the initialization"
-        if self._found.dominant == "initialization":
-            return "Both must be fixed: the initialization kills most, and hides the learning rate"
-        return "Both must be fixed: each change alone leaves the deaths of the other"
+        if self._answer.dominant == "learning_rate":
+            return (
+                "Both must be fixed: the learning rate kills more units, and hides the "
+                "initialization"
+            )
+        if self._answer.dominant == "initialization":
+            return (
+                "Both must be fixed: the initialization kills more units, and hides the "
+                "learning rate"
+            )
+        return "Both must be fixed: with one change alone, the other cause still kills units"
 
-    def _untold(self) -> str:
-        """What the changes whose runs were lost leave open."""
+    def _unknown_sentence(self) -> str:
+        """What is unknown because runs crashed or diverged."""
         if not self._dead(FACTUAL):
-            return "The runs did not get to their end, so nothing can be said."
+            return "No run finished, so there is no answer."
         texts = {RATE: self._change_lr, INIT: self._change_init, BOTH: "both changes"}
         lost = [texts[name] for name, arm in self._arms.items() if arm.prevented is None]
         return (
-            f"It cannot be told what {' or '.join(lost)} would prevent, for no such run got to its "
-            f"end: {self._shares()}."
+            f"It is unknown what {' or '.join(lost)} would prevent, because no such run "
+            f"finished: {self._shares()}."
         )
 
     def _shares(self) -> str:
@@ -169,7 +181,7 @@ class Explanation:
         return ", ".join([f"{self._dead(FACTUAL)} of the units are dead", *parts])
 
     def _killed(self) -> str:
-        return "those not born dead" if self._born_dead() else "them"
+        return "the units not born dead" if self._born_dead() else "them"
 
     def _born_dead(self) -> bool:
         born = self._arms[FACTUAL].born
@@ -189,7 +201,7 @@ class Explanation:
 
 
 def _share(value: float) -> str:
-    """In percent; never rounded into none or all."""
+    """In percent, never rounded to 0 or 100."""
     if 0 < value < 0.001:
         return "< 0.1 %"
     if 0.999 < value < 1:

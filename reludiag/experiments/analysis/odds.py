@@ -1,9 +1,9 @@
-"""Odds: how much likelier a unit is to die for ten times the learning rate, a logistic regression.
+"""Odds: how ten times the learning rate changes a unit's odds of dying, by logistic regression.
 
-The runs are its rows, weighted by their units; the errors are clustered by run, because the units
-of one run die together: on real grids such errors are 3 to 4 times the naive ones. Few runs make
-even these too small (at 21 runs a 5 % test rejects in 8 %), so that intervals are of Student's t
-with runs - 1 degrees of freedom, and the test to report is that of `trend`, by permutation.
+Its rows are the runs, weighted by their units. Errors are clustered by run, because the units of
+one run die together: on real grids they are 3 to 4 times the naive errors. With few runs even these
+are too small (with 21 runs a 5 % test rejects in 8 %). So intervals use Student's t with runs - 1
+degrees of freedom, and the test to report is the permutation test of `trend`.
 """
 
 import warnings
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 FEWEST_SPARE_RUNS = 3
-"""Runs beyond the number of coefficients, below which no error can be estimated."""
+"""Runs needed in addition to the number of coefficients to estimate an error."""
 
 NOT_INSTALLED = 'statsmodels is not installed: pip install "reludiag[experiments]"'
 """The reason for a None where there is enough to go by, and nothing to fit it with."""
@@ -30,7 +30,7 @@ class DeathOdds:
     """The effect of ten times the learning rate on a unit's odds to die, initialization fixed."""
 
     runs: int
-    """Those that the regression is of: of initializations in which some units died, not all."""
+    """Runs in the regression: those of initializations in which some but not all units died."""
     odds_ratio: float | None
     low: float | None
     """Of the 95 % interval, as `high`."""
@@ -39,9 +39,9 @@ class DeathOdds:
     clustering: float | None
     """Clustered over naive standard error: above 1, the units of one run die together."""
     left_out: tuple[str, ...]
-    """Initializations in which no unit died at any learning rate, or every one."""
+    """Initializations in which no unit died at any learning rate, or all units did."""
     reason: str
-    """Why the odds ratio is None; empty where it is not."""
+    """Why the odds ratio is None; otherwise empty."""
 
 
 def death_odds(
@@ -49,8 +49,8 @@ def death_odds(
 ) -> DeathOdds:
     """Regress new deaths on log10 of the learning rate, with an intercept per initialization.
 
-    `exposed` are the units of each run that were alive at step 0, `died` those of them that were
-    dead at the end. Both are of runs with at least one such unit.
+    `exposed` is the number of units of each run that were alive at step 0, `died` the number of
+    these that were dead at the end. Each run has at least one exposed unit.
     """
     runs = pd.DataFrame({"lr": rates, "init": inits, "died": died, "exposed": exposed})
     by_init = runs.groupby("init")[["died", "exposed"]].sum()
@@ -58,30 +58,32 @@ def death_odds(
     runs = runs[~runs["init"].isin(flat)]
     left_out = tuple(str(init) for init in flat)
 
-    def untold(reason: str) -> DeathOdds:
+    def failure(reason: str) -> DeathOdds:
         return DeathOdds(len(runs), None, None, None, None, None, left_out, reason)
 
     if runs.empty:
-        return untold("in no initialization did some units die, but not all")
+        return failure("in every initialization, either no unit died or all units did")
     if (runs["lr"] <= 0).any():
-        return untold("a learning rate of 0 has no logarithm")
+        return failure("a learning rate of 0 has no logarithm")
     if runs["lr"].nunique() < 2:
-        return untold("one learning rate only")
+        return failure("there is only one learning rate")
     intercepts = pd.get_dummies(runs["init"]).to_numpy(dtype=np.float64)
     x = np.column_stack([np.log10(runs["lr"]), intercepts])
     if np.linalg.matrix_rank(x) < x.shape[1]:
-        return untold("each initialization was run at one learning rate only")
+        return failure("each initialization was run at only one learning rate")
     if len(runs) < x.shape[1] + FEWEST_SPARE_RUNS:
-        return untold(f"{len(runs)} runs are too few for {x.shape[1]} coefficients")
+        return failure(f"{len(runs)} runs are too few for {x.shape[1]} coefficients")
     k, n = (runs[name].to_numpy(dtype=np.float64) for name in ("died", "exposed"))
     if _separated(x, k, n):
-        return untold("all units died above some learning rate and none below: infinite odds")
+        return failure(
+            "all units died above some learning rate and none below it, so the odds are infinite"
+        )
     try:
         fits = _fit(x, k, n)
     except ImportError:
-        return untold(NOT_INSTALLED)
+        return failure(NOT_INSTALLED)
     if fits is None:
-        return untold("the regression did not converge")
+        return failure("the regression did not converge")
     naive, fit = fits
     low, high = fit.conf_int()[0]
     return DeathOdds(
@@ -98,7 +100,7 @@ def death_odds(
 
 def _fit(x: Floats, died: Floats, exposed: Floats) -> tuple[Any, Any] | None:
     """The regression with the naive errors, and with those by run; None if it does not converge."""
-    import statsmodels.api as sm  # an extra; and what tells of one run must not wait for it
+    import statsmodels.api as sm  # an extra; and a report on one run must not wait for it
     from statsmodels.tools.sm_exceptions import (
         ConvergenceWarning,
         PerfectSeparationWarning,
@@ -121,13 +123,15 @@ def _fit(x: Floats, died: Floats, exposed: Floats) -> tuple[Any, Any] | None:
 
 
 def _separated(x: Floats, died: Floats, exposed: Floats) -> bool:
-    """Whether a plane parts deaths from survivals, so that a coefficient grows for ever.
+    """Whether a plane separates deaths from survivals, so that a coefficient diverges.
 
-    A linear program (Konis 2007): a direction in which no death gets unlikelier and no survival,
-    and one of them likelier.
+    A linear program (Konis 2007) looks for a direction in which no death and no survival gets less
+    likely, and at least one gets more likely.
     """
-    from scipy.optimize import linprog  # here: what tells of one run must not wait for it
+    from scipy.optimize import linprog  # here: a report on one run must not wait for it
 
     signed = np.concatenate([x[died > 0], -x[died < exposed]])
-    found = linprog(-signed.sum(axis=0), A_ub=-signed, b_ub=np.zeros(len(signed)), bounds=(-1, 1))
-    return found.fun is None or bool(found.fun < -_FLAT * len(signed))
+    solution = linprog(
+        -signed.sum(axis=0), A_ub=-signed, b_ub=np.zeros(len(signed)), bounds=(-1, 1)
+    )
+    return solution.fun is None or bool(solution.fun < -_FLAT * len(signed))

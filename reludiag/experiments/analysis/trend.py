@@ -1,7 +1,8 @@
-"""Trend: whether more units die where the learning rate is higher, tested with runs as the unit.
+"""Trend: whether more units die at higher learning rates, tested with runs as the unit.
 
-Units of one run die together, so that a test over units takes 192 of them for 192 witnesses: with
-no effect at all it rejects in 63 % of data sets. Here a run is one number, the share of new deaths.
+Units of one run die together. A test over units treats 192 of them as 192 independent observations,
+and without any effect it rejects in 63 % of data sets. Here a run is one number, its share of new
+deaths.
 """
 
 import itertools
@@ -14,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 RESAMPLES = 9_999
-"""Permutations drawn where there are more than that."""
+"""Number of permutations to draw if there are more than that."""
 
-ONE_RATE = "one learning rate only"
+ONE_RATE = "there is only one learning rate"
 NO_DEATHS = "no new deaths at any learning rate"
-"""Reasons for a None."""
+"""Reasons why a value is None."""
 
 _TIE = 1e-9  # permuted sums of the same ranks differ by rounding only
 
@@ -32,16 +33,16 @@ class Trend:
     """The rank correlation of new deaths with the learning rate, within initializations."""
 
     init: str | None
-    """None: all initializations together."""
+    """None for all initializations together."""
     runs: int
     correlation: float | None
-    """Spearman's; of all together their mean, weighted by runs - 1. None where nothing varies."""
+    """Spearman's; for all together the mean weighted by runs - 1. None if nothing varies."""
     p_value: float | None
     """Two-sided, by permuting the runs' shares within each initialization."""
     smallest_p: float | None
-    """What a perfect order of so many runs would get: above 0.05, these runs cannot tell."""
+    """The p-value of a perfect order of these runs: above 0.05 they are too few."""
     reason: str
-    """Why the correlation is None; empty where it is not."""
+    """Why the correlation is None; otherwise empty."""
 
 
 def rank_trends(
@@ -51,9 +52,9 @@ def rank_trends(
 
     The common statistic is the sum over initializations of (runs - 1) times Spearman's
     correlation, under permutations within each (a stratified permutation test, as van Elteren's
-    is for two groups). All permutations are enumerated where they are at most `resamples`; else as
-    many are drawn, and the observed order counts as one more (Phipson and Smyth 2010), so that the
-    level is kept either way.
+    is for two groups). If there are at most `resamples` permutations, all are enumerated. Otherwise
+    this number is drawn, and the observed order counts as one more (Phipson and Smyth 2010). Both
+    keep the level of the test.
     """
     rng = np.random.default_rng(seed)
     strata = {init: _Stratum.of(*pair) for init, pair in runs.items()}
@@ -69,12 +70,12 @@ def rank_trends(
 
 @dataclass(frozen=True)
 class _Stratum:
-    """The runs of one initialization, as ranks about 0 and of length 1: their product is rho."""
+    """The runs of one initialization, as ranks with mean 0 and norm 1: their dot product is rho."""
 
     rates: Floats
     deaths: Floats
     orders: int
-    """How many orders of the runs are perfect: those that only swap equal learning rates."""
+    """Number of perfect orders of the runs: those that only swap equal learning rates."""
 
     @classmethod
     def of(cls, rates: Sequence[float], deaths: Sequence[float]) -> "_Stratum":
@@ -99,8 +100,8 @@ class _Stratum:
         return np.asarray(self.deaths[orders] @ self.rates)
 
     def some_correlations(self, count: int, rng: np.random.Generator) -> Floats:
-        drawn = rng.permuted(np.tile(self.deaths, (count, 1)), axis=1)
-        return np.asarray(drawn @ self.rates)
+        permutations = rng.permuted(np.tile(self.deaths, (count, 1)), axis=1)
+        return np.asarray(permutations @ self.rates)
 
 
 def _unit_ranks(values: Sequence[float]) -> Floats:
@@ -144,16 +145,16 @@ def _trend(
 
 def _silent_because(rates: Sequence[float], deaths: Sequence[float]) -> str:
     if len(rates) < 3:
-        return "fewer than 3 runs"
+        return "there are fewer than 3 runs"
     if len(set(rates)) < 2:
         return ONE_RATE
     if len(set(deaths)) < 2:
-        return "the same share of new deaths in every run" if deaths[0] else NO_DEATHS
+        return "every run has the same share of new deaths" if deaths[0] else NO_DEATHS
     return ""
 
 
 def _none_because(reasons: Sequence[str], runs: Mapping[str, Runs]) -> str:
     kinds = list(dict.fromkeys(reasons))
     if kinds == [ONE_RATE] and len({rate for rates, _ in runs.values() for rate in rates}) > 1:
-        return "one learning rate only for each initialization"
-    return "; ".join(kinds) or "no run was seen with units alive at step 0"
+        return "each initialization has only one learning rate"
+    return "; ".join(kinds) or "no run had units alive at step 0"

@@ -1,16 +1,16 @@
-"""Variance: how much of the difference between runs goes with learning rate and initialization.
+"""Variance: how much of the differences between runs each factor explains.
 
 Eta squared of a two-way analysis of variance of type 2: each factor's sum of squares after the
-other's, over the sum of all. It describes these learning rates and initializations, no others.
+other's, over the sum of all. It describes only these learning rates and initializations.
 
-The interval is of the share in all runs that could be made of these cells. Runs are resampled
-within their cells (their deviations from the cell's mean, times sqrt(n / (n - 1)), for n runs
-deviate from their own mean by less). From each sum of squares is taken twice what chance alone
-puts in, once for the data and once for resampling them; the interval is then of percentiles, and
-widened to the estimate where that lies outside: eta squared itself is not corrected, and with few
-runs a factor without effect gets (levels - 1) / (runs - 1). Simulated coverage of such 95 %
-intervals, with 2, 3 and 5 runs a cell: 89 to 100 % where deviations are normal, down to 78 % (of
-the residual's share) where they are exponential; uncorrected ones, 0 to 93 %.
+The interval is for the share in all possible runs of these cells. Runs are resampled
+within their cells (their deviations from the cell's mean, times sqrt(n / (n - 1)), because n runs
+deviate less from their own mean). The contribution of chance is subtracted twice from each sum of
+squares, once for the data and once for the resampling. The interval is made of percentiles, and
+widened to the estimate if that is outside: eta squared itself is not corrected, and with few runs a
+factor without effect gets (levels - 1) / (runs - 1). Simulated coverage of these 95 % intervals
+with 2, 3 and 5 runs per cell: 89 to 100 % for normal deviations, down to 78 % (residual) for
+exponential ones; without the correction 0 to 93 %.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,15 @@ from reludiag.experiments.analysis.trend import ONE_RATE
 
 CONFIDENCE = 0.95
 SPREAD_FROM = 5
-"""Runs beyond the first of each cell, from which how much runs of a cell differ is known to about a
-third (the standard error of a standard deviation is 1 / sqrt(2 n) of it): from fewer, an interval
-would look surer than it is."""
+"""Runs in addition to the first of each cell that are needed for an interval.
+
+With this number the spread within cells is known to about a third (the relative standard error of a
+standard deviation is 1 / sqrt(2 n)); with fewer an interval would look too certain.
+"""
 RESAMPLES = 1_999
 
-ALWAYS_SAME = "the same in every run"
-"""The reason where there is nothing to explain."""
+ALWAYS_SAME = "it is the same in every run"
+"""The reason if there is nothing to explain."""
 
 SOURCES = ("lr", "init", "interaction", "residual")
 
@@ -41,21 +43,23 @@ Integers = np.ndarray[Any, np.dtype[np.intp]]
 
 @dataclass(frozen=True)
 class VarianceShare:
-    """The share of one response's variance that goes with one source."""
+    """The share of one response's variance that one source explains."""
 
     response: str
     """`born`, `new` or `dead`."""
     source: str
-    """`lr`, `init`, `interaction`, or `residual`: by how much runs of one cell differ, and, where
-    the interaction cannot be told from that, the interaction."""
+    """`lr`, `init`, `interaction`, or `residual`: differences between runs of one cell, plus the
+    interaction if it cannot be separated.
+    """
     share: float | None
     """Eta squared."""
     low: float | None
-    """Of the 95 % bootstrap interval, as `high`; both None where fewer than `SPREAD_FROM` runs show
-    how much runs of one cell differ, or none does."""
+    """Lower end of the 95 % bootstrap interval; `low` and `high` are None if fewer than
+    `SPREAD_FROM` runs show the spread within cells, or if there is no spread.
+    """
     high: float | None
     reason: str
-    """Why the share is None; empty where it is not."""
+    """Why the share is None; otherwise empty."""
 
 
 def variance_shares(
@@ -68,64 +72,66 @@ def variance_shares(
 ) -> tuple[VarianceShare, ...]:
     """The shares of learning rate, initialization, their interaction, and the rest."""
     y = np.asarray(values, dtype=np.float64)
-    reasons = _untold(rates, inits, y)
+    reasons = _reasons(rates, inits, y)
     if all(reasons.values()):
         return tuple(VarianceShare(response, s, None, None, None, reasons[s]) for s in SOURCES)
     design = _Design.of(rates, inits, separable=not reasons["interaction"])
-    told = np.array([not reasons[source] for source in SOURCES])
-    shares = _shares(design.sums_of_squares(y[:, None]), told)[:, 0]
+    has_share = np.array([not reasons[source] for source in SOURCES])
+    shares = _shares(design.sums_of_squares(y[:, None]), has_share)[:, 0]
     low = high = np.full(len(SOURCES), np.nan)
     sure = design.shows_spread(y)
     if sure:
-        drawn = design.resampled(y, resamples, np.random.default_rng(seed))
+        samples = design.resampled(y, resamples, np.random.default_rng(seed))
         tail = (1 - CONFIDENCE) / 2
-        low, high = np.quantile(_shares(design.true_sums(drawn), told), [tail, 1 - tail], axis=1)
+        low, high = np.quantile(
+            _shares(design.true_sums(samples), has_share), [tail, 1 - tail], axis=1
+        )
     return tuple(
         VarianceShare(
             response,
             source,
-            share=float(shares[k]) if told[k] else None,
-            low=float(min(low[k], shares[k])) if told[k] and sure else None,
-            high=float(max(high[k], shares[k])) if told[k] and sure else None,
+            share=float(shares[k]) if has_share[k] else None,
+            low=float(min(low[k], shares[k])) if has_share[k] and sure else None,
+            high=float(max(high[k], shares[k])) if has_share[k] and sure else None,
             reason=reasons[source],
         )
         for k, source in enumerate(SOURCES)
     )
 
 
-def _untold(rates: Sequence[float], inits: Sequence[str], y: Floats) -> dict[str, str]:
-    """For each source, why nothing can be said of it; empty where something can."""
+def _reasons(rates: Sequence[float], inits: Sequence[str], y: Floats) -> dict[str, str]:
+    """For each source, the reason why it has no share; otherwise empty."""
     cells = set(zip(rates, inits, strict=True))
     levels, schemes = len(set(rates)), len(set(inits))
     if len(y) < 3:
-        return dict.fromkeys(SOURCES, "fewer than 3 runs")
+        return dict.fromkeys(SOURCES, "there are fewer than 3 runs")
     if np.ptp(y) == 0:
         return dict.fromkeys(SOURCES, ALWAYS_SAME)
     if levels == 1 and schemes == 1:
-        return dict.fromkeys(SOURCES, "one learning rate and one initialization only")
+        return dict.fromkeys(SOURCES, "there is only one learning rate and one initialization")
     additive = np.hstack([_dummies(rates)[0], _dummies(inits)[0]])
     rank = int(np.linalg.matrix_rank(additive))
     if rank < levels + schemes - 1:
         return dict.fromkeys(
-            SOURCES, "learning rate and initialization were changed together, not crossed"
+            SOURCES, "learning rate and initialization were always changed together"
         )
     if rank == len(y):
-        return dict.fromkeys(SOURCES, "as many unknowns as runs, more seeds would tell")
+        return dict.fromkeys(SOURCES, "there are as many unknowns as runs; run more seeds")
     reasons = dict.fromkeys(SOURCES, "")
     if levels == 1:
         reasons["lr"] = reasons["interaction"] = ONE_RATE
     elif schemes == 1:
-        reasons["init"] = reasons["interaction"] = "one initialization only"
+        reasons["init"] = reasons["interaction"] = "there is only one initialization"
     elif len(cells) == len(y):
-        reasons["interaction"] = "one run per cell: it cannot be told from chance"
+        reasons["interaction"] = "with one run per cell it cannot be distinguished from chance"
     elif len(cells) == rank:
-        reasons["interaction"] = "too few cells were run"
+        reasons["interaction"] = "too few combinations were run"
     return reasons
 
 
 @dataclass(frozen=True)
 class _Design:
-    """Which run is in which cell, and orthonormal bases of the models to compare."""
+    """The cell of each run, and orthonormal bases of the models to compare."""
 
     cell: Integers
     """`[run]`."""
@@ -135,7 +141,7 @@ class _Design:
     inits: Floats
     additive: Floats
     cells: Floats
-    """Of the full model; the additive one where an interaction cannot be told from the rest."""
+    """Basis of the full model, or of the additive model if the interaction cannot be separated."""
 
     @classmethod
     def of(cls, rates: Sequence[float], inits: Sequence[str], separable: bool) -> "_Design":
@@ -152,7 +158,7 @@ class _Design:
         )
 
     def shows_spread(self, y: Floats) -> bool:
-        """Whether resampling the runs within their cells says how sure the shares are."""
+        """Whether resampling runs within their cells can give intervals."""
         deviations = y - (np.bincount(self.cell, y) / self.size)[self.cell]
         differ = np.sum(deviations**2) > _ROUNDING * np.sum((y - y.mean()) ** 2)
         return bool(differ and int(self.size.sum()) - len(self.size) >= SPREAD_FROM)
@@ -160,22 +166,22 @@ class _Design:
     def sums_of_squares(self, y: Floats) -> Floats:
         """`[source, data set]` of `y`, `[run, data set]`."""
         y = y - y.mean(axis=0)
-        left = {
+        residuals = {
             name: np.sum(y**2, axis=0) - np.sum((getattr(self, name).T @ y) ** 2, axis=0)
             for name in ("rates", "inits", "additive", "cells")
         }
         sums = np.stack(
             [
-                left["inits"] - left["additive"],
-                left["rates"] - left["additive"],
-                left["additive"] - left["cells"],
-                left["cells"],
+                residuals["inits"] - residuals["additive"],
+                residuals["rates"] - residuals["additive"],
+                residuals["additive"] - residuals["cells"],
+                residuals["cells"],
             ]
         )
         return np.where(sums > _ROUNDING * np.sum(y**2, axis=0), sums, 0.0)
 
     def true_sums(self, y: Floats) -> Floats:
-        """`[source, data set]`: without what chance adds, of resampled data."""
+        """`[source, data set]`: of resampled data, without the contribution of chance."""
         within = self._variances(y)[self.cell]
         leverage = {
             name: np.sum(getattr(self, name) ** 2, axis=1)
@@ -191,9 +197,10 @@ class _Design:
         return np.concatenate([true, within.sum(axis=0, keepdims=True)])
 
     def resampled(self, y: Floats, count: int, rng: np.random.Generator) -> Floats:
-        """`[run, data set]`: each run's cell mean, and the deviation of a run of the same cell.
+        """`[run, data set]`: each run's cell mean plus the deviation of a random run of the same
+        cell.
 
-        A cell of one run takes the deviation of any run.
+        A cell with one run uses the deviation of any run.
         """
         means = np.bincount(self.cell, y) / self.size
         size = self.size[self.cell]
@@ -204,11 +211,11 @@ class _Design:
         pool = np.concatenate([order, np.flatnonzero(size > 1)])
         start = np.where(size > 1, start, len(y))
         size = np.where(size > 1, size, len(pool) - len(y))
-        chosen = start[:, None] + (rng.random((len(y), count)) * size[:, None]).astype(np.intp)
-        return np.asarray(means[self.cell][:, None] + deviations[pool[chosen]])
+        picks = start[:, None] + (rng.random((len(y), count)) * size[:, None]).astype(np.intp)
+        return np.asarray(means[self.cell][:, None] + deviations[pool[picks]])
 
     def _variances(self, y: Floats) -> Floats:
-        """`[cell, data set]`; of a cell of one run, the mean of the others'."""
+        """`[cell, data set]`; for a cell with one run, the mean of the other cells."""
         member = np.eye(len(self.size))[self.cell]
         means = (member.T @ y) / self.size[:, None]
         squares = member.T @ (y - means[self.cell]) ** 2
@@ -217,8 +224,8 @@ class _Design:
         return np.where(several[:, None], variances, variances[several].mean(axis=0))
 
 
-def _shares(sums: Floats, told: np.ndarray[Any, np.dtype[np.bool_]]) -> Floats:
-    sums = np.where(told[:, None], sums, 0.0)
+def _shares(sums: Floats, has_share: np.ndarray[Any, np.dtype[np.bool_]]) -> Floats:
+    sums = np.where(has_share[:, None], sums, 0.0)
     total = sums.sum(axis=0)
     return np.asarray(sums / np.where(total > 0, total, 1.0))
 

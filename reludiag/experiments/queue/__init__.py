@@ -1,1 +1,1 @@
-"""Queue: who runs which trial."""
+"""Queue: decides which process runs which trial."""

@@ -1,11 +1,11 @@
-"""The shared queue: a study in an Optuna storage, from which several machines take cells.
+"""A queue shared by several machines: a study in an Optuna storage.
 
-Each cell is a trial of the study, enqueued by its number. A process claims one by the storage's
-own exchange of WAITING for RUNNING, of which one succeeds. Two machines that start together may
-enqueue a cell twice, and Optuna cannot prevent it; so of a cell only the trial with the lowest
-number counts, and one that is claimed beside it is failed at once. A trial that is FAILED is no
-result: its cell is enqueued anew. A result is written before its trial is finished, and a finished
-trial is never changed, so each cell ends with one.
+Each cell is a trial of the study, enqueued by its number. A process claims a cell by changing its
+trial from WAITING to RUNNING; the storage lets only one process succeed. Two machines that start
+together may enqueue a cell twice, which Optuna cannot prevent. So only the trial with the lowest
+number counts for a cell; others are failed when claimed. A FAILED trial is not a result: its cell
+is enqueued again. A result is written before its trial is finished, and a finished trial is never
+changed, so each cell gets exactly one result.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class SharedQueue:
     def prepare(
         cls, storage: str, name: str, settings: Mapping[str, Any], cells: Sequence[Cell]
     ) -> "SharedQueue":
-        """Open the study of this name, made and filled where it is not.
+        """Open the study of this name; create and fill it if it does not exist.
 
         Raises UsageError if it was made with other settings, or Optuna is missing.
         """
@@ -119,16 +119,16 @@ class SharedQueue:
         self._fill_up()
 
     def tend(self, spared: Collection[ProcessId]) -> None:
-        """As in `Queue`; enqueues what is neither waiting, running, nor done."""
+        """As in `Queue`; enqueues cells that are neither waiting, running nor done."""
         for trial in self._trials(self._optuna.trial.TrialState.RUNNING):
             owner, lease = trial.user_attrs.get("owner"), trial.user_attrs.get("lease")
-            if owner is None or lease is None:  # claimed by one that has not said so yet, or died
-                seen = self._ownerless.setdefault(trial.number, time.monotonic())
-                gone = time.monotonic() - seen > LEASE
+            if owner is None or lease is None:  # its process has not written its name yet, or died
+                owner_lease = self._ownerless.setdefault(trial.number, time.monotonic())
+                has_died = time.monotonic() - owner_lease > LEASE
             else:
-                gone = ProcessId(**owner) not in spared and is_gone(ProcessId(**owner), lease)
-            if gone:
-                self._fail(trial, "its process is gone", died=False)
+                has_died = ProcessId(**owner) not in spared and is_gone(ProcessId(**owner), lease)
+            if has_died:
+                self._fail(trial, "its process has ended", died=False)
         self._fill_up()
 
     def unfinished(self) -> int:
@@ -163,13 +163,13 @@ class SharedQueue:
         return [t for t in running if t.user_attrs.get("owner") == asdict(owner)]
 
     def _first_of(self, cell: int) -> "FrozenTrial | None":
-        """Of a cell's trials that have not failed, the one that counts."""
+        """The trial that counts among a cell's trials that have not failed."""
         failed = self._optuna.trial.TrialState.FAIL
         of_cell = [t for t in self._trials() if t.user_attrs["cell"] == cell and t.state != failed]
         return min(of_cell, key=lambda t: t.number, default=None)
 
     def _fill_up(self) -> None:
-        """Enqueue each cell that has no trial, or failed ones only."""
+        """Enqueue each cell that has no trial, or only failed ones."""
         failed = self._optuna.trial.TrialState.FAIL
         present = {t.user_attrs["cell"] for t in self._trials() if t.state != failed}
         for number, cell in self._cells().items():
@@ -177,7 +177,7 @@ class SharedQueue:
                 self._study.enqueue_trial(_parameters(cell), user_attrs={"cell": number})
 
     def _show(self, trial: "FrozenTrial", cell: Cell) -> None:
-        """Let Optuna's own tables and dashboard know what was run."""
+        """Show the settings of the run in Optuna's tables and dashboard."""
         running = self._optuna.trial.Trial(self._study, trial._trial_id)
         for name in _parameters(cell):
             choices = sorted({_parameters(c)[name] for c in self._cells().values()}, key=str)
@@ -194,7 +194,7 @@ class SharedQueue:
         return self._exchange(trial, states.PRUNED)  # finished, without a value to compare
 
     def _fail(self, trial: "FrozenTrial", why: str, died: bool) -> None:
-        # Another parent may have been first, or it is done by now.
+        # Another parent may have been faster, or the cell is done by now.
         with contextlib.suppress(self._optuna.exceptions.UpdateFinishedTrialError):
             self._set(trial, "why", why)
             self._set(trial, "died", died)
@@ -213,13 +213,13 @@ class SharedQueue:
 
 
 def import_optuna() -> Any:
-    """The library; raises UsageError naming the extra where it is not installed."""
+    """The library; raises UsageError with the name of the extra if it is not installed."""
     try:
         import optuna
     except ImportError as error:
         raise UsageError(
-            "a storage was given, which needs Optuna; expected it to be installed: "
-            'pip install "reludiag[sweep]". On one machine no storage is needed'
+            "a storage needs Optuna, which is not installed: "
+            'pip install "reludiag[sweep]". On one machine you need no storage'
         ) from error
     return optuna
 
@@ -232,7 +232,7 @@ def _open(storage: str) -> "BaseStorage":
     if not Path(storage).absolute().parent.is_dir():
         raise UsageError(
             f"--storage {storage} was given; expected the URL of a database, such as "
-            "postgresql://user@host/name, or the path of a journal file in a folder that exists"
+            "postgresql://user@host/name, or the path of a journal file in an existing folder"
         )
     backend = optuna.storages.journal.JournalFileBackend(storage)
     journal: BaseStorage = optuna.storages.JournalStorage(backend)
@@ -240,7 +240,7 @@ def _open(storage: str) -> "BaseStorage":
 
 
 def _insist(storage: str, open_it: Callable[[], Opened]) -> Opened:
-    """Open it, again after a pause where that fails: a database is created by one at a time."""
+    """Open the storage, with retries: only one process at a time can create a database."""
     from sqlalchemy.exc import DBAPIError  # what Optuna's databases raise
 
     for attempt in range(_ATTEMPTS):
@@ -262,13 +262,13 @@ def _parameters(cell: Cell) -> dict[str, Any]:
 
 
 def _as_json(result: Result) -> dict[str, Any]:
-    """NaN as null: not every database takes it."""
+    """NaN as null, because not every database stores NaN."""
     content = asdict(result)
-    content["metrics"] = {name: _known(value) for name, value in result.metrics.items()}
-    return {name: _known(value) for name, value in content.items()}
+    content["metrics"] = {name: _none_if_nan(value) for name, value in result.metrics.items()}
+    return {name: _none_if_nan(value) for name, value in content.items()}
 
 
-def _known(value: Any) -> Any:
+def _none_if_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

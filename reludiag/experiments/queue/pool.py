@@ -1,4 +1,4 @@
-"""Pool: keeps worker processes running until every cell of a queue has its result."""
+"""Pool: keeps worker processes running until every cell of a queue has a result."""
 
 import multiprocessing
 import os
@@ -16,11 +16,11 @@ from reludiag.experiments.queue.worker import FAILED, OpenQueue, work
 from reludiag.process import ProcessId
 
 Progress = Callable[[int, int], None]
-"""Called with the number of cells that have a result, and of all."""
+"""Called with the number of finished cells and the number of all cells."""
 
 _NAME = "reludiag worker"
 _LOOK = 0.2  # seconds between looks at the queue
-_EARLY_DEATHS = 10  # workers that died before they could run anything: then it is no accident
+_EARLY_DEATHS = 10  # workers that died before running anything: not an accident
 
 
 def run_all(
@@ -31,31 +31,31 @@ def run_all(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Run all cells, here or wherever else the queue is worked on; returns when all are done.
+    """Run all cells, here and on other machines that share the queue; returns when all are done.
 
     Workers are spawned, with one torch thread each, as many as there are cores unless `workers`
-    says otherwise. One that dies is buried and replaced.
+    says otherwise. A worker that dies is replaced.
 
-    Raises what a worker found that every trial would meet; UsageError where workers cannot start.
+    Raises an error that every trial would hit, and UsageError if workers cannot start.
     """
     recordings.mkdir(parents=True, exist_ok=True)
     queue, pool, early = open_queue(), list[_Worker](), 0
     workers = workers or cores()
     try:
-        while (left := queue.unfinished()) > 0:
+        while (unfinished := queue.unfinished()) > 0:
             if progress is not None:
-                progress(cells - left, cells)
+                progress(cells - unfinished, cells)
             for worker in [worker for worker in pool if not worker.process.is_alive()]:
                 pool.remove(worker)
                 early += worker.bury(queue)
                 if early > _EARLY_DEATHS:
                     raise UsageError(
-                        f"{early} worker processes died before they could run a trial, the last "
+                        f"{early} worker processes died before they could run a trial; the last "
                         f"one {worker.ending()}. Is there enough memory for {workers} of them? "
-                        "Fewer: workers=1 (--workers 1)"
+                        "Try fewer: workers=1 (--workers 1)"
                     )
             queue.tend([worker.owner for worker in pool if worker.owner is not None])
-            while len(pool) < min(workers, left):
+            while len(pool) < min(workers, unfinished):
                 pool.append(_Worker.start(open_queue, spec, recordings, len(pool)))
             wait([worker.process.sentinel for worker in pool], timeout=_LOOK)
             for worker in pool:
@@ -69,18 +69,18 @@ def run_all(
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def check_not_a_worker(call: str) -> None:
-    """Raise UsageError where a worker, importing the user's file, would start workers itself."""
+    """Raise UsageError if a worker that imports the user's file would start workers itself."""
     if multiprocessing.current_process().name.startswith(_NAME):
         raise UsageError(
-            f"reludiag.{call} was called by a file that a worker process imported; expected the "
-            f'call under `if __name__ == "__main__":`, so that importing the file runs nothing'
+            f"reludiag.{call} was called while a worker process imported the file; put the "
+            f'call under `if __name__ == "__main__":`, so that importing the file does not run it'
         )
 
 
@@ -89,13 +89,13 @@ class _Worker:
     process: BaseProcess
     messages: Connection
     owner: ProcessId | None = None
-    """As it calls itself when it is ready to run trials."""
+    """The message of a worker that is ready to run trials."""
 
     @classmethod
     def start(cls, open_queue: OpenQueue, spec: str, recordings: Path, index: int) -> "_Worker":
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe(duplex=False)
-        # No daemon: train may use a DataLoader with workers of its own.
+        # Not a daemon: train may use a DataLoader with its own workers.
         spawned = context.Process(
             target=work, args=(open_queue, spec, recordings, theirs), name=f"{_NAME} {index + 1}"
         )
@@ -104,7 +104,7 @@ class _Worker:
         return cls(spawned, ours)
 
     def listen(self) -> None:
-        """Hear what it says; raises what it found that every trial would meet."""
+        """Read its messages; raises an error that every trial would hit."""
         try:
             while self.messages.poll():
                 message = self.messages.recv()
@@ -115,7 +115,7 @@ class _Worker:
             return
 
     def bury(self, queue: Queue) -> int:
-        """See to the cell of a worker that ended; 1 if it died before it could run one."""
+        """Handle the cell of a worker that ended; returns 1 if it died before it could run one."""
         self.listen()
         self.process.join()
         if self.owner is not None:
@@ -123,8 +123,8 @@ class _Worker:
             return 0
         if self.process.exitcode and self.process.exitcode > 0:
             raise UsageError(
-                f"a worker process could not start: it {self.ending()}, and said why on the "
-                'standard error. In a script, call reludiag under `if __name__ == "__main__":`'
+                f"a worker process could not start: it {self.ending()}, and stderr shows "
+                'why. In a script, call reludiag under `if __name__ == "__main__":`'
             )
         return 1
 
@@ -139,7 +139,7 @@ class _Worker:
             return f"was killed by signal {-code}"
 
     def stop(self) -> None:
-        """End it, at the latest in a few seconds; its cell is taken up when the sweep goes on."""
+        """Stop it within a few seconds; its cell runs again when the sweep continues."""
         self.process.terminate()
         self.process.join(timeout=5)
         if self.process.is_alive():

@@ -1,4 +1,4 @@
-"""A queue hands out cells, the runs to be made, and takes their results, each once."""
+"""A queue hands out cells (runs to make) and takes their results, each once."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -9,8 +9,9 @@ from reludiag.initialization.schemes import DEFAULT
 from reludiag.process import ProcessId
 
 DEATHS_ALLOWED = 2
-"""A trial whose process died is run again as often: it may have been killed by mistake, or by
-somebody short of memory. The next death is its result."""
+"""How often a trial is run again after its process died: it may have been killed by mistake, or for
+lack of memory. After that the death is its result.
+"""
 
 
 @dataclass(frozen=True)
@@ -20,15 +21,15 @@ class Cell:
     trial: int
     seed: int
     lr: float | None = None
-    """In place of the learning rate that train proposes; None leaves it."""
+    """Replaces the learning rate that train proposes; None keeps it."""
     lr_scale: float = 1.0
-    """Times the learning rate that train proposes."""
+    """Multiplies the learning rate that train proposes."""
     init: str = DEFAULT
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a run; the fields are those of `TRIAL_COLUMNS`, and what train returned."""
+    """The result of a run: the fields of `TRIAL_COLUMNS`, and what train returned."""
 
     status: str
     lr: float = math.nan
@@ -54,37 +55,41 @@ RESULT_FIELDS = tuple(f.name for f in fields(Result) if f.name != "metrics")
 
 
 class Queue(Protocol):
-    """Hands out cells to workers, each to one, and takes their results, one for each."""
+    """Hands out each cell to one worker, and takes one result per cell."""
 
     def claim(self, owner: ProcessId) -> Cell | None:
-        """A cell that nobody runs, now the owner's; None where there is none at the moment."""
+        """Claim a free cell for the owner; None if there is none at the moment."""
 
     def renew(self, owner: ProcessId) -> None:
-        """The owner is alive: nobody may take its cell."""
+        """Renew the owner's lease, so that nobody takes its cell."""
 
     def finish(self, cell: Cell, owner: ProcessId, result: Result) -> bool:
-        """Keep the result; False, and nothing is kept, if the cell is not the owner's any more."""
+        """Store the result; returns False and stores nothing if the cell no longer belongs to the
+        owner.
+        """
 
     def release(self, owner: ProcessId) -> None:
         """Give the owner's cell back, to be run again."""
 
     def bury(self, owner: ProcessId, how: str) -> None:
-        """The owner died: its cell is run again, or is a crash after `DEATHS_ALLOWED` deaths."""
+        """Record that the owner died: its cell runs again, or is a crash after `DEATHS_ALLOWED`
+        deaths.
+        """
 
     def tend(self, spared: Collection[ProcessId]) -> None:
-        """Give back the cells of owners that are gone, but for those that the caller buries."""
+        """Give back the cells of ended owners, except those that the caller handles."""
 
     def unfinished(self) -> int:
-        """How many cells have no result yet."""
+        """Number of cells without a result."""
 
     def results(self) -> Sequence[tuple[Cell, Result]]:
         """All results so far, in order of cells."""
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close open resources."""
 
 
 def crash_of(cell: Cell, how: str) -> Result:
-    """The result of a cell whose process died once too often."""
+    """The result of a cell whose process died too often."""
     error = f"its process {how}, {DEATHS_ALLOWED + 1} times"
     return Result("crashed", math.nan if cell.lr is None else cell.lr, error=error)

@@ -1,9 +1,9 @@
-"""The store: the one SQLite file of a sweep, from which workers take cells and leave results.
+"""The queue in one SQLite file, from which workers take cells and in which they store results.
 
-A cell is claimed in one transaction and its result written in another, so a process that is
-killed at any moment leaves a cell that is waiting, one that is claimed by a process that is gone
-(`tend` gives it back), or one that has its result. A rollback journal, no write-ahead log: hosts
-that share a folder cannot share the latter's index.
+A cell is claimed in one transaction and its result written in another, so a process killed at any
+moment leaves a cell that is waiting, that is claimed by a process that no longer exists (`tend`
+gives it back), or that has its result. It uses a rollback journal instead of a write-ahead log,
+because hosts that share a folder cannot share the index of the latter.
 """
 
 import json
@@ -27,22 +27,22 @@ SCHEMA_VERSION = 2
 #   2  a result has the samples of the probe, and what the recording warns of
 
 SCHEMA = """
-CREATE TABLE setting (              -- what was asked for; going on with another is refused
+CREATE TABLE setting (              -- settings of the sweep; continuing with others is refused
     key TEXT PRIMARY KEY,           -- train, lr, init, seeds, shard, ...
     value TEXT NOT NULL             -- as JSON
 );
 CREATE TABLE cell (                 -- the runs to be made
     trial INTEGER PRIMARY KEY,      -- from 0
     seed INTEGER NOT NULL,
-    lr REAL,                        -- in place of what train proposes; null leaves that
-    lr_scale REAL NOT NULL,         -- times what train proposes
+    lr REAL,                        -- replaces the rate that train proposes; null keeps it
+    lr_scale REAL NOT NULL,         -- multiplies the rate that train proposes
     init TEXT NOT NULL,             -- name of the scheme; default: as built
     state TEXT NOT NULL,            -- waiting, running, done
-    deaths INTEGER NOT NULL,        -- processes that died of it, as far as anybody saw
+    deaths INTEGER NOT NULL,        -- processes known to have died while running it
     host TEXT,                      -- of the process that runs it, as are the next
     pid INTEGER,
     started REAL,                   -- Unix time
-    lease REAL                      -- Unix time until which it is taken to live, seen from afar
+    lease REAL                      -- Unix time until which other hosts regard it as alive
 );
 CREATE TABLE result (               -- one for each cell that is done
     trial INTEGER PRIMARY KEY REFERENCES cell(trial),
@@ -61,13 +61,13 @@ CREATE TABLE result (               -- one for each cell that is done
     traceback TEXT NOT NULL,        -- of the user's code
     recording TEXT NOT NULL,        -- file name of the recording, beside this file
     probe INTEGER,                  -- samples that the units were judged on; null without a probe
-    notes TEXT NOT NULL             -- what the recording warns of, a line each
+    notes TEXT NOT NULL             -- warnings of the recording, one per line
 );
 CREATE TABLE metric (               -- numbers that train returned
     trial INTEGER NOT NULL REFERENCES cell(trial),
     name TEXT NOT NULL,
     value REAL,                     -- null: NaN
-    place INTEGER NOT NULL,         -- in the order that train gave them, from 0
+    place INTEGER NOT NULL,         -- position in what train returned, from 0
     PRIMARY KEY (trial, name)
 ) WITHOUT ROWID;
 """
@@ -77,7 +77,7 @@ _NUMBERS = frozenset({"lr", "dead_fraction", "seconds"})  # NaN where SQLite has
 
 
 class TrialStore:
-    """A queue in a file; any number of processes may have it open."""
+    """A queue in a file, which any number of processes may open."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -88,9 +88,9 @@ class TrialStore:
 
     @classmethod
     def prepare(cls, path: Path, settings: Mapping[str, Any], cells: Sequence[Cell]) -> Self:
-        """Make the file, or open the one that is there to go on with it.
+        """Create the file, or open an existing one to continue.
 
-        Raises UsageError if that was made with other settings, or is something else.
+        Raises UsageError if it has other settings, or is another kind of file.
         """
         store = cls(path)
         try:
@@ -100,13 +100,13 @@ class TrialStore:
                 else:
                     store._check(settings)
         except sqlite3.DatabaseError as error:
-            raise UsageError(f"{path} cannot be used for the trials of a sweep: {error}") from error
+            raise UsageError(f"{path} cannot be used as the file of a sweep: {error}") from error
         return store
 
     def claim(self, owner: ProcessId) -> Cell | None:
         """As in `Queue`."""
         waiting = "SELECT trial FROM cell WHERE state = 'waiting' ORDER BY trial LIMIT 1"
-        if self._db.execute(waiting).fetchone() is None:  # without stopping those who write
+        if self._db.execute(waiting).fetchone() is None:  # without blocking writers
             return None
         with self._writing():
             row = self._db.execute(
@@ -182,13 +182,13 @@ class TrialStore:
                 "SELECT trial, name, value FROM metric ORDER BY trial, place"
             ):
                 metrics.setdefault(trial, {})[name] = math.nan if value is None else value
-            found = self._db.execute(
+            rows = self._db.execute(
                 f"SELECT trial, seed, cell.lr, lr_scale, init, {_RESULT}"
                 " FROM cell JOIN result USING (trial) ORDER BY trial"
             ).fetchall()
         finally:
             self._db.execute("COMMIT")
-        return [(Cell(*row[:5]), _result(row[5:], metrics.get(row[0], {}))) for row in found]
+        return [(Cell(*row[:5]), _result(row[5:], metrics.get(row[0], {}))) for row in rows]
 
     def close(self) -> None:
         """As in `Queue`."""
@@ -213,14 +213,14 @@ class TrialStore:
         application = self._db.execute("PRAGMA application_id").fetchone()[0]
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:
-            raise UsageError(f"{self.path} is an SQLite file, but not of a sweep's trials")
+            raise UsageError(f"{self.path} is an SQLite file, but not the file of a sweep")
         if version != SCHEMA_VERSION:
             raise UsageError(
                 f"{self.path} has schema version {version}; this reludiag reads {SCHEMA_VERSION}. "
-                "Use the reludiag that made it, or another folder"
+                "Use the version of reludiag that made it, or another folder"
             )
-        made = {k: json.loads(v) for k, v in self._db.execute("SELECT * FROM setting")}
-        check_settings(made, settings, str(self.path))
+        stored = {k: json.loads(v) for k, v in self._db.execute("SELECT * FROM setting")}
+        check_settings(stored, settings, str(self.path))
 
     def _write(self, trial: int, result: Result) -> None:
         values = [getattr(result, name) for name in RESULT_FIELDS]
@@ -243,18 +243,18 @@ class TrialStore:
         self._db.execute("COMMIT")
 
 
-def check_settings(made: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
-    """Raise UsageError where a sweep that was begun is to be gone on with otherwise."""
-    for key in dict.fromkeys([*made, *given]):
-        before, now = made.get(key), json.loads(json.dumps(given.get(key)))
-        if before != now:
+def check_settings(stored: Mapping[str, Any], requested: Mapping[str, Any], where: str) -> None:
+    """Raise UsageError if a sweep would be continued with other settings."""
+    for key in dict.fromkeys([*stored, *requested]):
+        old, new = stored.get(key), json.loads(json.dumps(requested.get(key)))
+        if old != new:
             raise UsageError(
-                f"{where} was begun with {key} {_shown(before)}; now {_shown(now)} was given. To "
-                "go on with it, give the same; for another experiment, give another folder"
+                f"{where} was started with {key} {_as_text(old)}; now {_as_text(new)} was given. "
+                "Give the same value to continue it, or another folder to start another experiment"
             )
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""Worker: the process that runs trials, one after another, and what it makes of each."""
+"""Worker: the process that runs trials one after another, and turns each into a result."""
 
 import contextlib
 import math
@@ -24,23 +24,23 @@ from reludiag.process import LEASE, RENEWALS, ProcessId, this_process
 from reludiag.recording import read_recording
 
 IDLE = 0.1
-"""Seconds between looks at a queue that has nothing to give at the moment."""
+"""Seconds between checks of a queue that has no free cell at the moment."""
 READY, FAILED = "ready", "failed"
-"""What a worker tells its parent: that it can run train, or that nobody can."""
+"""Messages of a worker to its parent: that it can run train, or that no worker can."""
 
 Train = Callable[[Trial], Any]
 OpenQueue = Callable[[], Queue]
 
 
 def work(open_queue: OpenQueue, spec: str, recordings: Path, parent: Connection) -> None:
-    """Run cells until none is left, or until the parent process is gone.
+    """Run cells until none is left, or until the parent process has ended.
 
     A trial that raises is a result. An error of reludiag (train does not use its trial, a model
-    without rectifiers) is none: every trial would end so. The parent is told, and the cell is
-    given back.
+    without rectifiers) is not a result, because every trial would end this way: it is sent to the
+    parent, and the cell is given back.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted, and ends its workers
-    os.dup2(2, 1)  # the standard output is the parent's, for its result
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
+    os.dup2(2, 1)  # stdout belongs to the parent's result
     torch.set_num_threads(1)
     queue, owner, spawner = open_queue(), this_process(), multiprocessing.parent_process()
     try:
@@ -55,16 +55,16 @@ def work(open_queue: OpenQueue, spec: str, recordings: Path, parent: Connection)
                 queue.finish(cell, owner, run_cell(train, cell, recordings))
     except ReludiagError as error:
         queue.release(owner)
-        shown = error.user_traceback if isinstance(error, UserCodeError) else ""
-        parent.send((FAILED, type(error).__name__, str(error), shown))
+        traceback_text = error.user_traceback if isinstance(error, UserCodeError) else ""
+        parent.send((FAILED, type(error).__name__, str(error), traceback_text))
     finally:
         queue.close()
 
 
 def run_cell(train: Train, cell: Cell, recordings: Path) -> Result:
-    """One run, with the global streams of random numbers seeded.
+    """One run, with the global random number streams seeded.
 
-    Raises ReludiagError where train does not use its trial, or returns no numbers.
+    Raises ReludiagError if train does not use its trial, or returns something else than numbers.
     """
     path = recordings / f"{cell.trial:04d}.reludiag"
     trial = Trial(cell.seed, lr=cell.lr, lr_scale=cell.lr_scale, init=cell.init, recording=path)
@@ -128,7 +128,7 @@ def _in_one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _lease(open_queue: OpenQueue, owner: ProcessId) -> Iterator[None]:
-    """Renew the owner's lease from a thread, which has the queue open for itself."""
+    """Renew the owner's lease from a thread with its own connection to the queue."""
     ended = threading.Event()
 
     def renew() -> None:

@@ -1,4 +1,4 @@
-"""The arrays that the page's charts are drawn from, and the dead units as the CSV has them."""
+"""The arrays for the charts of the page, and the dead units as CSV."""
 
 import base64
 import io
@@ -12,12 +12,12 @@ from reludiag.reports.csv_file import write_frame
 from reludiag.reports.run.lifelines import LifelineChart, SiteLine
 
 MOST_LISTED = 10_000
-"""Dead units that a page lists; more are left to the CSV."""
+"""Largest number of dead units that a page lists; the CSV has all."""
 _BINS = 20  # of firing rates above 0: 5 % each
 
 
 def charts(diagnosis: Diagnosis, lives: LifelineChart | None) -> dict[str, Any]:
-    """All of them; an array is what Plotly calls a typed array: dtype, bdata, shape."""
+    """All chart data; arrays are Plotly typed arrays: dtype, bdata, shape."""
     return {
         "lives": None if lives is None else _lives(lives),
         "states": {life.name.lower(): int(life) for life in Life},
@@ -47,7 +47,7 @@ def _line(line: SiteLine) -> dict[str, Any]:
     return {
         "name": line.name,
         "units": line.units,
-        # JSON has no NaN; and a rate that never changes need not be said at each step.
+        # JSON has no NaN, and a rate that never changes need not be repeated.
         "rate": [None if np.isnan(rate) else float(rate) for rate in line.learning_rate],
         **{kind: packed(getattr(line, kind)) for kind in ("dead", "nonfinite", "died", "revived")},
         "states": None if line.states is None else packed(line.states),
@@ -55,13 +55,16 @@ def _line(line: SiteLine) -> dict[str, Any]:
 
 
 def _firing(diagnosis: Diagnosis) -> list[dict[str, Any]]:
-    """Of each site, how many units fire never, then in up to 5 %, 10 %, ... of samples."""
+    """For each site, the number of units that never fire, that fire in up to 5 %, 10 %, ...
+
+    of samples.
+    """
     units = diagnosis.units
     units = units[units["firing_rate"].notna() & (units["verdict"] != "nonfinite")]
     rows = []
     for name, rates in units.groupby("site", sort=False)["firing_rate"]:
         never = int((rates == 0).sum())
-        # Down a little, so that 5 % is in the bin that ends there.
+        # Slightly down, so that 5 % is in the bin that ends there.
         bins = np.clip(np.ceil(rates[rates > 0] * _BINS - 1e-9).astype(int), 1, _BINS)
         counts = np.bincount(bins, minlength=_BINS + 1)
         counts[0] = never
@@ -70,7 +73,7 @@ def _firing(diagnosis: Diagnosis) -> list[dict[str, Any]]:
 
 
 def packed(array: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """A whole-numbered array in as few bytes as hold it."""
+    """An integer array in the smallest dtype that holds it."""
     if array.dtype != np.uint8:
         array = array.astype(np.min_scalar_type(int(array.max(initial=0))))
     if array.dtype.itemsize == 8:

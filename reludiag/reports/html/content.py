@@ -1,4 +1,4 @@
-"""What the page says, as plain values: the template only lays it out."""
+"""The content of the page as plain values; the template only lays it out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ from reludiag.reports.run.summary import (
     next_steps,
     thick_of_deaths,
 )
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
 MOST_TILES_NAMED = 24
-"""Sites beyond which the map has squares without names."""
+"""Number of sites above which the map has squares without names."""
 _MOSTLY = 0.05  # up to this share of dead units a network is mostly healthy
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Whether the network is healthy, in a word and a sentence."""
+    """Whether the network is healthy: a word and a sentence."""
 
     tone: str
     """`good`, `fair`, `bad` or `unknown`: the colour."""
@@ -53,7 +53,7 @@ class SiteRow:
     """Place in forward order, from 1."""
     name: str
     label: str
-    """The end of its name, which tells it from its neighbours."""
+    """The end of its name, which distinguishes it from its neighbours."""
     heat: str
     """`0` none dead, `1` to `4` some, `5` all; `nan` not finite, `none` never called."""
     text: str
@@ -71,17 +71,17 @@ class SiteRow:
     revived: int | None
 
     @property
-    def told(self) -> str:
-        """The whole of it in a line."""
+    def tooltip(self) -> str:
+        """All of this in one line."""
         if self.units is None:
             return f"{self.name}: never called"
-        return f"{self.name}: {self.dead:,} of {many(self.units, 'unit')} dead" + (
+        return f"{self.name}: {self.dead:,} of {plural(self.units, 'unit')} dead" + (
             f" ({self.text})" if self.dead else ""
         )
 
 
 @dataclass(frozen=True)
-class Proof:
+class EvidenceRow:
     """A piece of evidence."""
 
     what: str
@@ -90,15 +90,15 @@ class Proof:
 
 
 @dataclass(frozen=True)
-class Why:
+class CausePanel:
     """A cause as the page shows it."""
 
     site: str
     name: str
     sentence: str
     certainty: str
-    """Whether this run alone can tell, and how many of the dead units it explains."""
-    evidence: tuple[Proof, ...]
+    """Whether this run alone proves the cause, and how many of the dead units it explains."""
+    evidence: tuple[EvidenceRow, ...]
     instruction: str
     confirm: str
 
@@ -107,19 +107,19 @@ def answer(diagnosis: Diagnosis) -> Answer:
     """The answer to the first question."""
     units, dead = int(diagnosis.sites["units"].sum()), diagnosis.dead
     lost = int(diagnosis.sites["nonfinite"].sum())
-    counted = f"{dead:,} of {many(units, 'unit')} {'is' if dead == 1 else 'are'} dead"
+    counted = f"{dead:,} of {plural(units, 'unit')} {'is' if dead == 1 else 'are'} dead"
     if diagnosis.diverged:
         verb = "is" if lost == 1 else "are"
         return Answer(
             "bad",
-            "No, it diverged.",
-            f"{lost:,} of {many(units, 'unit')} {verb} not finite"
+            "No: it diverged.",
+            f"{lost:,} of {plural(units, 'unit')} {verb} not finite"
             + (f"; {dead:,} more {'is' if dead == 1 else 'are'} dead." if dead else "."),
         )
     if not units or diagnosis.head.samples == 0:
-        return Answer("unknown", "Not known.", "Nothing has been observed yet.")
+        return Answer("unknown", "Not known.", "No unit has been observed yet.")
     if not dead:
-        return Answer("good", "Yes.", f"None of {many(units, 'unit')} is dead.")
+        return Answer("good", "Yes.", f"None of {plural(units, 'unit')} is dead.")
     silent = (diagnosis.sites["dead"] == diagnosis.sites["units"]).fillna(False).any()
     mostly = diagnosis.dead_fraction <= _MOSTLY and not silent
     sentence = f"{counted} ({share(dead, units)})."
@@ -127,7 +127,7 @@ def answer(diagnosis: Diagnosis) -> Answer:
 
 
 def bar(diagnosis: Diagnosis) -> list[Part]:
-    """The units by verdict, the grave ones first."""
+    """The units by verdict, the worst first."""
     units = int(diagnosis.sites["units"].sum())
     counts = {verdict: int(diagnosis.sites[verdict].sum()) for verdict in VERDICTS}
     return [
@@ -176,21 +176,21 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
     return rows
 
 
-def since(diagnosis: Diagnosis) -> str:
-    """When units died, in a sentence; empty where there is no timeline."""
+def death_sentence(diagnosis: Diagnosis) -> str:
+    """When units died, in a sentence; empty without a timeline."""
     if diagnosis.timeline is None or diagnosis.timeline.empty:
         return ""
     most = thick_of_deaths(diagnosis.timeline)
     born = int(diagnosis.sites["born_dead"].sum())
     at_birth = (
-        f"{many(born, 'unit')} {'was' if born == 1 else 'were'} dead at step 0." if born else ""
+        f"{plural(born, 'unit')} {'was' if born == 1 else 'were'} dead at step 0." if born else ""
     )
     if most is None:
         return at_birth or "No unit died in this run."
     total = int(diagnosis.timeline["died"].sum())
-    known = most.learning_rate == most.learning_rate
-    at = f", at a learning rate of {most.learning_rate:.4g}" if known else ""
-    deaths = f"{most.died:,} of {many(total, 'death')} came in steps {most.steps}{at}."
+    has_rate = most.learning_rate == most.learning_rate
+    at = f", at a learning rate of {most.learning_rate:.4g}" if has_rate else ""
+    deaths = f"{most.died:,} of {plural(total, 'death')} came in steps {most.steps}{at}."
     return f"{at_birth} {deaths}".strip()
 
 
@@ -200,16 +200,16 @@ def windows(diagnosis: Diagnosis) -> list[LifeWindow]:
     return [] if timeline is None or timeline.empty else life_windows(timeline)
 
 
-def whys(diagnosis: Diagnosis) -> list[Why]:
-    """The causes: the run's own first."""
+def cause_panels(diagnosis: Diagnosis) -> list[CausePanel]:
+    """The causes: that of the run first."""
     return [
-        Why(
+        CausePanel(
             site=cause.site or "",
             name=kind_named(cause.kind).badge or cause.kind.replace("_", " "),
             sentence=cause.sentence,
             certainty=_certainty(cause),
             evidence=tuple(
-                Proof(item.what, _value(item.value), item.meaning) for item in cause.evidence
+                EvidenceRow(item.what, _value(item.value), item.meaning) for item in cause.evidence
             ),
             instruction=instruction(cause),
             confirm=cause.confirm,
@@ -221,20 +221,20 @@ def whys(diagnosis: Diagnosis) -> list[Why]:
 def _certainty(cause: Cause) -> str:
     kind = kind_named(cause.kind)
     if cause.identifiable:
-        certainty = "This run alone can tell."
+        certainty = "This run alone proves it."
     elif kind.claim == "unknown":
-        return "This run alone cannot tell."
+        return "This run alone does not show the cause."
     else:
-        certainty = "This run alone cannot tell for sure: it is the likeliest."
+        certainty = "This is the likeliest cause; this run alone cannot prove it."
     if kind.claim == "nothing" or kind.share_of != "deaths":
         return certainty
     return f"{certainty} It explains {share(cause.share, 1)} of the dead units."
 
 
-def advice(diagnosis: Diagnosis, causes: Sequence[Why]) -> list[str]:
-    """What to do and what to look at next, the gravest first."""
+def advice(diagnosis: Diagnosis, causes: Sequence[CausePanel]) -> list[str]:
+    """What to do and what to look at next, the most serious first."""
     cures = [cause.instruction for cause in causes if cause.instruction and not cause.site]
-    looks = [line for line in next_steps(diagnosis) if not line.startswith("--csv FILE")]
+    looks = [line for line in next_steps(diagnosis) if not line.startswith("Use --csv FILE")]
     return list(dict.fromkeys([*cures, *looks]))
 
 
@@ -253,7 +253,7 @@ def _share_of_one(value: Any) -> str:
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """The last part of each name, or as many as tell it from the rest; never a number alone."""
+    """The last part of each name, or enough parts to distinguish it; never only a number."""
     labels = [_end(name, 2 if _end(name, 1)[:1].isdigit() else 1) for name in names]
     for parts in (2, 3):
         labels = [

@@ -29,7 +29,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Grid:
-    """What a sweep says."""
+    """The results of a sweep."""
 
     headline: str
     maps: tuple[HeatMap, ...]
@@ -37,7 +37,7 @@ class Grid:
 
 
 def grid_of(effects: Effects) -> Grid:
-    """The heat maps of a sweep and what they say."""
+    """The heat maps of a sweep and its results."""
     return Grid(
         headline(effects),
         tuple(heat_map(effects, response) for response in _RESPONSES if len(effects.cells)),
@@ -53,9 +53,9 @@ def heat_map(
     effects: Effects,
     name: str,
     title: str = "",
-    shown: Callable[[float], tuple[str, str]] = _share_and_heat,
+    text_of: Callable[[float], tuple[str, str]] = _share_and_heat,
 ) -> HeatMap:
-    """One column of `cells` as a table of texts and colours: a share of dead units, if not else."""
+    """One column of `cells` as a table of texts and colours; by default a share of dead units."""
     table = effects.heat_map(name)
     places = effects.cells.set_index(["init", "lr"]).to_dict("index")
 
@@ -63,7 +63,7 @@ def heat_map(
         if place is None:
             return "", "none"
         if not pd.isna(part):
-            text, colour = shown(part)
+            text, colour = text_of(part)
             return text + ("!" if place["diverged"] else ""), colour
         return (
             ("NaN", "nan") if place["diverged"] else ("crash" if place["crashed"] else "?", "none")

@@ -8,7 +8,7 @@ from reludiag.reports.html.charts import MOST_LISTED, charts
 from reludiag.reports.html.shell import fragment_of, page_of
 from reludiag.reports.run.formats import Choices
 from reludiag.reports.run.lifelines import MOST_UNITS, LifelineChart, lifelines
-from reludiag.reports.wording import many
+from reludiag.reports.wording import plural
 
 if TYPE_CHECKING:  # the analysis of several runs takes its time to import
     from reludiag.experiments.analysis.effects import Effects
@@ -34,7 +34,7 @@ def page(diagnosis: Diagnosis, effects: "Effects | None" = None) -> str:
         ["page.js", "report.js"],
         charts(diagnosis, lives),
         charts=True,
-        **_said(diagnosis),
+        **_report_content(diagnosis),
         grid=grid,
         abridged=_abridged(diagnosis, lives),
         listed=MOST_LISTED,
@@ -42,14 +42,14 @@ def page(diagnosis: Diagnosis, effects: "Effects | None" = None) -> str:
 
 
 def fragment(diagnosis: Diagnosis) -> str:
-    """What a notebook shows: the answer, the map, the worst sites and what to do; no script."""
-    said = _said(diagnosis)
-    worst = sorted(said["sites"], key=lambda row: (-row.share, row.index))
-    return fragment_of("notebook.html.j2", **said, worst=worst[:_MOST_SITES_IN_NOTEBOOK])
+    """The HTML for a notebook: the answer, the map, the worst sites and what to do; no script."""
+    content = _report_content(diagnosis)
+    worst = sorted(content["sites"], key=lambda row: (-row.share, row.index))
+    return fragment_of("notebook.html.j2", **content, worst=worst[:_MOST_SITES_IN_NOTEBOOK])
 
 
-def _said(diagnosis: Diagnosis) -> dict[str, Any]:
-    causes = content.whys(diagnosis)
+def _report_content(diagnosis: Diagnosis) -> dict[str, Any]:
+    causes = content.cause_panels(diagnosis)
     return {
         "head": diagnosis.head,
         "answer": content.answer(diagnosis),
@@ -57,7 +57,7 @@ def _said(diagnosis: Diagnosis) -> dict[str, Any]:
         "sites": content.site_rows(diagnosis),
         "named": len(diagnosis.sites) <= content.MOST_TILES_NAMED,
         "ledger": diagnosis.timeline is not None,
-        "since": content.since(diagnosis),
+        "since": content.death_sentence(diagnosis),
         "windows": content.windows(diagnosis),
         "causes": causes,
         "advice": content.advice(diagnosis, causes),
@@ -67,21 +67,21 @@ def _said(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _abridged(diagnosis: Diagnosis, lives: LifelineChart | None) -> list[str]:
-    """What the pictures leave out, said so."""
+    """Notes on what the charts leave out."""
     if lives is None:
         return []
-    said = []
+    notes = []
     hidden = [site for site in lives.sites if site.states is None]
     if hidden:
-        said.append(
-            f"{len(hidden):,} of {many(len(lives.sites), 'site')} "
-            f"{'has' if len(hidden) == 1 else 'have'} one row for the whole site, not one for "
-            f"each unit: a site has more than {MOST_UNITS:,} units, or all have more than a page "
-            "can hold."
+        notes.append(
+            f"{len(hidden):,} of {plural(len(lives.sites), 'site')} "
+            f"{'has' if len(hidden) == 1 else 'have'} one row for the whole site instead of one "
+            f"per unit: the site has more than {MOST_UNITS:,} units, or all sites together have "
+            "more than a page can hold."
         )
     if lives.joined > 1:
-        said.append(
-            f"A column is {lives.joined:,} snapshots: the state at the last of them, the deaths "
-            "of all."
+        notes.append(
+            f"A column shows {lives.joined:,} snapshots: the state at the last one, and the "
+            "deaths in all of them."
         )
-    return said
+    return notes

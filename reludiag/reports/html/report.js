@@ -1,13 +1,13 @@
-// Draws the charts of a report and lists its dead units. What a page of any kind does is in page.js.
+// Draws the charts of a report and lists its dead units. What all pages share is in page.js.
 // Plotly comes packed in the page; tables and searches do not wait for it.
-// Plotly reads tags in text: names reach it by plain().
+// Plotly parses tags in text, so names go through plain().
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const short = (text, most) =>
   text.length <= most ? text : `${text.slice(0, most >> 2)}…${text.slice(text.length - most + (most >> 2) + 1)}`;
 
-// ---- What was packed
+// ---- Unpacking
 
 function unpacked({ dtype, shape, bdata }) {
   const bytes = Uint8Array.from(atob(bdata), (c) => c.charCodeAt(0));
@@ -46,7 +46,7 @@ for (const [event, now] of [["beforeprint", true], ["afterprint", false]])
 
 // ---- Which site is shown
 
-const ALL_UNITS = 1000; // as many rows of single units as can be told apart in one picture
+const ALL_UNITS = 1000; // the most rows of single units that are distinguishable in one picture
 const SITES = "\u0000sites", UNITS = "\u0000units"; // no name of a site begins so
 let chosen = UNITS;
 
@@ -145,8 +145,8 @@ function drawFiring() {
 }
 
 function raster(names, room) {
-  // Rows of states: units in the order they died, so that a picture lower than their number hides
-  // nobody: a row is several units then, and has the gravest state of them.
+  // Rows of states: units in the order of their deaths. If there are fewer rows than units,
+  // a row shows several units in their worst state, so that no death is hidden.
   const S = data.states;
   const grave = [S.unknown, S.alive, S.revived, S.born_dead, S.dead, S.nonfinite];
   const rank = grave.map((_, state) => grave.indexOf(state));
@@ -210,7 +210,7 @@ function drawLife() {
     ticks = one ? { tickvals: [] }
       : { tickvals: centres, ticktext: shown.map(labelOf) };
     states(used);
-    note = `A row is ${step === 1 ? "a unit" : `up to ${step} units, in the gravest of their states`}; in each site, the first to die are at the top.`;
+    note = `A row is ${step === 1 ? "a unit" : `up to ${step} units, in their worst state`}; in each site, the first to die are at the top.`;
     tell = (row, column) => {
       const { site, units } = labels[row];
       const state = STATES.find(([name]) => data.states[name] === rows[row][column]);
@@ -220,7 +220,7 @@ function drawLife() {
   } else {
     height = Math.max(60, Math.min(room, shown.length * 24));
     const step = Math.max(1, Math.ceil(shown.length / room));
-    // What is not finite is graver than any share of dead units.
+    // Units that are not finite are worse than any share of dead units.
     const NONFINITE = 6;
     const bad = shown.some((site) => site.nonfinite.some(Boolean));
     const rows = shown.map((site) => Array.from(site.dead, (dead, at) => (site.nonfinite[at] ? NONFINITE : dead / site.units)));
@@ -237,8 +237,8 @@ function drawLife() {
     ticks = one ? { tickvals: [] } : { tickvals: named, ticktext: named.map((at) => labelOf(shown[at * step])) };
     states([["h0", "h0", "none dead"], ["h1", "h1", "under 5 %"], ["h2", "h2", "5–20 %"], ["h3", "h3", "20–50 %"], ["h4", "h4", "50 % and over"], ["h5", "h5", "all"],
       ...(bad ? [["nonfinite", "nonfinite", "some not finite"]] : [])]);
-    note = one ? "This site has too many units to show each: its row is the share of them that is dead."
-      : `A row is ${step === 1 ? "a site" : `up to ${step} sites, in the colour of the worst`}, coloured by the share of its units that is dead.`
+    note = one ? "This site has too many units to show each: its row shows the share that is dead."
+      : `A row is ${step === 1 ? "a site" : `up to ${step} sites, in the colour of the worst`}, coloured by the share of dead units.`
         + (shown.some((site) => site.states) ? " Choose a site to see its units." : "");
     tell = (row, column) => {
       const site = shown.slice(row * step, (row + 1) * step)

@@ -70,7 +70,7 @@ def _environment() -> Environment:
 
 
 def _unbroken(sentence: str) -> str:
-    """No line ends between a number and its per cent, nor within a range."""
+    """Prevents line breaks between a number and its % sign, and within a range."""
     return re.sub(r"(?<=\d)-(?=\d)", "\u2011", sentence.replace(" %", "\u00a0%"))
 
 
@@ -80,7 +80,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(hashes: Sequence[str]) -> str:
-    # Plotly sets styles; with images of data alone, a style can request nothing.
+    # Plotly sets styles; as images are limited to data, a style can request nothing.
     return (
         f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline'; "
         "img-src data: blob:; form-action 'none'; base-uri 'none'"
@@ -88,6 +88,6 @@ def _policy(hashes: Sequence[str]) -> str:
 
 
 def _data(content: dict[str, Any]) -> Markup:
-    """JSON that may stand in a script element: nothing in it can end that."""
+    """JSON for a script element: nothing in it can end the element."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -1,4 +1,4 @@
-"""What the page of a sweep says, as plain values: the template only lays it out."""
+"""The content of the page of a sweep as plain values; the template only lays it out."""
 
 import io
 import math
@@ -22,17 +22,17 @@ from reludiag.reports.sweep.summary import (
     marks,
     size,
 )
-from reludiag.reports.wording import many, number, p_text, rate, share
+from reludiag.reports.wording import number, p_text, plural, rate, share
 
 MOST_LISTED = 2_000
-"""Runs that a page lists; the download has them all."""
+"""Largest number of runs that a page lists; the download has all."""
 _MOST_FAILURES = 10
 _TITLES = {"born": "Born dead", "new": "New deaths", "dead": "Dead at the end"}
 
 
 @dataclass(frozen=True)
 class Share:
-    """What goes with one source, of one response."""
+    """The share of one response that one source explains."""
 
     text: str
     interval: str = ""
@@ -43,7 +43,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Source:
-    """A row of what goes with which."""
+    """A row of the table of explained shares."""
 
     name: str
     cells: tuple[Share, ...]
@@ -51,7 +51,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Safe:
-    """Up to which learning rate an initialization is safe."""
+    """The highest safe learning rate of an initialization."""
 
     init: str
     born: str
@@ -67,7 +67,7 @@ class Cell:
 
     text: str
     key: str
-    """What it is sorted by: a number in full, or its text; empty if it is not known."""
+    """The sort key: a number in full, or its text; empty if unknown."""
     kind: str
     """`n` for a number, else `t`."""
 
@@ -77,26 +77,26 @@ class Run:
     """A row of it."""
 
     name: str
-    """What the search looks in."""
+    """The text that the search uses."""
     cells: tuple[Cell, ...]
 
 
-def said(effects: Effects) -> dict[str, Any]:
-    """All that the page and the notebook say."""
-    known = len(effects.cells) > 0
+def content_of(effects: Effects) -> dict[str, Any]:
+    """The content of the page and the notebook."""
+    has_cells = len(effects.cells) > 0
     runs = runs_of(effects)
     return {
         "size": size(effects),
         "headline": headline(effects),
         "notes": caveats(effects),
         "findings": findings(effects),
-        "maps": [heat_map(effects, response) for response in ("new", "born")] if known else [],
+        "maps": [heat_map(effects, response) for response in ("new", "born")] if has_cells else [],
         "marks": marks(effects),
         "metrics": [_metric_map(effects, name) for name in effects.metrics],
         "responses": list(_TITLES.values()),
         "explained": _explained(effects),
         "limit": f"{100 * effects.safe_new:g} %",
-        "safe": _safe(effects) if known else [],
+        "safe": _safe(effects) if has_cells else [],
         "failures": _failures(effects.trials),
         "columns": _columns(effects.trials),
         "runs": runs,
@@ -120,9 +120,9 @@ def _metric_map(effects: Effects, name: str) -> HeatMap:
 def _explained(effects: Effects) -> list[Source]:
     rows = []
     for source, name in SOURCES.items():
-        found = [effects.variance_share(response, source) for response in RESPONSES]
-        if any(item.share is not None for item in found):
-            rows.append(Source(name.capitalize(), tuple(_share(item) for item in found)))
+        shares = [effects.variance_share(response, source) for response in RESPONSES]
+        if any(item.share is not None for item in shares):
+            rows.append(Source(name.capitalize(), tuple(_share(item) for item in shares)))
     return rows
 
 
@@ -158,12 +158,12 @@ def _safe(effects: Effects) -> list[Safe]:
 
 
 def _failures(trials: pd.DataFrame) -> list[str]:
-    """Each error once, with how many runs it ended, the most frequent first."""
+    """Each error once, with the number of its runs, the most frequent first."""
     if "error" not in trials:
         return []
     counts = trials["error"].dropna().astype(str)
-    told = counts[counts != ""].value_counts().to_dict()
-    lines = [f"{many(count, 'run')}: {error}" for error, count in told.items()]
+    sentences = counts[counts != ""].value_counts().to_dict()
+    lines = [f"{plural(count, 'run')}: {error}" for error, count in sentences.items()]
     more = len(lines) - _MOST_FAILURES
     return lines[:_MOST_FAILURES] + ([f"{more:,} other errors, in the table"] if more > 0 else [])
 
@@ -187,8 +187,8 @@ _ORDER = (
 )
 
 
-def _shown(trials: pd.DataFrame) -> list[str]:
-    """The columns of which something is known; what train returned before what it took."""
+def _column_names(trials: pd.DataFrame) -> list[str]:
+    """The columns with values; what train returned comes before its duration."""
     metrics = [str(name) for name in trials.columns if str(name).startswith(METRIC)]
     order = [*_ORDER[:-3], *metrics, *_ORDER[-3:]]
     return [
@@ -200,14 +200,14 @@ def _columns(trials: pd.DataFrame) -> list[tuple[str, str]]:
     titles = {**_TEXTS, **_NUMBERS}
     return [
         (titles.get(name, name.removeprefix(METRIC)), "t" if name in _TEXTS else "n")
-        for name in _shown(trials)
+        for name in _column_names(trials)
     ]
 
 
 def runs_of(effects: Effects) -> Sequence[Run]:
     """The runs as the table lists them."""
     trials = effects.trials.head(MOST_LISTED)
-    names = _shown(effects.trials)
+    names = _column_names(effects.trials)
     searched = [name for name in _TEXTS if name in names]
     return [
         Run(

@@ -12,10 +12,10 @@ def effects_page(effects: Effects) -> str:
         ["page.js", "sweep.js"],
         {"csv": sweep_content.trials_csv(effects)},
         charts=False,
-        **sweep_content.said(effects),
+        **sweep_content.content_of(effects),
     )
 
 
 def effects_fragment(effects: Effects) -> str:
     """What a notebook shows: the sentence, the heat maps, what they say; no script."""
-    return fragment_of("sweep_notebook.html.j2", **sweep_content.said(effects))
+    return fragment_of("sweep_notebook.html.j2", **sweep_content.content_of(effects))

@@ -1,1 +1,1 @@
-"""Reports of a Diagnosis, one file a format."""
+"""Reports of a Diagnosis, one file per format."""

@@ -17,7 +17,7 @@ _MOST_SITES = 8
 
 
 def why(causes: Sequence[Cause]) -> Iterator[RenderableType]:
-    """The run's own cause with its evidence, and a line for each site; nothing if none died."""
+    """The cause of the run with its evidence, and a line for each site; nothing if no unit died."""
     run, sites = own_cause(causes), causes[1:]
     if run is None:
         return
@@ -50,7 +50,7 @@ def _verdict(cause: Cause) -> Text:
         return text
     text.append(f", {share(cause.share, 1)} of the {kind.share_of}", style="not bold")
     if not cause.identifiable and kind.claim != "unknown":
-        text.append("; likely, not proven by this run alone", style="not bold yellow")
+        text.append("; likely, but this run alone cannot prove it", style="not bold yellow")
     return text
 
 

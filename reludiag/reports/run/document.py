@@ -17,7 +17,7 @@ def write_document(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> N
 
 
 def document(diagnosis: Diagnosis, all_units: bool = False) -> str:
-    """The JSON text; numbers that are unknown or not finite are null."""
+    """The JSON text; unknown and non-finite numbers are null."""
     sites = diagnosis.sites
     content = {
         "schema_version": SCHEMA_VERSION,

@@ -23,9 +23,9 @@ from reludiag.reports.figure_style import (
     styled,
 )
 from reludiag.reports.run.lifelines import LifelineChart, SiteLine, lifelines, raster
-from reludiag.reports.wording import many
+from reludiag.reports.wording import plural
 
-if TYPE_CHECKING:  # an extra: only those who draw need it
+if TYPE_CHECKING:  # an extra: only needed for drawing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -55,11 +55,11 @@ _MOST_PANELS = 12
 def figure(diagnosis: Diagnosis, kind: str) -> "Figure":
     """A matplotlib figure: `lifelines`, `sites` or `rates`.
 
-    Raises MissingLibraryError without matplotlib, UsageError where there is nothing to show.
+    Raises MissingLibraryError without matplotlib, UsageError if there is nothing to show.
     """
     kinds = {"lifelines": _lifelines, "sites": _sites, "rates": _rates}
     if kind not in kinds:
-        raise UsageError(f"figure {kind!r} was asked for; expected one of {', '.join(kinds)}")
+        raise UsageError(f"figure {kind!r} does not exist; expected one of {', '.join(kinds)}")
     with styled():
         return kinds[kind](diagnosis)
 
@@ -68,7 +68,7 @@ def _lifelines(diagnosis: Diagnosis) -> "Figure":
     lives = lifelines(diagnosis)
     if lives is None or not lives.sites:
         raise UsageError(
-            "lifelines were asked for, of what has no timeline; expected a recording, or several "
+            "there is no timeline to draw lifelines from; expected a recording, or several "
             "checkpoints"
         )
     whole = lives.whole
@@ -76,9 +76,9 @@ def _lifelines(diagnosis: Diagnosis) -> "Figure":
     by_unit &= all(site.states is not None for site in lives.sites)
     rated = bool(np.isfinite(whole.learning_rate).any())
     tall = 3.2 if by_unit else min(6.0, 0.5 + 0.16 * len(lives.sites))
-    drawn = new_figure(tall + (1.9 if rated else 1.1))
+    picture = new_figure(tall + (1.9 if rated else 1.1))
     ratios = ([0.55] if rated else []) + [0.6, tall]
-    *above, below = drawn.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+    *above, below = picture.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     edges = np.array(lives.edges, dtype=float)
     if rated:
         above[0].stairs(whole.learning_rate, edges, baseline=None, color=_RATE, linewidth=1.2)
@@ -89,17 +89,17 @@ def _lifelines(diagnosis: Diagnosis) -> "Figure":
     if by_unit:
         _raster(below, lives, edges)
         joined = -(-whole.units // _MOST_ROWS)
-        told = f": a row is up to {joined}, in the gravest of their states" if joined > 1 else ""
-        below.set_title(many(whole.units, "unit") + told)
+        legend = f": a row shows up to {joined}, in their worst state" if joined > 1 else ""
+        below.set_title(plural(whole.units, "unit") + legend)
         used = {int(state) for site in lives.sites for state in np.unique(_states(site))}
         colour_key(below, [(STATE_COLOURS[s], n) for s, n in _STATE_NAMES.items() if s in used])
     else:
         _shares(below, lives, edges)
-        below.set_title(f"{many(len(lives.sites), 'site')}: share of units dead")
+        below.set_title(f"{plural(len(lives.sites), 'site')}: share of units dead")
         heat_key(below, bool(whole.nonfinite.any()))
     below.set_xlabel("Optimizer steps")
     below.set_xlim(edges[0], edges[-1])
-    return drawn
+    return picture
 
 
 def _deaths(axes: "Axes", edges: np.ndarray[Any, Any], line: SiteLine) -> None:
@@ -150,21 +150,21 @@ def _shares(axes: "Axes", lives: LifelineChart, edges: np.ndarray[Any, Any]) -> 
 def _sites(diagnosis: Diagnosis) -> "Figure":
     sites = diagnosis.sites[diagnosis.sites["units"].fillna(0) > 0]
     if sites.empty:
-        raise UsageError("a figure of the sites was asked for, but none was called")
-    drawn = new_figure(min(8.0, 0.9 + 0.2 * len(sites)))
-    axes = drawn.subplots()
-    units, left = sites["units"].to_numpy(float), np.zeros(len(sites))
+        raise UsageError("there is no site to draw: none was called")
+    picture = new_figure(min(8.0, 0.9 + 0.2 * len(sites)))
+    axes = picture.subplots()
+    units, offset = sites["units"].to_numpy(float), np.zeros(len(sites))
     rows, key = np.arange(len(sites)), []
     for verdict in VERDICTS:
         parts = sites[verdict].to_numpy(float) / units
         if parts.any():
-            axes.barh(rows, parts, 0.8, left, color=VERDICT_COLOURS[verdict])
+            axes.barh(rows, parts, 0.8, offset, color=VERDICT_COLOURS[verdict])
             key.append((VERDICT_COLOURS[verdict], verdict.replace("_", " ")))
-            left += parts
+            offset += parts
     if len(sites) <= MOST_NAMED:
         for row, (dead, total) in enumerate(zip(sites["dead"], sites["units"], strict=True)):
-            told = f"{dead:,} of {total:,} dead"
-            axes.text(1.01, row, told, va="center", fontsize=7, color=QUIET)
+            label = f"{dead:,} of {total:,} dead"
+            axes.text(1.01, row, label, va="center", fontsize=7, color=QUIET)
     name_rows(axes, list(rows), [str(name) for name in sites["site"]])
     axes.set_ylim(len(sites) - 0.5, -0.5)
     axes.set_xlim(0, 1)
@@ -173,7 +173,7 @@ def _sites(diagnosis: Diagnosis) -> "Figure":
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     colour_key(axes, key)
-    return drawn
+    return picture
 
 
 def _rates(diagnosis: Diagnosis) -> "Figure":
@@ -181,17 +181,17 @@ def _rates(diagnosis: Diagnosis) -> "Figure":
     units = units[units["firing_rate"].notna() & (units["verdict"] != "nonfinite")]
     names = list(units["site"].unique())
     if not names:
-        raise UsageError("firing rates were asked for, but none is known")
+        raise UsageError("there are no firing rates to draw: none is known")
     worst = set(
         diagnosis.sites.sort_values("dead_fraction", ascending=False)["site"][:_MOST_PANELS]
     )
-    shown = [name for name in names if name in worst] if len(names) > _MOST_PANELS else names
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
-    drawn = new_figure(0.6 + 1.25 * lines)
-    panels = drawn.subplots(lines, columns, squeeze=False, sharex=True).ravel()
+    panel_names = [name for name in names if name in worst] if len(names) > _MOST_PANELS else names
+    columns = min(3, len(panel_names))
+    lines = -(-len(panel_names) // columns)
+    picture = new_figure(0.6 + 1.25 * lines)
+    panels = picture.subplots(lines, columns, squeeze=False, sharex=True).ravel()
     bins = np.linspace(0, 1, 21)
-    for axes, name in zip(panels, shown, strict=False):
+    for axes, name in zip(panels, panel_names, strict=False):
         rates = units.loc[units["site"] == name, "firing_rate"].to_numpy(float)
         never = int((rates == 0).sum())
         axes.hist(rates[rates > 0], bins, color=_RATE, rwidth=0.9)
@@ -200,14 +200,16 @@ def _rates(diagnosis: Diagnosis) -> "Figure":
         axes.locator_params(axis="y", nbins=3, integer=True)
         axes.set_xticks([-0.045, 0.5, 1], ["never", "50 %", "100 %"])
         axes.set_xlim(-0.09, 1.02)
-    for axes in panels[len(shown) :]:
+    for axes in panels[len(panel_names) :]:
         axes.set_visible(False)
-    drawn.supxlabel("Share of samples in which a unit fires", fontsize=8, color=QUIET)
-    drawn.supylabel("Units", fontsize=8, color=QUIET)
-    if len(shown) < len(names):
-        told = f"The {len(shown)} of {len(names):,} sites with the largest share of dead units"
-        drawn.suptitle(told, fontsize=8, color=INK)
-    return drawn
+    picture.supxlabel("Share of samples in which a unit fires", fontsize=8, color=QUIET)
+    picture.supylabel("Units", fontsize=8, color=QUIET)
+    if len(panel_names) < len(names):
+        title = (
+            f"The {len(panel_names)} of {len(names):,} sites with the largest share of dead units"
+        )
+        picture.suptitle(title, fontsize=8, color=INK)
+    return picture
 
 
 def _states(site: SiteLine) -> np.ndarray[Any, Any]:

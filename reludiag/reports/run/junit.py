@@ -1,4 +1,4 @@
-"""JUnit XML, as CI services read it: a test case for each site, failing where it is over the limit.
+"""JUnit XML for CI services: one test case per site, which fails if the site is over its limit.
 
 The numbers are properties of the test case.
 """
@@ -15,7 +15,7 @@ from reludiag.reports.run.formats import Choices
 
 WHOLE_MODEL = "(whole model)"
 
-# What XML 1.0 has no way to write, not even escaped (section 2.2).
+# Characters that XML 1.0 cannot represent, not even escaped (section 2.2).
 _UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -25,7 +25,7 @@ def write_junit(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None
 
 
 def junit(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
-    """The XML text; `checks` are what a gate said of this diagnosis."""
+    """The XML text; `checks` are the gate's results for this diagnosis."""
     head = diagnosis.head
     unseen = [check for check in checks if check.units is None]
     counts = {

@@ -1,4 +1,4 @@
-"""Lifelines: the timeline in so few windows that a picture can show them, one by one."""
+"""Lifelines: the timeline in few enough windows for a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 MOST_UNITS = 2_000
-"""A site with more units is shown as one row, its share of dead units."""
+"""A site with more units is shown as one row with its share of dead units."""
 _MOST_WINDOWS = 400  # about as many as a screen has room for
-_MOST_CELLS = 1_200_000  # of all sites: what a page can hold, 5,000 units at 200 snapshots
+_MOST_CELLS = 1_200_000  # for all sites: the limit of a page, 5,000 units at 200 snapshots
 _MOST_SITE_CELLS = 200_000
 _FEWEST_WINDOWS = 20
 
@@ -34,30 +34,34 @@ class SiteLine:
     died: Integers
     revived: Integers
     states: States | None
-    """`[unit, window]`, values of `Life` at its end; None where they are too many to show."""
+    """`[unit, window]`, values of `Life` at the window's end; None if there are too many units to
+    show.
+    """
 
 
 @dataclass(frozen=True)
 class LifelineChart:
-    """The windows, and what became of each site in them."""
+    """The windows, and the life of each site in them."""
 
     edges: tuple[float, ...]
-    """`[window + 1]`: steps; a window is from after one of them up to the next. The first is the
-    first snapshot alone, and begins before it only so that it has a width."""
+    """`[window + 1]`: steps; a window begins after one of them and ends at the next.
+
+    The first window is only the first snapshot; it begins before it only to have a width.
+    """
     joined: int
-    """Snapshots in a window, but for the first and the last."""
+    """Snapshots per window, except the first and the last window."""
     sites: tuple[SiteLine, ...]
     """Those that were called, in forward order."""
     whole: SiteLine
 
 
 def lifelines(diagnosis: Diagnosis) -> LifelineChart | None:
-    """The lives of a Diagnosis in windows; None where it has no timeline."""
+    """The lives of a Diagnosis in windows; None if it has no timeline."""
     timeline = diagnosis.timeline
     if timeline is None or timeline.empty:
         return None
-    called = diagnosis.sites.loc[diagnosis.sites["units"].fillna(0) > 0, ["site", "units"]]
-    names = [str(name) for name in called["site"]]
+    called_sites = diagnosis.sites.loc[diagnosis.sites["units"].fillna(0) > 0, ["site", "units"]]
+    names = [str(name) for name in called_sites["site"]]
     steps = [int(step) for step in timeline["step"].unique()]
     most = max(_FEWEST_WINDOWS, min(_MOST_WINDOWS, _MOST_SITE_CELLS // max(1, len(names))))
     joined = max(1, -(-(len(steps) - 1) // most))
@@ -70,9 +74,9 @@ def lifelines(diagnosis: Diagnosis) -> LifelineChart | None:
 
     rates = by_site("learning_rate")
     counts = {name: by_site(name) for name in ("dead", "nonfinite", "died", "revived")}
-    units = dict(zip(names, (int(number) for number in called["units"]), strict=True))
+    units = dict(zip(names, (int(number) for number in called_sites["units"]), strict=True))
     troubled = {name: bool(counts["dead"][name].any()) for name in names}
-    shown = _shown(diagnosis, units, troubled, len(starts))
+    by_unit = _sites_by_unit(diagnosis, units, troubled, len(starts))
 
     def at_end(kind: str, name: str) -> Integers:
         return np.asarray(counts[kind][name][ends], dtype=np.int64)
@@ -90,22 +94,23 @@ def lifelines(diagnosis: Diagnosis) -> LifelineChart | None:
             died=within("died", name),
             revived=within("revived", name),
             states=diagnosis.lives.states[name][ends].T
-            if diagnosis.lives and name in shown
+            if diagnosis.lives and name in by_unit
             else None,
         )
         for name in names
     )
-    # No wider than this, or an axis would have room for a step before the first.
+    # Not wider than this, or an axis would have room for a step before the first.
     width = min(steps[1] - steps[0], (steps[-1] - steps[0]) / 20) if len(steps) > 1 else 1
     edges = (steps[0] - width, *(steps[end] for end in ends))
     return LifelineChart(edges, joined, sites, _together(sites, len(starts)))
 
 
 def raster(sites: Sequence[SiteLine], most: int) -> tuple[States, tuple[int, ...]]:
-    """The states of all units in at most about so many rows, and the row at which each site ends.
+    """The states of all units in about this number of rows at most, and the row at which each site
+    ends.
 
-    In each site the first to die come first. Where there are more units, a row is several, in the
-    gravest of their states: none that died is hidden.
+    In each site the first units to die come first. If there are more units, a row shows several in
+    their worst state, so that no death is hidden.
     """
     step = max(1, -(-sum(site.units for site in sites) // most))
     blocks = []
@@ -119,17 +124,17 @@ def raster(sites: Sequence[SiteLine], most: int) -> tuple[States, tuple[int, ...
     return np.concatenate(blocks), tuple(int(end) for end in ends)
 
 
-def _shown(
+def _sites_by_unit(
     diagnosis: Diagnosis, units: dict[str, int], troubled: dict[str, bool], windows: int
 ) -> set[str]:
-    """The sites whose units are shown: those with deaths before others, the small ones first."""
-    shown, cells = set[str](), 0
+    """The sites whose units are shown: first those with deaths, then small ones."""
+    names, cells = set[str](), 0
     states = {} if diagnosis.lives is None else diagnosis.lives.states
     for name in sorted(units, key=lambda name: (not troubled[name], units[name])):
         cells += units[name] * windows
         if name in states and units[name] <= MOST_UNITS and cells <= _MOST_CELLS:
-            shown.add(name)
-    return shown
+            names.add(name)
+    return names
 
 
 def _together(sites: tuple[SiteLine, ...], windows: int) -> SiteLine:

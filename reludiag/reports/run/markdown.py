@@ -1,4 +1,4 @@
-"""Markdown: the summary that a CI service shows beside a run."""
+"""Markdown: the summary that a CI service shows next to a run."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from reludiag.reports.run.summary import (
     next_steps,
     own_cause,
 )
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
 _MOST_SITES = 100  # GitHub cuts a summary off at 1 MiB, and nobody reads that far
 _MOST_UNITS = 50  # named per site
@@ -31,7 +31,7 @@ def write_markdown(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> N
 
 
 def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
-    """The summary as GitHub's Markdown; `checks` are what a gate said of this diagnosis."""
+    """The summary as GitHub's Markdown; `checks` are the gate's results for this diagnosis."""
     parts = [
         _headline(diagnosis, checks),
         _site_table(diagnosis, checks),
@@ -46,8 +46,8 @@ def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
 def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     head, sites = diagnosis.head, diagnosis.sites
     units = int(sites["units"].sum())
-    found = f"**{diagnosis.dead:,} of {many(units, 'unit')} dead**"
-    found += f" ({share(diagnosis.dead, units)})" if diagnosis.dead else ""
+    counts = f"**{diagnosis.dead:,} of {plural(units, 'unit')} dead**"
+    counts += f" ({share(diagnosis.dead, units)})" if diagnosis.dead else ""
     others = [
         f"{int(sites[verdict].sum()):,} {verdict.replace('_', ' ')}"
         for verdict in VERDICTS
@@ -55,7 +55,7 @@ def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     ]
     lines = [
         f"### reludiag: {_text(head.model)}",
-        ", ".join([found, *others]),
+        ", ".join([counts, *others]),
         f"{_name(head.subject)}: {_text(head.evidence)}.",
     ]
     failed = exceeded(checks)
@@ -67,19 +67,19 @@ def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
 
 
 def _more(failed: Sequence[Check]) -> str:
-    return f", and {many(len(failed) - 1, 'limit')} more" if len(failed) > 1 else ""
+    return f", and {plural(len(failed) - 1, 'limit')} more" if len(failed) > 1 else ""
 
 
 def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     sites = diagnosis.sites
     lost = sites[LOST].sum(axis=1)
     worst = lost.sort_values(ascending=False, kind="stable").index[:_MOST_SITES]
-    judged = {check.site: check for check in checks}
+    checks_by_site = {check.site: check for check in checks}
     gated = any(check.limit is not None for check in checks)
     titles = ["Site", "Units", "Dead", "", "Nonfinite", *(["Limit", ""] if gated else [])]
     lines = [_row(titles), "|:--|" + "--:|" * (len(titles) - 1)]
     for row in sites.loc[sorted(worst)].to_dict("records"):
-        check = judged.get(str(row["site"]))
+        check = checks_by_site.get(str(row["site"]))
         cells = [_name(str(row["site"]))]
         if check is None or check.units is not None:
             cells += [f"{row['units']:,}", f"{row['dead']:,}", share(row["dead"], row["units"])]
@@ -92,7 +92,7 @@ def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
         lines.append(_row(cells))
     left_out = len(sites) - len(worst)
     if left_out:
-        lines += ["", f"{many(left_out, 'site')} with fewer dead units left out."]
+        lines += ["", f"{plural(left_out, 'site')} with fewer dead units not shown."]
     return "\n".join(lines)
 
 
@@ -127,24 +127,22 @@ def _dead_units(diagnosis: Diagnosis) -> str:
     lines = []
     for site, rows in list(dead.groupby("site", sort=False))[:_MOST_SITES]:
         more = len(rows) - _MOST_UNITS
-        listed = ", ".join(str(unit) for unit in rows["unit"].head(_MOST_UNITS))
-        lines.append(
-            f"- {_name(str(site))}: {listed}" + (f" and {more:,} more" if more > 0 else "")
-        )
+        names = ", ".join(str(unit) for unit in rows["unit"].head(_MOST_UNITS))
+        lines.append(f"- {_name(str(site))}: {names}" + (f" and {more:,} more" if more > 0 else ""))
     if not lines:
         return ""
     return "\n".join(["<details><summary>Dead units</summary>", "", *lines, "", "</details>"])
 
 
 def _name(name: str) -> str:
-    """A name as code; what could end the code, or the table's cell, is written by its number."""
+    """A name as code; characters that could end the code or the table cell are escaped."""
     if _PLAIN.fullmatch(name):
         return f"`{name}`"
     return "<code>" + re.sub(r"[^A-Za-z0-9 .]", lambda m: f"&#{ord(m[0])};", name) + "</code>"
 
 
 def _text(text: str) -> str:
-    """A sentence in which names do nothing: no emphasis, link, mention, or line of its own."""
+    """A sentence in which names have no effect: no emphasis, link, mention or new line."""
     text = _SPECIAL.sub(r"\\\g<0>", printable(" ".join(text.split())))
-    # GitHub makes links of these after the escapes are gone; a comment in between stops it.
+    # GitHub turns these into links after unescaping; a comment in between prevents that.
     return re.sub(r"(?<=@)(?=\w)|(?<=:)(?=//)|(?<=www)(?=\.)", "<!-- -->", text)

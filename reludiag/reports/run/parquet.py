@@ -11,7 +11,7 @@ from reludiag.reports.run.summary import chosen_units
 def write_parquet(diagnosis: Diagnosis, stream: IO[bytes], choices: Choices) -> None:
     """The units that are not alive, or all of them.
 
-    Text stands as it is: a typed file is not run by a spreadsheet, and names remain keys.
+    Text is not escaped: a spreadsheet does not execute a typed file, and names remain keys.
     """
     content = io.BytesIO()  # pandas closes what it writes to
     units = chosen_units(diagnosis, choices.all_units)

@@ -1,4 +1,4 @@
-"""What the tables say in words, and the timeline of the whole model in a few windows."""
+"""The tables in sentences, and the timeline of the whole model in a few windows."""
 
 import math
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import pandas as pd
 from reludiag.causes.all_kinds import kind_named
 from reludiag.causes.cause import Cause
 from reludiag.diagnosis.diagnosis import RANDOM_INPUT, Diagnosis
-from reludiag.measure.verdicts import upper_bound
-from reludiag.reports.wording import many, share, upper_share
+from reludiag.measure.binomial import upper_bound
+from reludiag.reports.wording import plural, share, upper_share
 
 WINDOWS = 10
 
@@ -20,7 +20,7 @@ class LifeWindow:
     """Consecutive snapshots of the whole model, summed up."""
 
     first: int
-    """The step of the snapshot before; in the first window, the first snapshot itself."""
+    """The step of the previous snapshot; in the first window, that of the first snapshot itself."""
     last: int
     learning_rate: float
     """The largest of its steps; NaN where none is known."""
@@ -48,7 +48,7 @@ def life_windows(timeline: pd.DataFrame, most: int = WINDOWS) -> list[LifeWindow
 
 
 def thick_of_deaths(timeline: pd.DataFrame) -> LifeWindow | None:
-    """The shortest stretch of steps in which half of the deaths came; None without deaths."""
+    """The shortest range of steps with half of the deaths; None without deaths."""
     snapshots = _whole_model(timeline)
     half = sum(snapshot.died for snapshot in snapshots) / 2
     if half == 0:
@@ -85,11 +85,11 @@ def _whole_model(timeline: pd.DataFrame) -> list[LifeWindow]:
 
 
 def _joined(windows: list[LifeWindow]) -> LifeWindow:
-    known = [w.learning_rate for w in windows if not math.isnan(w.learning_rate)]
+    rates = [w.learning_rate for w in windows if not math.isnan(w.learning_rate)]
     return LifeWindow(
         first=windows[0].first,
         last=windows[-1].last,
-        learning_rate=max(known, default=math.nan),
+        learning_rate=max(rates, default=math.nan),
         dead=windows[-1].dead,
         died=sum(window.died for window in windows),
         revived=sum(window.revived for window in windows),
@@ -98,34 +98,36 @@ def _joined(windows: list[LifeWindow]) -> LifeWindow:
 
 
 def next_steps(diagnosis: Diagnosis) -> list[str]:
-    """What the tables suggest to look at, the gravest first; a sentence each."""
+    """What to look at according to the tables, the most serious first, one sentence each."""
     sites, head = diagnosis.sites, diagnosis.head
     lines = []
     if diagnosis.diverged:
         first = sites.loc[sites["nonfinite"] > 0, "site"].iloc[0]
         lines.append(
             f"'{first}' is the first site with NaN or infinite values. Lower the learning rate or "
-            "clip the gradients. Silence beside them proves nothing."
+            "clip the gradients. Silent units prove nothing then."
         )
         return lines
     silent = sites[(sites["dead"] == sites["units"]) & (sites["dead"] > 0)]["site"]
     if len(silent):
         names = _named(silent)
         lines.append(
-            f"{names}: every unit is dead, so later layers get only constants through it, earlier "
-            "ones no gradient."
+            f"{names}: every unit is dead, so later layers get only constants from it, and "
+            "earlier layers get no gradient through it."
         )
     if diagnosis.timeline is not None:
         lines += _life_sentences(diagnosis)
     if diagnosis.dead:
         worst = sites.sort_values(["dead_fraction", "dead"], ascending=False, kind="stable").iloc[0]
         if not len(silent):
-            fed = f" (its weights: '{worst['producer']}')" if pd.notna(worst["producer"]) else ""
-            lines.append(
-                f"The worst site is '{worst['site']}'{fed}: {worst['dead']:,} of "
-                f"{many(worst['units'], 'unit')} dead."
+            producer = (
+                f" (its weights: '{worst['producer']}')" if pd.notna(worst["producer"]) else ""
             )
-        if head.frozen and RANDOM_INPUT not in head.notes:  # noise is no sample of any data
+            lines.append(
+                f"The worst site is '{worst['site']}'{producer}: {worst['dead']:,} of "
+                f"{plural(worst['units'], 'unit')} dead."
+            )
+        if head.frozen and RANDOM_INPUT not in head.notes:  # noise is not a sample of any data
             bound = float(upper_bound(0, head.samples))
             lines.append(
                 f"Dead here means 0 of {head.samples:,} samples: a firing rate below "
@@ -134,19 +136,20 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     rare = int(sites["rare"].sum())
     if rare:
         lines.append(
-            f"{many(rare, 'unit')} fired in fewer than "
-            f"{share(diagnosis.thresholds.rare, 1)} of samples: rare, not dead. More data tells."
+            f"{plural(rare, 'unit')} fired in fewer than "
+            f"{share(diagnosis.thresholds.rare, 1)} of samples: they are rare, not dead. More "
+            "data would show how often they fire."
         )
     uncalled = sites.loc[sites["units"].isna(), "site"]
     if len(uncalled):
-        lines.append(f"{_named(uncalled)}: never called, so nothing is known of it.")
+        lines.append(f"{_named(uncalled)}: never called, so its units are unknown.")
     if head.samples == 0:
-        lines.insert(0, "Nothing has been observed yet.")
+        lines.insert(0, "No unit has been observed yet.")
     elif diagnosis.dead == 0 and not diagnosis.diverged:
         lines.insert(0, "No unit is dead.")
-    listed = int(((diagnosis.units["verdict"] != "alive") & diagnosis.units["unit"].notna()).sum())
-    if listed:
-        lines.append(f"--csv FILE: the {many(listed, 'unit')} with a verdict other than alive.")
+    count = int(((diagnosis.units["verdict"] != "alive") & diagnosis.units["unit"].notna()).sum())
+    if count:
+        lines.append(f"Use --csv FILE to save the {plural(count, 'unit')} that are not alive.")
     return lines
 
 
@@ -159,19 +162,19 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
         at = "" if math.isnan(rate) else f", at a learning rate of {rate:.4g}"
         total = int(diagnosis.timeline["died"].sum())
         windows = life_windows(diagnosis.timeline)
-        # Where causes were weighed, they say what to do.
+        # If causes were determined, they say what to do.
         advise = windows[-1].dead > windows[0].dead and not diagnosis.causes
         lines.append(
-            f"{most.died:,} of {many(total, 'death')} came in steps {most.steps}{at}."
-            + (" A lower one, or a warm-up, is the first thing to try." if at and advise else "")
+            f"{most.died:,} of {plural(total, 'death')} came in steps {most.steps}{at}."
+            + (" Try a lower one or a warm-up first." if at and advise else "")
         )
     born = int(diagnosis.sites["born_dead"].sum())
     if born:
         was = "was" if born == 1 else "were"
-        seen = int(diagnosis.timeline["samples"].iloc[0])
+        n = int(diagnosis.timeline["samples"].iloc[0])
         lines.append(
-            f"{many(born, 'unit')} {was} dead at step 0 (silent on {many(seen, 'sample')}), before "
-            "any training"
+            f"{plural(born, 'unit')} {was} dead at step 0 (silent on {plural(n, 'sample')}), "
+            "before any training"
             + ("." if diagnosis.causes else ": look at the initialization and at the input.")
         )
     return lines
@@ -184,18 +187,18 @@ def chosen_units(diagnosis: Diagnosis, all_units: bool) -> pd.DataFrame:
 
 
 def own_cause(causes: Sequence[Cause]) -> Cause | None:
-    """The cause of a run as a whole; None where nothing died, or no causes were weighed."""
+    """The cause of the whole run; None if no unit died, or no causes were determined."""
     if not causes or (kind_named(causes[0].kind).claim == "nothing" and causes[0].share == 0):
         return None
     return causes[0]
 
 
 def instruction(cause: Cause) -> str:
-    """What to do, as a sentence; empty where there is nothing to do."""
+    """What to do, as a sentence; empty if there is nothing to do."""
     return f"{cause.advice[:1].upper()}{cause.advice[1:]}." if cause.advice else ""
 
 
 def _named(names: "pd.Series[str]", most: int = 3) -> str:
-    shown = list(names.head(most))
-    more = len(names) - len(shown)
-    return ", ".join(f"'{name}'" for name in shown) + (f" and {more} more" if more else "")
+    names_shown = list(names.head(most))
+    more = len(names) - len(names_shown)
+    return ", ".join(f"'{name}'" for name in names_shown) + (f" and {more} more" if more else "")

@@ -21,7 +21,7 @@ from reludiag.reports.output import encoding_of
 from reludiag.reports.run.cause_section import why
 from reludiag.reports.run.formats import Choices
 from reludiag.reports.run.summary import WINDOWS, life_windows, next_steps
-from reludiag.reports.wording import many, share
+from reludiag.reports.wording import plural, share
 
 _MOST_ROWS = 40  # sites shown one by one; more are grouped by their parent module
 BAR = 16  # cells
@@ -47,7 +47,7 @@ def print_report(diagnosis: Diagnosis, console: Console, all_sites: bool = False
 
 
 def terminal_text(diagnosis: Diagnosis, all_sites: bool = False, encoding: str = "utf-8") -> str:
-    """The report as plain text, 80 columns wide, of characters that `encoding` has."""
+    """The report as plain text, 80 columns wide, with characters that `encoding` has."""
     return plain_text(lambda console: print_report(diagnosis, console, all_sites), encoding)
 
 
@@ -80,7 +80,7 @@ def _head(diagnosis: Diagnosis) -> RenderableType:
         title.append(f"  {head.subject}", style="not bold")
     totals = Text()
     dead_style = "bold red" if counts["dead"] else "bold green"
-    totals.append(f"{counts['dead']:,} of {many(units, 'unit')} dead", style=dead_style)
+    totals.append(f"{counts['dead']:,} of {plural(units, 'unit')} dead", style=dead_style)
     if counts["dead"]:
         totals.append(f" ({share(counts['dead'], units)})", style=dead_style)
     for verdict in VERDICTS:
@@ -134,12 +134,14 @@ def _site_table(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool) -> Rend
         parts.append(Padding(legend, (0, 0, 0, 1)))
     if grouped:
         count = len(diagnosis.sites)
-        parts.append(Text(f" {count:,} sites, by module: --all-sites lists each.", style="dim"))
+        parts.append(
+            Text(f" {count:,} sites, grouped by module: --all-sites lists each.", style="dim")
+        )
     return Group(*parts)
 
 
 def _rows(diagnosis: Diagnosis, all_sites: bool) -> tuple[pd.DataFrame, bool]:
-    """A row per site, or, where they are many, per module or range of modules that holds them."""
+    """A row per site or, if there are many, per module or range of modules."""
     sites = diagnosis.sites
     if all_sites or len(sites) <= _MOST_ROWS:
         return sites, False
@@ -153,16 +155,16 @@ def _rows(diagnosis: Diagnosis, all_sites: bool) -> tuple[pd.DataFrame, bool]:
 
 
 def _ranges(owners: list[str]) -> list[str]:
-    """A label for each owner: its name, or `layers.0 ... 24` where there are too many."""
+    """A label for each owner: its name, or `layers.0 ... 24` if there are too many."""
     names = list(dict.fromkeys(owners))
     if len(names) <= _MOST_ROWS:
         return [name or "(model)" for name in owners]
     size = math.ceil(2 * len(names) / _MOST_ROWS)
     labels: dict[str, str] = {}
     for holder, members in itertools.groupby(names, key=lambda name: name.rpartition(".")[0]):
-        listed = list(members)
-        for start in range(0, len(listed), size):
-            part = listed[start : start + size]
+        group = list(members)
+        for start in range(0, len(group), size):
+            part = group[start : start + size]
             first = part[0] or holder or "(model)"
             label = first if len(part) == 1 else f"{first} ... {part[-1].rpartition('.')[2]}"
             labels.update(dict.fromkeys(part, label))
@@ -175,46 +177,48 @@ def bar(counts: dict[str, int], units: int, ascii_only: bool) -> Text:
     widths = {verdict: max(1, round(width)) for verdict, width in cells.items()}
     while sum(widths.values()) != BAR:
         step = 1 if sum(widths.values()) < BAR else -1
-        # The widest takes up the rounding: it hides there best.
+        # The widest part absorbs the rounding, where it shows least.
         widths[max(widths, key=lambda verdict: widths[verdict])] += step
-    drawn = Text()
+    text = Text()
     for verdict, width in widths.items():
         look = _LOOKS[verdict]
-        drawn.append((look.plain if ascii_only else look.glyph) * width, style=look.style)
-    return drawn
+        text.append((look.plain if ascii_only else look.glyph) * width, style=look.style)
+    return text
 
 
 def _legend(diagnosis: Diagnosis, ascii_only: bool) -> Text:
-    """The glyphs that occur, beyond full blocks."""
-    seen: dict[str, tuple[list[str], str]] = {}
+    """The glyphs that occur, except full blocks."""
+    glyphs: dict[str, tuple[list[str], str]] = {}
     for verdict, look in _LOOKS.items():
         if int(diagnosis.sites[verdict].sum()):
             glyph = look.plain if ascii_only else look.glyph
-            names, _ = seen.setdefault(glyph, ([], look.style))
+            names, _ = glyphs.setdefault(glyph, ([], look.style))
             names.append(verdict.replace("_", " "))
     legend = Text(style="dim")
-    for glyph, (names, style) in seen.items():
+    for glyph, (names, style) in glyphs.items():
         legend.append(glyph, style=style)
         legend.append(f" {', '.join(names)}   ")
     return legend
 
 
 def _worst_units(diagnosis: Diagnosis) -> dict[str, str]:
-    """For each site, the units of the worst verdict that occurs there; of the dead no word."""
+    """For each site, the units with the worst verdict there, without the word "dead"."""
     units = diagnosis.units[diagnosis.units["unit"].notna()]
     named: dict[str, str] = {}
     for verdict in (verdict.name for verdict in VERDICT_TABLE if verdict.is_listed):
-        found = units[units["verdict"] == verdict].sort_values("firing_rate", kind="stable")
-        for site, rows in found.groupby("site", sort=False):
-            shown = ", ".join(str(unit) for unit in rows["unit"].head(_WORST))
+        rows_of_verdict = units[units["verdict"] == verdict].sort_values(
+            "firing_rate", kind="stable"
+        )
+        for site, rows in rows_of_verdict.groupby("site", sort=False):
+            numbers = ", ".join(str(unit) for unit in rows["unit"].head(_WORST))
             more = len(rows) - _WORST
             label = "" if verdict == "dead" else f"{verdict} "
-            named.setdefault(str(site), label + shown + (f" +{more:,}" if more > 0 else ""))
+            named.setdefault(str(site), label + numbers + (f" +{more:,}" if more > 0 else ""))
     return named
 
 
 def life_table(diagnosis: Diagnosis, ascii_only: bool, most: int = WINDOWS) -> RenderableType:
-    """What died and revived in each of at most `most` windows of the run, and the state before."""
+    """Deaths and revivals in each of at most `most` windows of the run, and the initial state."""
     assert diagnosis.timeline is not None
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
     table.add_column("Steps", justify="right", no_wrap=True)

@@ -1,1 +1,1 @@
-"""Reports of Effects, one file a format."""
+"""Reports of Effects, one file per format."""

@@ -9,7 +9,7 @@ from reludiag.reports.sweep.summary import caveats, findings, headline
 
 
 def effects_document(effects: Effects) -> str:
-    """The JSON text of what a sweep says, and of its trials; what is not known is null."""
+    """The JSON text of the results of a sweep and its trials; unknown values are null."""
     counts = ("runs", "counted", "diverged", "crashed", "unplaced", "repeated")
     content = {
         "schema_version": SCHEMA_VERSION,

@@ -9,14 +9,14 @@ from reludiag.experiments.analysis.effects import Effects
 from reludiag.reports.figure_style import INK, heat_colours, name_rows, new_figure, styled
 from reludiag.reports.wording import rate, share
 
-if TYPE_CHECKING:  # an extra: only those who draw need it
+if TYPE_CHECKING:  # an extra: only needed for drawing
     from matplotlib.figure import Figure
 
 
 def sweep_figure(effects: Effects) -> "Figure":
     """A matplotlib figure: heat maps of deaths by learning rate and initialization.
 
-    Raises MissingLibraryError without matplotlib, UsageError where there is nothing to show.
+    Raises MissingLibraryError without matplotlib, UsageError if there is nothing to show.
     """
     with styled():
         return _sweep(effects)
@@ -24,18 +24,20 @@ def sweep_figure(effects: Effects) -> "Figure":
 
 def _sweep(effects: Effects) -> "Figure":
     if effects.cells.empty:
-        raise UsageError("a figure of a sweep was asked for, of which no run can be placed")
+        raise UsageError(
+            "there is no run to draw: none has a known learning rate and initialization"
+        )
     titles = {"new": "New deaths", "born": "Born dead"}
     maps = {response: effects.heat_map(response) for response in titles}
     size = maps["new"].shape
-    drawn = new_figure(1.2 + 0.24 * size[0])
+    picture = new_figure(1.2 + 0.24 * size[0])
     colours, norm = heat_colours()
-    panels = drawn.subplots(1, 2, sharey=True)
+    panels = picture.subplots(1, 2, sharey=True)
     for axes, (response, table) in zip(panels, maps.items(), strict=True):
         parts = table.to_numpy(float)
-        known = np.ma.masked_invalid(parts)
+        finite = np.ma.masked_invalid(parts)
         bare = colours.with_extremes(bad="white")
-        axes.pcolormesh(known, cmap=bare, norm=norm, edgecolors="white", linewidth=1)
+        axes.pcolormesh(finite, cmap=bare, norm=norm, edgecolors="white", linewidth=1)
         for row, column in np.ndindex(size):
             part = float(parts[row, column])
             axes.text(
@@ -54,4 +56,4 @@ def _sweep(effects: Effects) -> "Figure":
         axes.tick_params(length=0)
     name_rows(panels[0], list(np.arange(size[0]) + 0.5), [str(init) for init in maps["new"].index])
     panels[0].set_ylim(size[0], 0)
-    return drawn
+    return picture

@@ -1,4 +1,4 @@
-"""The terminal report of a sweep: heat maps of deaths, what explains them, and what is safe."""
+"""The terminal report of a sweep: heat maps of deaths, explained shares, and safe rates."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -29,7 +29,7 @@ from reludiag.reports.sweep.summary import (
 from reludiag.reports.wording import number, p_text, rate, share
 
 _RATES_A_TABLE = 7  # as many columns of learning rates as fit beside the names
-_MOST_METRICS = 3  # of what train returned; the JSON and the table of runs have them all
+_MOST_METRICS = 3  # metrics shown; the JSON and the table of runs have all
 _NAME = 20  # characters of an initialization in a line
 _SAME = 0.005  # shares of dead units that differ by less are shown as one
 _TITLES = {
@@ -45,7 +45,7 @@ def print_effects(effects: Effects, console: Console) -> None:
     parts: list[RenderableType] = [_head(effects)]
     if len(effects.cells):
         parts += [_map(effects, "new"), _legend(effects)]
-        # Mostly a matter of the initialization alone: then it is one column among the next.
+        # If it mostly depends on the initialization alone, it is one column of the next table.
         if _born_varies(effects):
             parts.append(_map(effects, "born"))
         parts += [_metric_map(effects, name) for name in effects.metrics[:_MOST_METRICS]]
@@ -57,7 +57,7 @@ def print_effects(effects: Effects, console: Console) -> None:
 
 
 def effects_text(effects: Effects, encoding: str = "utf-8") -> str:
-    """The report as plain text, 80 columns wide, of characters that `encoding` has."""
+    """The report as plain text, 80 columns wide, with characters that `encoding` has."""
     return plain_text(lambda console: print_effects(effects, console), encoding)
 
 
@@ -84,9 +84,9 @@ def _metric(value: float, mark: str = "") -> Text:
 
 
 def _grid(
-    effects: Effects, name: str, title: str, shown: Callable[[float, str], Text], most: int
+    effects: Effects, name: str, title: str, columns: Callable[[float, str], Text], most: int
 ) -> RenderableType:
-    """A column of `cells` over rates and initializations, at most so many rates a table."""
+    """A column of `cells` by rate and initialization, with a limited number of rates per table."""
     by_place = effects.cells.set_index(["init", "lr"]).to_dict("index")
     heat = effects.heat_map(name)
     parts: list[RenderableType] = [Text(title, style="bold")]
@@ -100,7 +100,9 @@ def _grid(
             table.add_column(rate(float(value)), justify="right", no_wrap=True)
         for init, row in heat.iterrows():
             cells = [
-                _cell(row[value], by_place[init, value], shown) if (init, value) in by_place else ""
+                _cell(row[value], by_place[init, value], columns)
+                if (init, value) in by_place
+                else ""
                 for value in rates
             ]
             table.add_row(Text(str(init)), *cells)
@@ -113,9 +115,11 @@ def _born_varies(effects: Effects) -> bool:
     return bool((heat.max(axis=1) - heat.min(axis=1) > _SAME).any())
 
 
-def _cell(value: float, cell: Mapping[Hashable, Any], shown: Callable[[float, str], Text]) -> Text:
+def _cell(
+    value: float, cell: Mapping[Hashable, Any], text_of: Callable[[float, str], Text]
+) -> Text:
     if not pd.isna(value):
-        return shown(value, "!" if cell["diverged"] else "")
+        return text_of(value, "!" if cell["diverged"] else "")
     if cell["diverged"]:
         return Text("NaN", style="bold magenta")
     return Text("crash" if cell["crashed"] else "?", style="dim")
@@ -129,8 +133,8 @@ def _share(part: float, mark: str = "") -> Text:
 
 
 def _legend(effects: Effects) -> RenderableType:
-    told = marks(effects)
-    return Padding(Text(told, style="dim"), (0, 0, 0, 1)) if told else Group()
+    parts = marks(effects)
+    return Padding(Text(parts, style="dim"), (0, 0, 0, 1)) if parts else Group()
 
 
 def _explanations(effects: Effects) -> RenderableType:
@@ -139,8 +143,8 @@ def _explanations(effects: Effects) -> RenderableType:
     for title in ("Born dead", "New deaths", "Dead at the end"):
         table.add_column(title, justify="right", no_wrap=True)
     for source, name in SOURCES.items():
-        found = [effects.variance_share(response, source) for response in RESPONSES]
-        if all(item.share is None for item in found):
+        shares = [effects.variance_share(response, source) for response in RESPONSES]
+        if all(item.share is None for item in shares):
             continue
         cells = [
             ("the same" if item.reason == ALWAYS_SAME else "not known")
@@ -148,7 +152,7 @@ def _explanations(effects: Effects) -> RenderableType:
             else f"{share(item.share, 1)} ({interval(item).removesuffix(' %')})"
             if interval(item)
             else share(item.share, 1)
-            for item in found
+            for item in shares
         ]
         table.add_row(name.capitalize(), *cells)
     return Padding(table, (1, 0, 0, 1)) if table.row_count else Group()
@@ -160,16 +164,16 @@ def _initializations(effects: Effects) -> RenderableType:
     born = None if _born_varies(effects) else effects.heat_map("born").mean(axis=1)
     if born is not None:
         table.add_column("Born dead", justify="right", no_wrap=True)
-    for title in ("Rank corr.", "p", "Safe up to", "Not from"):
+    for title in ("Rank corr.", "p", "Safe up to", "Unsafe from"):
         table.add_column(title, justify="right", no_wrap=True)
     trends = {trend.init: trend for trend in effects.trends}
     for item in effects.safe:
         trend = trends.get(item.init)
-        known = trend is not None and trend.correlation is not None
+        has_trend = trend is not None and trend.correlation is not None
         table.add_row(
             Text(item.init),
             *([] if born is None else [_share(born[item.init])]),
-            f"{trend.correlation:.2f}" if trend is not None and known else "not known",
+            f"{trend.correlation:.2f}" if trend is not None and has_trend else "not known",
             p_text(trend.p_value) if trend is not None else "",
             rate(item.highest_safe)
             if item.highest_safe is not None
@@ -194,7 +198,7 @@ def _sentences(lines: list[str]) -> RenderableType:
     table.add_column()
     for line in lines:
         table.add_row("-", escape(line))
-    return Padding(Group(Text("What it says", style="bold"), table), (1, 0, 0, 1))
+    return Padding(Group(Text("Results", style="bold"), table), (1, 0, 0, 1))
 
 
 def _table() -> Table:
