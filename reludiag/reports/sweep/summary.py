@@ -38,9 +38,9 @@ def headline(effects: Effects) -> str:
         return f"It is unknown whether the learning rate kills units: {trend.reason}."
     if trend.smallest_p is not None and trend.smallest_p > SIGNIFICANT:
         return (
-            f"{plural(trend.runs, 'run')} are too few to show whether the learning rate kills units: even "
-            f"a perfect order of them would have p = {p_text(trend.smallest_p)}. More learning "
-            "rates or seeds would."
+            f"{plural(trend.runs, 'run')} are too few to show whether the learning rate kills "
+            f"units: even a perfect order of them would have p = {p_text(trend.smallest_p)}. More "
+            "learning rates or seeds would."
         )
     if trend.p_value > SIGNIFICANT:
         return (
