@@ -11,7 +11,7 @@ from setuptools import Extension, setup
 
 NATIVE = Path("reludiag/native")
 headers = sorted(path.as_posix() for path in NATIVE.glob("*.hpp"))
-# As reludiag/measure/compiled.py computes it: by this it is known what was compiled.
+# As reludiag/measure/extension.py computes it: by this it is known what was compiled.
 checksum = crc32(b"".join(path.read_bytes() for path in sorted(NATIVE.glob("*.?pp"))))
 # A free-threaded Python has no stable interface to be compiled for.
 has_stable_abi = not sysconfig.get_config_var("Py_GIL_DISABLED")

@@ -11,7 +11,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from reludiag.measure.compiled import checksum
+from reludiag.measure.extension import checksum
 
 ROOT = Path(__file__).parents[1]
 TESTS = ("tests/test_reductions.py", "tests/test_liveness.py")

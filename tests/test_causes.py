@@ -27,7 +27,7 @@ from reludiag.causes.explain import explain
 from reludiag.causes.kind import Account, CauseKind
 from reludiag.causes.learning_rate import critical_rates
 from reludiag.causes.site_lives import trace_sites
-from reludiag.diagnosis.from_json import open_stored
+from reludiag.diagnosis.from_json import open_diagnosis
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.recording import RecordedRun, RecordedSite
 from reludiag.recording.observations import Baseline, Observations
@@ -417,7 +417,7 @@ def test_a_report_of_a_kind_of_cause_that_is_not_known_here_calls_it_by_its_name
     watched(model, tmp_path / "run").to_json(tmp_path / "run.json")
     text = (tmp_path / "run.json").read_text().replace('"initialization"', '"solar_wind"')
     (tmp_path / "run.json").write_text(text)
-    diagnosis = open_stored(tmp_path / "run.json")
+    diagnosis = open_diagnosis(tmp_path / "run.json")
     assert "solar wind, 100 % of the deaths" in str(diagnosis)
     page = io.StringIO()
     diagnosis.to_html(page)
@@ -457,7 +457,7 @@ def test_a_json_report_gives_back_the_causes(tmp_path: Path) -> None:
     nn.init.constant_(model[2].bias, -4.0)
     diagnosis = watched(model, tmp_path / "run")
     diagnosis.to_json(tmp_path / "run.json")
-    assert open_stored(tmp_path / "run.json").causes == diagnosis.causes
+    assert open_diagnosis(tmp_path / "run.json").causes == diagnosis.causes
 
 
 def benchmark() -> ModuleType:

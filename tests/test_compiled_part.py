@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reludiag.measure import compiled
+from reludiag.measure import extension
 
 ROOT = Path(__file__).parents[1]
 VERSION = """
@@ -63,7 +63,7 @@ def remove_compiled(tree: Path) -> None:
         file.unlink()
 
 
-needs_compiled = pytest.mark.skipif(bool(compiled.check()), reason="nothing was compiled")
+needs_compiled = pytest.mark.skipif(bool(extension.check()), reason="nothing was compiled")
 
 
 @needs_compiled

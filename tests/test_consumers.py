@@ -20,7 +20,7 @@ from reludiag.capture.capture import Capture
 from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.site_list import list_sites
 from reludiag.recording import read_recording
-from reludiag.sites.consumers import KNOWN, Consumer, Run
+from reludiag.sites.consumers import KNOWN, Consumer, IndexRange
 from reludiag.sites.site import Site
 from tests import architectures
 from tests.random_networks import RandomNetwork
@@ -34,7 +34,7 @@ def reads(
     parameter: str, *runs: tuple[int, int, int, int], operator: str = "addmm", **fields: Any
 ) -> Consumer:
     """A weight that sums over the units along its axis 1."""
-    found = {"axis": 1, "runs": tuple(Run(*run) for run in runs), **fields}
+    found = {"axis": 1, "runs": tuple(IndexRange(*run) for run in runs), **fields}
     return Consumer("reads", operator, parameter, **found)
 
 
@@ -42,7 +42,7 @@ def carries(
     parameter: str, *runs: tuple[int, int, int, int], operator: str, axis: int = 0, **fields: Any
 ) -> Consumer:
     return Consumer(
-        "carries", operator, parameter, axis, tuple(Run(*run) for run in runs), **fields
+        "carries", operator, parameter, axis, tuple(IndexRange(*run) for run in runs), **fields
     )
 
 

@@ -14,7 +14,7 @@ from reludiag_cli.settings import COMMAND_LINE_ONLY
 
 import reludiag
 from reludiag.reports.run import formats
-from reludiag.reports.run.formats import FORMATS, OPTIONS, Choices, Format
+from reludiag.reports.run.formats import FORMATS, OPTIONS, Format, ReportOptions
 from tests.planted_runs import NEVER, dying, planted_run
 
 RUN = planted_run({"a": [(0, NEVER), (3, NEVER), (NEVER, NEVER)], "b": dying(30, 6)}, 6)
@@ -65,7 +65,7 @@ def test_what_is_written_on_the_way_to_an_error_leaves_the_old_file(
     target.write_text("old")
     writer = each.writer()
 
-    def broken(diagnosis: reludiag.Diagnosis, stream: IO[Any], choices: Choices) -> None:
+    def broken(diagnosis: reludiag.Diagnosis, stream: IO[Any], choices: ReportOptions) -> None:
         writer(diagnosis, stream, choices)
         raise RuntimeError
 

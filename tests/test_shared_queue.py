@@ -17,7 +17,7 @@ from reludiag.experiments.queue.queue import DEATHS_ALLOWED, Cell, Result
 from reludiag.process import ProcessId, this_process
 
 optuna = pytest.importorskip("optuna")
-from reludiag.experiments.queue.optuna_queue import SharedQueue  # noqa: E402
+from reludiag.experiments.queue.optuna_queue import OptunaQueue  # noqa: E402
 
 SETTINGS = {"train": "tiny.py:train", "lr": [0.1, 0.01]}
 CELLS = [Cell(n, seed=n // 2, lr=(0.1, 0.01)[n % 2]) for n in range(4)]
@@ -55,8 +55,8 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     }[request.param]
 
 
-def prepared(storage: str) -> SharedQueue:
-    return SharedQueue.prepare(storage, "reludiag sweep", SETTINGS, CELLS)
+def prepared(storage: str) -> OptunaQueue:
+    return OptunaQueue.prepare(storage, "reludiag sweep", SETTINGS, CELLS)
 
 
 def states(storage: str) -> Counter[str]:
@@ -121,7 +121,7 @@ def test_a_study_of_other_settings_is_not_gone_on_with(storage: str) -> None:
     with pytest.raises(
         reludiag.UsageError, match=r"started with lr 0\.1, 0\.01; now 0\.5 was given"
     ):
-        SharedQueue.prepare(storage, "reludiag sweep", {**SETTINGS, "lr": [0.5]}, CELLS)
+        OptunaQueue.prepare(storage, "reludiag sweep", {**SETTINGS, "lr": [0.5]}, CELLS)
 
 
 @pytest.mark.parametrize("storage", ["nowhere/queue.journal", "postgresql+nothing://host/name"])
@@ -164,7 +164,7 @@ def test_two_machines_share_a_grid_and_each_cell_has_one_result(
             with contextlib.suppress(psutil.NoSuchProcess):  # it ends with its parent
                 child.kill()
         machines[0].communicate()
-        assert SharedQueue(storage, "reludiag grid").unfinished() == 10
+        assert OptunaQueue(storage, "reludiag grid").unfinished() == 10
     machines.append(machine("two"))
     for process in machines[killed:]:
         _, errors = process.communicate()
@@ -177,7 +177,7 @@ def test_two_machines_share_a_grid_and_each_cell_has_one_result(
         )
     study = optuna.load_study(
         study_name="reludiag grid",
-        storage=SharedQueue(storage, "reludiag grid")._storage,
+        storage=OptunaQueue(storage, "reludiag grid")._storage,
     )
     finished = [t for t in study.trials if t.state.name in ("COMPLETE", "PRUNED")]
     assert sorted(t.user_attrs["cell"] for t in finished) == list(range(12))

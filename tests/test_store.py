@@ -13,7 +13,7 @@ import pytest
 
 import reludiag
 from reludiag.experiments.queue.queue import DEATHS_ALLOWED, Cell, Queue, Result
-from reludiag.experiments.queue.sqlite_queue import TrialStore
+from reludiag.experiments.queue.sqlite_queue import SqliteQueue
 from reludiag.experiments.trial_table import trials_table
 from reludiag.process import ProcessId, is_gone, this_host, this_process
 
@@ -26,7 +26,7 @@ DONE = Result("complete", 0.1, 20, 32, 1, 2, 0, 3, 0, 0.1, 1.5, metrics={"loss":
 
 @pytest.fixture
 def store(tmp_path: Path) -> Queue:
-    return TrialStore.prepare(tmp_path / "trials.sqlite", SETTINGS, CELLS)
+    return SqliteQueue.prepare(tmp_path / "trials.sqlite", SETTINGS, CELLS)
 
 
 def gone() -> ProcessId:
@@ -41,11 +41,11 @@ def test_cells_are_claimed_in_order_and_each_once(store: Queue) -> None:
 
 def test_many_threads_claim_each_cell_once(tmp_path: Path) -> None:
     path, cells = tmp_path / "trials.sqlite", [Cell(n, seed=n) for n in range(60)]
-    TrialStore.prepare(path, {}, cells).close()
+    SqliteQueue.prepare(path, {}, cells).close()
     claimed: list[int] = []
 
     def work() -> None:
-        queue = TrialStore(path)
+        queue = SqliteQueue(path)
         while (cell := queue.claim(ME)) is not None:
             claimed.append(cell.trial)
         queue.close()
@@ -128,12 +128,12 @@ def test_a_cell_whose_process_dies_is_run_again_and_then_is_a_crash(store: Queue
 
 def test_a_sweep_that_is_begun_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
     path = tmp_path / "trials.sqlite"
-    first = TrialStore.prepare(path, SETTINGS, CELLS)
+    first = SqliteQueue.prepare(path, SETTINGS, CELLS)
     first.finish(first.claim(ME), ME, DONE)
-    again = TrialStore.prepare(path, SETTINGS, CELLS)
+    again = SqliteQueue.prepare(path, SETTINGS, CELLS)
     assert again.unfinished() == 3
     with pytest.raises(reludiag.UsageError, match=r"started with lr 0.1, 0.01; now 0.1 was given"):
-        TrialStore.prepare(path, {**SETTINGS, "lr": [0.1]}, CELLS[:2])
+        SqliteQueue.prepare(path, {**SETTINGS, "lr": [0.1]}, CELLS[:2])
 
 
 def test_another_file_is_not_taken_for_a_store(tmp_path: Path) -> None:
@@ -142,26 +142,26 @@ def test_another_file_is_not_taken_for_a_store(tmp_path: Path) -> None:
     sqlite3.connect(other).execute("CREATE TABLE t (x)")
     for path, what in ((text, "cannot be used"), (other, "not the file of a sweep")):
         with pytest.raises(reludiag.UsageError, match=what):
-            TrialStore.prepare(path, SETTINGS, CELLS)
+            SqliteQueue.prepare(path, SETTINGS, CELLS)
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_the_store_whole(tmp_path: Path) -> None:
     path = tmp_path / "trials.sqlite"
-    TrialStore.prepare(path, SETTINGS, CELLS).close()
+    SqliteQueue.prepare(path, SETTINGS, CELLS).close()
     code = f"""
 import os, signal
 from pathlib import Path
 from reludiag.process import this_process
-from reludiag.experiments.queue.sqlite_queue import TrialStore
+from reludiag.experiments.queue.sqlite_queue import SqliteQueue
 from reludiag.experiments.queue.queue import Result
-store = TrialStore(Path({str(path)!r}))
+store = SqliteQueue(Path({str(path)!r}))
 cell = store.claim(this_process())
 store._write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 store.finish(cell, this_process(), Result("complete"))
 """
     done = subprocess.run([sys.executable, "-c", code])
     assert done.returncode == -9
-    store = TrialStore(path)
+    store = SqliteQueue(path)
     store.tend([])
     assert store.results() == []
     assert store.claim(ME) == CELLS[0]

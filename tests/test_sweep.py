@@ -16,7 +16,7 @@ import pytest
 from reludiag_cli.app import main
 
 import reludiag
-from reludiag.experiments.queue.sqlite_queue import TrialStore
+from reludiag.experiments.queue.sqlite_queue import SqliteQueue
 from reludiag.experiments.trial_table import TRIAL_COLUMNS
 from reludiag.loading.specs import function_spec, load_attribute
 
@@ -132,7 +132,7 @@ def states(out: Path) -> list[tuple[str, int | None]]:
 
 
 def results(out: Path) -> dict[int, object]:
-    store = TrialStore(out / "trials.sqlite")
+    store = SqliteQueue(out / "trials.sqlite")
     found = {cell.trial: result for cell, result in store.results()}
     store.close()
     return found

@@ -56,9 +56,9 @@ def test_every_python_installs_and_loads_the_wheel(
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
 import reludiag
-from reludiag.measure import compiled
+from reludiag.measure import extension
 assert reludiag.__file__.startswith({str(tmp_path)!r})
-print(compiled.check() or "all is well")
+print(extension.check() or "all is well")
 """
     said = run(python, "-I", "-c", code)
     if shutil.which("c++") is not None:

@@ -50,10 +50,10 @@ def _print_version(requested: bool) -> None:
     if requested:
         from importlib.metadata import version
 
-        from reludiag.measure import compiled
+        from reludiag.measure import extension
 
         typer.echo(version("reludiag"))
-        if problem := compiled.check():
+        if problem := extension.check():
             typer.echo(problem)
         raise typer.Exit
 

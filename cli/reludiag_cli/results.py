@@ -51,12 +51,12 @@ def write_report(diagnosis: "Diagnosis", gate: "Gate", request: "ReportRequest")
     from reludiag.diagnosis.gate import exceeded
     from reludiag.printable import printable
     from reludiag.reports.output import append
-    from reludiag.reports.run.formats import Choices, format_of
+    from reludiag.reports.run.formats import ReportOptions, format_of
     from reludiag.reports.run.markdown import markdown
     from reludiag.reports.run.terminal import print_report
 
     checks = gate.judge(diagnosis.sites)
-    choices = Choices(request.all_units, request.all_sites, checks)
+    choices = ReportOptions(request.all_units, request.all_sites, checks)
     if request.github_summary and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
         append(summary, markdown(diagnosis, checks))
 

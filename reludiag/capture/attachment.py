@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture.call_reader import CallReader
-from reludiag.capture.fused import Unfused, fusible
+from reludiag.capture.fused import FusedForward, fusible
 from reludiag.capture.hooks import FrozenHook, Hook, entrances, hookable_modules
 from reludiag.capture.pass_tracker import PassTracker
 
@@ -31,7 +31,7 @@ class Attachment:
         self._passes, self._reader, self._on_traced = passes, reader, on_traced
         self._registrations = list(self._make())
         """What registers each hook."""
-        self._handles: list[RemovableHandle | Unfused] = []
+        self._handles: list[RemovableHandle | FusedForward] = []
         """What is on the model: set by `attach` and `remove`."""
 
     def attach(self) -> None:
@@ -39,7 +39,7 @@ class Attachment:
         self._handles = [register() for register in self._registrations]
         for module in fusible(self._model) if self._on_traced is None else ():
             reader = self._reader
-            unfused = Unfused(module, reader.sees_functions, reader.read_function)
+            unfused = FusedForward(module, reader.sees_functions, reader.read_function)
             unfused.attach()
             self._handles.append(unfused)
 

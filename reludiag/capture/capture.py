@@ -15,8 +15,8 @@ What changes while a model is watched is in five places, each with a table of it
 | the calls that a pass is expected to make | | `CallReader`, in a `ForwardPass` |
 | the sites | only grow | `SiteRegistry.add` |
 
-Beside these `MissedCalls` only grows. Nothing is decided by it, but by its `traced`: a pass of
-compiled code is not followed, and its capture does not rest.
+`MissedCalls` also changes, but values are only added to it. Only its `traced` affects what happens:
+a pass of compiled code is not followed, and its capture does not rest.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -54,10 +54,11 @@ class Capture:
     watched, so that they run unchanged.
 
     `wants_pre_activation(training, site)` says whether the receiver will read the pre-activation of
-    a call, which is expected to be of that site (None: of one never met). Where that is overwritten
-    by the call, it is handed to `note_pre_activation(site, pre_activation, view)` ahead of it, or
-    without that copied. `unit_axes` maps names or modules of sites to the axis of their units; it
-    overrides the axis that was found. `finds_consumers` says whether sites have `consumers`.
+    a call, which is expected to be of that site (None: of one never met). If the call overwrites
+    it, it is passed to `note_pre_activation(site, pre_activation, view)` before the call; without
+    that callback it is copied. `unit_axes` maps names or modules of sites to the axis of their
+    units; it overrides the axis that was found. `finds_consumers` says whether sites have
+    `consumers`.
     """
 
     def __init__(

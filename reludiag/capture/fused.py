@@ -26,7 +26,7 @@ from reludiag.sites.torch_internals import (
 _RELU = {torch.ops.aten.relu.default: False, torch.ops.aten.relu_.default: True}
 
 
-class Unfused:
+class FusedForward:
     """Replaces the `forward` of one module, from `attach()` until `remove()`.
 
     `sees()` says whether an active function mode would see the module's rectifier.
@@ -47,7 +47,7 @@ class Unfused:
 
     def __reduce__(self) -> Any:
         """A copy made meanwhile uses its own `forward`."""
-        return Unfused, (self._module, bool, None)  # bool() is False: the mode is hidden
+        return FusedForward, (self._module, bool, None)  # bool() is False: the mode is hidden
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         values = (*args, *kwargs.values())

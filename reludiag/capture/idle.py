@@ -48,13 +48,13 @@ class Idle:
 
     @property
     def resting(self) -> bool:
-        """Whether it is the forwards alone that are counted for now."""
+        """Whether only forward passes are counted at the moment."""
         return self._rest is not None
 
     def is_possible(
         self, passes: int, calls: Sequence[ExpectedCall], learned: Collection[int]
     ) -> bool:
-        """Whether no call could be missed that has something new to it.
+        """Whether the hooks can rest without missing anything new.
 
         `passes` have been seen, of which the last made these `calls`; of the sites in `learned`
         there is nothing to learn. Not where there are rectifiers that were not called yet.

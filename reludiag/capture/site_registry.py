@@ -1,7 +1,7 @@
 """SiteRegistry: which site a call is of, and where its units are, from the first call to the last.
 
-A call that was made before is told by what owns it and what fed it; of one made for the first time
-the unit axis is found.
+A known call is recognized by the module that makes it and the module that feeds it. For a new call,
+the unit axis is determined.
 """
 
 from collections import Counter

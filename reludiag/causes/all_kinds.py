@@ -1,11 +1,11 @@
-"""All kinds of cause, in the order in which they are asked: the first whose rule holds is it."""
+"""All kinds of cause, in the order in which they are tried; the first whose rule holds is taken."""
 
 from reludiag.causes import (
     divergence,
+    healthy,
     initialization,
     input_shift,
     learning_rate,
-    none,
     undetermined,
     upstream_collapse,
 )
@@ -17,7 +17,7 @@ KINDS = (
     learning_rate.KIND,
     initialization.KIND,
     input_shift.KIND,
-    none.KIND,
+    healthy.KIND,
     undetermined.KIND,
 )
 _BY_NAME = {kind.name: kind for kind in KINDS}

@@ -126,8 +126,8 @@ def _no_root(site: SiteAttribution) -> SiteLives | None:
 
 @dataclass(frozen=True)
 class CauseKind:
-    """One kind of cause. A rule says of the units of a site which ones are its: `[unit]`, or of
-    all of them at once. It is asked only of units that no earlier kind has claimed.
+    """One kind of cause. Its rules return which units of a site it explains: a mask `[unit]`, or
+    one bool for all of them. They are asked only about units that no earlier kind has claimed.
     """
 
     name: str

@@ -110,11 +110,11 @@ class Diagnosis:
         and MissingLibraryError where the format needs a library that is not there.
         """
         from reludiag.diagnosis.gate import Gate
-        from reludiag.reports.run.formats import Choices, format_of
+        from reludiag.reports.run.formats import ReportOptions, format_of
 
         gate = Gate.parse([fail_over] if isinstance(fail_over, str) else fail_over)
         gate.require_matches(self.sites)
-        choices = Choices(all_units, all_sites, gate.judge(self.sites), effects)
+        choices = ReportOptions(all_units, all_sites, gate.judge(self.sites), effects)
         format_of(path, format).write(self, path, choices)
 
     def to_csv(self, path: str | Path | IO[str], all_units: bool = False) -> None:

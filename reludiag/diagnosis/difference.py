@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
-from reludiag.diagnosis.from_json import open_stored
+from reludiag.diagnosis.from_json import open_diagnosis
 from reludiag.errors import UsageError
 from reludiag.tables import Column, table_of
 
@@ -115,7 +115,7 @@ def diff(before: Diagnosis | str | Path, after: Diagnosis | str | Path) -> Diffe
     and index. Raises UsageError if they have no site in common.
     """
     first, second = (
-        subject if isinstance(subject, Diagnosis) else open_stored(subject)
+        subject if isinstance(subject, Diagnosis) else open_diagnosis(subject)
         for subject in (before, after)
     )
     sites = _paired_sites(first, second)

@@ -24,7 +24,7 @@ from reludiag.measure.verdicts import VERDICTS, Thresholds
 from reludiag.tables import table_of
 
 
-def open_stored(path: str | Path) -> Diagnosis:
+def open_diagnosis(path: str | Path) -> Diagnosis:
     """The Diagnosis of a recording, or of a JSON report of a scan or a recording.
 
     Units that a report does not list are alive; nothing else is known about them. Raises

@@ -19,7 +19,7 @@ from reludiag.experiments.analysis.counterfactual import (
     answer,
     arms_of,
 )
-from reludiag.experiments.analysis.explanation import Explanation
+from reludiag.experiments.analysis.explanation import ReplayConclusion
 from reludiag.experiments.queue.pool import Progress, check_not_a_worker
 from reludiag.experiments.queue.queue import Cell
 from reludiag.experiments.queue.worker import Train
@@ -129,7 +129,7 @@ def replay_of(trials: pd.DataFrame, train: str, lr_scale: float | None, init: st
     conclusion, arms = answer(trials), arms_of(trials)
     rates = trials[trials["arm"] == FACTUAL]["lr"].dropna()
     rate = float(rates.iloc[0]) if len(rates) else None
-    words = Explanation({arm.name: arm for arm in arms}, conclusion, rate, lr_scale, init)
+    words = ReplayConclusion({arm.name: arm for arm in arms}, conclusion, rate, lr_scale, init)
     return Replay(
         train=train,
         lr=rate,

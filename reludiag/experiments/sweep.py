@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from reludiag.errors import UsageError
-from reludiag.experiments.queue.optuna_queue import SharedQueue
+from reludiag.experiments.queue.optuna_queue import OptunaQueue
 from reludiag.experiments.queue.pool import Progress, check_not_a_worker, run_all
 from reludiag.experiments.queue.queue import Cell, Queue
-from reludiag.experiments.queue.sqlite_queue import TrialStore
+from reludiag.experiments.queue.sqlite_queue import SqliteQueue
 from reludiag.experiments.queue.worker import OpenQueue, Train
 from reludiag.experiments.trial_table import trials_table
 from reludiag.initialization.schemes import DEFAULT, scheme_named
@@ -99,12 +99,12 @@ def run_cells(
     queue: Queue
     open_queue: OpenQueue
     if storage is None:
-        queue = TrialStore.prepare(path / TRIALS_FILE, settings, cells)
-        open_queue = functools.partial(TrialStore, path / TRIALS_FILE)
+        queue = SqliteQueue.prepare(path / TRIALS_FILE, settings, cells)
+        open_queue = functools.partial(SqliteQueue, path / TRIALS_FILE)
     else:
         name = f"reludiag {path.name}"
-        queue = SharedQueue.prepare(storage, name, settings, cells)
-        open_queue = functools.partial(SharedQueue, storage, name)
+        queue = OptunaQueue.prepare(storage, name, settings, cells)
+        open_queue = functools.partial(OptunaQueue, storage, name)
     try:
         run_all(open_queue, spec, path / RECORDINGS, len(cells), workers, progress)
         return trials_table(queue.results(), str(path / RECORDINGS))

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from reludiag.capture.model_state import preserve_state
 from reludiag.errors import ModelError, UsageError
-from reludiag.initialization.birth import UNCENTRED, silent_on_all, silent_with_bias
+from reludiag.initialization.chance_deaths import UNCENTRED, silent_on_all, silent_with_bias
 from reludiag.initialization.layer_init import (
     InitProblem,
     LayerInit,
@@ -320,7 +320,7 @@ class _Chance:
 
     @classmethod
     def of(cls, layer_input: LayerInput, layer: LayerInit, bias: Floats, samples: int) -> "_Chance":
-        """By the integrals of `causes.birth`."""
+        """By the integrals of `chance_deaths`."""
         if math.isnan(layer_input.cosine) or layer.std is None or not np.isfinite(bias).all():
             return cls()
         expected = silent_on_all(layer_input.cosine, samples)

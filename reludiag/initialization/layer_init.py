@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from reludiag.errors import UsageError
-from reludiag.initialization.birth import layer_dies_single_direction, needed_width
+from reludiag.initialization.chance_deaths import layer_dies_single_direction, needed_width
 from reludiag.initialization.identification import MEAN_Z, identify
 from reludiag.initialization.schemes import Fans, fans_of
 
@@ -160,7 +160,7 @@ def narrowness(widths: Sequence[int]) -> InitProblem | None:
     """The problem of consecutive layers of these widths that are too narrow for their number.
 
     The probability that one of them is completely dead at step 0 is at most 1 - prod(1 - 2^-N), for
-    any architecture of zero bias and symmetric weights without normalization; see `birth`.
+    any architecture of zero bias and symmetric weights without normalization; see `chance_deaths`.
     """
     chance = layer_dies_single_direction(widths)
     if chance <= NARROW:

@@ -17,7 +17,7 @@ from reludiag.capture.calls import Call
 from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import uncompiled
 from reludiag.capture.model_state import preserve_state
-from reludiag.initialization.birth import mean_cosine_of_sum
+from reludiag.initialization.chance_deaths import mean_cosine_of_sum
 from reludiag.loading.data import model_arguments
 
 

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from reludiag.capture.calls import UnitView
-from reludiag.measure import compiled
+from reludiag.measure import extension
 
-_problem = compiled.check()
+_problem = extension.check()
 if not _problem:
     from reludiag import _kernels
 
     try:
         _kernels.attach(torch.Tensor)
     except ImportError as error:
-        _problem = f"reludiag's compiled part cannot be used: {error}. {compiled.COST}"
+        _problem = f"reludiag's compiled part cannot be used: {error}. {extension.COST}"
 if _problem:
     _kernels = None  # type: ignore[assignment]
 

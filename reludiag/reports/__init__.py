@@ -1,1 +1,1 @@
-"""Reports: each file makes one format of one result; `output` alone owns files."""
+"""Reports: the formats of each result; only `output` opens files."""

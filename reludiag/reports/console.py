@@ -11,7 +11,7 @@ from reludiag.printable import printable
 WIDTH = 80
 
 
-class Harmless:
+class SanitizedText:
     """A renderable without control characters, because Rich passes escapes through."""
 
     def __init__(self, *parts: RenderableType) -> None:

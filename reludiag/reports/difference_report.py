@@ -12,7 +12,7 @@ from rich.text import Text
 
 from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.diagnosis.difference import CHANGES, Difference
-from reludiag.reports.console import Harmless, plain_text
+from reludiag.reports.console import SanitizedText, plain_text
 from reludiag.reports.json_text import records, text_of
 from reludiag.reports.wording import plural
 
@@ -22,7 +22,7 @@ _STYLES = {"died": "bold red", "diverged": "bold magenta", "revived": "green"}
 
 def print_difference(difference: Difference, console: Console) -> None:
     """Print the report on a Rich console."""
-    console.print(Harmless(_head(difference), *_site_table(difference)))
+    console.print(SanitizedText(_head(difference), *_site_table(difference)))
 
 
 def difference_text(difference: Difference, encoding: str = "utf-8") -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.initialization.examination import InitExamination
 from reludiag.initialization.layer_init import InitProblem, LayerInit
-from reludiag.reports.console import Harmless, plain_text
+from reludiag.reports.console import SanitizedText, plain_text
 from reludiag.reports.json_text import finite, records, text_of
 from reludiag.reports.wording import plural, share
 
@@ -35,7 +35,7 @@ def print_init(examination: InitExamination, console: Console) -> None:
     if examination.inputs is not None and len(examination.inputs):
         parts.append(Padding(_input_lines(examination.inputs), (1, 0, 0, 1)))
     parts.append(_problems(examination))
-    console.print(Harmless(*parts))
+    console.print(SanitizedText(*parts))
 
 
 def init_text(examination: InitExamination) -> str:

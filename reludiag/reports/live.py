@@ -12,7 +12,7 @@ from rich.text import Text
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.monitoring.follow import LiveView
-from reludiag.reports.console import Harmless, speaks_unicode
+from reludiag.reports.console import SanitizedText, speaks_unicode
 from reludiag.reports.run.summary import WINDOWS
 from reludiag.reports.run.terminal import BAR, bar, life_table
 from reludiag.reports.wording import plural, share
@@ -46,7 +46,7 @@ def frame(view: LiveView, height: int | None, ascii_only: bool = False) -> Rende
         parts.append(_worst_sites(diagnosis, sites, ascii_only))
     if height is not None:
         parts.append(Text(" q or Ctrl-C quits; the run continues.", style="dim"))
-    return Harmless(*parts)
+    return SanitizedText(*parts)
 
 
 def _head(view: LiveView) -> RenderableType:

@@ -14,7 +14,7 @@ from rich.text import Text
 from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.experiments.analysis.counterfactual import BOTH, FACTUAL, INIT, RATE, Arm
 from reludiag.experiments.replay import Replay
-from reludiag.reports.console import Harmless, plain_text
+from reludiag.reports.console import SanitizedText, plain_text
 from reludiag.reports.json_text import records, text_of
 from reludiag.reports.wording import plural, share
 
@@ -28,7 +28,7 @@ def print_replay(replay: Replay, console: Console) -> None:
     seeds = replay.answer.seeds
     agree = f"{replay.answer.agreeing} of {plural(seeds, 'seed')}" if seeds > 1 else ""
     foot = Padding(Text(_foot(agree), style="dim"), (0, 1))
-    console.print(Harmless(panel, _table(replay), foot))
+    console.print(SanitizedText(panel, _table(replay), foot))
 
 
 def replay_text(replay: Replay, encoding: str = "utf-8") -> str:

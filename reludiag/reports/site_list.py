@@ -7,7 +7,7 @@ from rich.text import Text
 
 from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.measure.site_list import SiteList
-from reludiag.reports.console import Harmless
+from reludiag.reports.console import SanitizedText
 from reludiag.reports.json_text import text_of
 
 
@@ -27,9 +27,9 @@ def print_sites(site_list: SiteList, console: Console) -> None:
             Text(site.name), units, site.unit_axis, Text(activation), Text(site.producer or "")
         )
     if site_list.sites:
-        console.print(Harmless(table))
+        console.print(SanitizedText(table))
     for note in site_notes(site_list):
-        console.print(Harmless(Text(note, style="yellow")))
+        console.print(SanitizedText(Text(note, style="yellow")))
 
 
 def site_notes(site_list: SiteList) -> list[str]:

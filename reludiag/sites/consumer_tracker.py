@@ -1,9 +1,9 @@
 """Follows the units of every site through one forward, operator by operator, to what reads them.
 
 For each tensor that depends on a site it is known on which unit each element depends (`labels`).
-A weight that sums over the units ends that: it is a reader, and with its entries for a unit at 0
-nothing behind it depends on the unit any more. Whatever no rule covers is a reader too, of kind
-`unknown`: that nothing else reads a unit is said only where every operator on the way was known.
+Tracking stops at a weight that sums over units. That weight is a reader: with its entries for a
+unit set to 0, nothing after it depends on the unit. An operator that no rule covers is a reader of
+kind `unknown`: a list of readers is complete only if there is none of these.
 """
 
 import itertools

@@ -28,7 +28,7 @@ KNOWN: frozenset[Kind] = frozenset({"reads", "carries", "tied"})
 assert set(KINDS) == set(get_args(Kind))
 
 
-class Run(NamedTuple):
+class IndexRange(NamedTuple):
     """A stretch of an axis: from index `start`, each of `units` units has `repeat` indices."""
 
     start: int
@@ -51,7 +51,7 @@ class Consumer:
     of these."""
     axis: int | None = None
     """The axis of the parameter that the units lie along; None if there is no single axis."""
-    runs: tuple[Run, ...] = ()
+    runs: tuple[IndexRange, ...] = ()
     """Where along that axis each unit is."""
     groups: int = 1
     """Of a grouped convolution. If it reads along axis 1, `runs` speak of its input's channels."""
@@ -99,16 +99,16 @@ class Consumer:
     def from_json(content: dict[str, Any]) -> "Consumer":
         """The reverse of `to_json`, also after a way through JSON."""
         lists = {
-            "runs": tuple(Run(*run) for run in content.get("runs", ())),
+            "runs": tuple(IndexRange(*run) for run in content.get("runs", ())),
             "part": tuple(tuple(bounds) for bounds in content.get("part", ())),
             "through": tuple(content.get("through", ())),
         }
         return Consumer(**{**content, **lists})
 
 
-def runs_of(labels: Sequence[int], start: int = 0) -> tuple[Run, ...]:
+def runs_of(labels: Sequence[int], start: int = 0) -> tuple[IndexRange, ...]:
     """The runs of an axis whose entries, from index `start`, are of these units; -1 of none."""
-    runs: list[Run] = []
+    runs: list[IndexRange] = []
     begin, unit, units, repeat = start, -1, 0, 0  # of the run that is being read
     first = 0
     for index in range(1, len(labels) + 1):
@@ -121,8 +121,8 @@ def runs_of(labels: Sequence[int], start: int = 0) -> tuple[Run, ...]:
             units += 1
             continue
         if unit >= 0:
-            runs.append(Run(begin, unit, units, repeat))
+            runs.append(IndexRange(begin, unit, units, repeat))
         begin, unit, units, repeat = at, label, 1, length
     if unit >= 0:
-        runs.append(Run(begin, unit, units, repeat))
+        runs.append(IndexRange(begin, unit, units, repeat))
     return tuple(runs)

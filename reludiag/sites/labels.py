@@ -49,7 +49,7 @@ def compact(labels: Tensor) -> Tensor:
 
 
 def aligned(labels: Tensor, ndim: int) -> Tensor:
-    """With as many axes as a result has that it was broadcast to."""
+    """The labels, with axes added to match the result of a broadcast."""
     return labels.reshape((1,) * (ndim - labels.ndim) + tuple(labels.shape))
 
 

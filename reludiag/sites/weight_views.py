@@ -1,4 +1,4 @@
-"""What a view, a slice or a cast of a parameter is of it."""
+"""Which part of a parameter a view, a slice or a cast of it covers."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from reludiag.sites.operation import RESHAPES, Operation, Weight
 
 
 def view_of(call: Operation, weight: Weight, shape: tuple[int, ...], output: Tensor) -> Weight:
-    """What a view, a slice or a cast of a parameter is of it."""
+    """Which part of a parameter a view, a slice or a cast of it covers."""
     name, arguments, ndim = call.operator, call.arguments, len(shape)
     assert weight.axes is not None
     axes, new = list(weight.axes), tuple(output.shape)

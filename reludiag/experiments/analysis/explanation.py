@@ -1,4 +1,4 @@
-"""Explanation: the answer of a replay as sentences."""
+"""ReplayConclusion: the answer of a replay as sentences."""
 
 import pandas as pd
 
@@ -16,7 +16,7 @@ from reludiag.experiments.analysis.counterfactual import (
 from reludiag.experiments.trial_table import recording_notes
 
 
-class Explanation:
+class ReplayConclusion:
     """The sentence, the advice, and the notes that weaken them."""
 
     def __init__(

@@ -33,7 +33,7 @@ _PAUSE = 0.5  # seconds between two of them
 Opened = TypeVar("Opened")
 
 
-class SharedQueue:
+class OptunaQueue:
     """A queue in an Optuna storage: the URL of a database, or the path of a journal file."""
 
     def __init__(self, storage: str, name: str) -> None:
@@ -56,7 +56,7 @@ class SharedQueue:
     @classmethod
     def prepare(
         cls, storage: str, name: str, settings: Mapping[str, Any], cells: Sequence[Cell]
-    ) -> "SharedQueue":
+    ) -> "OptunaQueue":
         """Open the study of this name; create and fill it if it does not exist.
 
         Raises UsageError if it was made with other settings, or Optuna is missing.

@@ -76,7 +76,7 @@ _PATIENCE = 60.0  # seconds to wait for another process's transaction
 _NUMBERS = frozenset({"lr", "dead_fraction", "seconds"})  # NaN where SQLite has null
 
 
-class TrialStore:
+class SqliteQueue:
     """A queue in a file, which any number of processes may open."""
 
     def __init__(self, path: Path) -> None:

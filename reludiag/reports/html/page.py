@@ -6,7 +6,7 @@ from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.reports.html import content
 from reludiag.reports.html.charts import MOST_LISTED, charts
 from reludiag.reports.html.shell import fragment_of, page_of
-from reludiag.reports.run.formats import Choices
+from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.lifelines import MOST_UNITS, LifelineChart, lifelines
 from reludiag.reports.wording import plural
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the analysis of several runs takes its time to import
 _MOST_SITES_IN_NOTEBOOK = 20
 
 
-def write_page(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+def write_page(diagnosis: Diagnosis, stream: IO[str], choices: ReportOptions) -> None:
     """The whole page."""
     stream.write(page(diagnosis, choices.effects))
 

@@ -20,7 +20,7 @@ def packed() -> str:
 
 @cache
 def hash_source() -> str:
-    """What the policy of a page calls the script by once it is unpacked."""
+    """The hash of the unpacked script, for the content security policy of a page."""
     return source_of(gzip.decompress(_file()))
 
 

@@ -7,11 +7,11 @@ from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.reports.json_text import finite, records, text_of
-from reludiag.reports.run.formats import Choices
+from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.summary import chosen_units
 
 
-def write_document(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+def write_document(diagnosis: Diagnosis, stream: IO[str], choices: ReportOptions) -> None:
     """The whole document, of all units or of those that are not alive."""
     stream.write(document(diagnosis, choices.all_units))
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # importing these loads pandas, which a list of options can d
 
 
 @dataclass(frozen=True)
-class Choices:
+class ReportOptions:
     """What a caller can choose of a report; a format uses what concerns it."""
 
     all_units: bool = False
@@ -34,7 +34,7 @@ class Choices:
     """What several runs say together, for a page to add."""
 
 
-Writer = Callable[["Diagnosis", IO[Any], Choices], None]
+Writer = Callable[["Diagnosis", IO[Any], ReportOptions], None]
 """Writes the report to an open stream, of text, or of bytes where the format is binary."""
 
 
@@ -75,7 +75,9 @@ class Format:
             )
         check_writable(target)
 
-    def write(self, diagnosis: "Diagnosis", target: str | Path | IO[Any], choices: Choices) -> None:
+    def write(
+        self, diagnosis: "Diagnosis", target: str | Path | IO[Any], choices: ReportOptions
+    ) -> None:
         """Write the report to a file, to `-`, or to an open stream; a file whole or not at all."""
         if isinstance(target, str | Path):
             self.check(target)

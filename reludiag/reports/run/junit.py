@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.gate import Check, exceeded
 from reludiag.measure.verdicts import VERDICTS
-from reludiag.reports.run.formats import Choices
+from reludiag.reports.run.formats import ReportOptions
 
 WHOLE_MODEL = "(whole model)"
 
@@ -19,7 +19,7 @@ WHOLE_MODEL = "(whole model)"
 _UNWRITABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def write_junit(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+def write_junit(diagnosis: Diagnosis, stream: IO[str], choices: ReportOptions) -> None:
     """What the gate says of each site."""
     stream.write(junit(diagnosis, choices.checks))
 

@@ -9,7 +9,7 @@ from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.gate import Check, exceeded
 from reludiag.measure.verdicts import LOST, VERDICTS
 from reludiag.printable import printable
-from reludiag.reports.run.formats import Choices
+from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.summary import (
     instruction,
     life_windows,
@@ -25,7 +25,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./:@#~-]+")
 _SPECIAL = re.compile(r"[\\`*_\[\]<>|~&!$#]")
 
 
-def write_markdown(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+def write_markdown(diagnosis: Diagnosis, stream: IO[str], choices: ReportOptions) -> None:
     """The summary, with what the gate says."""
     stream.write(markdown(diagnosis, choices.checks))
 

@@ -4,11 +4,11 @@ import io
 from typing import IO
 
 from reludiag.diagnosis.diagnosis import Diagnosis
-from reludiag.reports.run.formats import Choices
+from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.summary import chosen_units
 
 
-def write_parquet(diagnosis: Diagnosis, stream: IO[bytes], choices: Choices) -> None:
+def write_parquet(diagnosis: Diagnosis, stream: IO[bytes], choices: ReportOptions) -> None:
     """The units that are not alive, or all of them.
 
     Text is not escaped: a spreadsheet does not execute a typed file, and names remain keys.

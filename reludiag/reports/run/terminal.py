@@ -16,10 +16,10 @@ from rich.text import Text
 
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICT_TABLE, VERDICTS
-from reludiag.reports.console import WIDTH, Harmless, plain_text, speaks_unicode
+from reludiag.reports.console import WIDTH, SanitizedText, plain_text, speaks_unicode
 from reludiag.reports.output import encoding_of
 from reludiag.reports.run.cause_section import why
-from reludiag.reports.run.formats import Choices
+from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.summary import WINDOWS, life_windows, next_steps
 from reludiag.reports.wording import plural, share
 
@@ -31,12 +31,12 @@ _WORST = 4  # units named per site
 _LOOKS = {verdict.name: verdict for verdict in reversed(VERDICT_TABLE)}
 
 
-def write_text(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+def write_text(diagnosis: Diagnosis, stream: IO[str], choices: ReportOptions) -> None:
     """The report as plain text, of characters that the stream has."""
     stream.write(terminal_text(diagnosis, choices.all_sites, encoding_of(stream)))
 
 
-def write_svg(diagnosis: Diagnosis, stream: IO[str], choices: Choices) -> None:
+def write_svg(diagnosis: Diagnosis, stream: IO[str], choices: ReportOptions) -> None:
     """The report as a picture."""
     stream.write(terminal_svg(diagnosis, choices.all_sites))
 
@@ -68,7 +68,7 @@ def render(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool = False) -> R
         parts.append(life_table(diagnosis, ascii_only))
     parts += why(diagnosis.causes)
     parts.append(_next_steps(diagnosis))
-    return Harmless(*parts)
+    return SanitizedText(*parts)
 
 
 def _head(diagnosis: Diagnosis) -> RenderableType:

@@ -16,7 +16,7 @@ from rich.text import Text
 from reludiag.experiments.analysis.effects import RESPONSES, Effects
 from reludiag.experiments.analysis.variance import ALWAYS_SAME
 from reludiag.experiments.trial_table import METRIC
-from reludiag.reports.console import WIDTH, Harmless, plain_text
+from reludiag.reports.console import WIDTH, SanitizedText, plain_text
 from reludiag.reports.sweep.summary import (
     SOURCES,
     caveats,
@@ -53,7 +53,7 @@ def print_effects(effects: Effects, console: Console) -> None:
     lines = findings(effects)
     if lines:
         parts.append(_sentences(lines))
-    console.print(Harmless(*parts))
+    console.print(SanitizedText(*parts))
 
 
 def effects_text(effects: Effects, encoding: str = "utf-8") -> str:
