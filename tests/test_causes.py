@@ -247,7 +247,7 @@ def test_born_dead_is_dead_at_step_0_whatever_became_of_it() -> None:
     whole, site = explain(run).causes
     for cause in (whole, site):
         assert cause.evidence[0].value == "40, 10, 100"
-        assert "10 were never alive, 30 revived" in cause.evidence[0].meaning
+        assert "10 never alive, 30 revived" in cause.evidence[0].meaning
     assert whole.kind == "initialization"
     assert whole.sentence.startswith("40 of 100 units of '0' were dead before any training")
     assert "as built: 0.40" in whole.evidence[1].meaning
