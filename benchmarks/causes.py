@@ -16,12 +16,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from known_causes import FACTS, KINDS, LOST, LR, NOTHING, SETUPS, Case, Setup, cases_of, generator
+from known_causes import FACTS, LOST, LR, NOTHING, SETUPS, Case, Setup, cases_of, generator
 from report import Table, write_section
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import reludiag
+from reludiag.causes.all_kinds import KINDS
 from reludiag.initialization.schemes import reinitialize
 
 BATCH = 64
@@ -139,10 +140,10 @@ def _said(kind: str, identifiable: bool | None) -> str:
 
 
 def _confusion(outcomes: list[Outcome]) -> Table:
-    table = Table("right answer", *KINDS)
+    table = Table("right answer", *(kind.name for kind in KINDS))
     for label in sorted({outcome.label for outcome in outcomes}, key=sorted):
         said = Counter(outcome.cause.kind for outcome in outcomes if outcome.label == label)
-        cells = [str(said[kind]) if said[kind] else "" for kind in KINDS]
+        cells = [str(said[kind]) if said[kind] else "" for kind in (each.name for each in KINDS)]
         table.add(" or ".join(sorted(label)), *cells)
     return table
 

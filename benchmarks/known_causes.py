@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from reludiag.initialization.schemes import reinitialize
 
-KINDS = ("learning_rate", "initialization", "input_shift", "divergence", "none", "undetermined")
 Schedule = Callable[[int], float]
 """Step -> factor of the learning rate."""
 
@@ -189,7 +188,10 @@ class Case:
     """Set-ups that it applies to; all if empty."""
 
 
-LR, INIT, INPUT, LOST, NOTHING = (frozenset({kind}) for kind in KINDS[:5])
+LR, INIT, INPUT, LOST, NOTHING = (
+    frozenset({kind})
+    for kind in ("learning_rate", "initialization", "input_shift", "divergence", "none")
+)
 FACTS = frozenset({"digits"})
 OTHERS = frozenset({"breast cancer", "cnn", "transformer"})
 CASES = (

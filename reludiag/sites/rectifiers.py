@@ -53,7 +53,7 @@ class _Row:
     """
 
     zero_gradient: str
-    """Where the gradient is zero; None for activations that cannot die."""
+    """Where the gradient is zero; empty for activations that cannot die."""
     module: type[nn.Module] | None = None
     operators: tuple[str, ...] = ()
     signed: bool = False
