@@ -177,7 +177,7 @@ def test_the_command_shows_what_the_runs_say_and_what_they_cannot(tmp_path: Path
     assert ["kaiming", "0", "%", "0", "%", "60", "%"] in rows
     assert ["normal", "0", "%", "40", "%", "80", "%"] in rows
     text = " ".join(done.out.replace("│", " ").split())
-    assert "6 runs cannot tell whether the learning rate kills units" in text
+    assert "6 runs are too few to show whether the learning rate kills units" in text
     assert "kaiming up to 0.1; normal up to 0.01" in text
     with (tmp_path / "runs.csv").open(encoding="utf-8") as file:
         assert [line["new"] for line in csv.DictReader(file)] == ["0", "0", "12", "0", "8", "16"]
@@ -199,7 +199,7 @@ def test_the_commands_page_is_one_file_with_the_heat_maps(tmp_path: Path) -> Non
     done = reludiag_command("compare", *paths, "--html", tmp_path / "runs.html")
     assert (done.code, done.err) == (0, f"wrote {tmp_path / 'runs.html'}\n")
     page = (tmp_path / "runs.html").read_text(encoding="utf-8")
-    assert "6 runs cannot tell whether the learning rate kills units" in page
+    assert "6 runs are too few to show whether the learning rate kills units" in page
     assert len(page) < 100_000
     assert "6 runs" in done.out  # the report on the terminal is there all the same
     assert reludiag_command("compare", *paths, "--html", "-").out == page
