@@ -33,8 +33,9 @@ def trial_progress() -> Iterator[Callable[[int, int], None]]:
 def _bar(title: str, *more: ProgressColumn) -> Iterator[Callable[[int, int | None], None]]:
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *more)
     console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    if not console.is_terminal:  # older releases of rich write an empty line even if disabled
+        yield lambda done, total: None
+        return
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
