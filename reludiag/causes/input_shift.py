@@ -78,9 +78,10 @@ KIND = CauseKind(
     title="the input",
     clue="units are dead at step 0 under any scheme, and the input is far from centred",
     rule=(
-        "it is dead since step 0, its site has no more such units than the baseline but "
-        f"{100 * FEW:g} % more than with a centred input, and γ is above {UNCENTRED:g}; or it died "
-        f"in training with more than {100 * FEW:g} % of all units, γ is above {UNCENTRED:g}, and "
+        "it is dead since step 0, its site has not clearly more such units than the baseline, but "
+        f"{100 * FEW:g} % more than it would have with a centred input, and γ is above "
+        f"{UNCENTRED:g}; or it died in training with more than {100 * FEW:g} % of all units, γ is "
+        f"above {UNCENTRED:g}, and "
         "there is no evidence for another cause"
     ),
     births=_births,
