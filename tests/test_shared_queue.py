@@ -116,6 +116,41 @@ def test_a_cell_whose_process_dies_is_a_crash_in_the_end(storage: str) -> None:
     assert (cell, result.status) == (CELLS[1], "crashed")
 
 
+def test_a_finished_queue_leaves_no_second_trial_of_a_cell_open(storage: str) -> None:
+    queue = prepared(storage)
+    for cell in CELLS:
+        queue._study.enqueue_trial({"lr": cell.lr}, user_attrs={"cell": cell.trial})
+    for cell in CELLS:
+        assert queue.claim(ME) == cell
+        assert queue.finish(cell, ME, DONE)
+    queue._study.ask()  # a worker that was stopped while it claimed
+    assert states(storage) == {"COMPLETE": 4, "RUNNING": 1, "WAITING": 3}
+    queue.tend([])
+    assert states(storage) == {"COMPLETE": 4, "FAIL": 4}
+
+
+def test_a_claim_of_a_second_trial_that_another_machine_fails_takes_the_next(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = prepared(storage)
+    queue._study.enqueue_trial({"lr": 0.1}, user_attrs={"cell": 0})
+    assert queue.claim(ME) == CELLS[0]
+    assert queue.finish(CELLS[0], ME, DONE)
+    exchange = queue._exchange
+
+    def fails_behind_its_back(trial: optuna.trial.FrozenTrial, state: object) -> bool:
+        exchanged = exchange(trial, state)
+        if trial.number == 4:
+            prepared(storage).tend([])
+        return exchanged
+
+    for cell in CELLS[1:]:
+        assert queue.claim(ME) == cell
+    monkeypatch.setattr(queue, "_exchange", fails_behind_its_back)
+    assert queue.claim(ME) is None
+    assert states(storage) == {"COMPLETE": 1, "RUNNING": 3, "FAIL": 1}
+
+
 def test_a_study_of_other_settings_is_not_gone_on_with(storage: str) -> None:
     prepared(storage)
     with pytest.raises(

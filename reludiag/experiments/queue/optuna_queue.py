@@ -77,15 +77,16 @@ class OptunaQueue:
         for waiting in self._trials(states.WAITING):
             if not self._exchange(waiting, states.RUNNING):
                 continue
-            self._set(waiting, "owner", asdict(owner))
-            self._set(waiting, "lease", time.time() + LEASE)
-            first = self._first_of(waiting.user_attrs["cell"])
-            if first is None or first.number == waiting.number:
-                cell = self._cells()[waiting.user_attrs["cell"]]
-                self._show(waiting, cell)
-                return cell
-            self._set(waiting, "why", f"trial {first.number} is of the same cell")
-            self._exchange(waiting, states.FAIL)
+            # Another machine's `tend` fails a second trial of a cell as soon as the cell is done.
+            with contextlib.suppress(self._optuna.exceptions.UpdateFinishedTrialError):
+                self._set(waiting, "owner", asdict(owner))
+                self._set(waiting, "lease", time.time() + LEASE)
+                first = self._first_of(waiting.user_attrs["cell"])
+                if first is None or first.number == waiting.number:
+                    cell = self._cells()[waiting.user_attrs["cell"]]
+                    self._show(waiting, cell)
+                    return cell
+                self._fail(waiting, f"trial {first.number} is of the same cell", died=False)
         return None
 
     def renew(self, owner: ProcessId) -> None:
@@ -119,8 +120,15 @@ class OptunaQueue:
         self._fill_up()
 
     def tend(self, spared: Collection[ProcessId]) -> None:
-        """As in `Queue`; enqueues cells that are neither waiting, running nor done."""
-        for trial in self._trials(self._optuna.trial.TrialState.RUNNING):
+        """As in `Queue`; enqueues cells that are neither waiting, running nor done, and fails the
+        second trials of cells that are done.
+        """
+        states, done = self._optuna.trial.TrialState, self._done()
+        for trial in self._trials(states.RUNNING, states.WAITING):
+            first = done.get(trial.user_attrs["cell"])
+            if first is not None:
+                self._fail(trial, f"trial {first.number} is of the same cell", died=False)
+        for trial in self._trials(states.RUNNING):
             owner, lease = trial.user_attrs.get("owner"), trial.user_attrs.get("lease")
             if owner is None or lease is None:  # its process has not written its name yet, or died
                 owner_lease = self._ownerless.setdefault(trial.number, time.monotonic())

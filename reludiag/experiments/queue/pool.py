@@ -62,6 +62,9 @@ def run_all(
                 worker.listen()
         if progress is not None:
             progress(cells, cells)
+        while pool:
+            pool.pop().stop()
+        queue.tend(())  # a worker may have been stopped in the middle of a claim
     finally:
         for worker in pool:
             worker.stop()
