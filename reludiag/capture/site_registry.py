@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from reludiag.capture.calls import ExpectedCall, KnownSite, UnitView
-from reludiag.sites.axes import Coordinate, Origin
+from reludiag.sites.axes import Axes, Coordinate, Origin, size_of
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import UNKNOWN_AXIS, Layout, find_layout
 from reludiag.sites.provenance import ProvenanceMode
@@ -74,7 +74,7 @@ class SiteRegistry:
                     operator=site.identity.operator,
                     rectifier=site.rectifier,
                     unit_axis=site.label,
-                    units=site.layout.unit.size,
+                    units=size_of(site.layout.unit),
                     producer=site.producer,
                     norm=site.norm,
                     consumers=site.consumers,
@@ -182,7 +182,7 @@ class SiteRegistry:
 
     def _override(
         self, identity: Identity, number: int, output: Tensor
-    ) -> tuple[str | None, Coordinate | None]:
+    ) -> tuple[str | None, Axes | None]:
         """The name in `unit_axes` that is this site's, and the axis that it says."""
         for name in (
             f"{identity.base}#{number}" if number else identity.base,
@@ -190,5 +190,5 @@ class SiteRegistry:
         ):
             axis = self._unit_axes.get(name)
             if axis is not None and -output.ndim <= axis < output.ndim:
-                return name, Coordinate(axis % output.ndim, output.shape[axis])
+                return name, (Coordinate(axis % output.ndim, output.shape[axis]),)
         return None, None

@@ -30,7 +30,9 @@ UNIT_COLUMNS = (
     Column("max_activation", "float64", "maximum over samples and positions"),
     Column("tau_score", "float64", "mean absolute activation / the site's mean"),
     Column(
-        "unit_axis", "str", "axis of the units; 1//49: blocks of 49 along it; unknown: last axis"
+        "unit_axis",
+        "str",
+        "axis of the units; 1,3: on both; 1//49: blocks of 49 along it; unknown: last axis",
     ),
     Column("activation", "str", "class of the rectifier, or name of the function"),
     Column("producer", "str", "module whose weights feed the site"),

@@ -30,7 +30,7 @@ CREATE TABLE site (                 -- places where rectifiers run, in forward o
     activation TEXT NOT NULL,       -- ReLU
     can_die INTEGER NOT NULL,       -- 0 for a leaky activation
     signed INTEGER NOT NULL,        -- 1 if it also fires where it is negative
-    unit_axis TEXT NOT NULL,        -- 1, 1//49, unknown; empty if never called
+    unit_axis TEXT NOT NULL,        -- 1, 1,3, 1//49, unknown; empty if never called
     units INTEGER,                  -- null if never called
     producer TEXT,                  -- path of the module whose weights feed it
     norm TEXT,                      -- path of the BatchNorm in between

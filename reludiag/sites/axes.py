@@ -1,6 +1,6 @@
 """Coordinates: where units and samples are in a tensor, and how operators change that.
 
-A coordinate that an operator splits is lost (None).
+A coordinate that an operator mixes with others is lost (None).
 """
 
 import math
@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
-
-Move = Callable[["Coordinate"], "Coordinate | None"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,38 @@ class Coordinate:
     def __str__(self) -> str:
         return str(self.axis) if self.inner == 1 else f"{self.axis}//{self.inner}"
 
+    def spans(self, shape: Sequence[int]) -> bool:
+        """Whether it is all there is on its axis, but for blocks of the same index."""
+        return self.size * self.inner == shape[self.axis]
+
+
+Axes = tuple[Coordinate, ...]
+"""The coordinates that together number the units, the most significant first.
+
+The features of several heads in `[batch, head, token, feature]` are at `(1, 3)`: unit
+`head * features + feature` is row `head * features + feature` of the weight that produced them.
+"""
+
+Move = Callable[[Coordinate], Axes | None]
+"""From one coordinate to what it becomes: several where its axis is split, none where it is summed
+over or only one index of it is selected, None where it is mixed with other coordinates."""
+
+
+def size_of(axes: Axes) -> int:
+    """Number of units."""
+    return math.prod(coordinate.size for coordinate in axes)
+
+
+def label_of(axes: Axes) -> str:
+    """How reports show them: `1`, `1//49`, or `1,3` for several."""
+    return ",".join(map(str, axes))
+
 
 @dataclass(frozen=True)
 class Origin:
     """The origin of a tensor: its unit and sample coordinates and its producer."""
 
-    unit: Coordinate | None = None
+    unit: Axes | None = None
     sample: Coordinate | None = None
     producer: str | None = None
     """Path of the module whose weight produced it; None if there is none."""
@@ -41,48 +65,88 @@ class Origin:
     order: int = 0
     """Number of earlier products: the later of two producers wins."""
 
+    @property
+    def sample_axes(self) -> Axes | None:
+        """The sample coordinate as a tuple, as units have them."""
+        return None if self.sample is None else (self.sample,)
+
 
 UNKNOWN = Origin()
 
 
-def reshaped(coordinate: Coordinate, old: Sequence[int], new: Sequence[int]) -> Coordinate | None:
+def reshaped(coordinate: Coordinate, old: Sequence[int], new: Sequence[int]) -> Axes | None:
     """The same coordinate after a reshape, which keeps the order of the elements, or None.
 
     Both shapes hold the same elements in the same order, so a coordinate of the flat index,
-    `flat // stride % size`, does not change; it exists in `new` if one axis holds it.
+    `flat // stride % size`, does not change. It exists in `new` if every axis holds all or an even
+    part of it.
     """
+    if 0 in new:
+        return None
+    strides = [math.prod(new[axis + 1 :]) for axis in range(len(new))]
     stride = coordinate.inner * math.prod(old[coordinate.axis + 1 :])
-    for axis, length in enumerate(new):
-        new_stride = math.prod(new[axis + 1 :])
-        if new_stride == 0 or stride % new_stride:
+    if coordinate.size == 1:
+        fits = (a for a, s in enumerate(strides) if stride % s == 0 and new[a] % (stride // s) == 0)
+        axis = next(fits, None)
+        return None if axis is None else (Coordinate(axis, 1, stride // strides[axis]),)
+    pieces: list[Coordinate] = []
+    left = coordinate.size
+    for axis in reversed(range(len(new))):
+        begin, end = strides[axis], strides[axis] * new[axis]
+        if left == 1 or not begin <= stride < end:
             continue
-        inner = stride // new_stride
-        if length % (inner * coordinate.size) == 0 and length > 0:
-            return Coordinate(axis, coordinate.size, inner)
-    return None
+        size = min(left, end // stride)
+        if stride % begin or left % size or new[axis] % (stride // begin * size):
+            return None
+        pieces.append(Coordinate(axis, size, stride // begin))
+        stride, left = stride * size, left // size
+    return tuple(reversed(pieces)) if left == 1 else None
 
 
 def moved(origin: Origin, move: Move) -> Origin:
     """`origin` with both coordinates moved; a coordinate for which `move` returns None is lost."""
+    sample = move(origin.sample) if origin.sample else None
     return replace(
         origin,
-        unit=move(origin.unit) if origin.unit else None,
-        sample=move(origin.sample) if origin.sample else None,
+        unit=moved_axes(origin.unit, move),
+        sample=sample[0] if sample and len(sample) == 1 else None,
     )
 
 
-def without(coordinate: Coordinate, dim: int) -> Coordinate | None:
+def moved_axes(axes: Axes | None, move: Move) -> Axes | None:
+    """The coordinates of units, each moved; None if one is lost, or nothing is left."""
+    results: list[Coordinate] = []
+    for coordinate in axes or ():
+        pieces = move(coordinate)
+        if pieces is None:
+            return None
+        for piece in pieces:
+            last = results[-1] if results else None
+            if last and last.axis == piece.axis and last.inner == piece.inner * piece.size:
+                results[-1] = replace(piece, size=last.size * piece.size)
+            else:
+                results.append(piece)
+    # Of an axis of length one there is nothing to tell, unless there is nothing else.
+    return tuple(c for c in results if c.size > 1) or tuple(results[-1:]) or None
+
+
+def shifted(coordinate: Coordinate, by: int) -> Axes:
+    return (replace(coordinate, axis=coordinate.axis + by),)
+
+
+def without(coordinate: Coordinate, dim: int) -> Axes | None:
+    """After an axis is gone: a sum over it, or one index of it."""
     if coordinate.axis == dim:
-        return None
-    return replace(coordinate, axis=coordinate.axis - (coordinate.axis > dim))
+        return ()
+    return shifted(coordinate, -(coordinate.axis > dim))
 
 
-def resized(coordinate: Coordinate, old: Sequence[int], new: Sequence[int]) -> Coordinate | None:
+def resized(coordinate: Coordinate, old: Sequence[int], new: Sequence[int]) -> Axes | None:
     """After a slice along some axis: a whole axis may shrink, a coordinate inside one is lost."""
     if new[coordinate.axis] == old[coordinate.axis]:
-        return coordinate
-    if coordinate.inner == 1 and coordinate.size == old[coordinate.axis]:
-        return replace(coordinate, size=new[coordinate.axis])
+        return (coordinate,)
+    if coordinate.inner == 1 and coordinate.spans(old):
+        return (replace(coordinate, size=new[coordinate.axis]),)
     return None
 
 
@@ -93,20 +157,37 @@ def concatenated(
     `dim`.
     """
 
-    def joined(coordinates: list[Coordinate | None]) -> Coordinate | None:
-        present = [c for c in coordinates if c is not None]
-        if len(present) < len(coordinates):
-            return None
-        if all(c.axis == dim and c.inner == 1 for c in present):
-            whole = all(c.size == old[dim] for c, (_, old) in zip(present, parts, strict=True))
-            return Coordinate(dim, shape[dim]) if whole else None
-        return present[0] if len({*present}) == 1 and present[0].axis != dim else None
+    def joined(parts_axes: list[Axes | None]) -> Axes | None:
+        grown: set[Axes] = set()
+        for axes, (_, old) in zip(parts_axes, parts, strict=True):
+            along = [c for c in axes or () if c.axis == dim]
+            if axes is None or (along and not (len(along) == 1 and along[0].spans(old))):
+                return None
+            grown.add(
+                tuple(replace(c, size=shape[dim] // c.inner) if c.axis == dim else c for c in axes)
+            )
+        return grown.pop() if len(grown) == 1 else None
 
+    sample = joined([origin.sample_axes for origin, _ in parts])
     return replace(
         max((origin for origin, _ in parts), key=lambda origin: origin.order),
         unit=joined([origin.unit for origin, _ in parts]),
-        sample=joined([origin.sample for origin, _ in parts]),
+        sample=sample[0] if sample else None,
     )
+
+
+def stacked(parts: list[Origin], count: int, dim: int) -> Origin:
+    """After tensors are stacked along a new axis.
+
+    What different modules produced are different units. What one module produced is the same units
+    again: steps of time, say.
+    """
+    latest = max(parts, key=lambda origin: origin.order)
+    origin = moved(latest, lambda c: shifted(c, c.axis >= dim))
+    producers = {part.producer for part in parts} - {None}
+    if origin.unit is None or len(producers) < count or any(p.unit != latest.unit for p in parts):
+        return origin
+    return replace(origin, unit=(Coordinate(dim, count), *origin.unit))
 
 
 def reduced(origin: Origin, dim: int | Sequence[int], ndim: int, out: Tensor) -> Origin:
@@ -115,11 +196,10 @@ def reduced(origin: Origin, dim: int | Sequence[int], ndim: int, out: Tensor) ->
     axes = {d % ndim for d in dims} or set(range(ndim))
     keepdim = out.ndim == ndim
 
-    def move(coordinate: Coordinate) -> Coordinate | None:
+    def move(coordinate: Coordinate) -> Axes | None:
         if coordinate.axis in axes:
-            return None
-        shift = 0 if keepdim else sum(d < coordinate.axis for d in axes)
-        return replace(coordinate, axis=coordinate.axis - shift)
+            return ()
+        return shifted(coordinate, 0 if keepdim else -sum(d < coordinate.axis for d in axes))
 
     return moved(origin, move)
 
@@ -129,20 +209,21 @@ def broadcast(parts: list[tuple[Origin, tuple[int, ...]]], shape: Sequence[int])
     coordinate.
     """
 
-    def aligned(
-        origin: Origin, coordinate: Coordinate | None, old: tuple[int, ...]
-    ) -> tuple[int, Coordinate] | None:
-        if coordinate is None or old[coordinate.axis] != shape[coordinate.axis - len(old)]:
+    def aligned(axes: Axes | None, old: tuple[int, ...]) -> Axes | None:
+        if axes is None or any(old[c.axis] != shape[c.axis - len(old)] for c in axes):
             return None
-        return origin.order, replace(coordinate, axis=coordinate.axis + len(shape) - len(old))
+        return tuple(replace(c, axis=c.axis + len(shape) - len(old)) for c in axes)
 
-    def agreed(candidates: list[tuple[int, Coordinate] | None]) -> Coordinate | None:
-        present = [c for c in candidates if c]
-        return present[0][1] if len({c for _, c in present}) == 1 else None
+    def agreed(candidates: list[Axes | None]) -> Axes | None:
+        # What all share, or the one that has the units of the others and more: a shared part that
+        # is added to each of several members.
+        most = max((axes for axes in candidates if axes), key=len, default=None)
+        return most if all(set(axes or ()) <= set(most or ()) for axes in candidates) else None
 
     latest = max((origin for origin, _ in parts), key=lambda origin: origin.order)
+    sample = agreed([aligned(o.sample_axes, s) for o, s in parts])
     return replace(
         latest,
-        unit=agreed([aligned(o, o.unit, s) for o, s in parts]),
-        sample=agreed([aligned(o, o.sample, s) for o, s in parts]),
+        unit=agreed([aligned(o.unit, s) for o, s in parts]),
+        sample=sample[0] if sample else None,
     )

@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from reludiag.sites import labels as _labels
-from reludiag.sites.axes import Coordinate
+from reludiag.sites.axes import Axes
 from reludiag.sites.consumer_rules import PRODUCTS, Rules
 from reludiag.sites.consumers import Consumer, Kind
 from reludiag.sites.operation import (
@@ -82,8 +82,8 @@ class ConsumerTracker:
             bounds = tuple((0, length) for length in shape)
             self._note_weight(tensor, Weight(path, tuple(range(len(shape))), bounds, shape))
 
-    def begin(self, site: int, output: Tensor, unit: Coordinate) -> None:
-        """A site's output, with its units at this coordinate."""
+    def begin(self, site: int, output: Tensor, unit: Axes) -> None:
+        """A site's output, with its units at these coordinates."""
         self._consumers.setdefault(site, {})
         memory = self._memory_of(output)
         if memory is None:

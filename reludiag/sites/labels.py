@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reludiag.sites.axes import Coordinate
+from reludiag.sites.axes import Axes
 
 LARGEST = 2**24
 """Labels of more elements are not looked through."""
@@ -21,13 +21,17 @@ class MixedError(Exception):
     """An element would depend on several units."""
 
 
-def of_units(shape: Sequence[int], unit: Coordinate) -> Tensor:
+def of_units(shape: Sequence[int], units: Axes) -> Tensor:
     """The labels of a site's output."""
-    ndim = max(len(shape), unit.axis + 1)  # one number per sample: a single unit
-    if unit.axis == len(shape):
+    ndim = max(len(shape), units[-1].axis + 1)  # one number per sample: a single unit
+    if units[-1].axis == len(shape):
         return torch.zeros((1,) * (ndim - 1), dtype=torch.int64)
-    labels = torch.arange(shape[unit.axis]) // unit.inner % unit.size
-    return labels.view([-1 if axis == unit.axis else 1 for axis in range(ndim)])
+    labels = torch.zeros((1,) * ndim, dtype=torch.int64)
+    for unit in units:
+        index = torch.arange(shape[unit.axis]) // unit.inner % unit.size
+        side = [-1 if axis == unit.axis else 1 for axis in range(ndim)]
+        labels = labels * unit.size + index.view(side)
+    return labels
 
 
 def varying(labels: Tensor) -> set[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from reludiag.sites.axes import Coordinate, Origin
+from reludiag.sites.axes import Axes, Coordinate, Origin, label_of
 
 UNKNOWN_AXIS = "unknown"
 """Label of a unit axis that was not found: the positions of the last axis are the units."""
@@ -18,7 +18,7 @@ class Layout:
     """How to read a site's tensors: the positions of units and samples in its shape."""
 
     shape: tuple[int, ...]
-    unit: Coordinate
+    unit: Axes
     sample: Coordinate | None
     """None if rows of the batch cannot be distinguished: the whole call is one sample."""
     of_one: bool
@@ -39,9 +39,9 @@ class Layout:
         shape = output.shape
         if shape == self.shape:
             return True
-        return len(shape) == len(self.shape) and (
-            self.unit.axis == len(shape)
-            or _refit(self.unit, self.unit.size, self.shape, tuple(shape)) is not None
+        return len(shape) == len(self.shape) and all(
+            unit.axis == len(shape) or _refit(unit, unit.size, self.shape, tuple(shape)) is not None
+            for unit in self.unit
         )
 
 
@@ -50,7 +50,7 @@ def find_layout(
     origin: Origin | None,
     producer: nn.Module | None,
     samples: int | None,
-    override: Coordinate | None = None,
+    override: Axes | None = None,
 ) -> tuple[Layout, str]:
     """The layout of a site's output, and the label of its unit axis.
 
@@ -65,10 +65,10 @@ def find_layout(
     else:
         unit, sample = _axis_after(producer, shape), None
     unit = override or unit
-    label = UNKNOWN_AXIS if unit is None else str(unit)
+    label = UNKNOWN_AXIS if unit is None else label_of(unit)
     if unit is None:
-        unit = Coordinate(output.ndim - 1, shape[-1]) if output.ndim > 1 else Coordinate(1, 1)
-    is_unit_axis = unit.axis == 0 and unit.inner * unit.size == (shape or (1,))[0] and unit.size > 1
+        unit = (Coordinate(output.ndim - 1, shape[-1]) if output.ndim > 1 else Coordinate(1, 1),)
+    is_unit_axis = any(c.axis == 0 and c.size > 1 and c.spans(shape) for c in unit)
     if sample is None and samples is not None and shape[:1] == (samples,) and not is_unit_axis:
         sample = Coordinate(0, samples)
     return Layout(shape, unit, sample, of_one=samples == 1), label
@@ -82,16 +82,19 @@ def arrange(output: Tensor, layout: Layout, samples: int | None) -> Tensor | Non
     """
     if output.ndim != len(layout.shape):
         return None
-    if layout.unit.axis == output.ndim:  # one number per sample: a single unit
+    if layout.unit[-1].axis == output.ndim:  # one number per sample: a single unit
         output = output.unsqueeze(-1)
     shape = tuple(output.shape)
-    unit = _refit(layout.unit, layout.unit.size, layout.shape, shape)
-    if unit is None:
-        return None
+    units: list[Coordinate] = []
+    for coordinate in layout.unit:
+        unit = _refit(coordinate, coordinate.size, layout.shape, shape)
+        if unit is None:
+            return None
+        units.append(unit)
     sample = layout.sample
     if sample is not None:
         sample = _refit(sample, sample.size if samples is None else samples, layout.shape, shape)
-    return _split(output, unit, sample)
+    return _split(output, units, sample)
 
 
 def _refit(
@@ -108,34 +111,35 @@ def _refit(
     return None
 
 
-def _split(output: Tensor, unit: Coordinate, sample: Coordinate | None) -> Tensor:
-    """Split both coordinates out of their axes and move them to the front."""
+def _split(output: Tensor, units: list[Coordinate], sample: Coordinate | None) -> Tensor:
+    """Split the coordinates out of their axes and move them to the front, the units as one axis."""
+    front = ([] if sample is None else [sample]) + units
     shape: list[int] = []
-    dims: dict[str, int] = {}
+    places: dict[int, int] = {}
     for axis, length in enumerate(output.shape):
-        inside = [("unit", unit)] if unit.axis == axis else []
-        if sample is not None and sample.axis == axis:
-            inside.append(("sample", sample))
-        inside.sort(key=lambda item: (item[1].inner, item[1].size), reverse=True)
+        inside = [index for index, coordinate in enumerate(front) if coordinate.axis == axis]
+        inside.sort(key=lambda index: (front[index].inner, front[index].size), reverse=True)
         rest = length
-        for role, coordinate in inside:
-            outer = rest // (coordinate.size * coordinate.inner)
-            shape.append(outer)
-            dims[role] = len(shape)
+        for index in inside:
+            coordinate = front[index]
+            shape.append(rest // (coordinate.size * coordinate.inner))
+            places[index] = len(shape)
             shape.append(coordinate.size)
             rest = coordinate.inner
         shape.append(rest)
     parts = output.view(shape)
-    front = [dims["unit"]] if sample is None else [dims["sample"], dims["unit"]]
-    others = [dim for dim in range(len(shape)) if dim not in front and shape[dim] != 1]
-    ones = [dim for dim in range(len(shape)) if dim not in front and shape[dim] == 1]
-    parts = parts.permute(front + others + ones)
+    first = [places[index] for index in range(len(front))]
+    others = [dim for dim in range(len(shape)) if dim not in first and shape[dim] != 1]
+    ones = [dim for dim in range(len(shape)) if dim not in first and shape[dim] == 1]
+    parts = parts.permute(first + others + ones)
     if sample is None:
         parts = parts.unsqueeze(0)
+    if len(units) > 1:
+        parts = parts.flatten(1, len(units))  # a copy, unless they are side by side in memory
     return parts.flatten(2) if parts.ndim > 2 else parts.unsqueeze(2)
 
 
-def _axis_after(producer: nn.Module | None, shape: tuple[int, ...]) -> Coordinate | None:
+def _axis_after(producer: nn.Module | None, shape: tuple[int, ...]) -> Axes | None:
     """The unit axis of the last module with weights, checked against its width."""
     width = None
     for attribute in ("out_features", "out_channels", "num_features", "num_channels"):
@@ -145,6 +149,6 @@ def _axis_after(producer: nn.Module | None, shape: tuple[int, ...]) -> Coordinat
     last = isinstance(producer, nn.Linear)
     axis = len(shape) - 1 if last else 1
     if axis < len(shape) and shape[axis] == width:
-        return Coordinate(axis, width)
+        return (Coordinate(axis, width),)
     matches = [axis for axis in range(1, len(shape)) if shape[axis] == width]
-    return Coordinate(matches[0], width) if len(matches) == 1 else None
+    return (Coordinate(matches[0], width),) if len(matches) == 1 else None

@@ -8,8 +8,10 @@ it: an axis is never guessed.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,21 +19,23 @@ from torch import Tensor, nn
 
 from reludiag.sites.axes import (
     UNKNOWN,
+    Axes,
     Coordinate,
     Origin,
     broadcast,
     concatenated,
     moved,
     reduced,
-    reshaped,
-    resized,
-    without,
+    stacked,
 )
 from reludiag.sites.consumer_tracker import ConsumerTracker
 from reludiag.sites.consumers import Consumer
+from reludiag.sites.index_rules import assigned
+from reludiag.sites.moves import move_of
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
     TorchDispatchMode,
+    operator_arguments,
     operator_name,
     without_dispatch_modes,
 )
@@ -40,52 +44,31 @@ from reludiag.sites.torch_internals import storage_of as _storage
 OperatorObserver = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 """Called with the dispatcher's name of each operator (`relu_`) and its arguments."""
 
-# Operators that keep every axis in place; sizes of position axes may change.
-_KEEP_AXES = (
-    "max_pool",
-    "avg_pool",
-    "adaptive_",
-    "_adaptive_",
-    "fractional_max_pool",
-    "upsample",
-    "_upsample",
-    "constant_pad_nd",
-    "reflection_pad",
-    "replication_pad",
-    "_scaled_dot_product",
-    "_softmax",
-    "_log_softmax",
-)
-_RESHAPES = frozenset(
-    {
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "_reshape_alias",
-        "squeeze",
-        "squeeze_",
-        "unsqueeze",
-        "unsqueeze_",
-        "alias",
-        "detach",
-        "clone",
-        "_to_copy",
-        "contiguous",
-        "lift_fresh",
-    }
-)
 _BATCH_NORMS = (
     "native_batch_norm",
-    "_native_batch_norm_legit",
+    "native_batch_norm_legit",
     "cudnn_batch_norm",
     "miopen_batch_norm",
-    "_batch_norm_with_update",
-    "_batch_norm_no_update",
+    "batch_norm_with_update",
+    "batch_norm_no_update",
     "batch_norm_elemt",
 )
-_BIASED = frozenset({"addmm", "baddbmm", "_addmm_activation"})
+_BIASED = frozenset({"addmm", "baddbmm", "addmm_activation"})
 _PRODUCTS = frozenset({"mm", "bmm", "linear"}) | _BIASED
-_REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp"})
+_PACKED_PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d")
+"""Of the quantized operators, whose weights are packed in an object that is no tensor."""
+_NORMS = {"native_layer_norm": -1, "fused_rms_norm": -1, "native_group_norm": 1}
+"""Which axis they scale."""
+_RECURRENT = ("mkldnn_rnn_layer", "lstm", "gru", "rnn_tanh", "rnn_relu")
+_REDUCTIONS = frozenset(
+    {
+        *("mean", "nanmean", "sum", "nansum", "prod", "amax", "amin", "max", "min", "median"),
+        *("nanmedian", "mode", "var", "std", "var_mean", "std_mean", "logsumexp", "norm"),
+        *("linalg_vector_norm", "argmax", "argmin", "any", "all", "count_nonzero"),
+    }
+)
+_SCATTERS = frozenset({"scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy",
+                       "index_reduce"})  # fmt: skip
 
 
 class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -106,6 +89,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for name, parameter in model.named_parameters()
         }
         self._made_of_parameters: dict[int, str] = {}
+        self._constants = {_storage(buffer) for buffer in model.buffers()}
+        """Memory that depends on no input: buffers, and what is made from nothing else."""
         self._origins: dict[int, dict[tuple[Any, ...], Origin]] = {}
         self._products = 0
         self._paused = False
@@ -126,8 +111,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._entered == 0 and self._consumers is not None:
             self._consumers.escapes.__exit__(*error)  # type: ignore[no-untyped-call]
 
-    def begin_site(self, site: int, output: Tensor, unit: Coordinate) -> None:
-        """Follow the units of a site, which are at this coordinate of its output, from here on."""
+    def begin_site(self, site: int, output: Tensor, unit: Axes) -> None:
+        """Follow the units of a site, at these coordinates of its output, from here on."""
         if self._consumers is not None:
             with DisableTorchFunction(), without_dispatch_modes():
                 self._consumers.begin(site, output, unit)
@@ -175,11 +160,16 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         # Before it runs: an in-place operator may change a shape (squeeze_).
         inputs = [
-            _Input(tensor, tuple(tensor.shape), self._weight_or_origin(tensor))
-            for tensor in tensors_in(args)
+            _Input(
+                tensor,
+                tuple(tensor.shape),
+                self._weight_or_origin(tensor),
+                _storage(tensor) in self._constants,
+            )
+            for tensor in tensors_in((*args, *kwargs.values()))
         ]
-        call = _Call(operator_name(func), func.tags, args, kwargs, inputs)
-        self._on_operator(call.name, args, kwargs)
+        call = _Call(func, args, kwargs, inputs)
+        self._on_operator(operator_name(func), args, kwargs)
         # Calling it here must not count as a call: a function mode would see what TorchScript
         # calls, and see it in this forward only.
         with DisableTorchFunction():
@@ -193,6 +183,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 # New memory: forget the origin of an earlier tensor at this address.
                 self._origins.pop(_storage(output), None)
                 self._made_of_parameters.pop(_storage(output), None)
+                self._constants.discard(_storage(output))
         if tracker is not None and operation is not None:
             with DisableTorchFunction(), without_dispatch_modes():
                 tracker.follow(operation, outputs)
@@ -211,15 +202,23 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self.origin_of(tensor) if name is None else name
 
     def _follow(self, call: "_Call", outputs: list[Tensor]) -> None:
-        if "fake_quant" in call.name or call.name.endswith("_fq_helper"):
+        if "fake_quant" in call.name or call.name.endswith("fq_helper"):
             # Rounds its first input; the others are the scales of a quantization.
             call = replace(call, inputs=call.inputs[:1])
         weights = [argument.origin for argument in call.inputs if isinstance(argument.origin, str)]
-        if weights and len(weights) == len(call.inputs):
-            # Made only from parameters (a transpose, a cast, weight norm): still a parameter,
-            # but it may also be an activation, as learned queries are.
-            for output in outputs:
-                self._made_of_parameters[_storage(output)] = weights[0]
+        made_of_weights = all(
+            argument.is_constant or isinstance(argument.origin, str) for argument in call.inputs
+        )
+        for storage in map(_storage, outputs):
+            self._made_of_parameters.pop(storage, None)
+            self._constants.discard(storage)
+            if made_of_weights and weights:
+                # Made only from parameters (a transpose, a cast, weight norm): still a parameter,
+                # but it may also be an activation, as learned queries are.
+                self._made_of_parameters[storage] = weights[0]
+            elif made_of_weights:
+                self._constants.add(storage)
+        if made_of_weights and weights:
             call = replace(
                 call,
                 inputs=[
@@ -230,29 +229,62 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 ],
             )
         for index, output in enumerate(outputs):
-            self._set(output, self._derive(call, output, index))
+            origin = self._derive(call, output, index)
+            self._set(output, origin)
+            if call.in_place:
+                self._spread(output, origin)
+
+    def _spread(self, part: Tensor, origin: Origin) -> None:
+        """What was written to a part of a tensor that was allocated before is in the whole."""
+        _, shape, strides = _layout(part)
+        layouts = self._origins[_storage(part)]
+        for whole, known in list(layouts.items()):
+            if known != UNKNOWN or math.prod(whole[1]) <= math.prod(shape):
+                continue
+
+            def move(c: Coordinate, whole: tuple[Any, ...] = whole) -> Axes | None:
+                _, lengths, steps = whole
+                if steps.count(strides[c.axis]) != 1:
+                    return None
+                axis = steps.index(strides[c.axis])
+                if lengths[axis] == shape[c.axis]:
+                    return (replace(c, axis=axis),)
+                is_part = c.inner == 1 and c.spans(shape)
+                return (Coordinate(axis, lengths[axis]),) if is_part else None
+
+            layouts[whole] = moved(origin, move)
 
     def _product(
-        self, unit: int, sample: Coordinate | None, producer: str | None, out: Tensor
+        self, unit: int | Axes, sample: Coordinate | None, producer: str | None, out: Tensor
     ) -> Origin:
         self._products += 1
-        return Origin(Coordinate(unit, out.shape[unit]), sample, producer, order=self._products)
+        axes = (Coordinate(unit, out.shape[unit]),) if isinstance(unit, int) else unit
+        return Origin(axes, sample, producer, order=self._products)
 
     def _derive(self, call: "_Call", out: Tensor, index: int) -> Origin:
         """The origin of one output of one operator."""
         name, args = call.name, call.args
-        if "convolution" in name or name.startswith("mkldnn_conv"):
+        if "convolution" in name or name.startswith("mkldnn_conv") or name == "deform_conv2d":
             sample = call.origin(args[0]).sample
             sample_axis = sample if sample and sample.axis == 0 else None
             return self._product(1, sample_axis, call.weight(args[1]), out)
-        if name in _PRODUCTS:
+        if name in _PRODUCTS and isinstance(args[1], Tensor):
             return self._matmul(call, out)
-        if name == "embedding":
-            return self._product(
-                out.ndim - 1, call.origin(args[1]).sample, call.weight(args[0]), out
-            )
+        if name.startswith(_PACKED_PRODUCTS) and call.is_quantized:
+            unit = 1 if name.startswith("conv") else out.ndim - 1
+            return self._product(unit, call.origin(args[0]).sample, None, out)
+        if name in {"embedding", "embedding_bag", "embedding_bag_forward_only"}:
+            sample = call.origin(args[1]).sample
+            if name != "embedding" and sample is not None:  # bags of equal size, one after another
+                fits = out.shape[0] == sample.size and sample.spans(args[1].shape)
+                sample = Coordinate(0, sample.size) if fits else None
+            embedded = self._product(out.ndim - 1, sample, call.weight(args[0]), out)
+            return embedded if index == 0 else UNKNOWN
         if name.startswith(_BATCH_NORMS):
             return self._batch_norm(call, out) if index == 0 else UNKNOWN
+        if name.startswith(_RECURRENT):
+            sample = call.origin(args[0]).sample if index == 0 else None
+            return self._product(out.ndim - 1, sample, call.any_weight(), out)
 
         activations = [
             (argument.origin, argument.shape)
@@ -262,71 +294,106 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not activations:
             return UNKNOWN
         first, shape = activations[0]
-        if name == "native_layer_norm" and first.unit is None and index == 0:
-            return self._product(out.ndim - 1, first.sample, call.weight(args[2]), out)
-        if name in _RESHAPES:
-            return moved(first, lambda c: reshaped(c, shape, out.shape))
-        if name in {"permute", "transpose", "t", "movedim"}:
-            order = _permutation(name, args, len(shape))
-            return moved(first, lambda c: replace(c, axis=order.index(c.axis)))
-        if name == "expand":
-            shift = out.ndim - len(shape)
-            return moved(first, lambda c: replace(c, axis=c.axis + shift))
-        if name in {"select", "unbind"}:
-            dim = _dim(call, len(shape))
-            return moved(first, lambda c: without(c, dim))
-        if name in {"slice", "split", "split_with_sizes", "chunk", "narrow"}:
-            return moved(first, lambda c: resized(c, shape, out.shape))
+        if name in _NORMS and first.unit is None and index == 0:
+            weight = call.weight(call.arguments["weight"])
+            return self._product(_NORMS[name] % out.ndim, first.sample, weight, out)
+        if torch.Tag.pointwise in call.function.tags or name == "copy":
+            origin = broadcast(activations, out.shape)
+            return self._scaled(call, origin, out) if origin.unit is None else origin
         if name == "cat":
-            return concatenated(activations, _dim(call, out.ndim), out.shape)
+            return concatenated(activations, call.arguments["dim"] % out.ndim, out.shape)
         if name == "stack":
-            dim = _dim(call, out.ndim)
-            latest = max((o for o, _ in activations), key=lambda o: o.order)
-            return moved(latest, lambda c: replace(c, axis=c.axis + (c.axis >= dim)))
-        if name in _REDUCTIONS and len(args) > 1:
-            return reduced(first, args[1], len(shape), out)
-        if name.startswith(_KEEP_AXES):
-            return moved(first, lambda c: c if out.shape[c.axis] == shape[c.axis] else None)
-        if torch.Tag.pointwise in call.tags or name == "copy_":
-            return broadcast(activations, out.shape)
-        if name == "index_put_":
-            return first  # x[mask] = 0: the axes do not change
+            parts = [origin for origin, _ in activations]
+            return stacked(parts, out.shape[dim := call.arguments["dim"] % out.ndim], dim)
+        if name in _SCATTERS:
+            return self._scattered(call, out)
+        if name in {"index_put", "index_put_impl"}:
+            return self._assigned(call, out)
+        if name in _REDUCTIONS and call.arguments.get("dim") is not None:
+            return reduced(first, call.arguments["dim"], len(shape), out)
+        move = move_of(name, call.arguments, shape, tuple(out.shape))
+        if move is not None:
+            return moved(first, move)
         if len(activations) == 1 and shape == tuple(out.shape):
             return first  # one input of the same shape: every axis stays in place
         return UNKNOWN
 
     def _matmul(self, call: "_Call", out: Tensor) -> Origin:
         left, right = call.factor, call.args[2 if call.name in _BIASED else 1]
-        rows, columns = out.ndim - 2, out.ndim - 1
         left_sample, right_sample = call.origin(left).sample, call.origin(right).sample
-        sample_axis = left_sample if left_sample and left_sample.axis != left.ndim - 1 else None
         if (weight := call.weight(right)) is not None:
-            return self._product(columns, sample_axis, weight, out)
+            sample = left_sample if left_sample and left_sample.axis != left.ndim - 1 else None
+            return self._product(_units(right, out.ndim - 1, sample, out), sample, weight, out)
         if (weight := call.weight(left)) is not None:
-            sample_axis = (
-                right_sample if right_sample and right_sample.axis != right.ndim - 2 else None
-            )
-            return self._product(rows, sample_axis, weight, out)
-        # A product of two activations (attention): summed axes are lost, the others stay.
+            sample = right_sample if right_sample and right_sample.axis != right.ndim - 2 else None
+            return self._product(_units(left, out.ndim - 2, sample, out), sample, weight, out)
+        # A product of two activations (attention): summed axes are gone, the others stay.
         factors = [
-            moved(call.origin(left), lambda c: None if c.axis == left.ndim - 1 else c),
-            moved(call.origin(right), lambda c: None if c.axis == right.ndim - 2 else c),
+            (_without(call.origin(left), left.ndim - 1), tuple(out.shape)),
+            (_without(call.origin(right), right.ndim - 2), tuple(out.shape)),
         ]
-        units = [factor for factor in factors if factor.unit is not None]
-        samples = {factor.sample for factor in factors if factor.sample is not None}
-        latest = max(units or factors, key=lambda origin: origin.order)
-        return replace(
-            latest,
-            unit=latest.unit if len(units) == 1 else None,
-            sample=samples.pop() if len(samples) == 1 else None,
-        )
+        return broadcast(factors, out.shape)
+
+    def _scaled(self, call: "_Call", origin: Origin, out: Tensor) -> Origin:
+        """Features that a vector of parameters scales or shifts are units, as after a LayerNorm."""
+        for argument in call.inputs:
+            long_axes = [axis for axis, length in enumerate(argument.shape) if length > 1]
+            if isinstance(argument.origin, str) and len(long_axes) == 1:
+                axis = long_axes[0] + out.ndim - len(argument.shape)
+                if axis and argument.shape[long_axes[0]] == out.shape[axis]:
+                    return self._product(axis, origin.sample, argument.origin, out)
+        return origin
 
     def _batch_norm(self, call: "_Call", out: Tensor) -> Origin:
         # It scales and shifts axis 1, which therefore is the unit axis.
         origin, norm = call.origin(call.args[0]), call.weight(call.args[1])
-        if origin.unit == Coordinate(1, out.shape[1]):
+        units = [c for c in origin.unit or () if c.axis == 1]
+        if origin.unit == (Coordinate(1, out.shape[1]),):
             return replace(origin, norm=norm)
+        if units and (len(units) > 1 or not units[0].spans(out.shape)):
+            return origin  # instance norm: on axis 1 are the channels of one sample after another
         return self._product(1, origin.sample, norm, out)
+
+    def _scattered(self, call: "_Call", out: Tensor) -> Origin:
+        """After `source` was written or added to a tensor, at some indices along an axis."""
+        source, dim = call.arguments.get("src", call.arguments.get("source")), call.arguments["dim"]
+        if not isinstance(source, Tensor):
+            return call.origin(call.args[0])
+
+        def move(c: Coordinate) -> Axes | None:
+            stays = c.axis != dim % out.ndim and source.shape[c.axis] == out.shape[c.axis]
+            return (c,) if stays else None
+
+        return _either(call.origin(call.args[0]), moved(call.origin(source), move))
+
+    def _assigned(self, call: "_Call", out: Tensor) -> Origin:
+        """After `x[indices] = values`."""
+        indices, values = call.args[1], call.args[2]
+        written = moved(call.origin(values), lambda c: assigned(c, indices, out.ndim, values.ndim))
+        return _either(call.origin(call.args[0]), written)
+
+
+def _without(origin: Origin, axis: int) -> Origin:
+    """The origin of a factor of a product that sums over this axis."""
+    return moved(origin, lambda c: () if c.axis == axis else (c,))
+
+
+def _either(first: Origin, second: Origin) -> Origin:
+    """The first, and what only the second knows."""
+    latest = max(first, second, key=lambda origin: origin.order)
+    return replace(latest, unit=first.unit or second.unit, sample=first.sample or second.sample)
+
+
+def _units(weight: Tensor, axis: int, sample: Coordinate | None, out: Tensor) -> Axes:
+    """The units of a product: of each member (expert, head) if each has a weight of its own.
+
+    A weight that all members share has stride 0 along their axis.
+    """
+    units = Coordinate(axis, out.shape[axis])
+    shared = weight.ndim < 3 or out.shape[0] == 1 or weight.stride(0) == 0
+    if shared or (sample is not None and sample.axis == 0):
+        return (units,)
+    return (Coordinate(0, out.shape[0]), units)
 
 
 @dataclass(frozen=True)
@@ -337,17 +404,42 @@ class _Input:
     shape: tuple[int, ...]
     origin: Origin | str
     """For a parameter, or a tensor made from one: the path of its module."""
+    is_constant: bool
+    """Whether it depends on no input of the model."""
 
 
 @dataclass(frozen=True)
 class _Call:
     """One call of an operator."""
 
-    name: str
-    tags: Any
+    function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     inputs: list[_Input]
+
+    @cached_property
+    def name(self) -> str:
+        """The dispatcher's, without underscores around it: `relu` for `relu_`."""
+        return operator_name(self.function).strip("_")
+
+    @property
+    def in_place(self) -> bool:
+        return operator_name(self.function).endswith("_")
+
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """By name, with their defaults."""
+        return {
+            argument.name: self.args[index]
+            if index < len(self.args)
+            else self.kwargs.get(argument.name, argument.default_value)
+            for index, argument in enumerate(operator_arguments(self.function))
+        }
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weight is packed in an object."""
+        return "quantized::" in self.function.name()
 
     @property
     def factor(self) -> Tensor:
@@ -364,6 +456,10 @@ class _Call:
         """The module of this input, if it is a parameter."""
         path = self._origin_of(tensor)
         return path if isinstance(path, str) else None
+
+    def any_weight(self) -> str | None:
+        """The module of the first parameter among the inputs."""
+        return next((a.origin for a in self.inputs if isinstance(a.origin, str)), None)
 
     def _origin_of(self, tensor: Tensor | None) -> Origin | str | None:
         return next(
@@ -382,19 +478,3 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from tensors_in(value)
-
-
-def _dim(call: _Call, ndim: int) -> int:
-    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
-    return int(dim) % ndim
-
-
-def _permutation(name: str, args: tuple[Any, ...], ndim: int) -> list[int]:
-    """For each new axis, the old one."""
-    if name == "permute":
-        return [dim % ndim for dim in args[1]]
-    order = list(range(ndim))
-    if ndim >= 2:
-        a, b = (args[1], args[2]) if name == "transpose" else (0, 1)
-        order[a], order[b] = order[b], order[a]
-    return order

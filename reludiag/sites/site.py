@@ -42,8 +42,8 @@ class Site:
     """Name of the function, empty for a module."""
     rectifier: Rectifier
     unit_axis: str
-    """`1`; `1//49` if units are blocks of 49 along a flattened axis; `unknown` if they are the
-    positions of the last axis.
+    """`1`; `1,3` if units are on two axes, as the features of several heads; `1//49` if units are
+    blocks of 49 along a flattened axis; `unknown` if they are the positions of the last axis.
     """
     units: int | None
     """None if the site was never called."""
