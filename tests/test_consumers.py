@@ -525,6 +525,20 @@ def test_in_a_recording_of_an_older_version_they_are_not_known(tmp_path: Path) -
 # What the claims are held against: it knows of reludiag no more than them.
 
 
+def unit_numbers(site: Site, output: Tensor) -> Tensor:
+    """The unit of each element, by the label of the axes: `1`, `1//49`, `1,3`."""
+    label = str(output.ndim - 1) if site.unit_axis == "unknown" else site.unit_axis
+    pieces = [tuple(map(int, f"{piece}//1".split("//")[:2])) for piece in label.split(",")]
+    numbers = torch.zeros((1,) * output.ndim, dtype=torch.int64)
+    for axis, inner in pieces:
+        outer = [i for a, i in pieces if a == axis and i > inner]
+        size = min(outer, default=output.shape[axis]) // inner
+        size = site.units or 1 if len(pieces) == 1 else size
+        index = torch.arange(output.shape[axis]) // inner % size
+        numbers = numbers * size + index.view([-1 if a == axis else 1 for a in range(output.ndim)])
+    return numbers
+
+
 @contextlib.contextmanager
 def unit_changed(
     module: nn.Module, number: int, site: Site, unit: int, change: Callable[[Tensor], Tensor]
@@ -536,11 +550,8 @@ def unit_changed(
         nonlocal calls
         calls += 1
         if calls - 1 == number:
-            axis, _, inner = site.unit_axis.partition("//")
-            at = output.ndim - 1 if axis == "unknown" else int(axis)
-            index = torch.arange(output.shape[at]) // int(inner or 1) % (site.units or 1) == unit
-            shape = [-1 if a == at else 1 for a in range(output.ndim)]
-            output.copy_(torch.where(index.view(shape), change(output), output))
+            at_unit = unit_numbers(site, output) == unit
+            output.copy_(torch.where(at_unit, change(output), output))
 
     handle = module.register_forward_hook(hook)
     try:

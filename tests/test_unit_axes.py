@@ -6,6 +6,7 @@ operators of each case, a scan finds those and no others.
 
 import math
 from collections.abc import Callable
+from random import Random
 
 import pytest
 import torch
@@ -266,3 +267,80 @@ def test_an_axis_that_is_mixed_with_others_is_not_known() -> None:
     cut = Through(linear(), lambda x: x.sort(-1).values)
     for model in (mixed, cut):
         assert list(reludiag.scan(model, [TOKENS]).sites.unit_axis) == ["unknown"]
+
+
+def random_move(random: Random, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    """An operator that only moves, repeats or leaves out elements of a tensor of this shape."""
+    axis, other = random.randrange(len(shape)), random.randrange(len(shape))
+    repeats = [1 + (each == axis) for each in range(len(shape))]
+    choices: list[Callable[[Tensor], Tensor]] = [
+        lambda x: x.transpose(axis, other),
+        lambda x: x.unsqueeze(axis),
+        lambda x: x.repeat(repeats),
+        lambda x: x.unsqueeze(axis).expand(*shape[:axis], 2, *shape[axis:]),
+        lambda x: x.contiguous(),
+    ]
+    if factors := [n for n in range(2, shape[axis]) if shape[axis] % n == 0]:
+        n = random.choice(factors)
+        choices += [lambda x: x.unflatten(axis, (n, -1))] * 3
+    if axis + 1 < len(shape):
+        choices += [lambda x: x.flatten(axis, axis + 1)] * 3
+    if shape[axis] > 1 and len(shape) > 2:
+        choices += [
+            lambda x: x.select(axis, 1),
+            lambda x: x.narrow(axis, 0, shape[axis] - 1),
+            lambda x: x.index_select(axis, torch.tensor([0, shape[axis] - 1])),
+        ]
+    return random.choice(choices)
+
+
+def fired_samples(values: Tensor, labels: Tensor, samples: Tensor) -> list[int]:
+    """In how many samples each unit fired, in order of the units: by looking at every element."""
+    fired: dict[int, set[int]] = {
+        int(unit): set() for unit in sorted(set(labels.flatten().tolist()))
+    }
+    for value, unit, sample in zip(
+        values.flatten().tolist(),
+        labels.flatten().tolist(),
+        samples.flatten().tolist(),
+        strict=True,
+    ):
+        if value > 0:
+            fired[int(unit)].add(int(sample))
+    return [len(each) for each in fired.values()]
+
+
+def test_whatever_moves_elements_loses_no_unit_and_merges_none() -> None:
+    known = 0
+    for seed in range(150):
+        random = Random(seed)
+        layer = nn.Linear(8, 24)
+        moves: list[Callable[[Tensor], Tensor]] = []
+        labels = torch.arange(24).expand(6, 5, 24)
+        samples = torch.arange(6)[:, None, None].expand(6, 5, 24)
+        for _ in range(random.randint(1, 6)):
+            moves.append(random_move(random, tuple(labels.shape)))
+            labels, samples = moves[-1](labels), moves[-1](samples)
+
+        def carry(x: Tensor, moves: list[Callable[[Tensor], Tensor]] = moves) -> Tensor:
+            for move in moves:
+                x = move(x)
+            return x
+
+        x = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(seed))
+        model = Through(layer, carry)
+        with torch.no_grad():
+            layer.bias[6:] = torch.randn(18) - 1.5
+            expected = fired_samples(model(x), labels, samples)
+        diagnosis = reludiag.scan(model, [x])
+        (site,) = diagnosis.sites.to_dict("records")
+        if site["unit_axis"] == "unknown":
+            continue
+        assert site["units"] == len(expected), seed
+        if site["samples"] == len(set(samples.flatten().tolist())):
+            assert list(diagnosis.units.fired) == expected, seed
+            known += 1
+        else:
+            assert site["samples"] == 1, seed
+            assert [f > 0 for f in diagnosis.units.fired] == [f > 0 for f in expected], seed
+    assert known > 80  # the others are not known, or are one sample

@@ -220,10 +220,10 @@ def broadcast(parts: list[tuple[Origin, tuple[int, ...]]], shape: Sequence[int])
         most = max((axes for axes in candidates if axes), key=len, default=None)
         return most if all(set(axes or ()) <= set(most or ()) for axes in candidates) else None
 
-    latest = max((origin for origin, _ in parts), key=lambda origin: origin.order)
+    aligned_units = [aligned(origin.unit, old) for origin, old in parts]
+    unit = agreed(aligned_units)
+    # The producer is that of the units that are kept, the latest of several (a residual sum).
+    with_unit = [o for (o, _), axes in zip(parts, aligned_units, strict=True) if axes == unit]
+    latest = max(with_unit or [o for o, _ in parts], key=lambda origin: origin.order)
     sample = agreed([aligned(o.sample_axes, s) for o, s in parts])
-    return replace(
-        latest,
-        unit=agreed([aligned(o.unit, s) for o, s in parts]),
-        sample=sample[0] if sample else None,
-    )
+    return replace(latest, unit=unit, sample=sample[0] if sample else None)
