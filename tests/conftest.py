@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from reludiag.measure import reductions
 from tests.browser import chromium, opened  # noqa: F401  fixtures
+from tests.forked import forked_workers  # noqa: F401  a fixture
 
 # The tensors of these tests are tiny: a second thread costs more than it brings, and where cores
 # are shared it waits for its turn at full power. So too in the processes that tests start, which

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import reludiag
+from tests.forked import CONTEXT
 
 RANKS = 2
 
@@ -51,7 +52,12 @@ def train_one_rank(rank: int, folder: str) -> None:
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="gloo cannot be had")
 def test_each_rank_counts_its_own_batches(tmp_path: Path) -> None:
     """The broadcast of rank 0's buffers, which comes with every forward, overwrites no count."""
-    torch.multiprocessing.spawn(train_one_rank, (str(tmp_path),), nprocs=RANKS)
+    ranks = [CONTEXT.Process(target=train_one_rank, args=(n, str(tmp_path))) for n in range(RANKS)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * RANKS
     counted = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
     assert counted[0][0] == counted[0][1]
     assert counted[1][0] == counted[1][1]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import reludiag
+from tests.forked import start_command
 
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "sample_models"
@@ -60,11 +61,13 @@ def test_a_few_steps_are_recorded_and_scanned_from_any_folder(
 
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     file = f"{os.path.relpath(SAMPLES, tmp_path)}/{name}.py"
-    subprocess.run(
-        [sys.executable, "-m", "reludiag", "scan", f"{file}:{build}", "weights.pt",
-         "--data", f"{file}:batches", "--limit", "2", "--csv", "dead.csv", "--all"],
-        check=True, cwd=tmp_path, capture_output=True,
+    command = start_command(
+        ["scan", f"{file}:{build}", "weights.pt", "--data", f"{file}:batches", "--limit", "2",
+         "--csv", "dead.csv", "--all"],
+        tmp_path, tmp_path / "said.txt",
     )  # fmt: skip
+    command.join()
+    assert command.exitcode == 0, (tmp_path / "said.txt").read_text()
     rows = (tmp_path / "dead.csv").read_text().splitlines()
     assert len(rows) - 1 == UNITS[f"{name}:{build}"]
     diagnosis = reludiag.scan(model, module.batches(), limit=1)

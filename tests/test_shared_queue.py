@@ -1,11 +1,9 @@
 """The shared queue: two machines, played by two processes with folders of their own."""
 
-import contextlib
-import os
-import subprocess
 import sys
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +13,7 @@ import pytest
 import reludiag
 from reludiag.experiments.queue.queue import DEATHS_ALLOWED, Cell, Result
 from reludiag.process import ProcessId, this_process
+from tests.forked import start_command
 
 optuna = pytest.importorskip("optuna")
 from reludiag.experiments.queue.optuna_queue import OptunaQueue  # noqa: E402
@@ -24,9 +23,9 @@ CELLS = [Cell(n, seed=n // 2, lr=(0.1, 0.01)[n % 2]) for n in range(4)]
 ME = this_process()
 DONE = Result("complete", 0.1, 20, 32, 1, 2, 0, 3, 0, 0.1, 1.5, metrics={"loss": float("nan")})
 
-# With HELD_IN=3 a process gets through the third of its trials, but not out of it.
+# With HELD_IN = 3 a process gets through the third of its trials, but not out of it.
 TRAIN = """
-import itertools, os, time
+import itertools, time
 import torch
 from torch import nn
 
@@ -34,7 +33,7 @@ X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
 TRIALS = itertools.count(1)
 
 def train(trial):
-    time.sleep(0.1)
+    time.sleep(0.05)
     model = trial.init(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1)))
     optimizer = torch.optim.SGD(model.parameters(), lr=trial.lr(0.1))
     with trial.monitor(model, optimizer, probe=X):
@@ -42,7 +41,7 @@ def train(trial):
             optimizer.zero_grad()
             model(X).square().mean().backward()
             optimizer.step()
-        while next(TRIALS) == int(os.environ.get("HELD_IN", 0)):
+        while next(TRIALS) == HELD_IN:
             time.sleep(3600)
 """
 
@@ -176,35 +175,33 @@ def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, stor
 def test_two_machines_share_a_grid_and_each_cell_has_one_result(
     tmp_path: Path, storage: str, killed: bool
 ) -> None:
-    file = tmp_path / "tiny.py"
-    file.write_text(TRAIN)
-
-    def machine(name: str, **env: str) -> subprocess.Popen[bytes]:
-        (tmp_path / name).mkdir()
-        return subprocess.Popen(
-            [sys.executable, "-m", "reludiag", "sweep", f"{file}:train", "--lr", "0.1,1,10",
-             "--init", "default,kaiming", "--seeds", "2", "--workers", "1", "--out",
-             f"{tmp_path / name}/grid", "--storage", storage, "--csv", f"{tmp_path / name}.csv"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, **env},
+    def machine(name: str, held_in: int = 0) -> BaseProcess:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tiny.py").write_text(f"HELD_IN = {held_in}\n{TRAIN}")
+        return start_command(
+            ["sweep", "tiny.py:train", "--lr", "0.1,1,10", "--init", "default,kaiming",
+             "--seeds", "2", "--workers", "1", "--out", "grid", "--storage", storage,
+             "--csv", f"{tmp_path / name}.csv"],
+            folder, tmp_path / f"{name}.txt",
         )  # fmt: skip
 
-    machines = [machine("one", **({"HELD_IN": "3"} if killed else {}))]
+    machines = {"one": machine("one", held_in=3 if killed else 0)}
     if killed:
+        one = machines.pop("one")
         recordings = tmp_path / "one" / "grid" / "recordings"
-        while machines[0].poll() is None and len(list(recordings.glob("*.reludiag"))) < 3:
+        while one.is_alive() and len(list(recordings.glob("*.reludiag"))) < 3:
             time.sleep(0.02)
-        children = psutil.Process(machines[0].pid).children(recursive=True)
-        machines[0].kill()
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):  # it ends with its parent
-                child.kill()
-        machines[0].communicate()
+        (worker,) = psutil.Process(one.pid).children(recursive=True)
+        one.kill()
+        worker.kill()
+        one.join()
         assert OptunaQueue(storage, "reludiag grid").unfinished() == 10
-    machines.append(machine("two"))
-    for process in machines[killed:]:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors.decode()
-    tables = [pd.read_csv(tmp_path / f"{name}.csv") for name in ("one", "two")[killed:]]
+    machines["two"] = machine("two")
+    for name, started in machines.items():
+        started.join()
+        assert started.exitcode == 0, (tmp_path / f"{name}.txt").read_text()
+    tables = [pd.read_csv(tmp_path / f"{name}.csv") for name in machines]
     for table in tables:
         assert list(table["trial"]) == list(range(12))
         pd.testing.assert_frame_equal(

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ import reludiag
 from reludiag.experiments.queue.sqlite_queue import SqliteQueue
 from reludiag.experiments.trial_table import TRIAL_COLUMNS
 from reludiag.loading.specs import function_spec, load_attribute
+from tests.forked import start_command
 
 TRAIN = """
 import os, signal, sys, time
@@ -93,32 +95,24 @@ def known(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.drop(columns=["seconds", "recording"])
 
 
-RATES, INITS = "1e-4,1e-3,1e-2,.03,.1,.3,1", "default,kaiming,normal"
+RATES, INITS = "1e-3,.03,1", "default,kaiming"
+CELLS = 12
 
 
-def start_sweep(file: Path, out: Path) -> subprocess.Popen[bytes]:
-    """The command, in a process of its own, with two workers."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "reludiag", "sweep", f"{file}:slow", "--lr", RATES, "--init", INITS,
-         "--seeds", "2", "--workers", "2", "--out", str(out), "--csv", str(out) + ".csv"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=file.parent,
-    )  # fmt: skip
+def grid_options(file: Path, out: Path, workers: int) -> list[str]:
+    return ["sweep", f"{file}:slow", "--lr", RATES, "--init", INITS, "--seeds", "2",
+            "--workers", str(workers), "--out", str(out), "--csv", f"{out}.csv"]  # fmt: skip
 
 
-def wait_for_workers(
-    parent: "subprocess.Popen[bytes]", out: Path, done: int = 0
-) -> list[psutil.Process]:
-    """The workers of this parent, once one of them has a cell and so many cells are done."""
-    while parent.poll() is None:
-        children = psutil.Process(parent.pid).children(recursive=True)
+def wait_for_cells(parent: int, out: Path, done: int = 0) -> None:
+    """Until so many cells are done and a process runs one; the id of the sweep's own is given."""
+    while psutil.pid_exists(parent) and psutil.Process(parent).status() != psutil.STATUS_ZOMBIE:
         cells = states(out)
-        running = {pid for state, pid in cells if state == "running"}
-        if any(child.pid in running for child in children) and (
-            sum(state == "done" for state, _ in cells) >= done
-        ):
-            return [child for child in children if "resource_tracker" not in str(child.cmdline())]
-        time.sleep(0.02)
-    raise AssertionError(f"it ended: {parent.communicate()[1].decode()}")
+        running = [pid for state, pid in cells if state == "running" and psutil.pid_exists(pid)]
+        if running and sum(state == "done" for state, _ in cells) >= done:
+            return
+        time.sleep(0.01)
+    raise AssertionError("it ended")
 
 
 def states(out: Path) -> list[tuple[str, int | None]]:
@@ -140,14 +134,23 @@ def results(out: Path) -> dict[int, object]:
 
 @pytest.mark.slow
 def test_a_sweep_killed_five_times_ends_as_one_that_was_not(file: Path, tmp_path: Path) -> None:
-    chance, out = random.Random(4), tmp_path / "killed"
+    chance = random.Random(4)
+
+    def start(name: str) -> tuple[BaseProcess, psutil.Process]:
+        process = start_command(
+            grid_options(file, tmp_path / name, workers=2), tmp_path, tmp_path / f"{name}.txt"
+        )
+        return process, psutil.Process(process.pid)
+
+    out = tmp_path / "killed"
     out.mkdir()
-    undisturbed = start_sweep(file, tmp_path / "whole")
     finished: dict[int, object] = {}
     for kill in range(5):
-        parent = start_sweep(file, out)
-        workers = wait_for_workers(parent, out, done=len(finished) + 1)
-        time.sleep(chance.uniform(0, 0.4))
+        parent, as_seen = start("killed")
+        wait_for_cells(as_seen.pid, out, done=len(finished) + 1)
+        workers = as_seen.children(recursive=True)
+        assert len(workers) in (1, 2), (tmp_path / "killed.txt").read_text()
+        time.sleep(chance.uniform(0, 0.2))
         # Workers alone, the parent alone (its workers outlive it a little), or all of them.
         if kill % 3 == 0:
             workers.pop().kill()
@@ -156,24 +159,26 @@ def test_a_sweep_killed_five_times_ends_as_one_that_was_not(file: Path, tmp_path
         if kill % 3 != 1:
             for worker in workers:
                 worker.kill()
-        parent.communicate()
+        parent.join()
         assert finished.items() <= results(out).items(), "a finished trial was run again"
         finished = results(out)
-    assert 0 < len(finished) < 42
-    last = start_sweep(file, out)
-    for process in (last, undisturbed):
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors.decode()
+    assert 0 < len(finished) < CELLS
+    for name in ("killed", "whole"):
+        parent, _ = start(name)
+        parent.join()
+        assert parent.exitcode == 0, (tmp_path / f"{name}.txt").read_text()
     assert finished.items() <= results(out).items()
     killed, whole = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("killed", "whole"))
-    assert list(killed["trial"]) == list(range(42))
+    assert list(killed["trial"]) == list(range(CELLS))
     assert set(killed["status"]) == {"complete"}
     pd.testing.assert_frame_equal(known(killed), known(whole))
     assert killed["new"].gt(0).any()
 
 
 @pytest.mark.slow
-def test_whatever_a_trial_does_is_a_result(file: Path, tmp_path: Path) -> None:
+def test_whatever_a_trial_does_is_a_result(
+    file: Path, tmp_path: Path, forked_workers: None
+) -> None:
     seen: list[tuple[int, int]] = []
     trials = reludiag.sweep(
         f"{file}:harmful", lr=[1, 2, 3, 4, 0.01], seeds=[5], path=tmp_path / "s", workers=1,
@@ -195,7 +200,9 @@ def test_whatever_a_trial_does_is_a_result(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_shards_are_parts_that_make_up_the_whole(file: Path, tmp_path: Path) -> None:
+def test_shards_are_parts_that_make_up_the_whole(
+    file: Path, tmp_path: Path, forked_workers: None
+) -> None:
     settings = {"lr": [0.01, 0.1], "init": ["default", "kaiming"], "seeds": 1, "workers": 1}
     whole, one, two = (
         reludiag.sweep(f"{file}:train", path=tmp_path / name, shard=shard, **settings)
@@ -219,7 +226,12 @@ def test_shards_are_parts_that_make_up_the_whole(file: Path, tmp_path: Path) -> 
     ],
 )
 def test_a_train_that_does_not_use_its_trial_ends_the_sweep(
-    file: Path, tmp_path: Path, train: str, settings: dict[str, object], said: str
+    file: Path,
+    tmp_path: Path,
+    forked_workers: None,
+    train: str,
+    settings: dict[str, object],
+    said: str,
 ) -> None:
     with pytest.raises(reludiag.UsageError, match=said):
         reludiag.sweep(f"{file}:{train}", path=tmp_path / "s", seeds=1, workers=1, **settings)
@@ -263,13 +275,17 @@ def test_an_interrupted_sweep_leaves_no_process_behind_and_goes_on(
 ) -> None:
     out = tmp_path / "s"
     out.mkdir()
-    parent = start_sweep(file, out)
-    workers = wait_for_workers(parent, out)
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "reludiag", *grid_options(file, out, workers=1)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for_cells(parent.pid, out)
+    workers = psutil.Process(parent.pid).children(recursive=True)
     parent.send_signal(signal.SIGINT)
     parent.communicate()
     assert parent.returncode == 130
     assert not psutil.wait_procs(workers, timeout=60)[1]
-    assert 0 <= len(results(out)) < 42
+    assert 0 <= len(results(out)) < CELLS
 
 
 @pytest.mark.parametrize(
