@@ -61,7 +61,7 @@ $(DOCS): $(READY)
 	touch $(DOCS)
 
 test: $(READY) $(ARCHITECTURES) $(BROWSER) $(INTEGRATIONS) $(DOCS)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -94,7 +94,7 @@ check-lowest:
 	$(PYTHON) .ci/lowest_versions.py $(TORCH:%=--torch %) dev parquet > $(LOWEST)/pins.txt
 	$(LOWEST)/bin/python -m pip install --quiet $(if $(TORCH),,-c constraints.txt) -r $(LOWEST)/pins.txt
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
-	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile \
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	    -m "not slow and not architectures and not browser and not integrations"
 
 # What an installation adds to PyTorch.

@@ -68,6 +68,10 @@ def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files with slow tests first: at the end one process would wait for the other."""
+    """The files with slow tests first: at the end one process would wait for the other.
+
+    pytest-xdist keeps this order with --no-loadscope-reorder; else the files with most tests come
+    first.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

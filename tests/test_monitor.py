@@ -636,7 +636,7 @@ for trial in range(20):
     while not os.path.getsize(path + ".acknowledged"):
         assert os.waitpid(child, os.WNOHANG) == (0, 0), "training failed"
         time.sleep(0.01)
-    time.sleep(rng.random() ** 3 / 2)  # most of them early: what is written takes its time
+    time.sleep(rng.random())
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 """

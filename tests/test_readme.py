@@ -30,22 +30,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "sample_models").symlink_to(ROOT / "sample_models")
     (folder / "demo").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(str(ROOT / "sample_models"))  # as Python does for a script
-        for options in (
-            ["--lr", "0.1", "--checkpoint", "demo/digits.pt", "--recording", "demo/run.reludiag"],
-            ["--lr", "0.001", "--recording", "demo/slow.reludiag"],
-        ):
-            patch.setattr(sys, "argv", ["digits.py", *options])
-            runpy.run_path("sample_models/digits.py", run_name="__main__")
+    for options in (
+        ["--lr", "0.1", "--checkpoint", "demo/digits.pt", "--recording", "demo/run.reludiag"],
+        ["--lr", "0.001", "--recording", "demo/slow.reludiag"],
+    ):
+        subprocess.run(
+            [sys.executable, "sample_models/digits.py", *options],
+            check=True, cwd=folder,
+        )  # fmt: skip
     return folder
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(
-    place: Path, monkeypatch: pytest.MonkeyPatch, forked_workers: None
-) -> None:
+def test_every_command_of_the_readme_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "path", [*sys.path])
     ran = 0
