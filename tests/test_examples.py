@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 import reludiag
+from tests.architectures import declare_missing_operators
+
+declare_missing_operators()  # which the frameworks import torchvision for
 
 pytestmark = [
     pytest.mark.integrations, pytest.mark.slow, pytest.mark.filterwarnings("ignore")
