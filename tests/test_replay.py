@@ -15,6 +15,8 @@ from reludiag.experiments.replay import replay_of
 from reludiag.experiments.trial_table import trials_table
 from reludiag.recording import read_recording
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
+
 # Digits, each pixel standardised; an MLP of three hidden layers; Adam, 8 epochs of batches of 64.
 DIGITS = """
 import torch
