@@ -16,6 +16,8 @@ from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import checkpoint_timeline
 from reludiag.loading.checkpoints import Checkpoint, load_weights
 from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, eager_model
+from reludiag.measure.structure import StructureNote, structure_notes
+from reludiag.measure.structure_facts import structure_facts
 from reludiag.measure.verdicts import Thresholds
 
 
@@ -46,10 +48,17 @@ def scan(
     """
     scanner = Scanner(model, unit_axes)
     measured = scanner.run(
-        batches, limit=limit, train_mode=train_mode, dtype=dtype, progress=progress
+        batches,
+        limit=limit,
+        train_mode=train_mode,
+        dtype=dtype,
+        progress=progress,
+        reads_inputs=True,
     )
     head = _scan_head(model, measured, subject, notes, train_mode)
-    return diagnose(head, _findings(measured), thresholds or Thresholds())
+    return diagnose(
+        head, _findings(measured), thresholds or Thresholds(), structure=_structure(measured)
+    )
 
 
 def scan_checkpoints(
@@ -75,11 +84,14 @@ def scan_checkpoints(
     scanner = Scanner(model, unit_axes)
     for checkpoint in checkpoints:
         loaded += load_weights(model, checkpoint, strict)
-        scans.append(scanner.run(batches(), train_mode=train_mode, **options))
+        is_last = len(scans) == len(checkpoints) - 1
+        scans.append(scanner.run(batches(), train_mode=train_mode, reads_inputs=is_last, **options))
     last, subject = scans[-1], ", ".join(checkpoint.path for checkpoint in checkpoints)
     head = _scan_head(model, last, subject, (*notes, *dict.fromkeys(loaded)), train_mode)
     if len(checkpoints) == 1:
-        return diagnose(head, _findings(last), thresholds or Thresholds())
+        return diagnose(
+            head, _findings(last), thresholds or Thresholds(), structure=_structure(last)
+        )
     named = [checkpoint.step for checkpoint in checkpoints]
     steps = [step for step in named if step is not None]
     if len(steps) < len(named) or any(a >= b for a, b in itertools.pairwise(steps)):
@@ -92,7 +104,13 @@ def scan_checkpoints(
             ),
         )
     findings, timeline = checkpoint_timeline(steps, [scan.sites for scan in scans])
-    return diagnose(head, findings, thresholds or Thresholds(), timeline)
+    return diagnose(
+        head, findings, thresholds or Thresholds(), timeline, structure=_structure(last)
+    )
+
+
+def _structure(measured: Measurement) -> tuple[StructureNote, ...]:
+    return structure_notes(structure_facts(measured))
 
 
 def _findings(measured: Measurement) -> list[SiteFindings]:

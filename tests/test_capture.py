@@ -190,7 +190,7 @@ def test_a_relu_module_called_by_its_forward_is_seen_once() -> None:
 
 def test_modules_and_functions_side_by_side() -> None:
     model = Net(lambda m, x: F.relu(m.relu(F.relu(m.fc(x)))), relu=nn.ReLU(inplace=True))
-    assert sites(model) == {"Net:relu": 8, "relu": 8, "Net:relu#1": 8}
+    assert sites(model) == {"fc:relu": 8, "relu": 8, "fc:relu#1": 8}
 
 
 def test_one_module_under_two_names_is_two_sites_of_the_first() -> None:
@@ -226,7 +226,7 @@ def test_a_loop_over_a_shared_layer() -> None:
             x = F.relu(m.fc(x))
         return x
 
-    assert sites(Net(loop)) == {"Net:relu": 8, "Net:relu#1": 8, "Net:relu#2": 8}
+    assert sites(Net(loop)) == {"fc:relu": 8, "fc:relu#1": 8, "fc:relu#2": 8}
 
 
 def test_a_name_follows_from_the_paths_taken_and_not_from_their_order() -> None:
@@ -284,7 +284,7 @@ def test_attention_has_no_rectifier() -> None:
         lambda m, x: F.relu(m.attention(m.fc(x), x, x)[0]),
         attention=nn.MultiheadAttention(4, 2, batch_first=True),
     )
-    assert sites(model, torch.randn(3, 5, 4)) == {"Net:relu": 3}
+    assert sites(model, torch.randn(3, 5, 4)) == {"attention.out_proj:relu": 3}
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -297,7 +297,7 @@ def test_a_checkpointed_call_counts_once(reentrant: bool, functional: bool) -> N
     batches = [torch.randn(8, 4, requires_grad=True) for _ in range(3)]
     found = watched(model, *batches).sites
     called = found[found["samples"] > 0]
-    owner = "Net:relu" if functional else "relu"
+    owner = "fc:relu" if functional else "relu"
     assert list(zip(called["site"], called["samples"], called["producer"], strict=True)) == [
         (owner, 24, "fc")
     ]
@@ -338,7 +338,7 @@ def test_autocast_is_read_in_its_own_precision() -> None:
         diagnosis = reludiag.scan(model, [x])
         reference = torch.relu(model.fc(x)).double()
     units = diagnosis.units
-    assert set(zip(units["site"], units["samples"], strict=True)) == {("Net:relu", 300)}
+    assert set(zip(units["site"], units["samples"], strict=True)) == {("fc:relu", 300)}
     assert list(units["fired"]) == (reference > 0).sum(0).tolist()
     assert list(units["mean_activation"]) == pytest.approx(reference.mean(0).tolist(), rel=1e-5)
 
@@ -360,7 +360,7 @@ def test_a_forward_in_another_thread_is_seen() -> None:
         optimizer.step()
     units = monitor.diagnose().units
     assert set(units["samples"]) == {240}
-    assert set(units["site"]) == {"relu", "Net:relu"}
+    assert set(units["site"]) == {"relu", "fc:relu"}
 
 
 def test_a_part_of_a_forward_in_another_thread_is_announced() -> None:
@@ -429,7 +429,7 @@ def test_traced_modules_are_seen() -> None:
             return F.relu(self.relu(self.fc(x)))
 
     traced = torch.fx.symbolic_trace(Plain())
-    assert sites(traced) == {"relu": 8, f"{type(traced).__name__}:relu": 8}
+    assert sites(traced) == {"relu": 8, "fc:relu": 8}
 
 
 def test_fused_quantization_aware_modules_are_seen() -> None:
@@ -539,7 +539,7 @@ def test_samples_are_found_behind_others_on_a_path_that_is_taken_late(
     diagnosis = reludiag.scan(model, inputs)
     late = torch.cat([x for x, (_, late) in zip(inputs, batches, strict=True) if late])
     assert dict(zip(diagnosis.sites["site"], diagnosis.sites["samples"], strict=True)) == {
-        "Net:relu": sum(rows for rows, _ in batches),
+        "fc:relu": sum(rows for rows, _ in batches),
         "relu": len(late),
     }
     assert set(diagnosis.sites["unit_axis"]) == {"2"}
@@ -564,10 +564,10 @@ def test_each_of_many_paths_that_are_taken_late_costs_no_other_site_a_sample() -
     for x, first in zip(inputs, (0.0, 150.0, 0.0, 250.0, 250.0, 0.0), strict=True):
         x[0, 0, 0] = first
     assert sites(model, *inputs) == {
-        "Net:relu": 48,
+        "fc:relu": 48,
         "relu": 48,
-        "Net:relu#1": 24,
-        "Net:relu#2": 16,
+        "late:relu": 24,
+        "later:relu": 16,
     }
 
 
@@ -581,7 +581,7 @@ def test_sites_of_a_late_path_are_in_the_order_of_their_calls() -> None:
     model = Net(run, late=nn.Linear(4, 4), last=nn.Linear(4, 4), relu=nn.ReLU())
     inputs = [torch.randn(8, 5, 4) for _ in range(2)]
     inputs[1][0, 0, 0] = 150.0
-    assert list(sites(model, *inputs).items()) == [("Net:relu", 16), ("Net:relu#1", 8), ("relu", 8)]
+    assert list(sites(model, *inputs).items()) == [("fc:relu", 16), ("late:relu", 8), ("relu", 8)]
 
 
 def test_a_batch_that_the_model_changes_is_not_run_again_and_that_is_said() -> None:
@@ -692,7 +692,7 @@ def test_an_empty_batch_in_training_counts_nothing() -> None:
         found = watched(model, *batches, stats_every=1).sites
         assert dict(zip(found["site"], found["samples"], strict=True)) == {
             "relu": 16,
-            "Net:relu": 16,
+            "fc:relu": 16,
         }
 
 
@@ -703,7 +703,7 @@ def test_the_unit_axis_can_be_overruled() -> None:
     assert list(found["unit_axis"]) == ["1", "2"]
     assert list(found["units"]) == [5, 4]
     for wrong in ({"nothing": 1}, {"relu": 7}):
-        with pytest.raises(reludiag.UsageError, match="relu, Net:relu"):
+        with pytest.raises(reludiag.UsageError, match="relu, fc:relu"):
             reludiag.scan(model, [x], unit_axes=wrong)
 
 

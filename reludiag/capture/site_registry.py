@@ -15,7 +15,7 @@ from reludiag.sites.axes import Axes, Coordinate, Origin, size_of
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import UNKNOWN_AXIS, Layout, find_layout
 from reludiag.sites.provenance import ProvenanceMode
-from reludiag.sites.site import Identity, Rectifier, Site, site_names
+from reludiag.sites.site import Identity, NamedCall, Rectifier, Site, site_names
 
 
 class SiteMatch(NamedTuple):
@@ -65,7 +65,12 @@ class SiteRegistry:
     def sites(self) -> list[Site]:
         """A name may change when a new path through the model is taken."""
         if self._site_list is None:
-            names = site_names([(site.identity, site.numbers) for site in self._sites])
+            names = site_names(
+                [
+                    NamedCall(site.identity, site.numbers, site.path, site.producer)
+                    for site in self._sites
+                ]
+            )
             self._site_list = [
                 Site(
                     key=str(site.identity),
@@ -78,8 +83,9 @@ class SiteRegistry:
                     producer=site.producer,
                     norm=site.norm,
                     consumers=site.consumers,
+                    alias=alias,
                 )
-                for name, site in zip(names, self._sites, strict=True)
+                for (name, alias), site in zip(names, self._sites, strict=True)
             ]
         return self._site_list
 
@@ -128,14 +134,16 @@ class SiteRegistry:
                 shape=shape,
             )
             origin = None if provenance is None else provenance.origin_of(output.detach())
-            override, axis = self._override(identity, call.number, output)
+            producer = (origin.producer if origin is not None else None) or identity.fed_by or None
+            fed_name = NamedCall(identity, set(), self._paths[call.owner], producer).fed_name
+            override, axis = self._override(identity, call.number, fed_name, output)
             layout, label = find_layout(output, origin, call.producer, samples, axis)
             unsure = layout.sample is None or label == UNKNOWN_AXIS
             # Sites are in the order of their first calls.
             if deferred is not None and (unsure or deferred):
                 return SiteMatch(key, None, None, None, override)
             if site is None:
-                site = self._new_site(call, identity, rectifier, layout, label, origin)
+                site = self._new_site(call, identity, rectifier, layout, label, origin, producer)
         view = UnitView(layout, output, samples)
         return SiteMatch(key, site, layout, view if view.fits else None, override)
 
@@ -168,6 +176,7 @@ class SiteRegistry:
         layout: Layout,
         label: str,
         origin: Origin | None,
+        producer: str | None,
     ) -> KnownSite:
         return KnownSite(
             index=len(self._sites),
@@ -176,15 +185,18 @@ class SiteRegistry:
             rectifier=rectifier,
             layout=layout,
             label=label,
-            producer=(origin.producer if origin is not None else None) or identity.fed_by or None,
+            producer=producer,
             norm=origin.norm if origin is not None else None,
         )
 
     def _override(
-        self, identity: Identity, number: int, output: Tensor
+        self, identity: Identity, number: int, fed_name: str, output: Tensor
     ) -> tuple[str | None, Axes | None]:
         """The name in `unit_axes` that is this site's, and the axis that it says."""
+        if any(site.identity.base == fed_name for site in self._sites):
+            fed_name = ""  # that module calls the function as well
         for name in (
+            fed_name,
             f"{identity.base}#{number}" if number else identity.base,
             f"{identity.base}@{identity.fed_by}",
         ):

@@ -6,6 +6,7 @@ from reludiag.causes import (
     initialization,
     input_shift,
     learning_rate,
+    structure,
     undetermined,
     upstream_collapse,
 )
@@ -16,6 +17,7 @@ KINDS = (
     upstream_collapse.KIND,
     learning_rate.KIND,
     initialization.KIND,
+    structure.KIND,
     input_shift.KIND,
     healthy.KIND,
     undetermined.KIND,

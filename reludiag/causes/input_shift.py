@@ -10,7 +10,8 @@ import math
 from reludiag.causes.cause import Evidence, rounded
 from reludiag.causes.chance import FEW, born_by_chance, chance_evidence, more_died, several_born
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
-from reludiag.initialization.chance_deaths import UNCENTRED, born_dead_by_depth
+from reludiag.initialization.chance_deaths import born_dead_by_depth
+from reludiag.measure.structure import UNCENTRED
 from reludiag.recording.observations import InputStatistics
 
 

@@ -16,6 +16,7 @@ from reludiag.diagnosis.columns import (
 )
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.measure.binomial import upper_bound
+from reludiag.measure.structure import StructureNote
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.measure.verdicts import VERDICTS, Thresholds, judge, tau_score
 from reludiag.recording.ledger import NEVER, Ledger, Lives
@@ -42,6 +43,7 @@ def diagnose(
     thresholds: Thresholds,
     timeline: pd.DataFrame | None = None,
     causes: Sequence[Cause] = (),
+    structure: Sequence[StructureNote] = (),
 ) -> Diagnosis:
     """Make the tables from the counts."""
     units = [_unit_rows(head, finding, thresholds) for finding in findings]
@@ -57,6 +59,7 @@ def diagnose(
         timeline=timeline,
         thresholds=thresholds,
         causes=tuple(causes),
+        structure=tuple(structure),
         lives=None if timeline is None else _lives(timeline, findings),
     )
 
@@ -132,6 +135,8 @@ def _site_row(finding: SiteFindings, units: Mapping[str, Any], ledger: bool) -> 
         "samples": finding.counts.samples,
         "units": site.units,
         **{verdict: tally.get(verdict, 0) for verdict in VERDICTS},
+        "key": site.key,
+        "alias": site.alias or None,
     }
     if site.units is None:
         row["unobserved"] = 0  # the site is known, its units are not

@@ -10,7 +10,8 @@ UNIT_COLUMNS = (
     Column(
         "site",
         "str",
-        "path of the rectifier, #k for its k-th repeated call; path:name for a function",
+        "path of the rectifier, #k for its k-th repeated call; path:name for a function that this "
+        "module calls, or that the model itself calls on what this module returns",
     ),
     Column("unit", "Int64", "index along the unit axis; empty if the site was never called"),
     Column("verdict", "str", "the first that applies of: " + ", ".join(VERDICTS)),
@@ -80,6 +81,8 @@ SITE_COLUMNS = (
     *(Column(verdict, "Int64", f"units whose verdict is {verdict}") for verdict in VERDICTS),
     Column("dead_fraction", "float64", "dead / units"),
     Column("mean_firing_rate", "float64", "mean of the units' firing rates"),
+    Column("key", "str", "identity of the site, the same under any name"),
+    Column("alias", "str", "another name of it, which is understood as well; empty if none"),
 )
 
 SITE_LEDGER_COLUMNS = (

@@ -8,6 +8,7 @@ from typing import IO, Any
 import pandas as pd
 
 from reludiag.causes.cause import Cause
+from reludiag.measure.structure import StructureNote
 from reludiag.measure.verdicts import LOST, Thresholds
 from reludiag.recording.ledger import Lives
 
@@ -56,6 +57,8 @@ class Diagnosis:
     """Why units died, from a recording: the cause of the run first (site None), then one for each
     site with deaths.
     """
+    structure: tuple[StructureNote, ...] = ()
+    """What in the build of the network, or in the scale of its input, keeps units from training."""
     lives: Lives | None = None
     """The state of every unit at every snapshot. None after a single scan."""
 

@@ -1,6 +1,6 @@
 """Difference: which units died and which came back between two diagnoses of a model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -112,12 +112,14 @@ def diff(before: Diagnosis | str | Path, after: Diagnosis | str | Path) -> Diffe
     """Which units died and which came back from `before` to `after`.
 
     Each is a Diagnosis, or the path of a recording or of a JSON report. Units are matched by site
-    and index. Raises UsageError if they have no site in common.
+    and index: sites by their key, where one has none by name or alias, and named as in `after`.
+    Raises UsageError if they have no site in common.
     """
     first, second = (
         subject if isinstance(subject, Diagnosis) else open_diagnosis(subject)
         for subject in (before, after)
     )
+    first = _renamed(first, _new_names(first.sites, second.sites))
     sites = _paired_sites(first, second)
     if not (sites["status"] == "compared").any():
         raise UsageError(
@@ -130,6 +132,35 @@ def diff(before: Diagnosis | str | Path, after: Diagnosis | str | Path) -> Diffe
         count = units.loc[units["change"] == change, "site"].value_counts()
         sites[change] = sites["site"].map(count).fillna(0).where(compared)
     return Difference(first.head, second.head, units, table_of(SITE_CHANGE_COLUMNS, [sites]))
+
+
+def _new_names(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, str]:
+    """Site of `old` -> the name that it has in `new`; those that are not there are left out."""
+    names: dict[str, str] = {}
+    # The surest first. Where names are compared, one of the two is of a version without keys.
+    for column, other in (("key", "key"), ("site", "site"), ("alias", "site"), ("site", "alias")):
+        there = dict(zip(new[other], new["site"], strict=True))
+        for key, site in zip(old[column], old["site"], strict=True):
+            match = there.get(key) if isinstance(key, str) else None
+            if match is not None and site not in names and match not in names.values():
+                names[site] = match
+    return names
+
+
+def _renamed(diagnosis: Diagnosis, names: dict[str, str]) -> Diagnosis:
+    if all(name == new for name, new in names.items()):
+        return diagnosis
+    # One that is not in the other may have a name that another has there.
+    taken = set(names.values())
+    renamed = {
+        site: names.get(site, f"{site} (of the first)" if site in taken else site)
+        for site in diagnosis.sites["site"]
+    }
+    return replace(
+        diagnosis,
+        sites=diagnosis.sites.assign(site=diagnosis.sites["site"].map(renamed)),
+        units=diagnosis.units.assign(site=diagnosis.units["site"].map(renamed)),
+    )
 
 
 def _paired_sites(first: Diagnosis, second: Diagnosis) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """Loads the Diagnosis of a file: a recording or a JSON report."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from reludiag.diagnosis.columns import (
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.from_recording import load
 from reludiag.errors import ReportError
+from reludiag.measure.structure import StructureNote
 from reludiag.measure.verdicts import VERDICTS, Thresholds
 from reludiag.tables import table_of
 
@@ -87,12 +89,18 @@ def _diagnosis(content: dict[str, Any]) -> Diagnosis:
         else None,
         thresholds=Thresholds(**content["thresholds"]),
         causes=tuple(_cause(cause) for cause in content["causes"]),
+        structure=tuple(_structure_note(note) for note in content.get("structure", ())),
     )
 
 
 def _cause(content: dict[str, Any]) -> Cause:
     evidence = tuple(Evidence(**item) for item in content["evidence"])
     return Cause(**{**content, "evidence": evidence})
+
+
+def _structure_note(content: dict[str, Any]) -> StructureNote:
+    value = content["value"]
+    return StructureNote(**{**content, "value": math.nan if value is None else value})
 
 
 def _with_the_rest(rows: pd.DataFrame | None, site: dict[Any, Any]) -> pd.DataFrame:

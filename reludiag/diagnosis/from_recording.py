@@ -11,6 +11,7 @@ from reludiag.causes.explain import Explanation, explain
 from reludiag.diagnosis.build import SiteFindings, diagnose
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import states_of, timeline_rows, timeline_table
+from reludiag.measure.structure import GradientFacts, SiteFacts, StructureFacts, structure_notes
 from reludiag.measure.verdicts import Thresholds
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.recording.learning_rates import LearningRates
@@ -44,8 +45,38 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
         timelines.append(timeline_rows(run.steps, recorded, ledger, by_window))
     head = _run_head(run, findings, subject)
     return diagnose(
-        head, findings, thresholds or Thresholds(), timeline_table(timelines), explained.causes
+        head,
+        findings,
+        thresholds or Thresholds(),
+        timeline_table(timelines),
+        explained.causes,
+        structure_notes(_structure_facts(run)),
     )
+
+
+def _structure_facts(run: RecordedRun) -> StructureFacts:
+    """The sites as they are at the end, and the input and the gradients of the beginning."""
+    sites = []
+    for each in run.sites:
+        dead = (each.dead & each.has_state)[-1:]
+        sites.append(SiteFacts(each.site, each.counts.samples, int(dead.sum())))
+    inputs = [each.scale for each in run.observations.inputs if each.scale is not None]
+    gradients = run.facts.get("gradients")
+    if gradients is None:
+        return StructureFacts(sites, inputs)
+    born_dead = [
+        each.site
+        for each in run.sites
+        if each.site.units and run.steps[:1] == (0,) and (each.dead & each.has_state)[0].all()
+    ]
+    facts = GradientFacts(
+        None,
+        gradients["parameters"],
+        missing=tuple(gradients["missing"]),
+        zero=tuple(gradients["zero"]),
+        dead=tuple(born_dead),
+    )
+    return StructureFacts(sites, inputs, facts)
 
 
 def _at_death(

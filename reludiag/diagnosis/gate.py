@@ -71,13 +71,18 @@ class Gate:
     def judge(self, sites: pd.DataFrame) -> list[Check]:
         """A check of each site of a Diagnosis, after one of the whole model if it has a limit.
 
+        A pattern that matches no site is one of aliases.
+
         `sites` is its table, a row per site in forward order. A site without a rule of its own
         answers to the limit for the whole model, but only where the whole model is over it.
         """
         lost = int(sites[LOST].sum().sum())
         units = int(sites["units"].sum())
         over = self.whole is not None and self.whole.less_than(lost, units)
-        checks = [self._site_check(row, over) for row in sites.to_dict("records")]
+        checks = [
+            self._site_check(row, limit, over)
+            for row, limit in zip(sites.to_dict("records"), self._limits(sites), strict=True)
+        ]
         if self.whole is None:
             return checks
         return [Check(None, self.whole, lost, units, over), *checks]
@@ -86,16 +91,23 @@ class Gate:
         """Raise UsageError for a pattern that matches no site: such a gate would never fail."""
         names = [str(name) for name in sites["site"]]
         for pattern, limit in self.rules:
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not any(_matches(sites, pattern)):
                 site_names = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
                 raise UsageError(
                     f"--fail-over {pattern}={limit.text} was given, but no site name matches. "
                     f"The sites are {site_names}"
                 )
 
-    def _site_check(self, row: dict[Any, Any], whole_is_over: bool) -> Check:
+    def _limits(self, sites: pd.DataFrame) -> list[Limit | None]:
+        """Of each site, the limit of the first rule that matches it."""
+        matches = [(_matches(sites, pattern), limit) for pattern, limit in self.rules]
+        return [
+            next((limit for matching, limit in matches if matching[index]), None)
+            for index in range(len(sites))
+        ]
+
+    def _site_check(self, row: dict[Any, Any], own: Limit | None, whole_is_over: bool) -> Check:
         name, never_called = str(row["site"]), pd.isna(row["units"])
-        own = next((limit for pattern, limit in self.rules if fnmatchcase(name, pattern)), None)
         limit = own or self.whole
         lost, units = (
             sum(int(row[verdict]) for verdict in LOST),
@@ -104,6 +116,17 @@ class Gate:
         answers = own is not None or whole_is_over
         over = answers and limit is not None and limit.less_than(lost, units)
         return Check(name, limit, lost, None if never_called else units, over)
+
+
+def _matches(sites: pd.DataFrame, pattern: str) -> list[bool]:
+    """Which sites match by their names; if none does, which by their aliases."""
+    for column in ("site", "alias"):
+        found = [
+            isinstance(name, str) and fnmatchcase(name, pattern) for name in sites.get(column, ())
+        ]
+        if any(found):
+            return found
+    return [False] * len(sites)
 
 
 def exceeded(checks: Sequence[Check]) -> list[Check]:

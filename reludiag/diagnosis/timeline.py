@@ -19,14 +19,14 @@ def checkpoint_timeline(
     steps: Sequence[int], scans: Sequence[Sequence[SiteCounts]]
 ) -> tuple[list[SiteFindings], pd.DataFrame]:
     """The results of the last scan with the ledger of all scans, and their timeline."""
-    by_name = [{finding.site.name: finding for finding in scan} for scan in scans]
+    by_key = [{finding.site.key: finding for finding in scan} for scan in scans]
     findings, timelines = [], []
     for finding in scans[-1]:
         width = finding.site.units or 0
         samples = np.zeros(len(steps), dtype=np.int64)
         dead, nonfinite, was_called = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
-        for index, scan in enumerate(by_name):
-            then = scan.get(finding.site.name)
+        for index, scan in enumerate(by_key):
+            then = scan.get(finding.site.key)
             if then is not None and then.site.units == width:
                 dead[index] = is_dead(then.counts, then.site.rectifier)
                 nonfinite[index] = then.counts.nonfinite

@@ -17,6 +17,8 @@ from reludiag.capture.hooks import Hook
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
 from reludiag.evidence.update_ratios import UpdateMeter
+from reludiag.measure.gradients import step_gradients
+from reludiag.measure.structure import GradientFacts
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import Death, Observations, Update
@@ -49,6 +51,22 @@ class EvidenceCollector:
         self._expecting = False
         self._handles: list[RemovableHandle] = []
         self._failed = False
+        self._gradients: GradientFacts | None = None
+        """Of the first step; of several optimizers, one may have cleared the others'."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the recording stores as facts about the run, as JSON."""
+        gradients = self._gradients
+        if gradients is None:
+            return {}
+        return {
+            "gradients": {
+                "parameters": gradients.parameters,
+                "missing": gradients.missing,
+                "zero": gradients.zero,
+            }
+        }
 
     def attach(self) -> None:
         """The run begins."""
@@ -71,6 +89,8 @@ class EvidenceCollector:
 
     def stepped(self, step: int) -> None:
         """A step has ended."""
+        if step == 1 and len(self._optimizers) == 1:
+            self._gradients = self._guarded(lambda: step_gradients(self._model), None)
         if self._expecting:
             self.detach()
             self._expecting = False

@@ -55,7 +55,12 @@ def observe_initial_state(
     measured = measure_inputs(twin, batches, {path: copied[path] for path in layers})
     inputs = tuple(
         InputStatistics(
-            path, layer_input.samples, layer_input.is_first, layer_input.gamma, layer_input.cosine
+            path,
+            layer_input.samples,
+            layer_input.is_first,
+            layer_input.gamma,
+            layer_input.cosine,
+            layer_input.scale,
         )
         for path, layer_input in measured.items()
     )

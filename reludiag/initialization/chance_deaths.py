@@ -16,11 +16,6 @@ import numpy as np
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-UNCENTRED = 1.0
-"""An input whose mean is longer than its standard deviation (both as vectors over its features)
-is not centred: gamma > 1. Simon et al. 2026 (arXiv 2605.31518) find gamma to predict death at
-initialization, with a rank correlation of 0.82 over 454 layers."""
-
 _BINS = 128  # of inputs and of biases, where there are more
 _GRID = 801  # points over z, 0.02 apart
 

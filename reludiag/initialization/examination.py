@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from reludiag.capture.model_state import preserve_state
 from reludiag.errors import ModelError, UsageError
-from reludiag.initialization.chance_deaths import UNCENTRED, silent_on_all, silent_with_bias
+from reludiag.initialization.chance_deaths import silent_on_all, silent_with_bias
 from reludiag.initialization.layer_init import (
     InitProblem,
     LayerInit,
@@ -30,6 +30,8 @@ from reludiag.initialization.layer_inputs import LayerInput, measure_inputs
 from reludiag.initialization.schemes import TRANSPOSED, WEIGHTED, reinitialize
 from reludiag.loading.data import batches_of
 from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, limited
+from reludiag.measure.structure import UNCENTRED, StructureFacts, structure_notes
+from reludiag.measure.structure_facts import batch_gradients, structure_facts
 from reludiag.measure.verdicts import is_dead
 from reludiag.tables import Column, table_of
 
@@ -134,7 +136,7 @@ def examine_initialization(
     """
     with preserve_state(model):
         twin = _copied(model)
-        scanner = Scanner(twin)
+        scanner = Scanner(twin, finds_consumers=True)
         layers = _layers(scanner.model)
         described = {path: _described(path, layer) for path, layer in layers.items()}
         # Kept, because the copy will be drawn again.
@@ -145,7 +147,8 @@ def examine_initialization(
             all_notes = (*notes, UNTRAINED, WITHOUT_DATA)
             return InitExamination(name, layer_inits, (), 0, None, None, None, all_notes)
         batch_list = list(limited(batches_of(batches), limit))
-        measured = scanner.run(batch_list, dtype=dtype)
+        measured = scanner.run(batch_list, dtype=dtype, reads_inputs=True)
+        gradients = batch_gradients(scanner.model, batch_list[0], measured, dtype)
         inputs = measure_inputs(scanner.model, batch_list, layers, dtype)
         norms = {
             layer_inits.site.norm
@@ -159,7 +162,11 @@ def examine_initialization(
     return InitExamination(
         model=name,
         layers=tuple(_as_used(layer, measured, births) for layer in described.values()),
-        problems=(*_width_problems(measured), *_input_problems(first)),
+        problems=(
+            *_width_problems(measured),
+            *_input_problems(first),
+            *_structure_problems(structure_facts(measured, gradients)),
+        ),
         samples=measured.samples,
         births=births,
         redraws=_redraw_table(redrawn),
@@ -279,6 +286,15 @@ def _input_problems(first: dict[str, LayerInput]) -> list[InitProblem]:
         )
         for path, entry in first.items()
         if entry.gamma > UNCENTRED
+    ]
+
+
+def _structure_problems(facts: StructureFacts) -> list[InitProblem]:
+    """What the lints find; that the input is not centred is told by `_input_problems`."""
+    return [
+        InitProblem(note.kind, note.value, note.sentence.removesuffix("."), note.advice, False)
+        for note in structure_notes(facts)
+        if note.kind != "uncentred_input"
     ]
 
 

@@ -46,7 +46,7 @@ class InitProblem:
 
     kind: str
     """negative_bias, weight_mean, constant, variance, nonfinite; with data also bias_outweighs; for
-    a network too_narrow, input_shift.
+    a network too_narrow, input_shift, and what the lints of `measure.structure` find.
     """
     value: float
     """Depth of the bias or number of deep biases; mean of the weights; their variance / He's;

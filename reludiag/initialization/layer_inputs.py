@@ -19,6 +19,8 @@ from reludiag.capture.compiled import uncompiled
 from reludiag.capture.model_state import preserve_state
 from reludiag.initialization.chance_deaths import mean_cosine_of_sum
 from reludiag.loading.data import model_arguments
+from reludiag.measure.input_scales import input_scale
+from reludiag.measure.structure import InputScale
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class LayerInput:
     """Norms of the samples; empty if a sample is not one vector."""
     rectified: frozenset[str]
     """Keys of the sites that rectify this layer's output directly."""
+    scale: InputScale | None
+    """Of the first batch, if it is a first layer's and could be measured."""
 
 
 def measure_inputs(
@@ -58,7 +62,7 @@ def measure_inputs(
         args, kwargs = model_arguments(model, batches[0], device, dtype)
         first = _first_layers(model, args, kwargs, layers)
         rectified = _rectified_outputs(model, args, kwargs, layers)
-        tallies = {path: _Tally(path in first) for path in layers}
+        tallies = {path: _Tally(path, path in first) for path in layers}
         handles = [
             module.register_forward_pre_hook(tallies[path].take) for path, module in layers.items()
         ]
@@ -78,6 +82,7 @@ def measure_inputs(
             cosine=tally.cosine(),
             lengths=np.concatenate([np.zeros(0), *tally.lengths]),
             rectified=frozenset(key for key, producer in rectified.items() if producer == path),
+            scale=tally.scale,
         )
         for path, tally in tallies.items()
         if tally.samples
@@ -87,9 +92,11 @@ def measure_inputs(
 class _Tally:
     """Sums over one layer's inputs."""
 
-    def __init__(self, is_first: bool) -> None:
-        self.is_first = is_first
+    def __init__(self, path: str, is_first: bool) -> None:
+        self.path, self.is_first = path, is_first
         self.samples = 0
+        self.scale: InputScale | None = None
+        """Of the first input."""
         self._rows = self._vectors = 0
         self.lengths: list[np.ndarray[Any, np.dtype[np.float64]]] = []
         self._total: Tensor | None = None
@@ -103,6 +110,8 @@ class _Tally:
             return
         weight = module.weight
         kernel = weight.ndim - 2 if isinstance(weight, Tensor) else 0  # 0 of a linear layer
+        if self.is_first and not self.samples:
+            self.scale = input_scale(self.path, module, x)
         self.samples += len(x) if x.ndim > 1 + kernel else 1
         is_vector = kernel == 0 and x.ndim == 2
         if not (self.is_first or is_vector):

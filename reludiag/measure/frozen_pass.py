@@ -19,7 +19,9 @@ from reludiag.errors import DataError, ModelError, UsageError
 from reludiag.loading.data import batches_of, input_tensors, model_arguments
 from reludiag.loading.specs import user_code_error
 from reludiag.measure.blind_spots import blind_spots, no_rectifier
+from reludiag.measure.input_scales import InputScales
 from reludiag.measure.reductions import all_finite
+from reludiag.measure.structure import InputScale
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unit_stats import UnitStats
 from reludiag.sites.functional import may_rectify
@@ -38,6 +40,8 @@ class Measurement:
     batches: int
     blind_spots: tuple[str, ...]
     """Sentences on what could not be seen."""
+    inputs: tuple[InputScale, ...] = ()
+    """Of the first batch, if that was asked for."""
 
 
 class Scanner:
@@ -74,16 +78,18 @@ class Scanner:
         train_mode: bool = False,
         dtype: torch.dtype | None = None,
         progress: ProgressCallback | None = None,
+        reads_inputs: bool = False,
     ) -> Measurement:
-        """One pass; see `scan`."""
+        """One pass; see `scan`. With `reads_inputs` also the scale of the first batch's input."""
         model, capture = self.model, self._capture
         batches = batches_of(batches)
         self._stats = {}
-        device = _device(model)
+        device = device_of(model)
         total = len(batches) if isinstance(batches, Sized) else limit
         if total is not None and limit is not None:
             total = min(total, limit)
         done = samples = 0
+        first = InputScales(model) if reads_inputs else None
         with preserve_state(model), torch.no_grad(), uncompiled():
             _set_mode(model, train_mode)
             capture.attach()
@@ -91,7 +97,10 @@ class Scanner:
                 for batch in limited(batches, limit):
                     args, kwargs = model_arguments(model, batch, device, dtype)
                     rows = _check_inputs([*args, *kwargs.values()], done)
-                    if rows:
+                    if rows and first is not None and not samples:
+                        with first.watch([*args, *kwargs.values()]):
+                            _run(capture, args, kwargs, done)
+                    elif rows:
                         _run(capture, args, kwargs, done)
                     samples += rows
                     done += 1
@@ -107,7 +116,8 @@ class Scanner:
         sites = self._site_counts()
         if not sites:
             raise ModelError(" ".join(blind_spots(capture)) or no_rectifier(model))
-        return Measurement(sites, samples, done, tuple(blind_spots(capture)))
+        inputs = () if first is None else tuple(first.scales)
+        return Measurement(sites, samples, done, tuple(blind_spots(capture)), inputs)
 
     def _receive(self, call: Call) -> None:
         stats = self._stats.get(call.site) or self._new_stats(call.site, call.output)
@@ -166,7 +176,8 @@ def eager_model(model: Any) -> nn.Module:
     return model
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters; the CPU if it has none."""
     tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
     return torch.device("cpu") if tensor is None else tensor.device
 

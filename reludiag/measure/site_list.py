@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 from reludiag.capture.capture import Capture
-from reludiag.measure.frozen_pass import Scanner, eager_model
+from reludiag.loading.data import batches_of
+from reludiag.measure.frozen_pass import Scanner, eager_model, limited
+from reludiag.measure.structure import StructureNote, structure_notes
+from reludiag.measure.structure_facts import copied_gradients, structure_facts
 from reludiag.sites.functional import functional_calls
 from reludiag.sites.site import Rectifier, Site
 
@@ -22,6 +25,8 @@ class SiteList:
     """Sentences on what could not be seen."""
     ran: bool
     """Whether a forward pass was made; without one, each module and function is listed once."""
+    structure: tuple[StructureNote, ...] = ()
+    """What in the build of the network keeps units from training."""
 
 
 def list_sites(
@@ -35,10 +40,16 @@ def list_sites(
     Raises DataError if the model refuses the batch.
     """
     if batches is not None:
-        measured = Scanner(model, unit_axes, finds_consumers=True).run(
-            batches, limit=1, dtype=dtype
+        batch = list(limited(batches_of(batches), 1))
+        scanner = Scanner(model, unit_axes, finds_consumers=True)
+        measured = scanner.run(batch, dtype=dtype, reads_inputs=True)
+        gradients = copied_gradients(scanner.model, batch[0], measured, dtype)
+        return SiteList(
+            [each.site for each in measured.sites],
+            measured.blind_spots,
+            ran=True,
+            structure=structure_notes(structure_facts(measured, gradients)),
         )
-        return SiteList([each.site for each in measured.sites], measured.blind_spots, ran=True)
     model = eager_model(model)
     sites = Capture(model, lambda call: None).uncalled()
     for path, operator in functional_calls(model):

@@ -258,6 +258,7 @@ class Monitor:
         return {
             **self._facts,
             **self._source.facts(),
+            **self._collector.facts,
             "notes": [*self._source.blind_spots, *untrained, *self._source.notes],
             "status": status,
         }

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reludiag.measure.structure import InputScale
+
 
 @dataclass(frozen=True)
 class InitialLayer:
@@ -33,6 +35,8 @@ class InputStatistics:
     """
     cosine: float
     """Mean cosine of two samples; NaN if a sample is not one vector."""
+    scale: InputScale | None = None
+    """Of the first batch, if it is a first layer's and could be measured."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from reludiag.errors import RecordingError
+from reludiag.measure.structure import InputScale
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.recording.observations import (
     Baseline,
@@ -121,19 +122,22 @@ def read_run(db: sqlite3.Connection) -> RecordedRun:
         rates = tuple(
             db.execute("SELECT step, param_group, learning_rate FROM learning_rate ORDER BY step")
         )
-        consumers = "consumers" if db.execute("PRAGMA user_version").fetchone()[0] > 3 else "NULL"
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        consumers = "consumers" if version > 3 else "NULL"
+        names = "key, alias" if version > 4 else "name, ''"
         rows = db.execute(
             "SELECT id, name, module, operator, activation, can_die, signed, unit_axis, units,"
-            f" producer, norm, param_group, {consumers} FROM site ORDER BY id"
+            f" producer, norm, param_group, {consumers}, {names} FROM site ORDER BY id"
         ).fetchall()
         sites = tuple(_read_site(db, row, steps) for row in rows)
-        observations = _read_observations(db)
+        observations = _read_observations(db, version)
     finally:
         db.execute("COMMIT")
     return RecordedRun(facts, steps, sites, rates, observations)
 
 
-def _read_observations(db: sqlite3.Connection) -> Observations:
+def _read_observations(db: sqlite3.Connection, version: int) -> Observations:
+    scale = "scale" if version > 4 else "NULL"
     # Sites are identified by name here, because keys are not stored.
     names = dict(db.execute("SELECT id, name FROM site"))
     return Observations(
@@ -143,10 +147,16 @@ def _read_observations(db: sqlite3.Connection) -> Observations:
         ),
         inputs=tuple(
             InputStatistics(
-                module, samples, bool(is_first), _nan_if_null(gamma), _nan_if_null(cosine)
+                module,
+                samples,
+                bool(is_first),
+                _nan_if_null(gamma),
+                _nan_if_null(cosine),
+                None if scale is None else InputScale.from_json(json.loads(scale)),
             )
-            for module, samples, is_first, gamma, cosine in db.execute(
-                "SELECT * FROM input ORDER BY rowid"
+            for module, samples, is_first, gamma, cosine, scale in db.execute(
+                f"SELECT module, samples, is_first, gamma, cosine, {scale} FROM input"
+                " ORDER BY rowid"
             )
         ),
         baselines=tuple(
@@ -179,12 +189,12 @@ def _nan_if_null(value: float | None) -> float:
 
 def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> RecordedSite:
     site_id, name, module, operator, activation, can_die, signed, axis, units, *rest = row
-    producer, norm, group, consumers = rest
+    producer, norm, group, consumers, key, alias = rest
     rectifier = Rectifier(activation, bool(can_die), bool(signed))
     read_by = None
     if consumers is not None:
         read_by = tuple(Consumer.from_json(content) for content in json.loads(consumers))
-    site = Site(name, name, module, operator, rectifier, axis, units, producer, norm, read_by)
+    site = Site(key, name, module, operator, rectifier, axis, units, producer, norm, read_by, alias)
     width = units or 0
     position = {step: index for index, step in enumerate(steps)}
     sample_counts = np.zeros(len(steps), dtype=np.int64)

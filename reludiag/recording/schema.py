@@ -6,7 +6,7 @@ import numpy as np
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 OLDEST_READ = 3
 """The oldest version that can be read: what a later one added is then not known."""
 # What each version changed:
@@ -16,10 +16,11 @@ OLDEST_READ = 3
 #   3  initialization, input, baseline, update, death: evidence for the causes. Version 2
 #      was never released either.
 #   4  site: consumers.
+#   5  site: key, alias; input: scale.
 
 SCHEMA = """
 CREATE TABLE run (                  -- facts about the whole run
-    key TEXT PRIMARY KEY,           -- model, optimizers, every, probe_samples, process, status, ...
+    key TEXT PRIMARY KEY,           -- model, optimizers, every, probe_samples, gradients, ...
     value TEXT NOT NULL             -- as JSON
 );
 CREATE TABLE site (                 -- places where rectifiers run, in forward order
@@ -35,7 +36,9 @@ CREATE TABLE site (                 -- places where rectifiers run, in forward o
     producer TEXT,                  -- path of the module whose weights feed it
     norm TEXT,                      -- path of the BatchNorm in between
     consumers TEXT,                 -- what reads the units next: a list, as JSON; null: not known
-    param_group TEXT                -- "optimizer/group" that trains the producer, if one does
+    param_group TEXT,               -- "optimizer/group" that trains the producer, if one does
+    key TEXT NOT NULL,              -- its identity, the same under any name
+    alias TEXT NOT NULL             -- another name of it, empty if it has none
 );
 CREATE TABLE learning_rate (        -- a row for each change, which gives the rate of every step
     step INTEGER NOT NULL,          -- the first step taken with it; steps count from 1
@@ -84,7 +87,8 @@ CREATE TABLE input (                -- the input of each linear layer or convolu
     is_first INTEGER NOT NULL,      -- 1 if it is fed by the model's input and by no other layer
     gamma REAL,                     -- |mean| / |standard deviation|, of first layers; 9e999: no
                                     -- deviation
-    cosine REAL                     -- mean cosine of two samples, if a sample is one vector
+    cosine REAL,                    -- mean cosine of two samples, if a sample is one vector
+    scale TEXT                      -- of first layers in the first batch: InputScale as JSON
 );
 CREATE TABLE baseline (             -- the same model and samples, with weights drawn again
     site INTEGER PRIMARY KEY REFERENCES site(id),

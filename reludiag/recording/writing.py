@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from reludiag.errors import RecordingError
+from reludiag.measure.structure import InputScale
 from reludiag.recording.observations import Observations
 from reludiag.recording.reading import read_run
 from reludiag.recording.records import RecordedRun, SiteState
@@ -105,7 +106,8 @@ class RecordingWriter:
                 (s.module, json.dumps(dict(s.layer))) for s in observations.initial_layers
             ],
             "input": [
-                (g.module, g.samples, g.is_first, g.gamma, g.cosine) for g in observations.inputs
+                (*(g.module, g.samples, g.is_first, g.gamma, g.cosine), _scale(g.scale))
+                for g in observations.inputs
             ],
             "baseline": [
                 (self._site_ids[b.site], b.born_dead, b.draws)
@@ -174,16 +176,22 @@ class RecordingWriter:
             None
             if site.consumers is None
             else json.dumps([consumer.to_json() for consumer in site.consumers]),
+            site.key,
+            site.alias,
         )
         if self._site_rows.get(index) != row:
             self._db.execute(
                 "INSERT OR REPLACE INTO site (id, name, module, operator, activation, can_die,"
-                " signed, unit_axis, units, producer, norm, param_group, consumers)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " signed, unit_axis, units, producer, norm, param_group, consumers, key, alias)"
+                f" VALUES ({'?, ' * 14}?)",
                 (index, *row),
             )
             self._site_rows[index] = row
         return index
+
+
+def _scale(scale: InputScale | None) -> str | None:
+    return None if scale is None else json.dumps(scale.to_json())
 
 
 class _Transaction:

@@ -219,7 +219,7 @@ def _problems(examination: InitExamination) -> RenderableType:
         mark = Text("-") if spares else Text("!", style="bold red")
         table.add_row(mark, Text(_sentence(problem.sentence)))
         table.add_row("", Text(_sentence(problem.advice), style="green"))
-        others = [module for module, _ in problems[1:]]
+        others = [module for module, _ in problems[1:] if module]
         if others:
             more = len(others) - _LIKEWISE
             named = ", ".join(others[:_LIKEWISE]) + (f" and {more:,} more" if more > 0 else "")

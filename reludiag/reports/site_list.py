@@ -1,5 +1,7 @@
 """The list of a model's sites, for the terminal and as JSON."""
 
+from dataclasses import asdict
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -8,7 +10,8 @@ from rich.text import Text
 from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.measure.site_list import SiteList
 from reludiag.reports.console import SanitizedText
-from reludiag.reports.json_text import text_of
+from reludiag.reports.json_text import finite, text_of
+from reludiag.reports.run.structure_section import structure
 
 
 def print_sites(site_list: SiteList, console: Console) -> None:
@@ -30,6 +33,7 @@ def print_sites(site_list: SiteList, console: Console) -> None:
         console.print(SanitizedText(table))
     for note in site_notes(site_list):
         console.print(SanitizedText(Text(note, style="yellow")))
+    console.print(SanitizedText(*structure(site_list.structure)))
 
 
 def site_notes(site_list: SiteList) -> list[str]:
@@ -49,6 +53,7 @@ def sites_document(site_list: SiteList) -> str:
     content = {
         "schema_version": SCHEMA_VERSION,
         "notes": site_notes(site_list),
+        "structure": [finite(asdict(note)) for note in site_list.structure],
         "sites": [
             {
                 "site": site.name,

@@ -106,6 +106,17 @@ class Consumer:
         return Consumer(**{**content, **lists})
 
 
+def only_returned(consumers: Sequence[Consumer] | None) -> bool:
+    """Whether all that happens to the units is that the model returns them, as they are.
+
+    Views, reshapes, slices and copies of them are also they. False where the consumers are not
+    known.
+    """
+    return bool(consumers) and all(
+        consumer.kind == "output" and not consumer.through for consumer in consumers or ()
+    )
+
+
 def runs_of(labels: Sequence[int], start: int = 0) -> tuple[IndexRange, ...]:
     """The runs of an axis whose entries, from index `start`, are of these units; -1 of none."""
     runs: list[IndexRange] = []

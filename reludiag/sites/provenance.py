@@ -32,6 +32,7 @@ from reludiag.sites.consumer_tracker import ConsumerTracker
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.index_rules import assigned
 from reludiag.sites.moves import move_of
+from reludiag.sites.returned import ReturnTracker
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
     TorchDispatchMode,
@@ -94,6 +95,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._origins: dict[int, dict[tuple[Any, ...], Origin]] = {}
         self._products = 0
         self._paused = False
+        self._returned = ReturnTracker()
         self._consumers: ConsumerTracker | None = None
         if finds_consumers:
             self._consumers = ConsumerTracker(model, lambda tensor: self.origin_of(tensor).producer)
@@ -113,13 +115,19 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def begin_site(self, site: int, output: Tensor, unit: Axes) -> None:
         """Follow the units of a site, at these coordinates of its output, from here on."""
+        self._returned.begin(site, output)
         if self._consumers is not None:
             with DisableTorchFunction(), without_dispatch_modes():
                 self._consumers.begin(site, output, unit)
 
     def end(self, output: Any) -> dict[int, tuple[Consumer, ...]]:
-        """What reads each site's units, after a forward that returned `output`."""
-        return {} if self._consumers is None else self._consumers.end(output)
+        """What reads each site's units, after a forward that returned `output`.
+
+        Without `finds_consumers` only of sites whose output is returned and not read.
+        """
+        if self._consumers is None:
+            return self._returned.end(output)
+        return self._consumers.end(output)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -184,7 +192,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._origins.pop(_storage(output), None)
                 self._made_of_parameters.pop(_storage(output), None)
                 self._constants.discard(_storage(output))
-        if tracker is not None and operation is not None:
+        if tracker is None:
+            self._returned.follow(call.name, reused, map(_storage, outputs))
+        elif operation is not None:
             with DisableTorchFunction(), without_dispatch_modes():
                 tracker.follow(operation, outputs)
         try:

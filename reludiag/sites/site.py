@@ -9,6 +9,7 @@ records: a recording is read without torch.
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from reludiag.sites.consumers import Consumer
 
@@ -35,7 +36,8 @@ class Site:
     """Its permanent, unique identity in the model; the name is for humans."""
     name: str
     """`layer1.0.relu` for the first call of that module, `layer1.0.relu#1` for the second;
-    `encoder.2:relu` for a function called in `encoder.2`."""
+    `encoder.2:relu` for a function called in `encoder.2`; `fc1:relu` for a function that the model
+    itself calls on the output of `fc1`."""
     module: str
     """Path of the rectifier module, or of the module that calls the function."""
     operator: str
@@ -54,6 +56,8 @@ class Site:
     consumers: tuple[Consumer, ...] | None = None
     """What reads the units next, in the forwards that were followed; none where nothing does. None
     where that is not known: it was never called, or its forward was not followed to the end."""
+    alias: str = ""
+    """Another name of it, which is understood as well: `Net:relu#1`. Empty if it has none."""
 
 
 @dataclass(frozen=True)
@@ -78,27 +82,72 @@ class Identity:
         """The common part of the names of all calls of one rectifier."""
         return f"{self.owner}:{self.operator}" if self.operator else self.owner
 
+    @property
+    def suffix(self) -> str:
+        """The end of its names, if units are positions."""
+        return f"[{'x'.join(map(str, self.shape))}]" if self.shape else ""
+
     def __str__(self) -> str:
         return "|".join(map(str, (self.base, self.fed_by, self.ordinal, *self.shape)))
 
 
-def site_names(sites: Sequence[tuple[Identity, Set[int]]]) -> list[str]:
+class NamedCall(NamedTuple):
+    """What a site is named by."""
+
+    identity: Identity
+    numbers: Set[int]
+    """Which call of its owner it was, in each of the forwards that made it."""
+    module: str
+    """Path of the owner, empty for the model itself."""
+    producer: str | None
+    """Path of the module whose weights feed it."""
+
+    @property
+    def fed_name(self) -> str:
+        """`fc1:relu`, for a function that the model calls; `fc1:relu#1` for the second call after
+        `fc1`. Empty for any other site: `block:relu` says already in which module it runs.
+        """
+        identity = self.identity
+        if self.module or not identity.operator or not self.producer:
+            return ""
+        name = f"{self.producer}:{identity.operator}"
+        if identity.ordinal and identity.fed_by == self.producer:
+            name += f"#{identity.ordinal}"
+        return name + identity.suffix
+
+
+def site_names(sites: Sequence[NamedCall]) -> list[tuple[str, str]]:
+    """Name and alias of each site; the alias is empty if there is none.
+
+    A function that the model itself calls is named after what feeds it, where that is unique:
+    `fc1:relu`. Its alias says who calls it, as the names of all others do: `Net:relu`.
+    """
+    aliases = _call_names(sites)
+    claims = Counter(site.fed_name for site in sites)
+    names = set(aliases)
+    return [
+        (site.fed_name, alias)
+        if site.fed_name and claims[site.fed_name] == 1 and site.fed_name not in names
+        else (alias, "")
+        for site, alias in zip(sites, aliases, strict=True)
+    ]
+
+
+def _call_names(sites: Sequence[NamedCall]) -> list[str]:
     """Names of sites, from their call indices within their owners.
 
     `relu#1` is the second call of `relu` in a forward pass. If a branch was skipped, the index is
     ambiguous, and the producer is used: `relu@left`, `relu@right`. So a name depends on the set of
     paths that were taken, not on their order.
     """
-    claims = Counter((site.base, number) for site, numbers in sites for number in numbers)
+    claims = Counter((site.identity.base, number) for site in sites for number in site.numbers)
     names: list[str] = []
-    for site, numbers in sites:
+    for identity, numbers, _, _ in sites:
         number = min(numbers, default=0)
-        if len(numbers) <= 1 and claims[site.base, number] <= 1:
-            name = f"{site.base}#{number}" if number else site.base
+        if len(numbers) <= 1 and claims[identity.base, number] <= 1:
+            name = f"{identity.base}#{number}" if number else identity.base
         else:
-            name = f"{site.base}@{site.fed_by}" if site.fed_by else site.base
-            name += f"#{site.ordinal}" if site.ordinal else ""
-        if site.shape:
-            name += f"[{'x'.join(map(str, site.shape))}]"
-        names.append(name)
+            name = f"{identity.base}@{identity.fed_by}" if identity.fed_by else identity.base
+            name += f"#{identity.ordinal}" if identity.ordinal else ""
+        names.append(name + identity.suffix)
     return names

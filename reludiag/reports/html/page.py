@@ -8,6 +8,7 @@ from reludiag.reports.html.charts import MOST_LISTED, charts
 from reludiag.reports.html.shell import fragment_of, page_of
 from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.lifelines import MOST_UNITS, LifelineChart, lifelines
+from reludiag.reports.run.summary import instruction
 from reludiag.reports.wording import plural
 
 if TYPE_CHECKING:  # the analysis of several runs takes its time to import
@@ -61,6 +62,7 @@ def _report_content(diagnosis: Diagnosis) -> dict[str, Any]:
         "windows": content.windows(diagnosis),
         "causes": causes,
         "advice": content.advice(diagnosis, causes),
+        "structure": [(note.sentence, instruction(note)) for note in diagnosis.structure],
         "dead": diagnosis.dead,
         "diverged": diagnosis.diverged,
     }

@@ -31,6 +31,7 @@ def document(diagnosis: Diagnosis, all_units: bool = False) -> str:
             "dead_fraction": diagnosis.dead_fraction,
         },
         "causes": [finite(asdict(cause)) for cause in diagnosis.causes],
+        "structure": [finite(asdict(note)) for note in diagnosis.structure],
         "sites": records(sites),
         "units": records(chosen_units(diagnosis, all_units)),
         "timeline": None if diagnosis.timeline is None else records(diagnosis.timeline),

@@ -37,6 +37,7 @@ def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
         _site_table(diagnosis, checks),
         _life_table(diagnosis),
         _why(diagnosis),
+        _structure(diagnosis),
         "\n".join(f"- {_text(line)}" for line in next_steps(diagnosis)),
         _dead_units(diagnosis),
     ]
@@ -120,6 +121,14 @@ def _why(diagnosis: Diagnosis) -> str:
     """The cause of the run as a whole, and what to do."""
     cause = own_cause(diagnosis.causes)
     return "" if cause is None else f"**Why:** {_text(f'{cause.sentence} {instruction(cause)}')}"
+
+
+def _structure(diagnosis: Diagnosis) -> str:
+    """What in the build of the network keeps units from training."""
+    if not diagnosis.structure:
+        return ""
+    lines = [f"- {_text(f'{note.sentence} {instruction(note)}')}" for note in diagnosis.structure]
+    return "\n".join(["**Structure:**", "", *lines])
 
 
 def _dead_units(diagnosis: Diagnosis) -> str:

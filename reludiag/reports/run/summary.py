@@ -10,6 +10,7 @@ from reludiag.causes.all_kinds import kind_named
 from reludiag.causes.cause import Cause
 from reludiag.diagnosis.diagnosis import RANDOM_INPUT, Diagnosis
 from reludiag.measure.binomial import upper_bound
+from reludiag.measure.structure import StructureNote
 from reludiag.reports.wording import plural, share, upper_share
 
 WINDOWS = 10
@@ -193,7 +194,7 @@ def own_cause(causes: Sequence[Cause]) -> Cause | None:
     return causes[0]
 
 
-def instruction(cause: Cause) -> str:
+def instruction(cause: Cause | StructureNote) -> str:
     """What to do, as a sentence; empty if there is nothing to do."""
     return f"{cause.advice[:1].upper()}{cause.advice[1:]}." if cause.advice else ""
 

@@ -20,6 +20,7 @@ from reludiag.reports.console import WIDTH, SanitizedText, plain_text, speaks_un
 from reludiag.reports.output import encoding_of
 from reludiag.reports.run.cause_section import why
 from reludiag.reports.run.formats import ReportOptions
+from reludiag.reports.run.structure_section import structure
 from reludiag.reports.run.summary import WINDOWS, life_windows, next_steps
 from reludiag.reports.wording import plural, share
 
@@ -67,6 +68,7 @@ def render(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool = False) -> R
     if diagnosis.timeline is not None and len(diagnosis.timeline):
         parts.append(life_table(diagnosis, ascii_only))
     parts += why(diagnosis.causes)
+    parts += structure(diagnosis.structure)
     parts.append(_next_steps(diagnosis))
     return SanitizedText(*parts)
 
