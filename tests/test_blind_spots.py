@@ -187,7 +187,7 @@ def test_a_monitored_model_can_be_exported_and_counts_nothing_of_it(how: str) ->
                 assert torch.equal(found(X), expected(X))
                 assert "reludiag::" not in found_text and "reludiag." not in found_text
                 assert len(found_text.splitlines()) == len(text.splitlines())
-    assert events(monitor.diagnose()) == {"relu": 16, "Plain:relu": 16}
+    assert events(monitor.diagnose()) == {"relu": 16, "fc:relu": 16}
 
 
 def test_a_model_can_be_scripted_once_it_is_watched_no_longer() -> None:

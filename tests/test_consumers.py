@@ -469,7 +469,7 @@ def test_consumers_are_those_of_all_forwards_that_were_followed() -> None:
 
 def test_a_function_has_consumers_as_a_module_has() -> None:
     model, inputs = linear(lambda m, y: m.c(F.relu(m.b(y))), b=nn.Linear(6, 5), c=nn.Linear(5, 3))
-    site = sites_of(model, inputs)["Network:relu"]
+    site = sites_of(model, inputs)["b:relu"]
     assert site.consumers == (reads("c.weight", (0, 0, 5, 1)),)
 
 

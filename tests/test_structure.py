@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import reludiag
 from reludiag.diagnosis.from_json import open_diagnosis

@@ -25,7 +25,9 @@ CREATE TABLE run (                  -- facts about the whole run
 );
 CREATE TABLE site (                 -- places where rectifiers run, in forward order
     id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL,              -- its identity, the same under any name
     name TEXT NOT NULL UNIQUE,      -- layer1.0.relu#1
+    alias TEXT NOT NULL,            -- another name of it, empty if it has none
     module TEXT NOT NULL,           -- path of the rectifier module, or of a function's caller
     operator TEXT NOT NULL,         -- name of the function, empty for a module
     activation TEXT NOT NULL,       -- ReLU
@@ -36,9 +38,7 @@ CREATE TABLE site (                 -- places where rectifiers run, in forward o
     producer TEXT,                  -- path of the module whose weights feed it
     norm TEXT,                      -- path of the BatchNorm in between
     consumers TEXT,                 -- what reads the units next: a list, as JSON; null: not known
-    param_group TEXT,               -- "optimizer/group" that trains the producer, if one does
-    key TEXT NOT NULL,              -- its identity, the same under any name
-    alias TEXT NOT NULL             -- another name of it, empty if it has none
+    param_group TEXT                -- "optimizer/group" that trains the producer, if one does
 );
 CREATE TABLE learning_rate (        -- a row for each change, which gives the rate of every step
     step INTEGER NOT NULL,          -- the first step taken with it; steps count from 1
@@ -87,8 +87,8 @@ CREATE TABLE input (                -- the input of each linear layer or convolu
     is_first INTEGER NOT NULL,      -- 1 if it is fed by the model's input and by no other layer
     gamma REAL,                     -- |mean| / |standard deviation|, of first layers; 9e999: no
                                     -- deviation
-    cosine REAL,                    -- mean cosine of two samples, if a sample is one vector
-    scale TEXT                      -- of first layers in the first batch: InputScale as JSON
+    scale TEXT,                     -- of first layers in the first batch: InputScale as JSON
+    cosine REAL                     -- mean cosine of two samples, if a sample is one vector
 );
 CREATE TABLE baseline (             -- the same model and samples, with weights drawn again
     site INTEGER PRIMARY KEY REFERENCES site(id),

@@ -106,7 +106,7 @@ class RecordingWriter:
                 (s.module, json.dumps(dict(s.layer))) for s in observations.initial_layers
             ],
             "input": [
-                (*(g.module, g.samples, g.is_first, g.gamma, g.cosine), _scale(g.scale))
+                (g.module, g.samples, g.is_first, g.gamma, _scale(g.scale), g.cosine)
                 for g in observations.inputs
             ],
             "baseline": [
