@@ -1,5 +1,6 @@
 """Names of sites: functions that the model calls are named after what feeds them."""
 
+import io
 import json
 import sqlite3
 from collections.abc import Callable
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from rich.console import Console
 from torch import Tensor, nn
 
 import reludiag
 from reludiag.diagnosis.gate import Gate
+from reludiag.reports.run.terminal import print_report
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 
@@ -149,3 +152,14 @@ def test_sites_of_one_key_are_compared_whatever_their_names(tmp_path: Path) -> N
     difference = reludiag.diff(path, reludiag.scan(Net(plain), [X]))
     assert set(difference.units["change"]) == {"unchanged"}
     assert (difference.units["firing_rate_before"] == difference.units["firing_rate_after"]).all()
+
+
+def test_a_wide_terminal_shows_what_feeds_each_site() -> None:
+    model = Net(lambda m, x: m.relu(m.fc2(x)), relu=nn.ReLU())
+    diagnosis = reludiag.scan(model, [X])
+    for width, shown in ((80, False), (100, True)):
+        console = Console(file=io.StringIO(), width=width)
+        print_report(diagnosis, console)
+        lines = console.file.getvalue().splitlines()
+        assert any("Fed by" in line for line in lines) == shown
+        assert any(line.split()[:2] == ["relu", "fc2"] for line in lines) == shown

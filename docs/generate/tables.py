@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from reludiag.causes.all_kinds import KINDS
+from reludiag.measure.structure import LINTS
 from reludiag.measure.verdicts import VERDICT_TABLE
 
 _TABLE = re.compile(
@@ -50,9 +51,14 @@ def _conditions() -> Iterator[tuple[str, ...]]:
     return ((f"`{verdict.name}`", verdict.rule) for verdict in VERDICT_TABLE)
 
 
+def _lints() -> Iterator[tuple[str, ...]]:
+    return ((f"`{lint.name}`", lint.holds) for lint in LINTS)
+
+
 ROWS: Mapping[str, Callable[[], Iterator[tuple[str, ...]]]] = {
     "causes, clue": _clues,
     "causes, rule": _rules,
+    "lints": _lints,
     "verdicts, meaning": _meanings,
     "verdicts, rule": _conditions,
 }

@@ -76,9 +76,10 @@ class InputScale:
     @staticmethod
     def from_json(content: dict[str, Any]) -> "InputScale":
         """The reverse of `to_json`."""
-        return InputScale(
-            **{key: math.nan if value is None else value for key, value in content.items()}
-        )
+        values: dict[str, Any] = {
+            key: math.nan if value is None else value for key, value in content.items()
+        }
+        return InputScale(**values)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from reludiag.reports.wording import plural, share
 _MOST_ROWS = 40  # sites shown one by one; more are grouped by their parent module
 BAR = 16  # cells
 _WORST = 4  # units named per site
+_WIDE = 100  # columns of a terminal, for what feeds each site
 
 # As in a bar: the grave ones last.
 _LOOKS = {verdict.name: verdict for verdict in reversed(VERDICT_TABLE)}
@@ -44,7 +45,8 @@ def write_svg(diagnosis: Diagnosis, stream: IO[str], choices: ReportOptions) -> 
 
 def print_report(diagnosis: Diagnosis, console: Console, all_sites: bool = False) -> None:
     """Print the report on a Rich console."""
-    console.print(render(diagnosis, all_sites, ascii_only=not speaks_unicode(console)))
+    ascii_only, wide = not speaks_unicode(console), console.width >= _WIDE
+    console.print(render(diagnosis, all_sites, ascii_only, wide))
 
 
 def terminal_text(diagnosis: Diagnosis, all_sites: bool = False, encoding: str = "utf-8") -> str:
@@ -61,10 +63,12 @@ def terminal_svg(diagnosis: Diagnosis, all_sites: bool = False) -> str:
     return console.export_svg(title="reludiag", unique_id="reludiag")
 
 
-def render(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool = False) -> RenderableType:
-    """The whole report as one renderable."""
+def render(
+    diagnosis: Diagnosis, all_sites: bool, ascii_only: bool = False, wide: bool = False
+) -> RenderableType:
+    """The whole report as one renderable; `wide` if there is room for one more column."""
     parts: list[RenderableType] = [_head(diagnosis)]
-    parts.append(_site_table(diagnosis, all_sites, ascii_only))
+    parts.append(_site_table(diagnosis, all_sites, ascii_only, wide))
     if diagnosis.timeline is not None and len(diagnosis.timeline):
         parts.append(life_table(diagnosis, ascii_only))
     parts += why(diagnosis.causes)
@@ -98,12 +102,17 @@ def _head(diagnosis: Diagnosis) -> RenderableType:
     return Panel(Group(*lines), title="reludiag", title_align="left", border_style="dim")
 
 
-def _site_table(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool) -> RenderableType:
+def _site_table(
+    diagnosis: Diagnosis, all_sites: bool, ascii_only: bool, wide: bool
+) -> RenderableType:
     rows, grouped = _rows(diagnosis, all_sites)
+    shows_producer = wide and not grouped
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
     table.add_column("Modules" if grouped else "Site", overflow="fold", ratio=2, min_width=12)
     if grouped:
         table.add_column("Sites", justify="right", no_wrap=True)
+    if shows_producer:
+        table.add_column("Fed by", overflow="fold", ratio=2)
     table.add_column("Units", justify="right", no_wrap=True)
     table.add_column("alive, rare, dead", no_wrap=True, width=BAR + 1)
     table.add_column("Dead", justify="right", no_wrap=True)
@@ -118,6 +127,8 @@ def _site_table(diagnosis: Diagnosis, all_sites: bool, ascii_only: bool) -> Rend
         cells: list[RenderableType] = [Text(row["site"])]
         if grouped:
             cells.append(f"{row['sites']:,}")
+        if shows_producer:
+            cells.append(Text(row["producer"] if isinstance(row["producer"], str) else ""))
         if units:
             cells += [
                 f"{units:,}",
