@@ -13,7 +13,7 @@ from reludiag.loading.data import input_tensors
 from reludiag.measure.structure import FEWEST_ROWS, InputScale
 from reludiag.sites.torch_internals import storage_of
 
-_MOST_VALUES = 2**20  # of an input, to be read
+_MOST_VALUES = 2**18  # of an input, to be read
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
