@@ -72,6 +72,14 @@ SNAPSHOT = """\
  drop by weights, input,   0.00, 0.00, 1.00   shares of the change of the mean
  bias                                         pre-activation, over 4 deaths
 
+ Structure
+ - The model returns the output of '3' (ReLU, 4 units) as it is. It returns no
+   value below 0, and where a unit is silent on a sample, it has no gradient
+   there.
+   If these are predictions, return the value before it, or use softplus where
+   they must not be below 0; if they are features that another network reads,
+   leave it.
+
  What to look at next
  - 4 of 4 deaths came in steps 2-4, at a learning rate of 0.5.
  - 1 unit was dead at step 0 (silent on 1,000 samples), before any training.
