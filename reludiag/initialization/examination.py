@@ -146,6 +146,7 @@ def examine_initialization(
             return InitExamination(name, layer_inits, (), 0, None, None, None, all_notes)
         batch_list = list(limited(batches_of(batches), limit))
         measured = scanner.run(batch_list, dtype=dtype)
+        dtype = measured.dtype
         inputs = measure_inputs(scanner.model, batch_list, layers, dtype)
         norms = {
             layer_inits.site.norm
@@ -170,7 +171,14 @@ def examine_initialization(
                 for path, layer_input in first.items()
             ],
         ),
-        notes=(*notes, UNTRAINED, *measured.blind_spots, *_unfilled(normed), *refused),
+        notes=(
+            *notes,
+            UNTRAINED,
+            *measured.notes,
+            *measured.blind_spots,
+            *_unfilled(normed),
+            *refused,
+        ),
     )
 
 

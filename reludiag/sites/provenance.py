@@ -32,6 +32,8 @@ from reludiag.sites.consumer_tracker import ConsumerTracker
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.index_rules import assigned
 from reludiag.sites.moves import move_of
+from reludiag.sites.readable import is_followable
+from reludiag.sites.readable import memory_layout as _layout
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
     TorchDispatchMode,
@@ -133,7 +135,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def mark_inputs(self, tensors: Iterator[Tensor], samples: int) -> None:
         """Declare model inputs of shape `[samples, ...]`."""
         for tensor in tensors:
-            if tensor.ndim and tensor.shape[0] == samples:
+            if is_followable(tensor) and tensor.ndim and tensor.shape[0] == samples:
                 self._set(tensor, Origin(sample=Coordinate(0, samples)))
 
     def origin_of(self, tensor: Tensor) -> Origin:
@@ -153,6 +155,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
+        if not all(map(is_followable, tensors_in([*args, *kwargs.values()]))):
+            return self._run_unfollowed(func, args, kwargs)
         # Under inference_mode composite operators arrive undivided; the rules are for their parts.
         with self:
             result = func.decompose(*args, **kwargs)
@@ -177,23 +181,43 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             operation = None if tracker is None else tracker.prepare(func, args, kwargs)
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
-        reused = {_storage(argument.tensor) for argument in inputs}
-        for output in outputs:
-            if _storage(output) not in reused:
-                # New memory: forget the origin of an earlier tensor at this address.
-                self._origins.pop(_storage(output), None)
-                self._made_of_parameters.pop(_storage(output), None)
-                self._constants.discard(_storage(output))
+        self._forget(outputs, [argument.tensor for argument in inputs])
+        if not all(map(is_followable, outputs)):
+            self._lose(func, [argument.tensor for argument in inputs])
+            return result
         if tracker is not None and operation is not None:
             with DisableTorchFunction(), without_dispatch_modes():
                 tracker.follow(operation, outputs)
         try:
             self._follow(call, outputs)
-        except (IndexError, KeyError, TypeError, ValueError, AttributeError):
+        except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError):
             # An operator with unexpected arguments: unknown, and the forward pass continues.
             for output in outputs:
                 self._set(output, UNKNOWN)
         return result
+
+    def _run_unfollowed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator on tensors that have no shape, or operators of their own."""
+        inputs = list(tensors_in([*args, *kwargs.values()]))
+        self._lose(func, inputs)
+        result = func(*args, **kwargs)
+        outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
+        self._forget(outputs, inputs)
+        return result
+
+    def _lose(self, func: Any, inputs: list[Tensor]) -> None:
+        if self._consumers is not None:
+            with DisableTorchFunction(), without_dispatch_modes():
+                self._consumers.lose(operator_name(func), inputs)
+
+    def _forget(self, outputs: list[Tensor], inputs: list[Tensor]) -> None:
+        """In new memory, forget the origin of an earlier tensor at this address."""
+        reused = {_storage(tensor) for tensor in inputs}
+        for output in outputs:
+            if _storage(output) not in reused:
+                self._origins.pop(_storage(output), None)
+                self._made_of_parameters.pop(_storage(output), None)
+                self._constants.discard(_storage(output))
 
     def _weight_or_origin(self, tensor: Tensor) -> Origin | str:
         """The path of the module whose parameter this is (or a view or copy of it)."""
@@ -465,10 +489,6 @@ class _Call:
         return next(
             (argument.origin for argument in self.inputs if argument.tensor is tensor), None
         )
-
-
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
