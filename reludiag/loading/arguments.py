@@ -10,6 +10,8 @@
 
 A parameter with a default is filled by name only: a second value is a label more often than a mask.
 Labels are passed where `forward` cannot do without them, and in training mode where it takes them.
+A note says what is left out, unless a batch is two values with as many rows, and `forward` has one
+parameter: then there is no doubt.
 A list of tensors that differ in length, or for which `forward` declares a list, is one argument.
 """
 
@@ -227,6 +229,11 @@ class BatchReader:
     def _takes_one_of(self, names: Any) -> bool:
         return not self._signature.names.keys().isdisjoint(names)
 
+    @property
+    def _takes_one(self) -> bool:
+        signature = self._signature
+        return len(signature.positional) == 1 and not signature.any_position
+
     def _in_order(
         self, batch: Any, first: Parameter | None
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -250,10 +257,9 @@ class BatchReader:
         return tuple(batch[:taken]), {}
 
     def _note_rest(self, batch: Any, taken: int) -> None:
-        left = len(batch) - taken
-        if left < 1:
-            return
         signature = self._signature
+        if len(batch) <= taken or (self._takes_one and _are_inputs_and_labels(batch)):
+            return
         which = "value" if taken == 1 else f"{taken} values"
         note = (
             f"Of the {len(batch)} values in a batch, {signature} was given the first {which}; the "
@@ -262,7 +268,7 @@ class BatchReader:
         optional = [p.name for p in signature.positional[taken:] if not _is_label(p)]
         if optional:
             note += f" To fill {', '.join(optional[:3])} too, make each batch a dict of names."
-        if taken == 1 and len(batch) > 2 and len(set(map(_kind, batch))) == 1:
+        if taken == 1 and None not in (kinds := set(map(_kind, batch))) and len(kinds) == 1:
             note += " If it is a list of samples, wrap it in a tuple: (samples,)."
         self._notes[note] = None
 
@@ -325,6 +331,15 @@ def _declares(parameter: Parameter | None, batch: Any) -> bool:
 def _kind(value: Any) -> tuple[int, Any] | None:
     """Number of axes and type of a tensor or array; None for anything else."""
     return (value.ndim, value.dtype) if isinstance(value, Tensor | np.ndarray) else None
+
+
+def _are_inputs_and_labels(batch: Any) -> bool:
+    """Whether two values have as many rows, and are not two samples of one shape in a list."""
+    if len(batch) != 2 or None in map(_kind, batch) or not all(value.ndim for value in batch):
+        return False
+    first, second = map(torch.as_tensor, batch)
+    are_alike = first.shape == second.shape and first.dtype == second.dtype
+    return first.size(0) == second.size(0) and not (are_alike and first.is_floating_point())
 
 
 def _is_list_of_samples(batch: Any) -> bool:

@@ -32,7 +32,7 @@ from reludiag.sites.consumer_tracker import ConsumerTracker
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.index_rules import assigned
 from reludiag.sites.moves import move_of
-from reludiag.sites.readable import is_followable
+from reludiag.sites.readable import has_own_operators
 from reludiag.sites.readable import memory_layout as _layout
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
@@ -135,7 +135,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def mark_inputs(self, tensors: Iterator[Tensor], samples: int) -> None:
         """Declare model inputs of shape `[samples, ...]`."""
         for tensor in tensors:
-            if is_followable(tensor) and tensor.ndim and tensor.shape[0] == samples:
+            if not tensor.is_nested and tensor.ndim and tensor.shape[0] == samples:
                 self._set(tensor, Origin(sample=Coordinate(0, samples)))
 
     def origin_of(self, tensor: Tensor) -> Origin:
@@ -155,13 +155,15 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
-        if not all(map(is_followable, tensors_in([*args, *kwargs.values()]))):
+        operands = list(tensors_in([*args, *kwargs.values()]))
+        if any(tensor.is_nested for tensor in operands):
             return self._run_unfollowed(func, args, kwargs)
         # Under inference_mode composite operators arrive undivided; the rules are for their parts.
-        with self:
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
+        if not any(map(has_own_operators, operands)):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         # Before it runs: an in-place operator may change a shape (squeeze_).
         inputs = [
             _Input(
@@ -182,7 +184,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
         self._forget(outputs, [argument.tensor for argument in inputs])
-        if not all(map(is_followable, outputs)):
+        if any(output.is_nested for output in outputs):
             self._lose(func, [argument.tensor for argument in inputs])
             return result
         if tracker is not None and operation is not None:
@@ -197,7 +199,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _run_unfollowed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator on tensors that have no shape, or operators of their own."""
+        """Run an operator on nested tensors, which have no shape to follow."""
         inputs = list(tensors_in([*args, *kwargs.values()]))
         self._lose(func, inputs)
         result = func(*args, **kwargs)

@@ -25,11 +25,6 @@ def readable(tensor: Tensor) -> Tensor | None:
         return tensor if _is_distributed(tensor) else tensor.as_subclass(Tensor)
 
 
-def is_followable(tensor: Tensor) -> bool:
-    """Whether operators on it are the usual ones, on a tensor that has a shape."""
-    return not tensor.is_nested and not has_own_operators(tensor)
-
-
 def has_own_operators(tensor: Tensor) -> bool:
     """Whether it is of a subclass with operators of its own; not a distributed tensor."""
     dispatch = getattr(type(tensor), "__torch_dispatch__", None)
@@ -76,6 +71,6 @@ def memory_layout(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]
     """Where a tensor is in its memory: offset, shape and strides, empty where it has none."""
     if tensor.is_nested:
         return 0, (), ()
-    if tensor.layout is not torch.strided:
+    if tensor.layout is not torch.strided or has_own_operators(tensor):
         return 0, tuple(tensor.shape), ()
     return int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride()
