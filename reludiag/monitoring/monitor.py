@@ -45,8 +45,8 @@ class Monitor:
     update.
 
     Every `every` steps the state of all units is written to the recording at `path` (None: in
-    memory), beginning with the initial state. `probe` is a batch (tensor, tuple with the inputs
-    first, or dict) or an iterable of batches, which are kept in memory and run through the model in
+    memory), beginning with the initial state. `probe` is a batch (as in `scan`), an iterable of
+    batches, or a function that returns either. They are kept in memory and run through the model in
     eval mode, without gradients, at each snapshot. With it, units that died since the last snapshot
     are examined (see `evidence`): this takes a copy of the weights, and up to 18 more passes over
     the probe if units died. The first snapshot also runs a copy of the model, to measure how many
