@@ -16,9 +16,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 
 import reludiag
+from reludiag.loading import load_batches, read_checkpoint
+from reludiag.measure.site_list import list_sites
+from reludiag.scanning import scan_checkpoints
 
 
 class Net(nn.Module):
@@ -242,6 +246,33 @@ def test_data_may_be_one_batch_or_a_function() -> None:
         assert counts(model, source)[:2] == (8, {8})
 
 
+def test_a_spec_gives_any_kind_of_batch(tmp_path: Path) -> None:
+    (tmp_path / "sources.py").write_text(
+        "from tests.test_inputs import ONES, X, Y, Graph, Record\n"
+        "record = Record(X, ONES)\n"
+        "def pairs(): return [(X, ONES, Y)]\n"
+        "def named(): return {'x': X, 'shift': ONES}\n"
+        "def graph(): return Graph(x=X, shift=ONES)\n"
+    )
+    for name in ("record", "pairs", "named", "graph"):
+        batches = load_batches(f"{tmp_path / 'sources.py'}:{name}")
+        assert counts(Two(), batches())[:2] == (8, {8})
+        assert counts(Two(), batches)[:2] == (8, {8})
+
+
+def test_an_object_of_which_nothing_is_known_is_passed_whole_and_is_one_sample() -> None:
+    class Opaque:
+        __slots__ = ("x",)
+
+        def __init__(self, x: Tensor) -> None:
+            self.x = x
+
+        def to(self, device: Any) -> "Opaque":
+            return Opaque(self.x.to(device))
+
+    assert counts(Whole(), [Opaque(X), Opaque(X)])[:2] == (2, {2})
+
+
 def test_a_batch_is_not_changed() -> None:
     graph = Graph(x=X.double())
     samples, _, notes = counts(Whole(), graph)
@@ -324,6 +355,10 @@ def test_a_list_for_which_forward_declares_a_list_is_one_value() -> None:
 def unbatched() -> dict[str, tuple[nn.Module, Tensor]]:
     return {
         "linear": (nn.Sequential(nn.Linear(64, 6), nn.ReLU()), torch.randn(64)),
+        "norm": (
+            nn.Sequential(nn.LayerNorm(64), nn.Linear(64, 6), nn.ReLU()),
+            torch.randn(64),
+        ),
         "convolution": (nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU()), torch.randn(3, 8, 8)),
         "sequence": (nn.Sequential(nn.Conv1d(5, 6, 3), nn.ReLU()), torch.randn(5, 9)),
         "volume": (nn.Sequential(nn.Conv3d(2, 6, 3), nn.ReLU()), torch.randn(2, 5, 5, 5)),
@@ -338,8 +373,22 @@ def test_one_sample_without_a_batch_axis_is_one_sample(name: str) -> None:
     assert counts(model, [x])[:2] == (1, {1})
     assert counts(model, [x] * 5)[:2] == (5, {5})
     assert counts(model, [(x, 3), (x, 4)])[:2] == (2, {2})
-    if name == "linear":
+    if x.ndim == 1:
         assert counts(model, x)[:2] == (1, {1})
+
+
+@pytest.mark.parametrize(
+    ("layers", "x"),
+    [
+        ([nn.Unflatten(0, (1, 64)), nn.Linear(64, 6)], torch.randn(64)),
+        ([nn.Flatten(0), nn.Linear(48, 6)], torch.randn(3, 4, 4)),
+        ([nn.Unflatten(0, (1, 3)), nn.Conv2d(3, 6, 3)], torch.randn(3, 8, 8)),
+    ],
+)
+def test_one_sample_that_the_model_reshapes_is_one_sample(
+    layers: list[nn.Module], x: Tensor
+) -> None:
+    assert counts(nn.Sequential(*layers, nn.ReLU()), [x, x])[:2] == (2, {2})
 
 
 def test_rows_remain_samples_where_a_layer_takes_them_for_samples() -> None:
@@ -439,10 +488,6 @@ def test_a_model_without_values_is_refused_with_a_sentence() -> None:
 
 
 def test_every_way_in_takes_the_same_batches(tmp_path: Path) -> None:
-    from reludiag.loading import read_checkpoint
-    from reludiag.measure.site_list import list_sites
-    from reludiag.scanning import scan_checkpoints
-
     batches = [Record(X.double(), ONES.double()), (X.double(), ONES.double(), Y)]
     torch.save(Two().state_dict(), tmp_path / "two.pt")
     checkpoint = read_checkpoint(str(tmp_path / "two.pt"))
@@ -629,9 +674,13 @@ def test_scanning_any_kind_of_tensor_reads_it_or_says_so(kind: str) -> None:
             assert "NOT OBSERVED" in " ".join(diagnosis.head.notes)
 
 
-def test_a_pass_with_fake_tensors_counts_nothing() -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
+def test_units_that_go_into_a_nested_tensor_have_an_unknown_reader() -> None:
+    site = list_sites(Nesting(), [X]).sites[0]
+    assert site.consumers is not None
+    assert "unknown" in {consumer.kind for consumer in site.consumers}
 
+
+def test_a_pass_with_fake_tensors_counts_nothing() -> None:
     model = Functional()
     with reludiag.Monitor(model, every=2) as monitor:
         with FakeTensorMode(allow_non_fake_inputs=True) as fakes:

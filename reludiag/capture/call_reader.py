@@ -69,12 +69,23 @@ class CallReader:
             and current.depth
             and current.root is not None
             and current.samples is not None
-            and self._counter.note_first_layer(current.root, current.input_shape, module, args)
+            and current.input_shape
+            and args
+            and isinstance(args[0], Tensor)
         ):
-            current.samples = None
+            self._note_first_layer(current, current.root, module, args[0])
         current.producer = module
         if not current.depth and self._threads.open_passes:
             self._missed.elsewhere = True
+
+    def _note_first_layer(
+        self, current: ForwardPass, root: nn.Module, layer: nn.Module, x: Tensor
+    ) -> None:
+        with self._lock if current.function_mode is None else self._hidden(current):
+            rows = None if current.provenance is None else current.provenance.origin_of(x).sample
+            shape = current.input_shape
+            if self._counter.note_first_layer(root, shape, layer, x, rows):
+                current.samples = None
 
     def keep_input(self, module: nn.Module, args: Any) -> None:
         """Called before an in-place rectifier, which will overwrite its input."""

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from reludiag.loading.batch_contents import samples_in
+from reludiag.sites.axes import Coordinate
 
 
 class SampleCounter:
@@ -31,18 +32,26 @@ class SampleCounter:
         return (root, len(shape)) in self._unbatched
 
     def note_first_layer(
-        self, root: nn.Module, shape: tuple[int, ...], layer: nn.Module, args: Any
+        self,
+        root: nn.Module,
+        shape: tuple[int, ...],
+        layer: nn.Module,
+        x: Tensor,
+        rows: Coordinate | None,
     ) -> bool:
-        """Whether the first layer with weights in a pass takes the input, of this shape, for one
-        sample.
+        """Whether the first layer with weights in a pass takes its input for one sample.
+
+        `shape` is that of the pass's input, `x` the input of the layer, and `rows` where in `x` the
+        rows of the pass's input are, if that was followed.
         """
-        x = args[0] if isinstance(args, tuple) and args else None
-        if not isinstance(x, Tensor) or x.dim() != len(shape) or x.dim() != _axes_of_one(layer):
-            return False
-        if tuple(x.shape) != shape:
-            return False
-        self._unbatched.add((root, len(shape)))
-        return True
+        unbatched = x.dim() == _axes_of_one(layer)
+        if rows is not None:
+            is_one = _is_in_sample(layer, x, rows)
+        else:
+            is_one = unbatched and not x.is_nested and tuple(x.shape) == shape
+        if is_one:
+            self._unbatched.add((root, len(shape)))
+        return is_one
 
 
 def shape_of(values: list[Any]) -> tuple[int, ...]:
@@ -62,8 +71,23 @@ def _axes_of_one(layer: nn.Module) -> int:
     kernel = getattr(layer, "kernel_size", None)
     if isinstance(kernel, tuple) and hasattr(layer, "in_channels"):
         return len(kernel) + 1
+    normalized = getattr(layer, "normalized_shape", None)
+    if isinstance(normalized, tuple):
+        return len(normalized)
     if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
         return 2
     if isinstance(layer, nn.RNNCellBase) or hasattr(layer, "in_features"):
         return 1
     return 0
+
+
+def _is_in_sample(layer: nn.Module, x: Tensor, rows: Coordinate) -> bool:
+    """Whether a layer mixes the rows of the input, as it does features and positions."""
+    axes = _axes_of_one(layer)
+    if hasattr(layer, "in_features"):
+        return rows.axis == x.dim() - 1
+    if hasattr(layer, "in_channels"):
+        return x.dim() == axes or rows.axis != 0
+    if hasattr(layer, "normalized_shape"):
+        return rows.axis >= x.dim() - axes
+    return x.dim() == axes

@@ -41,6 +41,8 @@ LABEL_NAMES = frozenset({"labels", "label", "targets", "target", "y"})
 
 _WRAPPED = ("module", "model", "base_model")
 """Attributes under which wrappers keep the model that they call."""
+_SHOWN = 4
+"""Most parameters that a sentence names."""
 _OF_DTYPES = re.compile(r"dtype|scalar type|input type|mat1 and mat2 must have the same", re.I)
 """In PyTorch's errors on tensors of different types."""
 
@@ -95,6 +97,8 @@ class Signature:
             p.name if p.default is p.empty else f"{p.name}={p.default!r:.20}"
             for p in self.positional
         ]
+        if len(parts) > _SHOWN:
+            return f"forward({', '.join(parts[:_SHOWN])}, ...)"
         if self.any_position or self.by_keyword:
             parts.append("*args" if self.any_position else "*")
         parts += [

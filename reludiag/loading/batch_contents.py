@@ -139,7 +139,8 @@ def moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
             return value
         return value.to(device, dtype)
     if isinstance(value, PackedSequence):
-        return value.to(device=device, dtype=dtype if value.data.is_floating_point() else None)
+        packed: Any = value  # torch's types do not have all of its arguments
+        return packed.to(device=device, dtype=dtype if value.data.is_floating_point() else None)
     if is_named_tuple(value):
         return type(value)(*(moved(item, device, dtype) for item in value))
     if isinstance(value, list | tuple):

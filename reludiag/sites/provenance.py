@@ -159,7 +159,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(tensor.is_nested for tensor in operands):
             return self._run_unfollowed(func, args, kwargs)
         # Under inference_mode composite operators arrive undivided; the rules are for their parts.
-        if not any(map(has_own_operators, operands)):
+        own_operators = any(map(has_own_operators, operands))
+        if not own_operators:
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -172,20 +173,20 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._weight_or_origin(tensor),
                 _storage(tensor) in self._constants,
             )
-            for tensor in tensors_in((*args, *kwargs.values()))
+            for tensor in operands
         ]
         call = _Call(func, args, kwargs, inputs)
         self._on_operator(operator_name(func), args, kwargs)
         # Calling it here must not count as a call: a function mode would see what TorchScript
-        # calls, and see it in this forward only.
-        with DisableTorchFunction():
+        # calls, and see it in this forward only. A subclass is to find what it always finds.
+        with contextlib.nullcontext() if own_operators else DisableTorchFunction():
             tracker = self._consumers
             operation = None if tracker is None else tracker.prepare(func, args, kwargs)
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
-        self._forget(outputs, [argument.tensor for argument in inputs])
+        self._forget(outputs, operands)
         if any(output.is_nested for output in outputs):
-            self._lose(func, [argument.tensor for argument in inputs])
+            self._lose(func, operands)
             return result
         if tracker is not None and operation is not None:
             with DisableTorchFunction(), without_dispatch_modes():
@@ -263,6 +264,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _spread(self, part: Tensor, origin: Origin) -> None:
         """What was written to a part of a tensor that was allocated before is in the whole."""
         _, shape, strides = _layout(part)
+        if len(strides) != len(shape):
+            return
         layouts = self._origins[_storage(part)]
         for whole, known in list(layouts.items()):
             if known != UNKNOWN or math.prod(whole[1]) <= math.prod(shape):
