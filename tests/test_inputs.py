@@ -10,7 +10,7 @@ from collections import UserDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -672,6 +672,58 @@ def test_scanning_any_kind_of_tensor_reads_it_or_says_so(kind: str) -> None:
         else:
             assert set(diagnosis.units["samples"]) <= {0}
             assert "NOT OBSERVED" in " ".join(diagnosis.head.notes)
+
+
+@pytest.mark.parametrize("make", [Functional, modules])
+def test_a_subclass_does_not_notice_that_it_is_watched(make: Callable[[], nn.Module]) -> None:
+    class Logged(Tensor):
+        calls: ClassVar[list[str]] = []
+
+        @classmethod
+        def __torch_function__(
+            cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            cls.calls.append(getattr(func, "__qualname__", str(func)))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    model, x = make(), X.as_subclass(Logged)
+    train(copy.deepcopy(model), x)
+    bare = list(Logged.calls)
+    Logged.calls.clear()
+    with reludiag.Monitor(model, warn_over=None) as monitor:
+        train(model, x)
+        watched = list(Logged.calls)
+        monitor.step()
+    assert watched == bare
+
+
+def test_a_part_in_inference_mode_is_watched() -> None:
+    class Teacher(nn.Module):
+        """Its first rectifier is in inference mode, the second is not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.inference_mode():
+                x = torch.where(x > 0, x * 1, torch.zeros_like(x))
+                mask = x > 0
+                x += 1
+                x = mask * x  # this is none: the mask is from before
+            return torch.relu(self.fc(x.clone()))
+
+    model = Teacher()
+    bare = train(copy.deepcopy(model), X)
+    with reludiag.Monitor(model, warn_over=None, every=2) as monitor:
+        watched = train(model, X)
+        monitor.step()
+    assert all(torch.equal(a, b) for a, b in zip(bare, watched, strict=True))
+    with torch.inference_mode():
+        scanned = reludiag.scan(model, [X]).sites
+    assert len(scanned) == len(monitor.diagnose().sites)
+    assert "Teacher:relu" in set(scanned["site"])
+    assert not any("mul" in name for name in scanned["site"])
 
 
 def test_units_that_go_into_a_nested_tensor_have_an_unknown_reader() -> None:

@@ -81,7 +81,7 @@ class CallReader:
     def _note_first_layer(
         self, current: ForwardPass, root: nn.Module, layer: nn.Module, x: Tensor
     ) -> None:
-        with self._lock if current.function_mode is None else self._hidden(current):
+        with self._hidden(current):
             rows = None if current.provenance is None else current.provenance.origin_of(x).sample
             shape = current.input_shape
             if self._counter.note_first_layer(root, shape, layer, x, rows):

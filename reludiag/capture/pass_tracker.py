@@ -19,7 +19,7 @@ from reludiag.capture.site_registry import SiteRegistry
 from reludiag.loading.batch_contents import row_tensors, tensors_of
 from reludiag.sites.functional import OnCall, RectifierMode
 from reludiag.sites.provenance import OperatorObserver, ProvenanceMode
-from reludiag.sites.torch_internals import is_transformed, version_of
+from reludiag.sites.torch_internals import DisableTorchFunction, is_transformed, version_of
 
 
 class PassTracker:
@@ -149,8 +149,9 @@ class PassTracker:
         current.root = root
         current.producer = current.pre_activation = None
         current.rectifier_depth = 0
-        current.samples = self._counter.of(root, values)
-        current.input_shape = shape_of(values)
+        with DisableTorchFunction():  # a subclass of tensors must not notice
+            current.samples = self._counter.of(root, values)
+            current.input_shape = shape_of(values)
         traced = self._missed.traced
         follow = (
             self._following.is_needed(current.samples)
@@ -164,7 +165,8 @@ class PassTracker:
                 self._model, self._on_operator, self._finds_consumers
             )
             if current.samples is not None:
-                current.provenance.mark_inputs(row_tensors(values), current.samples)
+                with DisableTorchFunction():
+                    current.provenance.mark_inputs(row_tensors(values), current.samples)
             current.provenance.__enter__()
         if (self.functional and not traced) or follow:
             current.function_mode = RectifierMode(self._on_function)
@@ -188,7 +190,9 @@ class PassTracker:
         if current.provenance is not None:
             current.provenance.__exit__(None, None, None)
             if complete and not self._missed.elsewhere:
-                self._registry.note_consumers(current.provenance.end(output))
+                with DisableTorchFunction():
+                    consumers = current.provenance.end(output)
+                self._registry.note_consumers(consumers)
             current.provenance = None
             self._missed.unobserved |= current.unobserved
             if complete:

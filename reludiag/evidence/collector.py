@@ -22,7 +22,7 @@ from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import Death, Observations, Update
 from reludiag.sites.readable import readable
-from reludiag.sites.torch_internals import is_recomputed, is_transformed
+from reludiag.sites.torch_internals import DisableTorchFunction, is_recomputed, is_transformed
 
 Result = TypeVar("Result")
 
@@ -128,7 +128,8 @@ class EvidenceCollector:
         if any(readable(tensor) is None for tensor in tensors_of([args, kwargs])):
             return  # a pass outside training would not take it as the training does
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-            self._batches = [args[0].detach()]
+            with DisableTorchFunction():
+                self._batches = [args[0].detach()]
         elif not args and kwargs:
             self._batches = [dict(kwargs)]
 

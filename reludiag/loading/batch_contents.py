@@ -52,7 +52,7 @@ def named_values(value: Any) -> dict[str, Any] | None:
     if isinstance(value, Mapping):
         return {str(name): value[name] for name in value}
     if is_named_tuple(value):
-        return dict(zip(value._fields, value, strict=True))
+        return dict(zip(getattr(value, "_fields", ()), value, strict=True))
     if is_dataclass(value):
         return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
     if is_graph(value):

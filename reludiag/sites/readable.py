@@ -47,12 +47,12 @@ def kind_of(tensor: Tensor) -> str:
 def values_of(tensor: Tensor) -> Tensor | None:
     """All the values in a tensor, in any shape; None if they cannot be read."""
     if tensor.layout is torch.sparse_coo:
-        return tensor._values()
+        return tensor.coalesce().values()
     if tensor.is_nested:
         return torch.cat([part.flatten() for part in tensor.unbind()]) if tensor.size(0) else None
     if tensor.layout is torch.strided:
         return readable(tensor)
-    return tensor.values() if tensor.layout is not torch._mkldnn else None  # type: ignore[attr-defined]
+    return None if tensor.is_mkldnn else tensor.values()
 
 
 def _is_distributed(tensor: Tensor) -> bool:
