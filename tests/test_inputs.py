@@ -479,6 +479,19 @@ def test_values_that_the_model_cannot_take_are_refused_with_a_sentence(
     assert "RuntimeError" not in str(caught.value)
 
 
+def test_an_error_inside_the_model_is_told_as_it_is() -> None:
+    class Broken(One):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.dtype == torch.long:
+                return self.run(torch.zeros(2, 4).double())
+            return torch.relu(x, inplace=True)  # type: ignore[call-arg]
+
+    for batch in (X, Y):
+        with pytest.raises(reludiag.DataError, match="Error: ") as caught:
+            reludiag.scan(Broken(), [batch])
+        assert str(caught.value.__cause__) in str(caught.value)
+
+
 def test_a_model_without_values_is_refused_with_a_sentence() -> None:
     with pytest.raises(reludiag.ModelError, match=r"meta device.*load_state_dict"):
         reludiag.scan(One().to("meta"), [X])

@@ -15,8 +15,9 @@ What changes while a model is watched is in five places, each with a table of it
 | the calls that a pass is expected to make | | `CallReader`, in a `ForwardPass` |
 | the sites | only grow | `SiteRegistry.add` |
 
-`MissedCalls` also changes, but values are only added to it. Only its `traced` affects what happens:
-a pass of compiled code is not followed, and its capture does not rest.
+`MissedCalls` and `SampleCounter` also change, but values are only added to them. Of the first only
+`traced` affects what happens: a pass of compiled code is not followed, and its capture does not
+rest.
 """
 
 from collections.abc import Callable, Collection, Mapping

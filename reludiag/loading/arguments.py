@@ -43,8 +43,17 @@ _WRAPPED = ("module", "model", "base_model")
 """Attributes under which wrappers keep the model that they call."""
 _SHOWN = 4
 """Most parameters that a sentence names."""
-_OF_DTYPES = re.compile(r"dtype|scalar type|input type|mat1 and mat2 must have the same", re.I)
+_OF_DTYPES = re.compile(r"dtype|scalar type|input type|not implemented for", re.I)
 """In PyTorch's errors on tensors of different types."""
+_INTEGERS = {
+    torch.uint8: r"byte|unsigned char|uint8",
+    torch.int8: r"char|int8",
+    torch.int16: r"short|int16",
+    torch.int32: r"int|int32",
+    torch.int64: r"long|long int|long long|int64",
+    torch.bool: r"bool",
+}
+"""The types that have to be converted, with their names in these errors."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,8 @@ class Signature:
     """Those that can only be passed by name."""
     any_position: bool = False
     any_keyword: bool = False
+    source: inspect.Signature | None = None
+    """What Python says of it; None if it does not say."""
 
     @classmethod
     def of(cls, model: nn.Module) -> "Signature":
@@ -65,9 +76,10 @@ class Signature:
         while id(model) not in seen:
             seen.add(id(model))
             try:
-                parameters = inspect.signature(model.forward).parameters.values()
+                source = inspect.signature(model.forward)
             except (TypeError, ValueError):  # not written in Python
                 break
+            parameters = source.parameters.values()
             signature = cls(
                 tuple(
                     p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
@@ -75,6 +87,7 @@ class Signature:
                 tuple(p for p in parameters if p.kind is p.KEYWORD_ONLY),
                 any(p.kind is p.VAR_POSITIONAL for p in parameters),
                 any(p.kind is p.VAR_KEYWORD for p in parameters),
+                source,
             )
             if signature.positional or signature.by_keyword:
                 break
@@ -91,6 +104,16 @@ class Signature:
         """The parameters that can be passed by name."""
         parameters = (*self.positional, *self.by_keyword)
         return {p.name: p for p in parameters if p.kind is not p.POSITIONAL_ONLY}
+
+    def fits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether these are arguments that it can be called with."""
+        if self.source is None:
+            return True
+        try:
+            self.source.bind(*args, **kwargs)
+        except TypeError:
+            return False
+        return True
 
     def __str__(self) -> str:
         parts = [
@@ -173,10 +196,12 @@ class BatchReader:
             {name: self._moved(value) for name, value in kwargs.items()},
         )
 
-    def refusal(self, batch: Any, args: Any, kwargs: Any, error: Exception) -> str | None:
+    def refusal(
+        self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
+    ) -> str | None:
         """Why the model refused a batch, as far as types and names say it; None if they do not."""
         message, signature = str(error), self._signature
-        if isinstance(error, TypeError) and re.search(r"positional arg|keyword arg", message):
+        if isinstance(error, TypeError) and not signature.fits(args, kwargs):
             return (
                 f"{signature} does not fit a batch of {described(batch)}. A tuple fills its "
                 "parameters without a default in order; a dict fills all by name"
@@ -184,6 +209,11 @@ class BatchReader:
         tensor = next(tensors_of([args, kwargs]), None)
         if tensor is None or not _OF_DTYPES.search(message) or not self._weights:
             return None
+        names = _INTEGERS.get(tensor.dtype)
+        if names is None and (not tensor.is_floating_point() or tensor.dtype in self._weights):
+            return None
+        if names is not None and not re.search(rf"\b({names})\b", message, re.I):
+            return None  # of a type, but not of this one: an index, for example
         given, expected = _name(tensor.dtype), ", ".join(sorted(map(_name, self._weights)))
         if tensor.dtype == torch.uint8:
             return (
@@ -191,7 +221,7 @@ class BatchReader:
                 "feed it values up to 255: convert and scale the data as for training, for "
                 "example x.float() / 255"
             )
-        if not tensor.is_floating_point():
+        if names is not None:
             return (
                 f"{signature} was given {given} first, and the model's weights are {expected}. If "
                 "these are labels, put the inputs first; if they are the inputs, convert them, for "
