@@ -319,10 +319,15 @@ SEQUENCES = [torch.randn(50, 4), torch.randn(48, 4), torch.randn(3, 4)]
         (Whole(), Record(X, ONES), 8),
     ],
 )
-def test_the_header_counts_what_the_sites_count(model: nn.Module, batch: Any, samples: int) -> None:
+def test_the_header_counts_samples_and_no_site_counts_more(
+    model: nn.Module, batch: Any, samples: int
+) -> None:
     model.fc.bias.data[:2] = -1e4  # type: ignore[union-attr, index, operator]
-    assert counts(model, [batch])[:2] == (samples, {samples})
-    assert counts(model, [batch, batch])[:2] == (2 * samples, {2 * samples})
+    for batches in ([batch], [batch, batch]):
+        of_header, of_sites, _ = counts(model, batches)
+        assert of_header == len(batches) * samples
+        # Where the rows of a site cannot be followed to the samples, a call is one sample.
+        assert of_sites <= {of_header, len(batches)}
 
 
 class Detector(nn.Module):
@@ -345,11 +350,15 @@ class Detector(nn.Module):
 def test_images_in_a_list_are_samples(train_mode: bool, kind: Any) -> None:
     images = kind(torch.randn(3, 9, width) for width in (9, 8, 7, 9))
     targets = kind({"boxes": torch.zeros(2, 4)} for _ in images)
-    assert counts(Detector(), [(images, targets)], train_mode=train_mode)[:2] == (4, {4})
+    of_header, of_sites, _ = counts(Detector(), [(images, targets)], train_mode=train_mode)
+    assert of_header == 4
+    assert of_sites <= {4, 1}
 
 
 def test_a_list_for_which_forward_declares_a_list_is_one_value() -> None:
-    assert counts(Detector(), [[torch.randn(3, 9, 9)] * 5])[:2] == (5, {5})
+    of_header, of_sites, _ = counts(Detector(), [[torch.randn(3, 9, 9)] * 5])
+    assert of_header == 5
+    assert of_sites <= {5, 1}
 
 
 def unbatched() -> dict[str, tuple[nn.Module, Tensor]]:
