@@ -36,15 +36,24 @@ def scan(
 ) -> Diagnosis:
     """Scan a model's rectifiers with its weights frozen.
 
-    `batches` gives tensors `[sample, ...]`, tuples with the inputs first, or dicts of keywords;
-    labels are ignored. One tensor of all inputs, or one `(inputs, labels)`, also works. At
-    most `limit` batches are used. The model runs in eval mode unless `train_mode`;
-    floating-point inputs are cast to `dtype` if it is given. `unit_axes` maps names of sites to the
-    axis of their units and overrides the axis that was found.
+    `batches` gives tensors `[sample, ...]`, tuples with the inputs first, dicts of keywords, or
+    other objects; it may be a function that returns them. A tuple fills the parameters of `forward`
+    that have no default, in order; a value with names (a dict, a named tuple, a dataclass) fills
+    the parameters of its names; an object, such as a graph batch, is passed whole where one
+    parameter takes it. A parameter with a default is filled by name only, because a second value is
+    usually a label. Labels are passed only where `forward` cannot do without them, and in training
+    mode where it takes them. Notes of the Diagnosis say what was left out. One tensor of all
+    inputs, or one `(inputs, labels)`, also works.
+
+    At most `limit` batches are used. The model runs in eval mode unless `train_mode`.
+    Floating-point inputs are cast to `dtype` if it is given, and otherwise to the type of the
+    weights if the model refuses them as they are; a note says so. `unit_axes` maps names of sites
+    to the axis of their units and overrides the axis that was found.
 
     Declare random input by passing `RANDOM_INPUT` in `notes`. Raises ModelError for a model without
-    rectifiers, UsageError for a name in `unit_axes` that is not a site, DataError if there is no
-    batch, if a batch has non-finite values, or if the model refuses it.
+    rectifiers or without values (on the meta device), UsageError for a name in `unit_axes` that is
+    not a site, DataError if there is no batch, if a batch has non-finite values, or if the model
+    refuses it.
     """
     scanner = Scanner(model, unit_axes)
     measured = scanner.run(
@@ -134,5 +143,5 @@ def _scan_head(
         evidence=f"frozen weights, {mode}, {measured.samples:,} samples in {batches}",
         frozen=True,
         samples=measured.samples,
-        notes=(*notes, *measured.blind_spots),
+        notes=(*notes, *measured.notes, *measured.blind_spots),
     )

@@ -40,7 +40,7 @@ def init(
             None if batches is None else batches(),
             limit=limit,
             seeds=seeds,
-            dtype=options.input_dtype(network),
+            dtype=options.input_dtype(dtype),
             notes=notes,
             progress=progress,
         )

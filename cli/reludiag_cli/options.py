@@ -163,9 +163,11 @@ def build_model(
         raise UsageError(f"--device {device} cannot be used: {reason}") from error
 
 
-def input_dtype(model: "nn.Module") -> "torch.dtype | None":
-    """The dtype of the model's weights; floating-point inputs are cast to it."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+def input_dtype(dtype: str | None) -> "torch.dtype | None":
+    """To what floating-point inputs are cast."""
+    import torch
+
+    return None if dtype is None else getattr(torch, dtype)
 
 
 def build_batches(

@@ -73,7 +73,7 @@ def scan(
             "no data was given; expected --data SPEC, or --input-shape 3,224,224 to scan with noise"
         )
     loaded = [read_checkpoint(path, ema) for path in checkpoints or []]
-    cast, thresholds = options.input_dtype(network), Thresholds(rare, dormant)
+    cast, thresholds = options.input_dtype(dtype), Thresholds(rare, dormant)
     with batch_progress() as progress:
         if loaded:
             diagnosis = scan_checkpoints(

@@ -25,7 +25,7 @@ def sites(
     network = options.build_model(model, model_arg, device, dtype)
     batches, _ = options.build_batches(data, data_arg, input_shape, batch_size)
     site_list = list_sites(
-        network, None if batches is None else batches(), options.input_dtype(network), axes
+        network, None if batches is None else batches(), options.input_dtype(dtype), axes
     )
     if as_json:
         print(sites_document(site_list), end="")

@@ -14,7 +14,9 @@ from reludiag.capture.following import Following
 from reludiag.capture.forward_pass import ForwardPass, PerThread
 from reludiag.capture.idle import Idle
 from reludiag.capture.missed import MissedCalls
+from reludiag.capture.sample_counter import SampleCounter
 from reludiag.capture.site_registry import SiteRegistry
+from reludiag.sites.readable import kind_of, readable
 from reludiag.sites.rectifiers import is_fused_rectifier, rectifier_call
 from reludiag.sites.site import Rectifier
 from reludiag.sites.torch_internals import (
@@ -43,6 +45,7 @@ class CallReader:
         rectifiers: Mapping[nn.Module, Rectifier],
         registry: SiteRegistry,
         threads: PerThread,
+        counter: SampleCounter,
         following: Following,
         idle: Idle,
         missed: MissedCalls,
@@ -52,7 +55,8 @@ class CallReader:
         self._note_pre_activation = note_pre_activation
         self._paths, self._rectifiers = paths, rectifiers
         self._registry, self._threads = registry, threads
-        self._following, self._idle, self._missed = following, idle, missed
+        self._counter, self._following = counter, following
+        self._idle, self._missed = idle, missed
         self._lock = threading.Lock()
 
     # What hooks and modes call
@@ -60,9 +64,28 @@ class CallReader:
     def note_producer(self, module: nn.Module, args: Any, output: Any) -> None:
         """After a module with weights: what runs next is fed by it."""
         current = self._threads.current
+        if (
+            current.producer is None
+            and current.depth
+            and current.root is not None
+            and current.samples is not None
+            and current.input_shape
+            and args
+            and isinstance(args[0], Tensor)
+        ):
+            self._note_first_layer(current, current.root, module, args[0])
         current.producer = module
         if not current.depth and self._threads.open_passes:
             self._missed.elsewhere = True
+
+    def _note_first_layer(
+        self, current: ForwardPass, root: nn.Module, layer: nn.Module, x: Tensor
+    ) -> None:
+        with self._hidden(current):
+            rows = None if current.provenance is None else current.provenance.origin_of(x).sample
+            shape = current.input_shape
+            if self._counter.note_first_layer(root, shape, layer, x, rows):
+                current.samples = None
 
     def keep_input(self, module: nn.Module, args: Any) -> None:
         """Called before an in-place rectifier, which will overwrite its input."""
@@ -137,6 +160,10 @@ class CallReader:
         if backward_task() != -1 or innermost_transform() is not None:
             return None
         with self._lock if current.function_mode is None else self._hidden(current):
+            plain = readable(x)
+            if plain is None:
+                return None
+            x = plain
             view = None if call is None or current.provenance is not None else call.view
             if (
                 site is None
@@ -172,12 +199,18 @@ class CallReader:
             self._missed.transformed += 1
             return
         current = self._threads.current
-        call = current.expected(owner, operator)
-        if call is None:
-            call = self._unexpected(owner, operator)
-        else:
-            current.call_count += 1
         with self._lock if current.function_mode is None else self._hidden(current):
+            plain = readable(output)
+            if plain is None:
+                key = self._paths[owner], operator or rectifier.activation
+                self._missed.unreadable[key] = kind_of(output)
+                return
+            output = plain
+            call = current.expected(owner, operator)
+            if call is None:
+                call = self._unexpected(owner, operator)
+            else:
+                current.call_count += 1
             view = call.view
             if (
                 view is None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import Layout, arrange
+from reludiag.sites.readable import readable
 from reludiag.sites.site import Identity, Rectifier
 
 
@@ -32,6 +33,8 @@ class Call:
     def pre_activation(self) -> Tensor | None:
         """None where it is overwritten, or is not a tensor of the output's shape."""
         x, output = self._pre_activation, self.output
+        if isinstance(x, Tensor) and type(x) is not Tensor:
+            x = readable(x)
         if (
             x is output
             or not isinstance(x, Tensor)

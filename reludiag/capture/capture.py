@@ -15,8 +15,9 @@ What changes while a model is watched is in five places, each with a table of it
 | the calls that a pass is expected to make | | `CallReader`, in a `ForwardPass` |
 | the sites | only grow | `SiteRegistry.add` |
 
-`MissedCalls` also changes, but values are only added to it. Only its `traced` affects what happens:
-a pass of compiled code is not followed, and its capture does not rest.
+`MissedCalls` and `SampleCounter` also change, but values are only added to them. Of the first only
+`traced` affects what happens: a pass of compiled code is not followed, and its capture does not
+rest.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -33,6 +34,7 @@ from reludiag.capture.forward_pass import PerThread
 from reludiag.capture.idle import Idle
 from reludiag.capture.missed import MissedCalls
 from reludiag.capture.pass_tracker import PassTracker
+from reludiag.capture.sample_counter import SampleCounter
 from reludiag.capture.site_registry import SiteRegistry
 from reludiag.sites.functional import functional_calls
 from reludiag.sites.rectifiers import rectifier_modules
@@ -80,7 +82,15 @@ class Capture:
         self._rectifiers = {module: rectifier for _, module, rectifier in rectifier_modules(model)}
         self._registry = SiteRegistry(model, paths, dict(unit_axes or {}))
         self._following = Following()
-        self._idle = Idle(model, self._rectifiers.keys(), functions, self._registry, self.missed)
+        self._counter = SampleCounter()
+        self._idle = Idle(
+            model,
+            self._rectifiers.keys(),
+            functions,
+            self._registry,
+            self._counter,
+            self.missed,
+        )
         threads = PerThread(set())
         reader = CallReader(
             receive,
@@ -90,6 +100,7 @@ class Capture:
             self._rectifiers,
             self._registry,
             threads,
+            self._counter,
             self._following,
             self._idle,
             self.missed,
@@ -98,6 +109,7 @@ class Capture:
             model,
             self._registry,
             threads,
+            self._counter,
             self._following,
             self._idle,
             self.missed,
@@ -188,6 +200,11 @@ class Capture:
         in eval mode.
         """
         self._passes.run_surely(args, kwargs)
+
+    def samples_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Number of samples in a pass with these arguments; best asked after it."""
+        samples = self._counter.of(self.model, [*args, *kwargs.values()])
+        return 1 if samples is None else samples
 
     def reset(self) -> None:
         """Forget a forward pass that never ended: an interrupt skips the closing hook."""

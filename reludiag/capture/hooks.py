@@ -134,15 +134,3 @@ def entrances(model: nn.Module) -> Iterator[nn.Module]:
             module, nn.TransformerEncoderLayer | nn.MultiheadAttention | torch.jit.ScriptModule
         ) and any(True for _ in module.children()):
             yield module
-
-
-def rows_of(values: list[Any]) -> int | None:
-    """The number of samples in a forward's arguments: rows of a tensor, or length of a list."""
-    for value in values:
-        if isinstance(value, Tensor) and value.ndim:
-            return int(value.shape[0])
-        if isinstance(value, dict):
-            return rows_of(list(value.values()))
-        if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
-            return len(value)
-    return None

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from reludiag.capture.calls import ExpectedCall
-from reludiag.capture.hooks import Hook, rows_of
+from reludiag.capture.hooks import Hook
 from reludiag.capture.missed import MissedCalls
+from reludiag.capture.sample_counter import SampleCounter
 from reludiag.capture.site_registry import SiteRegistry
 from reludiag.sites.torch_internals import backward_task, innermost_transform
 
@@ -34,10 +35,12 @@ class Idle:
         rectifiers: Set[nn.Module],
         functions: Counter[tuple[str, str]],
         registry: SiteRegistry,
+        counter: SampleCounter,
         missed: MissedCalls,
     ) -> None:
         """`rectifiers` are modules; `functions` are what `functional_calls` says of the model."""
-        self._model, self._registry, self._missed = model, registry, missed
+        self._model, self._registry = model, registry
+        self._counter, self._missed = counter, missed
         self._rectifiers, self._functions = rectifiers, functions
         self.path_varies = False
         """Whether passes took different paths, or began at a part of the model. Set by
@@ -83,6 +86,7 @@ class Idle:
         self._rest = Rest(
             self._model,
             [(call, call.owner.training) for call in calls],
+            self._counter,
             self._missed.note_traced,
         )
 
@@ -106,10 +110,11 @@ class Rest:
         self,
         model: nn.Module,
         calls: Sequence[tuple[ExpectedCall, bool]],
+        counter: SampleCounter,
         was_traced: Callable[[], None],
     ) -> None:
         """`calls` are with the training flags of their owners."""
-        self._calls = calls
+        self._model, self._calls, self._counter = model, calls, counter
         self._forwards: list[tuple[bool, torch.Size | int | None]] = []
         """For each pass: whether it was in training mode, and the shape or the length of its input.
         """
@@ -123,9 +128,11 @@ class Rest:
         if backward_task() != -1 or innermost_transform() is not None:
             return
         first = args[0] if args else None
-        shape: torch.Size | int | None = first.shape if type(first) is Tensor else None
+        shape: torch.Size | int | None = None
+        if type(first) is Tensor and not first.is_nested:
+            shape = first.shape
         if not shape:
-            shape = rows_of([*args, *kwargs.values()])
+            shape = self._counter.of(module, [*args, *kwargs.values()])
         self._forwards.append((module.training, shape))
 
     def end(self) -> tuple[list[tuple[int, bool, int, int]], int]:
@@ -137,7 +144,7 @@ class Rest:
         evaluations = 0
         for (training, shape), count in Counter(self._forwards).items():
             if training:
-                forwards[shape[0] if isinstance(shape, tuple) else shape] += count
+                forwards[self._samples(shape)] += count
             else:
                 evaluations += count
         calls = [
@@ -147,3 +154,8 @@ class Rest:
             if call.site is not None and call.view is not None
         ]
         return calls, evaluations
+
+    def _samples(self, shape: torch.Size | int | None) -> int | None:
+        if not isinstance(shape, tuple):
+            return shape
+        return None if self._counter.is_unbatched(self._model, shape) else shape[0]

@@ -11,6 +11,10 @@ class MissedCalls:
         """(owner module, operator) -> number of rectifier calls in a followed forward pass that
         could not be read.
         """
+        self.unreadable: dict[tuple[str, str], str] = {}
+        """(owner module, operator) -> what its outputs are, of rectifiers whose output, in some
+        call, was a tensor that cannot be read.
+        """
         self.transformed = 0
         """Calls inside a `torch.func` transform, which cannot be read from outside."""
         self.unrepeatable = 0

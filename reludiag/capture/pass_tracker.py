@@ -12,13 +12,14 @@ from reludiag.capture.call_stack import is_nested
 from reludiag.capture.calls import ExpectedCall
 from reludiag.capture.following import Following
 from reludiag.capture.forward_pass import PerThread
-from reludiag.capture.hooks import rows_of
 from reludiag.capture.idle import Idle
 from reludiag.capture.missed import MissedCalls
+from reludiag.capture.sample_counter import SampleCounter, shape_of
 from reludiag.capture.site_registry import SiteRegistry
+from reludiag.loading.batch_contents import row_tensors, tensors_of
 from reludiag.sites.functional import OnCall, RectifierMode
-from reludiag.sites.provenance import OperatorObserver, ProvenanceMode, tensors_in
-from reludiag.sites.torch_internals import is_transformed, version_of
+from reludiag.sites.provenance import OperatorObserver, ProvenanceMode
+from reludiag.sites.torch_internals import DisableTorchFunction, is_transformed, version_of
 
 
 class PassTracker:
@@ -42,6 +43,7 @@ class PassTracker:
         model: nn.Module,
         registry: SiteRegistry,
         threads: PerThread,
+        counter: SampleCounter,
         following: Following,
         idle: Idle,
         missed: MissedCalls,
@@ -52,7 +54,8 @@ class PassTracker:
     ) -> None:
         """`on_function` and `on_operator` are what the modes of a watched pass call."""
         self._model, self._registry, self._threads = model, registry, threads
-        self._following, self._idle, self._missed = following, idle, missed
+        self._counter, self._following = counter, following
+        self._idle, self._missed = idle, missed
         self._on_function, self._on_operator = on_function, on_operator
         self._finds_consumers = finds_consumers
         self._open_passes = threads.open_passes
@@ -77,7 +80,7 @@ class PassTracker:
         The second pass is followed and hands over only these calls. The model must repeat itself,
         as in eval mode. If it changed its input, the next pass is followed instead.
         """
-        inputs = [t for t in tensors_in([*args, *kwargs.values()]) if not t.is_inference()]
+        inputs = [t for t in tensors_of([args, kwargs]) if not t.is_inference()]
         versions = [version_of(tensor) for tensor in inputs]
         following, missed = self._following, self._missed
         following.begin_first_run()
@@ -146,7 +149,9 @@ class PassTracker:
         current.root = root
         current.producer = current.pre_activation = None
         current.rectifier_depth = 0
-        current.samples = rows_of(values)
+        with DisableTorchFunction():  # a subclass of tensors must not notice
+            current.samples = self._counter.of(root, values)
+            current.input_shape = shape_of(values)
         traced = self._missed.traced
         follow = (
             self._following.is_needed(current.samples)
@@ -160,7 +165,8 @@ class PassTracker:
                 self._model, self._on_operator, self._finds_consumers
             )
             if current.samples is not None:
-                current.provenance.mark_inputs(tensors_in(values), current.samples)
+                with DisableTorchFunction():
+                    current.provenance.mark_inputs(row_tensors(values), current.samples)
             current.provenance.__enter__()
         if (self.functional and not traced) or follow:
             current.function_mode = RectifierMode(self._on_function)
@@ -184,7 +190,9 @@ class PassTracker:
         if current.provenance is not None:
             current.provenance.__exit__(None, None, None)
             if complete and not self._missed.elsewhere:
-                self._registry.note_consumers(current.provenance.end(output))
+                with DisableTorchFunction():
+                    consumers = current.provenance.end(output)
+                self._registry.note_consumers(consumers)
             current.provenance = None
             self._missed.unobserved |= current.unobserved
             if complete:

@@ -17,12 +17,14 @@ from reludiag.capture.hooks import Hook
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
 from reludiag.evidence.update_ratios import UpdateMeter
+from reludiag.loading.batch_contents import tensors_of
 from reludiag.measure.gradients import step_gradients
 from reludiag.measure.structure import GradientFacts
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import Death, Observations, Update
-from reludiag.sites.torch_internals import is_recomputed, is_transformed
+from reludiag.sites.readable import readable
+from reludiag.sites.torch_internals import DisableTorchFunction, is_recomputed, is_transformed
 
 Result = TypeVar("Result")
 
@@ -143,8 +145,11 @@ class EvidenceCollector:
     def _look_at_first_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._batches or is_recomputed() or is_transformed():
             return
+        if any(readable(tensor) is None for tensor in tensors_of([args, kwargs])):
+            return  # a pass outside training would not take it as the training does
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-            self._batches = [args[0].detach()]
+            with DisableTorchFunction():
+                self._batches = [args[0].detach()]
         elif not args and kwargs:
             self._batches = [dict(kwargs)]
 

@@ -31,7 +31,7 @@ from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import uncompiled
 from reludiag.capture.model_state import preserve_state
 from reludiag.evidence.decomposition import Folded, InputSums, Layer, Weights, drift
-from reludiag.loading.data import model_arguments
+from reludiag.loading.arguments import BatchReader
 from reludiag.recording.observations import Death, Drift
 from reludiag.sites.site import Site
 
@@ -251,7 +251,8 @@ class ProbePasses:
     ) -> None:
         self._sites, self._is_full = sites, full
         self._fired, self._sums = {}, {}
-        device = next((w.device for w in weights.values()), torch.device("cpu"))
+        reader = BatchReader(self._model)
+        reader.settle(self._batches[0])
         handles = [sums.layer.register_forward_pre_hook(sums.take) for sums in inputs.values()]
         call = partial(_call_with, self._model, dict(weights))
         self._capture.attach()
@@ -259,7 +260,7 @@ class ProbePasses:
             for batch in self._batches:
                 for sums in inputs.values():
                     sums.begin()
-                args, kwargs = model_arguments(self._model, batch, device, None)
+                args, kwargs = reader.arguments(batch)
                 self._capture.run(call, args, kwargs)
         finally:
             self._capture.detach()

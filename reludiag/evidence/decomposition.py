@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reludiag.sites.readable import readable
 from reludiag.sites.torch_internals import convolve
 
 Reals = np.ndarray[Any, np.dtype[np.float64]]
@@ -129,7 +130,7 @@ class InputSums:
         self.layer = layer
         self._axes = layer.get_parameter("weight").ndim
         self.shared = False
-        """Whether it ran more than once in a pass, or its input was not a tensor."""
+        """Whether it ran more than once in a pass, or its input could not be read."""
         self._ran = False
         self._sums: dict[tuple[int, ...], tuple[Tensor, int]] = {}
 
@@ -139,8 +140,8 @@ class InputSums:
 
     def take(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A forward pre-hook: of `[batch, channel, *position]`, or `[*, feature]`."""
-        x = args[0] if args else None
-        if self._ran or not isinstance(x, Tensor) or not x.is_floating_point():
+        x = readable(args[0]) if args and isinstance(args[0], Tensor) else None
+        if self._ran or x is None or not x.is_floating_point():
             self.shared = True
             return
         self._ran = True

@@ -148,7 +148,8 @@ def examine_initialization(
             return InitExamination(name, layer_inits, (), 0, None, None, None, all_notes)
         batch_list = list(limited(batches_of(batches), limit))
         measured = scanner.run(batch_list, dtype=dtype, reads_inputs=True)
-        gradients = batch_gradients(scanner.model, batch_list[0], measured, dtype)
+        dtype = measured.dtype
+        gradients = batch_gradients(scanner.model, batch_list[0], measured)
         inputs = measure_inputs(scanner.model, batch_list, layers, dtype)
         norms = {
             layer_inits.site.norm
@@ -177,7 +178,14 @@ def examine_initialization(
                 for path, layer_input in first.items()
             ],
         ),
-        notes=(*notes, UNTRAINED, *measured.blind_spots, *_unfilled(normed), *refused),
+        notes=(
+            *notes,
+            UNTRAINED,
+            *measured.notes,
+            *measured.blind_spots,
+            *_unfilled(normed),
+            *refused,
+        ),
     )
 
 

@@ -18,9 +18,10 @@ from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import uncompiled
 from reludiag.capture.model_state import preserve_state
 from reludiag.initialization.chance_deaths import mean_cosine_of_sum
-from reludiag.loading.data import model_arguments
+from reludiag.loading.arguments import BatchReader
 from reludiag.measure.input_scales import input_scale
 from reludiag.measure.structure import InputScale
+from reludiag.sites.readable import readable
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,12 @@ def measure_inputs(
     Layers that are never called are left out. In the first batch the parameters require gradients:
     pass a copy that is not trained.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with preserve_state(model), uncompiled():
         model.eval()
-        args, kwargs = model_arguments(model, batches[0], device, dtype)
+        reader = BatchReader(model, dtype)
+        with torch.no_grad():
+            reader.settle(batches[0])
+        args, kwargs = reader.arguments(batches[0])
         first = _first_layers(model, args, kwargs, layers)
         rectified = _rectified_outputs(model, args, kwargs, layers)
         tallies = {path: _Tally(path, path in first) for path in layers}
@@ -69,7 +72,7 @@ def measure_inputs(
         try:
             with torch.no_grad():
                 for batch in batches:
-                    args, kwargs = model_arguments(model, batch, device, dtype)
+                    args, kwargs = reader.arguments(batch)
                     model(*args, **kwargs)
         finally:
             for handle in handles:
@@ -105,14 +108,16 @@ class _Tally:
 
     def take(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Add one input, `[..., feature]` of a linear layer or `[..., channel, *position]`."""
-        x = args[0] if args else None
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.numel() == 0:
+        x = readable(args[0]) if args and isinstance(args[0], Tensor) else None
+        if x is None or not x.is_floating_point() or x.numel() == 0:
             return
         weight = module.weight
         kernel = weight.ndim - 2 if isinstance(weight, Tensor) else 0  # 0 of a linear layer
         if self.is_first and not self.samples:
             self.scale = input_scale(self.path, module, x)
         self.samples += len(x) if x.ndim > 1 + kernel else 1
+        if x.ndim == 1 + kernel:
+            x = x.unsqueeze(0)  # one sample without a batch axis
         is_vector = kernel == 0 and x.ndim == 2
         if not (self.is_first or is_vector):
             return

@@ -1,6 +1,5 @@
-"""Data: from a spec or a file to batches, and from a batch to a model's arguments."""
+"""Data: from a spec or a file to batches."""
 
-import inspect
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,15 +9,15 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reludiag.errors import DataError, UsageError
+from reludiag.loading.batch_contents import is_one_batch
 from reludiag.loading.specs import call_user_code, load_attribute
 
 FILE_SUFFIXES = (".npy", ".npz", ".pt", ".pth", ".safetensors")
 # Names of the array that holds the inputs, in a file with several arrays.
 INPUT_NAMES = ("inputs", "input", "x", "X", "images", "input_ids", "data")
-LABEL_NAMES = frozenset({"labels", "label", "targets", "target", "y"})
 _NOISE_SAMPLES = 256
 
 
@@ -51,76 +50,26 @@ def noise_batches(
     return lambda: _split(inputs, batch_size)
 
 
-def model_arguments(
-    model: nn.Module, batch: Any, device: torch.device, dtype: torch.dtype | None = None
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with which to call `model` on a batch, labels left out.
-
-    A tensor is the input; of a tuple or list the first element is; a dict is passed as
-    keywords, without those that only the loss needs. Floating-point tensors become `dtype`.
-    """
-    if isinstance(batch, Tensor):  # the common case first: in a scan, each check costs time
-        return (_moved(batch, device, dtype),), {}
-    if isinstance(batch, list | tuple):
-        if not batch:
-            raise DataError("a batch is an empty list; expected the inputs as its first element")
-        batch = batch[0]
-    if isinstance(batch, Mapping):
-        accepted = _keywords(model)
-        return (), {
-            key: _moved(value, device, dtype)
-            for key, value in batch.items()
-            if key not in LABEL_NAMES and (accepted is None or key in accepted)
-        }
-    return (_moved(batch, device, dtype),), {}
-
-
-def input_tensors(values: Any) -> list[Tensor]:
-    """All tensors in nested arguments."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    if not isinstance(values, list | tuple):
-        return []
-    return [tensor for value in values for tensor in input_tensors(value)]
-
-
-def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    if isinstance(value, np.ndarray):
-        value = torch.as_tensor(value)
-    if isinstance(value, Tensor):
-        if dtype is not None and not value.is_floating_point():
-            dtype = None
-        if value.device == device and (dtype is None or value.dtype == dtype):
-            return value
-        return value.to(device, dtype)
-    if isinstance(value, Mapping):
-        return {key: _moved(item, device, dtype) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_moved(item, device, dtype) for item in value]
-    return value
-
-
-def _keywords(model: nn.Module) -> set[str] | None:
-    """The argument names of the model's forward; None if it takes any."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return None
-    return {p.name for p in parameters}
-
-
 def batches_of(data: Any, batch_size: int = 64) -> Any:
-    """`data` itself if it is an iterable of batches.
+    """`data` itself if it is an iterable of batches; what it returns if it is a function.
 
-    An array of inputs is cut into batches, because its rows are not batches. A tuple of tensors
-    that differ in dtype or in their number of axes is one batch, inputs first, and not several.
+    An array of inputs is cut into batches, because its rows are not batches; one of a single axis
+    is one sample. A mapping, a dataclass, a graph or any other value with names is one batch. A
+    tuple of tensors that differ in dtype or in their number of axes is one too, inputs first.
     """
     if isinstance(data, Tensor | np.ndarray):
-        return _split(torch.as_tensor(data), batch_size)
+        data = torch.as_tensor(data)
+        is_cut = data.layout is torch.strided and not data.is_nested
+        if not is_cut or not data.ndim or (data.ndim == 1 and data.is_floating_point()):
+            return [data]
+        return _split(data, batch_size)
+    if is_one_batch(data):
+        return [data]
     if isinstance(data, tuple) and all(isinstance(item, Tensor) for item in data):
         kinds = {(item.ndim, item.dtype) for item in data}
         return [data] if len(kinds) > 1 else data
+    if callable(data) and not isinstance(data, Iterable | type):
+        return batches_of(call_user_code(data, "the data", {}), batch_size)
     return data
 
 

@@ -25,6 +25,16 @@ def blind_spots(capture: Capture) -> list[str]:
             f"NOT OBSERVED: {calls} rectifier call{'s' * (calls != 1)} ({operators}) in {names}. "
             "They run where reludiag cannot read them, so their units get no verdict."
         )
+    if missed.unreadable:
+        kinds = ", ".join(sorted(set(missed.unreadable.values())))
+        places = [
+            f"{operator} in {owner or 'the model itself'}" for owner, operator in missed.unreadable
+        ]
+        names = ", ".join(places[:3]) + (f" and {len(places) - 3} more" * (len(places) > 3))
+        spots.append(
+            f"NOT OBSERVED: {names}, in each call whose output is not an ordinary tensor "
+            f"({kinds}). Its values cannot be read, so they are in no count and no verdict."
+        )
     if missed.transformed:
         spots.append(
             f"Left out: {missed.transformed:,} rectifier calls inside torch.func transforms "

@@ -5,6 +5,7 @@ The pass leaves the model as it was: mode, buffers, hooks and random number stre
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,9 @@ from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import uncompiled
 from reludiag.capture.model_state import preserve_state
 from reludiag.errors import DataError, ModelError, UsageError
-from reludiag.loading.data import batches_of, input_tensors, model_arguments
+from reludiag.loading.arguments import BatchReader
+from reludiag.loading.batch_contents import described, is_opaque, tensors_of
+from reludiag.loading.data import batches_of
 from reludiag.loading.specs import user_code_error
 from reludiag.measure.blind_spots import blind_spots, no_rectifier
 from reludiag.measure.input_scales import InputScales
@@ -25,6 +28,7 @@ from reludiag.measure.structure import InputScale
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unit_stats import UnitStats
 from reludiag.sites.functional import may_rectify
+from reludiag.sites.readable import values_of
 from reludiag.sites.torch_internals import eager_module
 
 ProgressCallback = Callable[[int, int | None], None]
@@ -40,6 +44,10 @@ class Measurement:
     batches: int
     blind_spots: tuple[str, ...]
     """Sentences on what could not be seen."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what of the batches was left out or cast."""
+    dtype: torch.dtype | None = None
+    """To which floating-point inputs were cast."""
     inputs: tuple[InputScale, ...] = ()
     """Of the first batch, if that was asked for."""
 
@@ -84,25 +92,32 @@ class Scanner:
         model, capture = self.model, self._capture
         batches = batches_of(batches)
         self._stats = {}
-        device = device_of(model)
         total = len(batches) if isinstance(batches, Sized) else limit
         if total is not None and limit is not None:
             total = min(total, limit)
         done = samples = 0
-        first = InputScales(model) if reads_inputs else None
+        scales = InputScales(model) if reads_inputs else None
         with preserve_state(model), torch.no_grad(), uncompiled():
             _set_mode(model, train_mode)
+            reader = BatchReader(model, dtype)
+            drawn = limited(batches, limit)
+            first = list(itertools.islice(drawn, 1))
+            for batch in first:
+                reader.settle(batch)
             capture.attach()
             try:
-                for batch in limited(batches, limit):
-                    args, kwargs = model_arguments(model, batch, device, dtype)
-                    rows = _check_inputs([*args, *kwargs.values()], done)
-                    if rows and first is not None and not samples:
-                        with first.watch([*args, *kwargs.values()]):
-                            _run(capture, args, kwargs, done)
-                    elif rows:
-                        _run(capture, args, kwargs, done)
-                    samples += rows
+                for batch in itertools.chain(first, drawn):
+                    args, kwargs = reader.arguments(batch)
+                    _check_inputs(batch, args, kwargs, done)
+                    if capture.samples_of(args, kwargs):
+                        look = (
+                            nullcontext()
+                            if scales is None or samples
+                            else scales.watch([args, kwargs])
+                        )
+                        with look:
+                            _run(capture, reader, batch, args, kwargs, done)
+                        samples += capture.samples_of(args, kwargs)
                     done += 1
                     if progress is not None:
                         progress(done, total)
@@ -116,8 +131,9 @@ class Scanner:
         sites = self._site_counts()
         if not sites:
             raise ModelError(" ".join(blind_spots(capture)) or no_rectifier(model))
-        inputs = () if first is None else tuple(first.scales)
-        return Measurement(sites, samples, done, tuple(blind_spots(capture)), inputs)
+        inputs = () if scales is None else tuple(scales.scales)
+        spots = tuple(blind_spots(capture))
+        return Measurement(sites, samples, done, spots, reader.notes, reader.dtype, inputs)
 
     def _receive(self, call: Call) -> None:
         stats = self._stats.get(call.site) or self._new_stats(call.site, call.output)
@@ -176,12 +192,6 @@ def eager_model(model: Any) -> nn.Module:
     return model
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """The device of a model's parameters; the CPU if it has none."""
-    tensor = next(iter(model.parameters()), next(iter(model.buffers()), None))
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
 def _set_mode(model: nn.Module, training: bool) -> None:
     try:
         model.train(training)
@@ -201,34 +211,46 @@ def limited(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:
         raise user_code_error("drawing a batch of the data", error) from error
 
 
-def _check_inputs(inputs: Any, index: int) -> int:
-    """Number of samples; raises DataError on non-finite inputs."""
-    samples = None
-    for tensor in input_tensors(inputs):
-        if samples is None:
-            samples = tensor.shape[0] if tensor.shape else 1
-        if tensor.is_floating_point() and not all_finite(tensor):
-            count = int((~torch.isfinite(tensor)).sum())
+def _check_inputs(batch: Any, args: Any, kwargs: Any, index: int) -> None:
+    """Raises DataError on inputs without values, or with some that are not finite."""
+    tensors = list(tensors_of([args, kwargs]))
+    if not tensors and not is_opaque([*args, *kwargs.values()]):
+        raise DataError(
+            f"batch {index} of the data has no tensor among its inputs: {described(batch)}"
+        )
+    for tensor in tensors:
+        if tensor.is_meta:
+            raise DataError(
+                f"batch {index} of the data is on the meta device: it has a shape, but no values. "
+                "Load the data on a device that holds them, such as cpu"
+            )
+        values = values_of(tensor) if tensor.is_floating_point() else None
+        if values is not None and values.numel() and not all_finite(values):
+            count = int((~torch.isfinite(values)).sum())
             raise DataError(
                 f"batch {index} of the data has {count:,} values that are NaN or infinite: "
                 "verdicts would describe the data, not the network. Clean the data first"
             )
-    if samples is None:
-        raise DataError(f"batch {index} of the data has no tensor among its inputs")
-    return samples
 
 
-def _run(capture: Capture, args: tuple[Any, ...], kwargs: dict[str, Any], index: int) -> None:
+def _run(
+    capture: Capture,
+    reader: BatchReader,
+    batch: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    index: int,
+) -> None:
     try:
         if capture.model.training:
             capture.run(capture.model, args, kwargs)
         else:
             capture.run_surely(args, kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        shapes = ", ".join(
-            f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-            for tensor in input_tensors((args, kwargs))
-        )
+        reason = reader.refusal(batch, args, kwargs, error)
+        if reason is not None:
+            raise DataError(f"the model refused batch {index} of the data: {reason}") from error
+        shapes = ", ".join(described(value) for value in [*args, *kwargs.values()])
         advice = "Does its forward expect this shape?"
         if "Guard failed" in str(error):
             advice = (

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from reludiag.capture.hooks import FrozenHook, hookable_modules
-from reludiag.loading.data import input_tensors
+from reludiag.loading.batch_contents import tensors_of
 from reludiag.measure.structure import FEWEST_ROWS, InputScale
+from reludiag.sites.readable import readable
 from reludiag.sites.torch_internals import storage_of
 
 _MOST_VALUES = 2**18  # of an input, to be read
@@ -31,7 +32,7 @@ class InputScales:
     @contextlib.contextmanager
     def watch(self, arguments: Sequence[Any]) -> Iterator[None]:
         """Look at a forward of the model with these arguments."""
-        inputs = {storage_of(tensor) for tensor in input_tensors(list(arguments))}
+        inputs = {storage_of(tensor) for tensor in tensors_of(list(arguments))}
         done = set[str]()
 
         def look(path: str, layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -57,12 +58,13 @@ def input_scale(path: str, layer: nn.Module, x: Tensor) -> InputScale | None:
     """The scale of the input `[..., feature]` of a linear layer or `[..., channel, *position]` of a
     convolution; None if it is not one of numbers, or is too small to tell.
     """
-    if not x.is_floating_point() or x.numel() == 0:
+    plain = readable(x)
+    if plain is None or not x.is_floating_point() or x.numel() == 0:
         return None
     kernel = len(layer.kernel_size) if isinstance(layer, _CONVOLUTIONS) else 0
-    if x.ndim < 1 + kernel:
+    if x.ndim < 2 + kernel:  # one sample without a batch axis
         return None
-    rows = x.detach().movedim(x.ndim - 1 - kernel, -1).flatten(0, -2)
+    rows = plain.detach().movedim(x.ndim - 1 - kernel, -1).flatten(0, -2)
     step = math.ceil(rows.numel() / _MOST_VALUES)
     rows = rows[::step]
     low, high = rows.amin(0), rows.amax(0)

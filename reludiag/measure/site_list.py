@@ -43,7 +43,7 @@ def list_sites(
         batch = list(limited(batches_of(batches), 1))
         scanner = Scanner(model, unit_axes, finds_consumers=True)
         measured = scanner.run(batch, dtype=dtype, reads_inputs=True)
-        gradients = copied_gradients(scanner.model, batch[0], measured, dtype)
+        gradients = copied_gradients(scanner.model, batch[0], measured)
         return SiteList(
             [each.site for each in measured.sites],
             measured.blind_spots,

@@ -3,11 +3,11 @@
 import copy
 from typing import Any
 
-import torch
 from torch import nn
 
-from reludiag.loading.data import input_tensors, model_arguments
-from reludiag.measure.frozen_pass import Measurement, device_of
+from reludiag.loading.arguments import BatchReader
+from reludiag.loading.batch_contents import samples_in
+from reludiag.measure.frozen_pass import Measurement
 from reludiag.measure.gradients import gradient_facts
 from reludiag.measure.structure import GradientFacts, SiteFacts, StructureFacts
 from reludiag.measure.unit_counts import SiteCounts
@@ -24,30 +24,25 @@ def structure_facts(
     return StructureFacts(sites, measured.inputs, gradients)
 
 
-def batch_gradients(
-    model: nn.Module, batch: Any, measured: Measurement, dtype: torch.dtype | None = None
-) -> GradientFacts | None:
+def batch_gradients(model: nn.Module, batch: Any, measured: Measurement) -> GradientFacts | None:
     """The gradients of `model` on a batch of those that were measured; as `gradient_facts`."""
-    args, kwargs = model_arguments(model, batch, device_of(model), dtype)
+    args, kwargs = BatchReader(model, measured.dtype).arguments(batch)
     dead = [
         each.site
         for each in measured.sites
         if each.site.units and _dead_units(each) == each.site.units
     ]
-    return gradient_facts(
-        model, args, kwargs, len(input_tensors([*args, *kwargs.values()])[0]), dead
-    )
+    samples = samples_in([*args, *kwargs.values()]) or 1
+    return gradient_facts(model, args, kwargs, samples, dead)
 
 
-def copied_gradients(
-    model: nn.Module, batch: Any, measured: Measurement, dtype: torch.dtype | None = None
-) -> GradientFacts | None:
+def copied_gradients(model: nn.Module, batch: Any, measured: Measurement) -> GradientFacts | None:
     """The same of a copy: a forward may keep what it made in the model. None if it has no copy."""
     try:
         twin = copy.deepcopy(model)
     except Exception:  # a module may hold a lock, a file, a tensor of a graph
         return None
-    return batch_gradients(twin, batch, measured, dtype)
+    return batch_gradients(twin, batch, measured)
 
 
 def _dead_units(each: SiteCounts) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -22,6 +23,8 @@ from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.from_recording import diagnose_run, load
 from reludiag.errors import ModelError, UsageError
 from reludiag.evidence.collector import EvidenceCollector
+from reludiag.loading.batch_contents import is_one_batch
+from reludiag.loading.specs import call_user_code
 from reludiag.measure.blind_spots import no_rectifier
 from reludiag.measure.frozen_pass import eager_model
 from reludiag.measure.verdicts import Thresholds, is_dead
@@ -42,8 +45,8 @@ class Monitor:
     update.
 
     Every `every` steps the state of all units is written to the recording at `path` (None: in
-    memory), beginning with the initial state. `probe` is a batch (tensor, tuple with the inputs
-    first, or dict) or an iterable of batches, which are kept in memory and run through the model in
+    memory), beginning with the initial state. `probe` is a batch (as in `scan`), an iterable of
+    batches, or a function that returns either. They are kept in memory and run through the model in
     eval mode, without gradients, at each snapshot. With it, units that died since the last snapshot
     are examined (see `evidence`): this takes a copy of the weights, and up to 18 more passes over
     the probe if units died. The first snapshot also runs a copy of the model, to measure how many
@@ -297,13 +300,15 @@ def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optim
 
 def _batches(probe: Any) -> list[Any]:
     """The probe as a list of batches, the same for each snapshot."""
-    if isinstance(probe, Tensor | Mapping | tuple):
+    if callable(probe) and not isinstance(probe, Tensor | Iterable):
+        probe = call_user_code(probe, "the probe", {})
+    if isinstance(probe, Tensor | np.ndarray | tuple) or is_one_batch(probe):
         return [probe]
     if isinstance(probe, Iterable) and not isinstance(probe, str | bytes):
         batches = list(probe)
         if batches:
             return batches
     raise UsageError(
-        f"probe={type(probe).__name__} was given; expected a batch (tensor, tuple or dict) or an "
-        "iterable of at least one batch"
+        f"probe={type(probe).__name__} was given; expected a batch (tensor, tuple, dict, ...), an "
+        "iterable of at least one batch, or a function that returns either"
     )

@@ -64,7 +64,8 @@ class ProbeSource:
     ) -> None:
         self.ready = True
         self.blind_spots: Sequence[str] = ()
-        self.notes: Sequence[str] = _lagging_statistics(model)
+        self._lagging = _lagging_statistics(model)
+        self.notes: Sequence[str] = self._lagging
         self._scanner = Scanner(model, unit_axes, finds_consumers=True)
         self._batches, self._every = batches, every
         self._samples: int | None = None  # known from the first pass on
@@ -83,6 +84,7 @@ class ProbeSource:
         """Run the probe through the current model."""
         measured = self._scanner.run(self._batches)
         self._samples, self.blind_spots = measured.samples, measured.blind_spots
+        self.notes = [*self._lagging, *measured.notes]
         return measured.sites, step
 
     def facts(self) -> dict[str, Any]:

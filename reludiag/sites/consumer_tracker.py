@@ -37,6 +37,8 @@ from reludiag.sites.operation import (
     Weight,
     plain_name,
 )
+from reludiag.sites.readable import memory_layout as _layout
+from reludiag.sites.readable import parts_of
 from reludiag.sites.torch_internals import operator_arguments, operator_name
 from reludiag.sites.torch_internals import storage_of as _storage
 from reludiag.sites.weight_views import view_of
@@ -150,6 +152,12 @@ class ConsumerTracker:
                     elif bool((labels >= 0).any()):
                         results[index][site] = Trace(labels, through)
         self._keep(call, outputs, results, hidden)
+
+    def lose(self, name: str, inputs: Iterable[Tensor]) -> None:
+        """An operator that cannot be followed takes these tensors."""
+        for tensor in inputs:
+            for part in parts_of(tensor):
+                self._escaped(name, part)
 
     def end(self, output: Any) -> dict[int, tuple[Consumer, ...]]:
         """The consumers of each site that began, after a forward that gave `output`."""
@@ -378,10 +386,6 @@ def _reference(tensor: Tensor) -> StorageWeakRef | None:
         return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
     except (NotImplementedError, RuntimeError):
         return None
-
-
-def _layout(tensor: Tensor) -> Layout:
-    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
 def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:

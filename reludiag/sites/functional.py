@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from reludiag.sites.rectifiers import is_zero, operator_names, rectifier_call, rectifier_of
 from reludiag.sites.site import Rectifier
-from reludiag.sites.torch_internals import version_of
+from reludiag.sites.torch_internals import is_floating, version_of
 
 
 class OnCall(Protocol):
@@ -54,6 +54,8 @@ class RectifierMode(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").partition(".")[0]  # relu.default: an overload
         operator = name.strip("_")
+        if torch.is_inference_mode_enabled() and _writes(name) and operator not in _PARTS:
+            self._parts.clear()
         if operator in _OPERATORS:
             rectifier = rectifier_call(operator, args, kwargs)
             lower = args[1] if len(args) > 1 else kwargs.get("min")
@@ -66,7 +68,7 @@ class RectifierMode(TorchFunctionMode):
         elif operator in _PARTS:
             parts = _in_order(operator, args, kwargs)
             x = self._parts.rectified(operator, parts)
-            if x is not None and x.is_floating_point():
+            if x is not None and is_floating(x):
 
                 def call() -> Any:
                     result = func(*args, **kwargs)
@@ -78,6 +80,11 @@ class RectifierMode(TorchFunctionMode):
             self._parts.note(operator, parts, result)
             return result
         return func(*args, **kwargs)
+
+
+def _writes(name: str) -> bool:
+    """Whether a function of this name writes in place: `add_`, `__iadd__`."""
+    return name.startswith("__i") if name.endswith("__") else name.endswith("_")
 
 
 _OPERATORS = operator_names()
@@ -108,6 +115,10 @@ class _Parts:
     def __init__(self) -> None:
         # id -> (the tensor, its version, and of a mask: whose, that one's version, its sense)
         self._parts: dict[int, tuple[Any, ...]] = {}
+
+    def clear(self) -> None:
+        """Forget all: something was written in place where versions are not counted."""
+        self._parts.clear()
 
     def note(self, operator: str, args: tuple[Any, ...], result: Any) -> None:
         """Remember a result from which a rectifier may be composed."""

@@ -32,6 +32,8 @@ from reludiag.sites.consumer_tracker import ConsumerTracker
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.index_rules import assigned
 from reludiag.sites.moves import move_of
+from reludiag.sites.readable import has_own_operators
+from reludiag.sites.readable import memory_layout as _layout
 from reludiag.sites.returned import ReturnTracker
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
@@ -141,7 +143,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def mark_inputs(self, tensors: Iterator[Tensor], samples: int) -> None:
         """Declare model inputs of shape `[samples, ...]`."""
         for tensor in tensors:
-            if tensor.ndim and tensor.shape[0] == samples:
+            if not tensor.is_nested and tensor.ndim and tensor.shape[0] == samples:
                 self._set(tensor, Origin(sample=Coordinate(0, samples)))
 
     def origin_of(self, tensor: Tensor) -> Origin:
@@ -161,11 +163,16 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
+        operands = list(tensors_in([*args, *kwargs.values()]))
+        if any(tensor.is_nested for tensor in operands):
+            return self._run_unfollowed(func, args, kwargs)
         # Under inference_mode composite operators arrive undivided; the rules are for their parts.
-        with self:
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
+        own_operators = any(map(has_own_operators, operands))
+        if not own_operators:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         # Before it runs: an in-place operator may change a shape (squeeze_).
         inputs = [
             _Input(
@@ -174,36 +181,56 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._weight_or_origin(tensor),
                 _storage(tensor) in self._constants,
             )
-            for tensor in tensors_in((*args, *kwargs.values()))
+            for tensor in operands
         ]
         call = _Call(func, args, kwargs, inputs)
         self._on_operator(operator_name(func), args, kwargs)
         # Calling it here must not count as a call: a function mode would see what TorchScript
-        # calls, and see it in this forward only.
-        with DisableTorchFunction():
+        # calls, and see it in this forward only. A subclass is to find what it always finds.
+        with contextlib.nullcontext() if own_operators else DisableTorchFunction():
             tracker = self._consumers
             operation = None if tracker is None else tracker.prepare(func, args, kwargs)
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
-        reused = {_storage(argument.tensor) for argument in inputs}
-        for output in outputs:
-            if _storage(output) not in reused:
-                # New memory: forget the origin of an earlier tensor at this address.
-                self._origins.pop(_storage(output), None)
-                self._made_of_parameters.pop(_storage(output), None)
-                self._constants.discard(_storage(output))
+        self._forget(outputs, operands)
+        if any(output.is_nested for output in outputs):
+            self._lose(func, operands)
+            return result
         if tracker is None:
-            self._returned.follow(call.name, reused, map(_storage, outputs))
+            self._returned.follow(call.name, map(_storage, operands), map(_storage, outputs))
         elif operation is not None:
             with DisableTorchFunction(), without_dispatch_modes():
                 tracker.follow(operation, outputs)
         try:
             self._follow(call, outputs)
-        except (IndexError, KeyError, TypeError, ValueError, AttributeError):
+        except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError):
             # An operator with unexpected arguments: unknown, and the forward pass continues.
             for output in outputs:
                 self._set(output, UNKNOWN)
         return result
+
+    def _run_unfollowed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator on nested tensors, which have no shape to follow."""
+        inputs = list(tensors_in([*args, *kwargs.values()]))
+        self._lose(func, inputs)
+        result = func(*args, **kwargs)
+        outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
+        self._forget(outputs, inputs)
+        return result
+
+    def _lose(self, func: Any, inputs: list[Tensor]) -> None:
+        if self._consumers is not None:
+            with DisableTorchFunction(), without_dispatch_modes():
+                self._consumers.lose(operator_name(func), inputs)
+
+    def _forget(self, outputs: list[Tensor], inputs: list[Tensor]) -> None:
+        """In new memory, forget the origin of an earlier tensor at this address."""
+        reused = {_storage(tensor) for tensor in inputs}
+        for output in outputs:
+            if _storage(output) not in reused:
+                self._origins.pop(_storage(output), None)
+                self._made_of_parameters.pop(_storage(output), None)
+                self._constants.discard(_storage(output))
 
     def _weight_or_origin(self, tensor: Tensor) -> Origin | str:
         """The path of the module whose parameter this is (or a view or copy of it)."""
@@ -247,6 +274,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _spread(self, part: Tensor, origin: Origin) -> None:
         """What was written to a part of a tensor that was allocated before is in the whole."""
         _, shape, strides = _layout(part)
+        if len(strides) != len(shape):
+            return
         layouts = self._origins[_storage(part)]
         for whole, known in list(layouts.items()):
             if known != UNKNOWN or math.prod(whole[1]) <= math.prod(shape):
@@ -475,10 +504,6 @@ class _Call:
         return next(
             (argument.origin for argument in self.inputs if argument.tensor is tensor), None
         )
-
-
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:

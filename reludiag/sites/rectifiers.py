@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from reludiag.sites.site import Rectifier
+from reludiag.sites.torch_internals import is_floating
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -165,7 +166,7 @@ def rectifier_call(operator: str, args: Arguments, kwargs: Keywords) -> Rectifie
     (indices, lengths) are not activations.
     """
     x = args[0] if args else kwargs.get("input")
-    if isinstance(x, Tensor) and not x.is_floating_point():
+    if isinstance(x, Tensor) and not is_floating(x):
         return None
     rows = _BY_OPERATOR.get(operator.strip("_"))
     for row in rows or ():

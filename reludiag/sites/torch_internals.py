@@ -38,7 +38,6 @@ names, and `_orig_mod`, are so not looked for when this file is imported.
 import contextlib
 import sys
 from collections.abc import Callable
-from operator import attrgetter
 from types import CodeType
 from typing import Any
 
@@ -141,8 +140,23 @@ def operator_arguments(operator: Any) -> list[Any]:
 internal("torch.Tensor._version")
 internal("torch.UntypedStorage._cdata")
 
-version_of: Callable[[Tensor], int] = attrgetter("_version")
-"""How often a tensor's memory was written to in place."""
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor's memory was written to in place; 0 for one of inference mode, where that
+    is not counted.
+    """
+    if type(tensor) is Tensor:
+        return 0 if tensor.is_inference() else tensor._version
+    with DisableTorchFunction():  # a subclass must not notice
+        return 0 if tensor.is_inference() else tensor._version
+
+
+def is_floating(tensor: Tensor) -> bool:
+    """Whether it holds floating-point numbers."""
+    if type(tensor) is Tensor:
+        return tensor.is_floating_point()
+    with DisableTorchFunction():
+        return tensor.is_floating_point()
 
 
 def storage_of(tensor: Tensor) -> int:
