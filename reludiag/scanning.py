@@ -57,7 +57,11 @@ def scan(
     )
     head = _scan_head(model, measured, subject, notes, train_mode)
     return diagnose(
-        head, _findings(measured), thresholds or Thresholds(), structure=_structure(measured)
+        head,
+        _findings(measured),
+        thresholds or Thresholds(),
+        structure=_structure(measured),
+        missed=measured.missed,
     )
 
 
@@ -90,7 +94,11 @@ def scan_checkpoints(
     head = _scan_head(model, last, subject, (*notes, *dict.fromkeys(loaded)), train_mode)
     if len(checkpoints) == 1:
         return diagnose(
-            head, _findings(last), thresholds or Thresholds(), structure=_structure(last)
+            head,
+            _findings(last),
+            thresholds or Thresholds(),
+            structure=_structure(last),
+            missed=last.missed,
         )
     named = [checkpoint.step for checkpoint in checkpoints]
     steps = [step for step in named if step is not None]
@@ -105,7 +113,12 @@ def scan_checkpoints(
         )
     findings, timeline = checkpoint_timeline(steps, [scan.sites for scan in scans])
     return diagnose(
-        head, findings, thresholds or Thresholds(), timeline, structure=_structure(last)
+        head,
+        findings,
+        thresholds or Thresholds(),
+        timeline,
+        structure=_structure(last),
+        missed=last.missed,
     )
 
 
@@ -134,5 +147,5 @@ def _scan_head(
         evidence=f"frozen weights, {mode}, {measured.samples:,} samples in {batches}",
         frozen=True,
         samples=measured.samples,
-        notes=(*notes, *measured.blind_spots),
+        notes=tuple(notes),
     )

@@ -32,6 +32,7 @@ from reludiag.loading.data import batches_of
 from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, limited
 from reludiag.measure.structure import UNCENTRED, StructureFacts, structure_notes
 from reludiag.measure.structure_facts import batch_gradients, structure_facts
+from reludiag.measure.unjudged import sentences
 from reludiag.measure.verdicts import is_dead
 from reludiag.tables import Column, table_of
 
@@ -177,7 +178,7 @@ def examine_initialization(
                 for path, layer_input in first.items()
             ],
         ),
-        notes=(*notes, UNTRAINED, *measured.blind_spots, *_unfilled(normed), *refused),
+        notes=(*notes, UNTRAINED, *sentences(measured.unjudged), *_unfilled(normed), *refused),
     )
 
 
