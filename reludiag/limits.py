@@ -27,6 +27,11 @@ class Limit:
             )
         return cls(text, float(number), is_share)
 
+    @property
+    def allows_all(self) -> bool:
+        """Whether nothing can exceed it: 100 % of units."""
+        return self.is_share and self.value >= 100
+
     def less_than(self, lost: int, units: int) -> bool:
         """Whether `lost` of `units` exceeds the limit."""
         return lost * 100 > self.value * units if self.is_share else lost > self.value

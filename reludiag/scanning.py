@@ -66,7 +66,11 @@ def scan(
     )
     head = _scan_head(model, measured, subject, notes, train_mode)
     return diagnose(
-        head, _findings(measured), thresholds or Thresholds(), structure=_structure(measured)
+        head,
+        _findings(measured),
+        thresholds or Thresholds(),
+        structure=_structure(measured),
+        missed=measured.missed,
     )
 
 
@@ -99,7 +103,11 @@ def scan_checkpoints(
     head = _scan_head(model, last, subject, (*notes, *dict.fromkeys(loaded)), train_mode)
     if len(checkpoints) == 1:
         return diagnose(
-            head, _findings(last), thresholds or Thresholds(), structure=_structure(last)
+            head,
+            _findings(last),
+            thresholds or Thresholds(),
+            structure=_structure(last),
+            missed=last.missed,
         )
     named = [checkpoint.step for checkpoint in checkpoints]
     steps = [step for step in named if step is not None]
@@ -114,7 +122,12 @@ def scan_checkpoints(
         )
     findings, timeline = checkpoint_timeline(steps, [scan.sites for scan in scans])
     return diagnose(
-        head, findings, thresholds or Thresholds(), timeline, structure=_structure(last)
+        head,
+        findings,
+        thresholds or Thresholds(),
+        timeline,
+        structure=_structure(last),
+        missed=last.missed,
     )
 
 
@@ -143,5 +156,5 @@ def _scan_head(
         evidence=f"frozen weights, {mode}, {measured.samples:,} samples in {batches}",
         frozen=True,
         samples=measured.samples,
-        notes=(*notes, *measured.notes, *measured.blind_spots),
+        notes=(*notes, *measured.notes),
     )

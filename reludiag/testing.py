@@ -4,17 +4,19 @@ def test_no_unit_is_born_dead():
     assert_alive(build(), batches, max_dead="5%")
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
 from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.diagnosis.gate import TO_ALLOW, Gate, not_judged
 from reludiag.limits import Limit
+from reludiag.measure.unjudged import Unjudged, sentences
 from reludiag.measure.verdicts import LOST
 from reludiag.printable import printable
-from reludiag.reports.run.summary import next_steps
+from reludiag.reports.run.summary import next_steps, samples_differ
 from reludiag.reports.wording import plural, share
 from reludiag.scanning import scan
 
@@ -22,18 +24,29 @@ _SHOWN = 10  # sites in a failure
 
 
 def assert_alive(
-    model: nn.Module, batches: Iterable[Any], max_dead: str = "0%", **settings: Any
+    model: nn.Module,
+    batches: Iterable[Any],
+    max_dead: str = "0%",
+    *,
+    allow_unobserved: bool = False,
+    **settings: Any,
 ) -> Diagnosis:
     """Fail if more than `max_dead` of a model's units (a share, or a number) are dead on data.
 
-    Units with a NaN or an infinity count as dead. `batches` and `settings` are those of
-    `reludiag.scan`, with the same exceptions. Returns the Diagnosis for further assertions.
+    Units with a NaN or an infinity count as dead. It also fails if something could not be judged,
+    such as a site that was never called or whose unit axis is unknown, unless `allow_unobserved`.
+    `batches` and `settings` are those of `reludiag.scan`, with the same exceptions. Returns the
+    Diagnosis for further assertions.
     """
     __tracebackhide__ = True  # pytest shows the test instead of this function
     limit = Limit.parse(str(max_dead), "max_dead")
     diagnosis = scan(model, batches, **settings)
     if limit.less_than(diagnosis.lost, diagnosis.unit_count):
         raise AssertionError(_failure(diagnosis, limit))
+    gate = Gate(limit, allow_unobserved=allow_unobserved)
+    unknown = not_judged(gate.judge(diagnosis.sites, diagnosis.unjudged))
+    if unknown:
+        raise AssertionError("\n".join(map(printable, [*_unjudged_lines(unknown), TO_ALLOW])))
     return diagnosis
 
 
@@ -47,13 +60,25 @@ def _failure(diagnosis: Diagnosis, limit: Limit) -> str:
     ]
     hit = sites[sites["lost"] > 0]
     width = max(len(printable(name)) for name in hit["site"].head(_SHOWN))
-    lines += [_line(site, width) for _, site in hit.head(_SHOWN).iterrows()]
+    sampled = samples_differ(diagnosis)
+    lines += [_line(site, width, sampled) for _, site in hit.head(_SHOWN).iterrows()]
     if len(hit) > _SHOWN:
         lines.append(f"  and {plural(len(hit) - _SHOWN, 'more site')}")
+    lines += _unjudged_lines(diagnosis.unjudged)
     lines += [printable(step) for step in next_steps(diagnosis) if "--csv" not in step]
     return "\n".join(lines)
 
 
-def _line(site: "pd.Series[Any]", width: int) -> str:
+def _unjudged_lines(places: Sequence[Unjudged]) -> list[str]:
+    if not places:
+        return []
+    was = "was" if len(places) == 1 else "were"
+    lines = [f"{plural(len(places), 'place')} {was} not judged:"]
+    return lines + [f"  {printable(sentence)}" for sentence in sentences(places)]
+
+
+def _line(site: "pd.Series[Any]", width: int, sampled: bool) -> str:
+    samples = f" on {plural(site['samples'], 'sample')}" if sampled else ""
     producer = f"  fed by {printable(site['producer'])}" if pd.notna(site["producer"]) else ""
-    return f"  {printable(site['site']):{width}}  {site['lost']:,} of {site['units']:,}{producer}"
+    name = printable(site["site"])
+    return f"  {name:{width}}  {site['lost']:,} of {site['units']:,}{samples}{producer}"

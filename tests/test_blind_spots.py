@@ -51,22 +51,20 @@ def test_torchscript_in_a_model_is_listed_and_never_half_counted(
     model = nn.Sequential(nn.Linear(4, 4), compile_it(Plain()), nn.ReLU())
     diagnosis = reludiag.scan(model, [X, -X, X], train_mode=training)
     assert events(diagnosis) == {"2": 24}
-    assert "NOT OBSERVED: 2 rectifier calls (relu) in 1." in " ".join(diagnosis.head.notes)
+    assert "'1:relu' was called, but cannot be read (2 calls)." in " ".join(diagnosis.head.notes)
 
 
 def test_a_model_of_which_nothing_can_be_read_says_so() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.RNN(4, 4, nonlinearity="relu"))
-    with pytest.raises(
-        reludiag.ModelError, match=r"^NOT OBSERVED: 5 rectifier calls \(relu\) in 1"
-    ):
-        reludiag.scan(model, [torch.randn(5, 3, 4)])
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = torch.jit.script(Plain())
 
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(x)
 
-def test_a_recurrent_cell_is_listed() -> None:
-    model = nn.Sequential(nn.RNNCell(4, 4, nonlinearity="relu"), nn.ReLU())
-    diagnosis = reludiag.scan(model, [X])
-    assert events(diagnosis) == {"1": 8}
-    assert "NOT OBSERVED: 1 rectifier call (relu) in 0." in " ".join(diagnosis.head.notes)
+    with pytest.raises(reludiag.ModelError, match=r"^'part:relu' was called, but cannot be read"):
+        reludiag.scan(Wrapper(), [X])
 
 
 def test_the_module_of_a_program_is_refused_with_a_sentence() -> None:
@@ -91,7 +89,7 @@ def test_the_module_of_a_program_is_seen_in_training() -> None:
 def owners(model: nn.Module, *shape: int) -> list[tuple[object, ...]]:
     """Site, samples, unit axis, units and producer."""
     diagnosis = reludiag.scan(model, [torch.randn(8, *shape), torch.randn(8, *shape)])
-    assert not any("NOT OBSERVED" in note for note in diagnosis.head.notes)
+    assert diagnosis.unjudged == ()
     columns = diagnosis.sites[["site", "samples", "unit_axis", "units", "producer"]]
     return list(columns.itertuples(index=False, name=None))
 
@@ -147,7 +145,7 @@ def test_dynamic_quantization_leaves_the_relus() -> None:
 @pytest.mark.skipif(
     "x86" not in torch.backends.quantized.supported_engines, reason="needs kernels for x86"
 )
-def test_of_a_quantized_model_all_relus_are_listed_as_not_observed() -> None:
+def test_of_a_quantized_model_all_relus_are_read_fused_or_not() -> None:
     model = nn.Sequential(
         quantization.QuantStub(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(),
         quantization.DeQuantStub(),
@@ -155,9 +153,10 @@ def test_of_a_quantized_model_all_relus_are_listed_as_not_observed() -> None:
     model.qconfig = quantization.get_default_qconfig("x86")
     prepared = quantization.prepare(quantization.fuse_modules(model, [["1", "2"]]))
     prepared(X)
-    diagnosis = reludiag.scan(quantization.convert(prepared), [X])
-    assert events(diagnosis) == {"4": 0}
-    assert "NOT OBSERVED: 2 rectifier calls" in " ".join(diagnosis.head.notes)
+    assert owners(quantization.convert(prepared), 4) == [
+        ("1", 16, "1", 6, "1"),
+        ("4", 16, "1", 4, "3"),
+    ]
 
 
 # A monitored model that is written out

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from torch import nn
 
 import reludiag
-from reludiag.diagnosis.gate import Gate, exceeded
+from reludiag.diagnosis.gate import TO_ALLOW, Check, Gate, exceeded
 from reludiag.reports.run.junit import junit
 from reludiag.reports.run.markdown import markdown
 from tests.test_cli import reludiag_command
@@ -38,8 +38,12 @@ def chain(**dead: int) -> reludiag.Diagnosis:
     return reludiag.scan(model, [torch.linspace(-1, 1, 40).unsqueeze(1)])
 
 
+def judge(diagnosis: reludiag.Diagnosis, *texts: str, allow: bool = False) -> list[Check]:
+    return Gate.parse(texts, allow).judge(diagnosis.sites, diagnosis.unjudged)
+
+
 def failing(diagnosis: reludiag.Diagnosis, *texts: str) -> list[str | None]:
-    return [check.site for check in exceeded(Gate.parse(texts).judge(diagnosis.sites))]
+    return [check.site for check in exceeded(judge(diagnosis, *texts))]
 
 
 def test_a_plain_limit_is_for_the_whole_model() -> None:
@@ -70,7 +74,7 @@ def test_a_site_that_is_not_finite_is_over_the_limit() -> None:
 def test_a_pattern_that_matches_no_site_is_refused() -> None:
     gate = Gate.parse(["encoder.*=5%"])
     with pytest.raises(reludiag.UsageError, match=r"no site name matches.*a\.relu"):
-        gate.require_matches(chain(a=1).sites)
+        gate.require_matches(chain(a=1).sites, ())
 
 
 @pytest.mark.parametrize("text", ["=5%", "a=", "a=b", "a=101%", "a=-1", "5%=a", ""])
@@ -86,9 +90,9 @@ def test_two_limits_for_the_whole_model_are_refused() -> None:
 
 def test_junit_has_a_case_for_each_site_that_fails_where_it_is_over_the_limit() -> None:
     diagnosis = chain(a=1, b=5)
-    root = ElementTree.fromstring(junit(diagnosis, Gate.parse(["*=10%"]).judge(diagnosis.sites)))
+    root = ElementTree.fromstring(junit(diagnosis, judge(diagnosis, "*=10%")))
     suite = root.find("testsuite")
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "1", "1")
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("3", "2", "0")
     cases = {case.get("name"): case for case in suite.iter("testcase")}
     assert list(cases) == ["a.relu", "b.relu", "never"]
     failures = {name: case.find("failure") for name, case in cases.items()}
@@ -96,15 +100,21 @@ def test_junit_has_a_case_for_each_site_that_fails_where_it_is_over_the_limit() 
     assert failures["b.relu"].get("message") == (
         "5 of 10 units of 'b.relu' are dead or not finite (the limit is 10%)"
     )
-    assert cases["never"].find("skipped").get("message") == "never called"
+    assert failures["never"].get("message") == (
+        f"'never' was never called. Whether units there are dead is not known. {TO_ALLOW}"
+    )
+    root = ElementTree.fromstring(junit(diagnosis, judge(diagnosis)))
+    assert root.find(".//testcase[@name='never']/skipped").get("message") == (
+        "'never' was never called. Whether units there are dead is not known."
+    )
 
 
 def test_junit_fails_somewhere_exactly_where_the_gate_does() -> None:
     diagnosis = chain(a=1, b=5)
     for texts in (["30%"], ["29%"], ["5"], ["a.*=0"], ["a.*=1"], []):
-        checks = Gate.parse(texts).judge(diagnosis.sites)
+        checks = judge(diagnosis, *texts)
         suite = ElementTree.fromstring(junit(diagnosis, checks)).find("testsuite")
-        assert bool(exceeded(checks)) == (suite.find(".//failure") is not None), texts
+        assert any(check.fails for check in checks) == (suite.find(".//failure") is not None), texts
 
 
 HOSTILE = "x\x00\x1b[31m|`</code><script>alert(1)</script>\n# @you www.evil=[a](b)"
@@ -120,14 +130,14 @@ def hostile() -> reludiag.Diagnosis:
 
 def test_a_hostile_name_does_nothing_in_junit() -> None:
     diagnosis = hostile()
-    suite = ElementTree.fromstring(junit(diagnosis, Gate.parse(["0"]).judge(diagnosis.sites)))[0]
+    suite = ElementTree.fromstring(junit(diagnosis, judge(diagnosis, "0")))[0]
     names = [case.get("name") for case in suite.iter("testcase")]
     assert names[1].startswith("x\ufffd\ufffd[31m|`</code><script>alert(1)</script>")
 
 
 def test_a_hostile_name_does_nothing_in_markdown() -> None:
     diagnosis = hostile()
-    text = markdown(diagnosis, Gate.parse(["0"]).judge(diagnosis.sites))
+    text = markdown(diagnosis, judge(diagnosis, "0"))
     rendered = MarkdownIt("gfm-like", {"linkify": False}).render(text)
     assert "<script" not in rendered and "<a " not in rendered and rendered.count("<h") == 1
     assert "&lt;script&gt;alert(1)" in rendered
@@ -138,19 +148,19 @@ def test_a_hostile_name_does_nothing_in_markdown() -> None:
 
 def test_markdown_shows_each_site_its_limit_and_the_dead_units() -> None:
     diagnosis = chain(a=0, b=2)
-    text = markdown(diagnosis, Gate.parse(["b.*=10%"]).judge(diagnosis.sites))
+    text = markdown(diagnosis, judge(diagnosis, "b.*=10%"))
     assert "**2 of 20 units dead** (10 %)" in text
     assert "| `a.relu` | 10 | 0 | 0 % | 0 |  |  |" in text
     assert "| `b.relu` | 10 | 2 | 20 % | 0 | 10% | **over** |" in text
     assert "| `never` | never called |" in text
     assert "- `b.relu`: 0, 1\n" in text
-    assert "Limit" not in markdown(diagnosis, Gate().judge(diagnosis.sites))
+    assert "Limit" not in markdown(diagnosis, judge(diagnosis))
 
 
 def test_a_summary_of_a_thousand_sites_shows_the_worst_hundred() -> None:
     model = nn.Sequential(*(m for _ in range(1000) for m in (nn.Linear(1, 1), nn.ReLU())))
     diagnosis = reludiag.scan(model, [torch.ones(2, 1)])
-    text = markdown(diagnosis, Gate.parse(["*=100%"]).judge(diagnosis.sites))
+    text = markdown(diagnosis, judge(diagnosis, "*=100%"))
     assert "900 sites with fewer dead units not shown" in text
     assert len(text) < 100_000
 

@@ -105,10 +105,10 @@ def test_options_take_both_names() -> None:
     for name in ("fc2:relu", "Net:relu#1"):
         sites = reludiag.scan(Net(plain), [x], unit_axes={name: 1}).sites
         assert list(sites["unit_axis"]) == ["2", "1"]
-        (first, second) = Gate.parse([f"{name}=0"]).judge(sites)
+        (first, second) = Gate.parse([f"{name}=0"]).judge(sites, ())
         assert first.limit is None and second.limit is not None
     # A pattern is one of aliases only if it matches no name.
-    checks = Gate.parse(["*:relu=0"]).judge(reludiag.scan(Net(plain), [X]).sites)
+    checks = Gate.parse(["*:relu=0"]).judge(reludiag.scan(Net(plain), [X]).sites, ())
     assert all(check.limit is not None for check in checks)
 
 

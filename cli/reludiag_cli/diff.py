@@ -27,7 +27,17 @@ def diff(
     output: options.Output = "-",
     fail_on_new_deaths: Annotated[
         bool,
-        typer.Option("--fail-on-new-deaths", help="Exit 1 if a unit died or is no longer finite."),
+        typer.Option(
+            "--fail-on-new-deaths",
+            help="Exit 1 if a unit died or is no longer finite, 3 if B could not judge all.",
+        ),
+    ] = False,
+    allow_unobserved: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unobserved",
+            help="Let --fail-on-new-deaths pass although something in B was not judged.",
+        ),
     ] = False,
 ) -> None:
     """Show which units died and which came back from A to B.
@@ -42,6 +52,10 @@ def diff(
     results.write_difference(
         difference, output=output, as_json=as_json, csv=csv, all_units=all_units
     )
-    if fail_on_new_deaths and difference.new_deaths:
-        typer.echo(f"new deaths: {difference.new_deaths:,}", err=True)
-        raise typer.Exit(1)
+    if fail_on_new_deaths:
+        if difference.new_deaths:
+            typer.echo(f"new deaths: {difference.new_deaths:,}", err=True)
+        unknown = () if allow_unobserved else difference.unjudged
+        results.say_not_judged("--fail-on-new-deaths", unknown)
+        if difference.new_deaths or unknown:
+            raise typer.Exit(1 if difference.new_deaths else results.NOT_JUDGED)

@@ -26,6 +26,6 @@ def report(
     from reludiag.diagnosis.gate import Gate
     from reludiag.measure.verdicts import Thresholds
 
-    gate = Gate.parse(request.fail_over)
+    gate = Gate.parse(request.fail_over, request.allow_unobserved)
     results.check_report(request)
     results.write_report(load(recording, Thresholds(rare, dormant)), gate, request)

@@ -27,6 +27,7 @@ class ReportRequest:
     all_sites: bool
     github_summary: bool
     fail_over: list[str]
+    allow_unobserved: bool
 
 
 AllUnits = Annotated[
@@ -45,7 +46,16 @@ FailOver = Annotated[
         "--fail-over",
         metavar="[SITES=]5%|N",
         help="Exit 1 if more units than this are dead or not finite, in the whole model, or in any "
-        "site that matches SITES, such as encoder.*; the first match counts. Repeatable.",
+        "site that matches SITES, such as encoder.*; the first match counts. Repeatable. Exit 3 if "
+        "something under a limit was not judged.",
+    ),
+]
+AllowUnobserved = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unobserved",
+        help="Let --fail-over pass although something was not judged, such as a site that was "
+        "never called or whose unit axis is unknown.",
     ),
 ]
 
@@ -93,4 +103,5 @@ _OTHERS: dict[str, tuple[Any, Any]] = {
     "github_summary": (GithubSummary, False),
     "all_sites": (AllSites, False),
     "fail_over": (FailOver, None),
+    "allow_unobserved": (AllowUnobserved, False),
 }

@@ -16,9 +16,12 @@ if TYPE_CHECKING:  # importing these loads torch; --help must not
     from reludiag.diagnosis.gate import Gate
     from reludiag.experiments.analysis.effects import Effects
     from reludiag.experiments.replay import Replay
+    from reludiag.measure.unjudged import Unjudged
     from reludiag_cli.report_options import ReportRequest
 
 STDOUT = "-"
+NOT_JUDGED = 3
+"""The exit code where nothing exceeds a limit, but something under one was not judged."""
 LISTED_LIMITS = 5  # exceeded limits that a gate names one by one
 
 File = tuple[str | None, Callable[[str], None]]
@@ -47,15 +50,15 @@ def check_report(request: "ReportRequest") -> None:
 
 
 def write_report(diagnosis: "Diagnosis", gate: "Gate", request: "ReportRequest") -> None:
-    """Write every report that an option names; exit 1 if the gate fails."""
-    from reludiag.diagnosis.gate import exceeded
+    """Write every report that an option names; exit 1 or 3 if the gate fails."""
+    from reludiag.diagnosis.gate import exceeded, not_judged
     from reludiag.printable import printable
     from reludiag.reports.output import append
     from reludiag.reports.run.formats import ReportOptions, format_of
     from reludiag.reports.run.markdown import markdown
     from reludiag.reports.run.terminal import print_report
 
-    checks = gate.judge(diagnosis.sites)
+    checks = gate.judge(diagnosis.sites, diagnosis.unjudged)
     choices = ReportOptions(request.all_units, request.all_sites, checks)
     if request.github_summary and (summary := os.environ.get("GITHUB_STEP_SUMMARY")):
         append(summary, markdown(diagnosis, checks))
@@ -71,14 +74,28 @@ def write_report(diagnosis: "Diagnosis", gate: "Gate", request: "ReportRequest")
         if request.as_json
         else lambda console: print_report(diagnosis, console, request.all_sites),
     )
-    gate.require_matches(diagnosis.sites)
+    gate.require_matches(diagnosis.sites, diagnosis.unjudged)
     failed = exceeded(checks)
     for check in failed[:LISTED_LIMITS]:
         typer.echo(printable(f"--fail-over: {check.sentence}"), err=True)
     if len(failed) > LISTED_LIMITS:
         typer.echo(f"--fail-over: {len(failed) - LISTED_LIMITS:,} more sites", err=True)
+    unknown = not_judged(checks)
+    say_not_judged("--fail-over", unknown)
     if failed:
         raise typer.Exit(1)
+    if unknown:
+        raise typer.Exit(NOT_JUDGED)
+
+
+def say_not_judged(option: str, places: "Sequence[Unjudged]") -> None:
+    """Say on stderr what a gate could not judge, and how to let it pass."""
+    from reludiag.diagnosis.gate import TO_ALLOW
+    from reludiag.measure.unjudged import sentences
+    from reludiag.printable import printable
+
+    for sentence in [*sentences(places), TO_ALLOW] if places else []:
+        typer.echo(printable(f"{option}: {sentence}"), err=True)
 
 
 def write_effects(

@@ -63,7 +63,7 @@ def scan(
     from reludiag.scanning import scan_checkpoints
     from reludiag_cli.progress import batch_progress
 
-    gate = Gate.parse(request.fail_over)
+    gate = Gate.parse(request.fail_over, request.allow_unobserved)
     results.check_report(request)
     axes = options.unit_axes(unit_axis)
     network = options.build_model(model, model_arg, device, dtype)

@@ -10,6 +10,7 @@ from reludiag.capture.call_reader import CallReader
 from reludiag.capture.fused import FusedForward, fusible
 from reludiag.capture.hooks import FrozenHook, Hook, entrances, hookable_modules
 from reludiag.capture.pass_tracker import PassTracker
+from reludiag.capture.rectifying_layers import is_rectifying_layer
 
 
 class Attachment:
@@ -58,14 +59,16 @@ class Attachment:
             yield partial(module.register_forward_hook, end, always_call=True)
         for _, module in hookable_modules(self._model):
             has_weights = any(True for _ in module.parameters(recurse=False))
-            if has_weights and module not in self._rectifiers:
+            own = is_rectifying_layer(module)
+            if own or (has_weights and module not in self._rectifiers):
                 hook = self._hook(module, reader.note_producer)
                 yield partial(module.register_forward_hook, hook)
         for module in self._rectifiers:
             if getattr(module, "inplace", False):
                 pre_hook = self._hook(module, reader.keep_input, None)
                 yield partial(module.register_forward_pre_hook, pre_hook)
-            hook = self._hook(module, reader.read_module, "output")
+            reads = reader.read_layer if is_rectifying_layer(module) else reader.read_module
+            hook = self._hook(module, reads, "output")
             yield partial(module.register_forward_hook, hook)
 
     def _hook(

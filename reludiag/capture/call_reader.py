@@ -14,8 +14,10 @@ from reludiag.capture.following import Following
 from reludiag.capture.forward_pass import ForwardPass, PerThread
 from reludiag.capture.idle import Idle
 from reludiag.capture.missed import MissedCalls
+from reludiag.capture.rectifying_layers import Part, parts_of, product_of
 from reludiag.capture.sample_counter import SampleCounter
 from reludiag.capture.site_registry import SiteRegistry
+from reludiag.sites.provenance import ProvenanceMode
 from reludiag.sites.readable import kind_of, readable
 from reludiag.sites.rectifiers import is_fused_rectifier, rectifier_call
 from reludiag.sites.site import Rectifier
@@ -75,6 +77,8 @@ class CallReader:
         ):
             self._note_first_layer(current, current.root, module, args[0])
         current.producer = module
+        if current.provenance is not None:
+            self._note_product(module, output, current.provenance)
         if not current.depth and self._threads.open_passes:
             self._missed.elsewhere = True
 
@@ -106,6 +110,11 @@ class CallReader:
             if copy[0] is module:
                 pre_activation = copy[1]
         self._hand_over(module, "", self._rectifiers[module], pre_activation, output)
+
+    def read_layer(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After a layer that rectifies its own product: its input is not what is rectified."""
+        if not self._threads.current.unwatched:
+            self._hand_over(module, "", self._rectifiers[module], None, output)
 
     def read_function(
         self, rectifier: Rectifier, pre_activation: Any, in_place: bool, call: Callable[[], Any]
@@ -155,6 +164,8 @@ class CallReader:
         current = self._threads.current
         call = current.expected(owner, operator)
         site = None if call is None else call.site
+        if x.is_quantized:
+            return x.detach().clone()
         if not self._wants_pre_activation(owner.training, None if site is None else site.index):
             return None
         if backward_task() != -1 or innermost_transform() is not None:
@@ -193,17 +204,19 @@ class CallReader:
         output: Any,
     ) -> None:
         # Between the model's kernels this code is never in the CPU's caches: every line costs time.
-        if not isinstance(output, Tensor) or backward_task() != -1:  # is_recomputed()
+        if backward_task() != -1:  # is_recomputed()
             return
         if innermost_transform() is not None:  # is_transformed()
-            self._missed.transformed += 1
+            self._missed.transformed[self._paths[owner], operator] += 1
+            return
+        if not isinstance(output, Tensor) or (type(output) is Tensor and output.is_quantized):
+            self._hand_over_parts(owner, operator, rectifier, pre_activation, output)
             return
         current = self._threads.current
         with self._lock if current.function_mode is None else self._hidden(current):
             plain = readable(output)
             if plain is None:
-                key = self._paths[owner], operator or rectifier.activation
-                self._missed.unreadable[key] = kind_of(output)
+                self._missed.unreadable[self._paths[owner], operator] = kind_of(output)
                 return
             output = plain
             call = current.expected(owner, operator)
@@ -226,6 +239,38 @@ class CallReader:
             if call.site is not None and view is not None:
                 self._receive(Call(call.site.index, owner.training, output, pre_activation, view))
 
+    def _hand_over_parts(
+        self,
+        owner: nn.Module,
+        operator: str,
+        rectifier: Rectifier,
+        pre_activation: Any,
+        output: Any,
+    ) -> None:
+        """The same for an output that is not read as it is."""
+        current = self._threads.current
+        call = current.expected(owner, operator)
+        if call is None:
+            call = self._unexpected(owner, operator)
+        else:
+            current.call_count += 1
+        path, readable, only = self._paths[owner], False, self._following.only
+        with self._lock if current.function_mode is None else self._hidden(current):
+            if isinstance(pre_activation, Tensor) and pre_activation.is_quantized:
+                pre_activation = pre_activation.dequantize()
+            for part in parts_of(owner, output, path):
+                readable = True
+                view = self._settle(call, rectifier, part.output, current, part)
+                # Of how many samples such a call is depends on more than the rows of the pass.
+                self._idle.path_varies |= part.samples not in (None, current.samples)
+                if (only and call not in only) or call.site is None or view is None:
+                    continue
+                self._receive(
+                    Call(call.site.index, owner.training, part.output, pre_activation, view)
+                )
+        if not readable:
+            self._missed.unreadable[path, operator] = f"it returned a {type(output).__name__}"
+
     def _unexpected(self, owner: nn.Module, operator: str) -> ExpectedCall:
         """A call that is not the one that was expected."""
         current = self._threads.current
@@ -237,30 +282,56 @@ class CallReader:
             self._missed.elsewhere = True
         return ExpectedCall(owner, operator, current.producer, 0, 0)
 
+    def _note_product(self, module: nn.Module, output: Any, provenance: ProvenanceMode) -> None:
+        """Tell what follows the forward where the units of a layer are that knows it best."""
+        if isinstance(module, nn.RNN) and isinstance(output, tuple) and output:
+            output = output[0]
+        if isinstance(output, Tensor):
+            origin = product_of(module, output, self._paths[module])
+            if origin is not None:
+                provenance.note_product(output.detach(), origin)
+
     def _settle(
-        self, call: ExpectedCall, rectifier: Rectifier, output: Tensor, current: ForwardPass
+        self,
+        call: ExpectedCall,
+        rectifier: Rectifier,
+        output: Tensor,
+        current: ForwardPass,
+        part: Part | None = None,
     ) -> UnitView | None:
         """Find and note of which site a call is. Returns its view, None if it cannot be read."""
+        path = self._paths[call.owner]
         if output.numel() == 0:
+            self._missed.without_rows.add((path, call.operator))
             return None
         provenance, following = current.provenance, self._following
-        if output.is_quantized:  # integers are listed, but not read
-            if provenance is not None:
-                name = call.operator or rectifier.activation
-                current.unobserved[self._paths[call.owner], name] += 1
-            return None
         samples, may_wait = current.samples, False
-        if not current.depth:
+        if part is not None and part.samples is not None:
+            samples = part.samples
+        elif not current.depth:
             samples = len(output) if output.ndim else None
         elif following.deferring and provenance is None:
             may_wait = True
-        match = self._registry.match(
-            call, rectifier, output, samples, provenance, following.deferred if may_wait else None
-        )
+        deferred = following.deferred if may_wait else None
+        if part is None:
+            match = self._registry.match(call, rectifier, output, samples, provenance, deferred)
+        else:
+            if provenance is not None:
+                origin = provenance.origin_of(part.returned.detach())
+                if part.origin is not None and part.origin.sample is not None:
+                    origin = part.origin
+                provenance.note_product(output.detach(), origin)
+            match = self._registry.match(
+                call, rectifier, output, samples, provenance, deferred, part.origin
+            )
         self._registry.add(call, match)
         if provenance is not None and match.site is not None and match.layout is not None:
-            provenance.begin_site(match.site.index, output.detach(), match.layout.unit)
+            returned = output if part is None else part.returned
+            provenance.begin_site(match.site.index, returned.detach(), match.layout.unit)
         call.site, call.view = match.site, match.view
+        if match.site is not None and match.view is None:
+            why = f"its shape {list(output.shape)} does not fit that of its first call"
+            self._missed.unreadable[path, call.operator] = why
         if match.site is None:
             following.deferred.add(call)
         return match.view

@@ -78,7 +78,8 @@ class Capture:
         paths: dict[nn.Module, str] = {}
         for path, module in model.named_modules():
             paths.setdefault(module, path)
-        functions = functional_calls(model)
+        self._functions = functions = functional_calls(model)
+        self._paths = paths
         self._rectifiers = {module: rectifier for _, module, rectifier in rectifier_modules(model)}
         self._registry = SiteRegistry(model, paths, dict(unit_axes or {}))
         self._following = Following()
@@ -136,6 +137,19 @@ class Capture:
     def uncalled(self) -> list[Site]:
         """A site for each rectifier module that was never called."""
         return self._registry.uncalled(self._rectifiers)
+
+    def uncalled_functions(self) -> list[tuple[str, str]]:
+        """(path of the owner, operator) of functions in the source code that were never called."""
+        return sorted(self._functions.keys() - self._registry.functions().keys())
+
+    def partly_read(self) -> list[str]:
+        """Names of the sites of layers of which only the last of several can be read."""
+        deep = {
+            self._paths[module]
+            for module in self._rectifiers
+            if isinstance(module, nn.RNN) and module.num_layers > 1
+        }
+        return [site.name for site in self.sites if site.module in deep and not site.operator]
 
     @property
     def overrides(self) -> set[str]:

@@ -11,12 +11,12 @@ class MissedCalls:
         """(owner module, operator) -> number of rectifier calls in a followed forward pass that
         could not be read.
         """
+        self.transformed: Counter[tuple[str, str]] = Counter()
+        """The same for calls inside a `torch.func` transform, which cannot be read from outside."""
         self.unreadable: dict[tuple[str, str], str] = {}
-        """(owner module, operator) -> what its outputs are, of rectifiers whose output, in some
-        call, was a tensor that cannot be read.
-        """
-        self.transformed = 0
-        """Calls inside a `torch.func` transform, which cannot be read from outside."""
+        """The same for calls whose output could not be read -> why."""
+        self.without_rows: set[tuple[str, str]] = set()
+        """The same for calls whose output was empty."""
         self.unrepeatable = 0
         """Number of calls that need a second run of their batch, which could not be run again."""
         self.evaluations = 0

@@ -93,7 +93,7 @@ class PassTracker:
                 missed.unrepeatable += len(following.deferred)
                 return
             following.begin_second_run()
-            transformed = missed.transformed
+            transformed = missed.transformed.copy()
             self.run(self._model, args, kwargs)
             missed.transformed = transformed
         finally:

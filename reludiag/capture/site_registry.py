@@ -108,11 +108,13 @@ class SiteRegistry:
         samples: int | None,
         provenance: ProvenanceMode | None,
         deferred: Collection[ExpectedCall] | None = None,
+        known: Origin | None = None,
     ) -> SiteMatch:
         """The site of a call, and how its output is viewed. Changes nothing.
 
         `provenance` is what follows this forward, if anything does. `deferred` are the calls that
-        wait for a forward that is followed, None where none may wait.
+        wait for a forward that is followed, None where none may wait. `known` is where the module
+        itself says that its units and samples are.
         """
         key: tuple[Any, ...] = (call.owner, call.operator, call.producer, call.ordinal)
         site, layout = self._by_key.get(key, (None, None))
@@ -133,7 +135,7 @@ class SiteRegistry:
                 ordinal=call.ordinal,
                 shape=shape,
             )
-            origin = None if provenance is None else provenance.origin_of(output.detach())
+            origin = known if provenance is None else provenance.origin_of(output.detach())
             producer = (origin.producer if origin is not None else None) or identity.fed_by or None
             fed_name = NamedCall(identity, set(), self._paths[call.owner], producer).fed_name
             override, axis = self._override(identity, call.number, fed_name, output)

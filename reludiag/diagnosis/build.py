@@ -1,7 +1,7 @@
 """diagnose(): makes the tables of a Diagnosis from the counts of each site."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,22 @@ from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.measure.binomial import upper_bound
 from reludiag.measure.structure import StructureNote
 from reludiag.measure.unit_counts import UnitCounts
+from reludiag.measure.unjudged import (
+    Unjudged,
+    all_unjudged,
+    label,
+    named,
+    sentences,
+    unjudged_sites,
+)
 from reludiag.measure.verdicts import VERDICTS, Thresholds, judge, tau_score
 from reludiag.recording.ledger import NEVER, Ledger, Lives
 from reludiag.sites.site import Site
 from reludiag.tables import table_of
+
+_FEW_SAMPLES = 59
+"""From so many on, a unit that never fired has a firing rate below 5 %, with 95 % confidence."""
+_FEW_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,9 +56,17 @@ def diagnose(
     timeline: pd.DataFrame | None = None,
     causes: Sequence[Cause] = (),
     structure: Sequence[StructureNote] = (),
+    missed: Sequence[Unjudged] = (),
 ) -> Diagnosis:
-    """Make the tables from the counts."""
-    units = [_unit_rows(head, finding, thresholds) for finding in findings]
+    """Make the tables from the counts; `missed` is what could not be seen of the model."""
+    unjudged = all_unjudged(((each.site, each.counts.samples) for each in findings), missed)
+    few = _few_samples_note(head, findings)
+    head = replace(head, notes=(*sentences(unjudged), *few, *head.notes))
+    by_site, _ = unjudged_sites([finding.site.name for finding in findings], unjudged)
+    units = [
+        _unit_rows(head, finding, thresholds, by_site.get(finding.site.name))
+        for finding in findings
+    ]
     ledger = timeline is not None
     unit_columns = UNIT_COLUMNS + (LEDGER_COLUMNS if ledger else ())
     sites = [
@@ -61,6 +81,7 @@ def diagnose(
         causes=tuple(causes),
         structure=tuple(structure),
         lives=None if timeline is None else _lives(timeline, findings),
+        unjudged=unjudged,
     )
 
 
@@ -71,7 +92,28 @@ def _lives(timeline: pd.DataFrame, findings: Sequence[SiteFindings]) -> Lives:
     )
 
 
-def _unit_rows(head: Head, finding: SiteFindings, thresholds: Thresholds) -> dict[str, Any]:
+def _few_samples_note(head: Head, findings: Sequence[SiteFindings]) -> list[str]:
+    """The note on the sites that so few samples reach that little can be said of their units."""
+    few = {
+        each.site.name: each.counts.samples
+        for each in findings
+        if each.site.rectifier.can_die
+        and 0 < each.counts.samples < head.samples
+        and each.counts.samples < max(_FEW_SAMPLES, _FEW_SHARE * head.samples)
+    }
+    if not few:
+        return []
+    low, high = min(few.values()), max(few.values())
+    return [
+        f"{named(list(few))} {'is' if len(few) == 1 else 'are'} reached by "
+        f"{f'{low:,}' if low == high else f'{low:,} to {high:,}'} of {head.samples:,} samples. A "
+        "unit that is silent there may well fire on more data."
+    ]
+
+
+def _unit_rows(
+    head: Head, finding: SiteFindings, thresholds: Thresholds, place: Unjudged | None
+) -> dict[str, Any]:
     site, counts, ledger = finding.site, finding.counts, finding.ledger
     if site.units is None:
         return {
@@ -79,6 +121,7 @@ def _unit_rows(head: Head, finding: SiteFindings, thresholds: Thresholds) -> dic
             "verdict": "unobserved",
             "samples": 0,
             "activation": site.rectifier.activation,
+            "note": "never called" if place is None else label(place.reason),
         }
     n, positions = counts.counted, counts.positions
     observed = n > 0
@@ -109,6 +152,7 @@ def _unit_rows(head: Head, finding: SiteFindings, thresholds: Thresholds) -> dic
         "max_preactivation": np.where(
             np.isneginf(counts.before_maximum), np.nan, counts.before_maximum
         ),
+        "note": _unit_note(place, counts.samples, head.samples),
     }
     if ledger is not None:
         table["born_dead"] = ledger.born_dead if ledger.born_known else None
@@ -116,6 +160,14 @@ def _unit_rows(head: Head, finding: SiteFindings, thresholds: Thresholds) -> dic
         table["revived_step"] = _step_column(ledger.revived_step)
         table |= finding.at_death
     return table
+
+
+def _unit_note(place: Unjudged | None, samples: int, whole: int) -> str | None:
+    """What must be said beside the verdict of each unit of a site."""
+    notes = [] if place is None else [label(place.reason)]
+    if 0 < samples < whole:
+        notes.append(f"reached by {samples:,} of {whole:,} samples")
+    return "; ".join(notes) or None
 
 
 def _step_column(steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -44,6 +44,12 @@ UNIT_COLUMNS = (
         "float64",
         "largest pre-activation, if it was read: how far a silent unit is from firing",
     ),
+    Column(
+        "note",
+        "str",
+        "what limits the verdict: axis unknown, never called, cannot be read, reached by few "
+        "samples; empty if nothing does",
+    ),
 )
 
 LEDGER_COLUMNS = (

@@ -9,6 +9,7 @@ import pandas as pd
 
 from reludiag.causes.cause import Cause
 from reludiag.measure.structure import StructureNote
+from reludiag.measure.unjudged import Unjudged, is_partial
 from reludiag.measure.verdicts import LOST, Thresholds
 from reludiag.recording.ledger import Lives
 
@@ -61,6 +62,10 @@ class Diagnosis:
     """What in the build of the network, or in the scale of its input, keeps units from training."""
     lives: Lives | None = None
     """The state of every unit at every snapshot. None after a single scan."""
+    unjudged: tuple[Unjudged, ...] = ()
+    """The places of the model whose units got no verdict, or one that may hide deaths, and why.
+    Of these, nothing may be said to be alive.
+    """
 
     @property
     def dead(self) -> int:
@@ -83,6 +88,12 @@ class Diagnosis:
         return int(self.sites["units"].sum())
 
     @property
+    def judged_units(self) -> int:
+        """Number of units of the sites that were judged."""
+        places = {place.where for place in self.unjudged if not is_partial(place.reason)}
+        return int(self.sites.loc[~self.sites["site"].isin(places), "units"].sum())
+
+    @property
     def diverged(self) -> bool:
         """Whether any unit was not finite; silent units prove nothing then."""
         return bool(self.sites["nonfinite"].sum() > 0)
@@ -95,6 +106,7 @@ class Diagnosis:
         all_units: bool = False,
         all_sites: bool = False,
         fail_over: str | Sequence[str] = (),
+        allow_unobserved: bool = False,
         effects: Any = None,
     ) -> None:
         """Write the report in any format: `json`, `text`, or what `reludiag report` has an option
@@ -106,7 +118,8 @@ class Diagnosis:
 
         `all_units` lists every unit, not only those that are not alive; `all_sites` every site,
         where a table would group them. `fail_over` is a limit, or several, as `--fail-over` has
-        them, for JUnit and Markdown to judge by. `effects`, an `Effects` of a sweep or of several
+        them, for JUnit and Markdown to judge by; places that were not judged fail it too, unless
+        `allow_unobserved`. `effects`, an `Effects` of a sweep or of several
         runs, adds their heat maps to a page.
 
         Raises UsageError where the format or a limit is not known or the file cannot be written,
@@ -115,9 +128,12 @@ class Diagnosis:
         from reludiag.diagnosis.gate import Gate
         from reludiag.reports.run.formats import ReportOptions, format_of
 
-        gate = Gate.parse([fail_over] if isinstance(fail_over, str) else fail_over)
-        gate.require_matches(self.sites)
-        choices = ReportOptions(all_units, all_sites, gate.judge(self.sites), effects)
+        limits = [fail_over] if isinstance(fail_over, str) else fail_over
+        gate = Gate.parse(limits, allow_unobserved)
+        gate.require_matches(self.sites, self.unjudged)
+        choices = ReportOptions(
+            all_units, all_sites, gate.judge(self.sites, self.unjudged), effects
+        )
         format_of(path, format).write(self, path, choices)
 
     def to_csv(self, path: str | Path | IO[str], all_units: bool = False) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.from_json import open_diagnosis
 from reludiag.errors import UsageError
+from reludiag.measure.unjudged import Unjudged, sentences
 from reludiag.tables import Column, table_of
 
 CHANGES = ("died", "diverged", "revived", "unchanged", "unknown", "new", "missing")
@@ -52,6 +53,8 @@ class Difference:
     """A row per unit of the compared, new and missing sites: `CHANGE_COLUMNS`."""
     sites: pd.DataFrame
     """A row per site: `SITE_CHANGE_COLUMNS`."""
+    unjudged: tuple[Unjudged, ...] = ()
+    """What was not judged in the second: whether units died there is not known."""
 
     def count(self, change: str) -> int:
         """Number of units with one kind of change: `died`, `revived`, ... (see `CHANGES`)."""
@@ -85,7 +88,7 @@ class Difference:
         seldom = int((died & (self.units["verdict_before"] == "rare")).sum())
         if seldom:
             notes.append(f"{seldom:,} of the units that died were rare before.")
-        return notes
+        return notes + [f"In the second: {sentence}" for sentence in sentences(self.unjudged)]
 
     def to_csv(self, path: str | Path | IO[str], all_units: bool = False) -> None:
         """Write the units that changed, or all units; `-` is stdout."""
@@ -131,7 +134,13 @@ def diff(before: Diagnosis | str | Path, after: Diagnosis | str | Path) -> Diffe
     for change in ("died", "diverged", "revived", "unchanged", "unknown"):
         count = units.loc[units["change"] == change, "site"].value_counts()
         sites[change] = sites["site"].map(count).fillna(0).where(compared)
-    return Difference(first.head, second.head, units, table_of(SITE_CHANGE_COLUMNS, [sites]))
+    return Difference(
+        first.head,
+        second.head,
+        units,
+        table_of(SITE_CHANGE_COLUMNS, [sites]),
+        second.unjudged,
+    )
 
 
 def _new_names(old: pd.DataFrame, new: pd.DataFrame) -> dict[str, str]:

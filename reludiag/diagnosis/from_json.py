@@ -22,6 +22,7 @@ from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.from_recording import load
 from reludiag.errors import ReportError
 from reludiag.measure.structure import StructureNote
+from reludiag.measure.unjudged import Unjudged, site_unjudged
 from reludiag.measure.verdicts import VERDICTS, Thresholds
 from reludiag.tables import table_of
 
@@ -90,7 +91,24 @@ def _diagnosis(content: dict[str, Any]) -> Diagnosis:
         thresholds=Thresholds(**content["thresholds"]),
         causes=tuple(_cause(cause) for cause in content["causes"]),
         structure=tuple(_structure_note(note) for note in content.get("structure", ())),
+        unjudged=tuple(Unjudged(**place) for place in content["unjudged"])
+        if "unjudged" in content
+        else _unjudged(sites),
     )
+
+
+def _unjudged(sites: pd.DataFrame) -> tuple[Unjudged, ...]:
+    """What the sites of an older document tell of themselves."""
+    places = (
+        site_unjudged(
+            str(row["site"]),
+            None if pd.isna(row["units"]) else int(row["units"]),
+            row["unit_axis"],
+            int(row["samples"]),
+        )
+        for row in sites.to_dict("records")
+    )
+    return tuple(place for place in places if place is not None)
 
 
 def _cause(content: dict[str, Any]) -> Cause:

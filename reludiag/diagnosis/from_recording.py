@@ -12,6 +12,7 @@ from reludiag.diagnosis.build import SiteFindings, diagnose
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import states_of, timeline_rows, timeline_table
 from reludiag.measure.structure import GradientFacts, SiteFacts, StructureFacts, structure_notes
+from reludiag.measure.unjudged import Unjudged
 from reludiag.measure.verdicts import Thresholds
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.recording.learning_rates import LearningRates
@@ -51,6 +52,7 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
         timeline_table(timelines),
         explained.causes,
         structure_notes(_structure_facts(run)),
+        [Unjudged(**place) for place in run.facts.get("unjudged", [])],
     )
 
 
@@ -107,7 +109,9 @@ def _at_death(
 
 def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) -> Head:
     facts = run.facts
-    samples = max((finding.counts.samples for finding in findings), default=0)
+    # Of training batches, only what reached the sites is recorded.
+    most = max((finding.counts.samples for finding in findings), default=0)
+    samples = facts.get("probe_samples") or most
     last = run.steps[-1] if run.steps else 0
     snapshots = f"{len(run.steps):,} snapshot{'s' * (len(run.steps) != 1)}"
     every = "every step" if facts["every"] == 1 else f"every {facts['every']:,} steps"

@@ -1,6 +1,6 @@
-"""The gate: how many units of which sites may be dead, and whether more are."""
+"""The gate: how many units of which sites may be dead, and whether more are, or may be."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -9,22 +9,35 @@ import pandas as pd
 
 from reludiag.errors import UsageError
 from reludiag.limits import Limit
+from reludiag.measure.unjudged import Unjudged, unjudged_sites
 from reludiag.measure.verdicts import LOST
+
+TO_ALLOW = "To let this pass, set --allow-unobserved (allow_unobserved=True in Python)."
+"""What to do where something was not judged, and need not be."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """The result of a gate for one site or for the whole model."""
+    """The result of a gate: of one site, of the whole model, or of a place that was not judged."""
 
     site: str | None
-    """None for the whole model."""
+    """Its name, also of a place that is no site; None for the whole model."""
     limit: Limit | None
     """None if there is no limit."""
     lost: int
     """Units that are dead or not finite."""
     units: int | None
-    """None if the site was never called."""
+    """None if no unit of it is known."""
     exceeded: bool
+    unjudged: Unjudged | None = None
+    """What was not judged there."""
+    fails_unjudged: bool = False
+    """Whether the gate fails because of that."""
+
+    @property
+    def fails(self) -> bool:
+        """Whether the gate fails here."""
+        return self.exceeded or self.fails_unjudged
 
     @property
     def sentence(self) -> str:
@@ -36,14 +49,19 @@ class Check:
 
 @dataclass(frozen=True)
 class Gate:
-    """Limits for the whole model and for sites by pattern."""
+    """Limits for the whole model and for sites by pattern.
+
+    A place that was not judged fails it, where a limit is set that it could be over.
+    """
 
     whole: Limit | None = None
     rules: tuple[tuple[str, Limit], ...] = ()
     """(pattern of site names, limit for each site for which it is the first match)."""
+    allow_unobserved: bool = False
+    """Whether the gate passes although something was not judged."""
 
     @classmethod
-    def parse(cls, texts: Sequence[str]) -> "Gate":
+    def parse(cls, texts: Sequence[str], allow_unobserved: bool = False) -> "Gate":
         """Parse `5%` or `12`, for the whole model, and `encoder.*=10%`, for each site that matches.
 
         Patterns have `*`, `?` and `[...]`, as in a shell. Raises UsageError for anything else.
@@ -66,32 +84,36 @@ class Gate:
                 )
             else:
                 whole = Limit.parse(text)
-        return cls(whole, tuple(rules))
+        return cls(whole, tuple(rules), allow_unobserved)
 
-    def judge(self, sites: pd.DataFrame) -> list[Check]:
-        """A check of each site of a Diagnosis, after one of the whole model if it has a limit.
+    def judge(self, sites: pd.DataFrame, unjudged: Sequence[Unjudged]) -> list[Check]:
+        """A check of each site in forward order, after one of the whole model if it has a limit.
 
-        A pattern that matches no site is one of aliases.
-
-        `sites` is its table, a row per site in forward order. A site without a rule of its own
-        answers to the limit for the whole model, but only where the whole model is over it.
+        A pattern that matches no site is one of aliases. Places that were not judged and are no
+        site come last. A site without a rule of its own answers to the limit for the whole model,
+        but only where the whole model is over it. `sites` and `unjudged` are those of a Diagnosis.
         """
         lost = int(sites[LOST].sum().sum())
         units = int(sites["units"].sum())
         over = self.whole is not None and self.whole.less_than(lost, units)
+        by_site, others = unjudged_sites([str(name) for name in sites["site"]], unjudged)
         checks = [
-            self._site_check(row, limit, over)
+            self._site_check(row, limit, over, by_site.get(str(row["site"])))
             for row, limit in zip(sites.to_dict("records"), self._limits(sites), strict=True)
         ]
+        checks += self._other_checks(others)
         if self.whole is None:
             return checks
         return [Check(None, self.whole, lost, units, over), *checks]
 
-    def require_matches(self, sites: pd.DataFrame) -> None:
+    def require_matches(self, sites: pd.DataFrame, unjudged: Sequence[Unjudged]) -> None:
         """Raise UsageError for a pattern that matches no site: such a gate would never fail."""
         names = [str(name) for name in sites["site"]]
+        _, others = unjudged_sites(names, unjudged)
         for pattern, limit in self.rules:
-            if not any(_matches(sites, pattern)):
+            if not any(_matches(sites, pattern)) and not any(
+                fnmatchcase(place.where, pattern) for place in others
+            ):
                 site_names = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
                 raise UsageError(
                     f"--fail-over {pattern}={limit.text} was given, but no site name matches. "
@@ -106,7 +128,9 @@ class Gate:
             for index in range(len(sites))
         ]
 
-    def _site_check(self, row: dict[Any, Any], own: Limit | None, whole_is_over: bool) -> Check:
+    def _site_check(
+        self, row: dict[Any, Any], own: Limit | None, whole_is_over: bool, place: Unjudged | None
+    ) -> Check:
         name, never_called = str(row["site"]), pd.isna(row["units"])
         limit = own or self.whole
         lost, units = (
@@ -115,7 +139,22 @@ class Gate:
         )
         answers = own is not None or whole_is_over
         over = answers and limit is not None and limit.less_than(lost, units)
-        return Check(name, limit, lost, None if never_called else units, over)
+        fails = place is not None and self._must_be_judged(limit)
+        return Check(name, limit, lost, None if never_called else units, over, place, fails)
+
+    def _other_checks(self, places: Sequence[Unjudged]) -> Iterator[Check]:
+        """Of places that are no site. What may be anywhere concerns every limit."""
+        for place in places:
+            limit = self._own_limit(place.where) or self.whole
+            limits = [limit] if place.where else [self.whole, *(each for _, each in self.rules)]
+            fails = any(self._must_be_judged(each) for each in limits)
+            yield Check(place.where, limit, 0, None, False, place, fails)
+
+    def _own_limit(self, name: str) -> Limit | None:
+        return next((limit for pattern, limit in self.rules if fnmatchcase(name, pattern)), None)
+
+    def _must_be_judged(self, limit: Limit | None) -> bool:
+        return not self.allow_unobserved and limit is not None and not limit.allows_all
 
 
 def _matches(sites: pd.DataFrame, pattern: str) -> list[bool]:
@@ -130,5 +169,10 @@ def _matches(sites: pd.DataFrame, pattern: str) -> list[bool]:
 
 
 def exceeded(checks: Sequence[Check]) -> list[Check]:
-    """The failed checks; the gate fails if there is one."""
+    """The checks that are over their limit."""
     return [check for check in checks if check.exceeded]
+
+
+def not_judged(checks: Sequence[Check]) -> list[Unjudged]:
+    """What was not judged and makes the gate fail."""
+    return [check.unjudged for check in checks if check.fails_unjudged and check.unjudged]

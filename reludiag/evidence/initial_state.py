@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from reludiag.capture.rectifying_layers import is_rectifying_layer
 from reludiag.errors import ReludiagError
 from reludiag.evidence.deaths import UnitState
 from reludiag.initialization.layer_init import describe_layer
@@ -99,11 +100,14 @@ def _baselines(
 ) -> tuple[Baseline, ...]:
     scanner = Scanner(twin, unit_axes)
     shares: dict[str, list[float]] = {}
+    # Their weights are not drawn again, so their units would be dead again.
+    kept = {path for path, module in twin.named_modules() if is_rectifying_layer(module)}
     try:
         for draw in range(DRAWS):
             reinitialize(twin, BASELINE, _SEED + draw)
             for counts in scanner.run(batches).sites:
-                if counts.site.units and counts.site.rectifier.can_die:
+                site = counts.site
+                if site.units and site.rectifier.can_die and site.producer not in kept:
                     shares.setdefault(counts.site.key, []).append(_dead_share(counts))
     except ReludiagError:
         return ()

@@ -32,6 +32,7 @@ from reludiag.loading.data import batches_of
 from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, limited
 from reludiag.measure.structure import UNCENTRED, StructureFacts, structure_notes
 from reludiag.measure.structure_facts import batch_gradients, structure_facts
+from reludiag.measure.unjudged import sentences
 from reludiag.measure.verdicts import is_dead
 from reludiag.tables import Column, table_of
 
@@ -182,7 +183,7 @@ def examine_initialization(
             *notes,
             UNTRAINED,
             *measured.notes,
-            *measured.blind_spots,
+            *sentences(measured.unjudged),
             *_unfilled(normed),
             *refused,
         ),

@@ -1,8 +1,9 @@
-"""Blind spots: sentences on what a capture could not see."""
+"""Blind spots: what a capture could not see of a model."""
 
 from torch import nn
 
 from reludiag.capture.capture import Capture
+from reludiag.measure.unjudged import Unjudged, unjudged
 
 
 def no_rectifier(model: nn.Module) -> str:
@@ -13,46 +14,47 @@ def no_rectifier(model: nn.Module) -> str:
     )
 
 
-def blind_spots(capture: Capture) -> list[str]:
-    """Sentences on what the capture could not see of the model."""
-    spots, missed = [], capture.missed
-    if missed.unobserved:
-        owners = list(dict.fromkeys(owner or "the model itself" for owner, _ in missed.unobserved))
-        calls = missed.unobserved.total()
-        names = ", ".join(owners[:3]) + (f" and {len(owners) - 3} more" * (len(owners) > 3))
-        operators = ", ".join(sorted({operator for _, operator in missed.unobserved}))
-        spots.append(
-            f"NOT OBSERVED: {calls} rectifier call{'s' * (calls != 1)} ({operators}) in {names}. "
-            "They run where reludiag cannot read them, so their units get no verdict."
-        )
-    if missed.unreadable:
-        kinds = ", ".join(sorted(set(missed.unreadable.values())))
-        places = [
-            f"{operator} in {owner or 'the model itself'}" for owner, operator in missed.unreadable
-        ]
-        names = ", ".join(places[:3]) + (f" and {len(places) - 3} more" * (len(places) > 3))
-        spots.append(
-            f"NOT OBSERVED: {names}, in each call whose output is not an ordinary tensor "
-            f"({kinds}). Its values cannot be read, so they are in no count and no verdict."
-        )
-    if missed.transformed:
-        spots.append(
-            f"Left out: {missed.transformed:,} rectifier calls inside torch.func transforms "
-            "(vmap, grad, jvp), which cannot be read from outside."
-        )
+def missed_places(capture: Capture) -> tuple[Unjudged, ...]:
+    """What the capture could not see; not the modules that were never called, which are sites."""
+    missed, model = capture.missed, type(capture.model).__name__
+    uncalled = {site.module: site.name for site in capture.uncalled()}
+    names = uncalled | {site.module: site.name for site in capture.sites if not site.operator}
+
+    def place(path: str, operator: str) -> str:
+        if not operator:
+            return names.get(path, path)
+        return f"{path or model}:{operator}"
+
+    places = {}
+    for (path, operator), calls in missed.transformed.items():
+        where = place(path, operator)
+        places[where] = unjudged(where, "transformed", _calls(calls))
+    for (path, operator), why in missed.unreadable.items():
+        where = place(path, operator)
+        places[where] = unjudged(where, "unreadable", why)
+    for (path, operator), calls in missed.unobserved.items():
+        where = place(path, operator)
+        places[where] = unjudged(where, "unreadable", _calls(calls))
+    read = {(site.module, site.operator) for site in capture.sites}
+    for path, operator in sorted(missed.without_rows - read):
+        where = place(path, operator)
+        places.setdefault(where, unjudged(where, "no_rows"))
+    for path, operator in capture.uncalled_functions():
+        where = place(path, operator)
+        places.setdefault(where, unjudged(where, "never_called"))
+    anywhere = []
     if missed.unrepeatable:
-        spots.append(
-            f"Left out: {missed.unrepeatable:,} rectifier calls on a path that was first taken "
-            "by a batch that the model changed in place, so that the batch could not be run again."
-        )
+        detail = _calls(missed.unrepeatable)
+        anywhere.append(unjudged("", "unrepeatable", detail))
     if missed.traced and capture.functional:
-        spots.append(
-            "NOT OBSERVED: rectifiers called as functions, because the model was compiled during "
-            "monitoring. Compile it first."
-        )
+        anywhere.append(unjudged("", "compiled"))
     if missed.elsewhere and capture.functional:
-        spots.append(
-            "Part of a forward pass ran in another thread. Rectifier functions called there were "
-            "not seen; modules were."
-        )
-    return spots
+        anywhere.append(unjudged("", "other_thread"))
+    lower = [
+        unjudged(where, "lower_layers") for where in capture.partly_read() if where not in places
+    ]
+    return (*places.values(), *lower, *anywhere)
+
+
+def _calls(count: int) -> str:
+    return f"{count:,} call{'s' * (count != 1)}"

@@ -21,12 +21,13 @@ from reludiag.loading.arguments import BatchReader
 from reludiag.loading.batch_contents import described, is_opaque, tensors_of
 from reludiag.loading.data import batches_of
 from reludiag.loading.specs import user_code_error
-from reludiag.measure.blind_spots import blind_spots, no_rectifier
+from reludiag.measure.blind_spots import missed_places, no_rectifier
 from reludiag.measure.input_scales import InputScales
 from reludiag.measure.reductions import all_finite
 from reludiag.measure.structure import InputScale
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unit_stats import UnitStats
+from reludiag.measure.unjudged import Unjudged, all_unjudged, sentences
 from reludiag.sites.functional import may_rectify
 from reludiag.sites.readable import values_of
 from reludiag.sites.torch_internals import eager_module
@@ -42,14 +43,19 @@ class Measurement:
     sites: list[SiteCounts]
     samples: int
     batches: int
-    blind_spots: tuple[str, ...]
-    """Sentences on what could not be seen."""
+    missed: tuple[Unjudged, ...]
+    """What could not be seen, but for what the sites say themselves."""
     notes: tuple[str, ...] = ()
     """Sentences on what of the batches was left out or cast."""
     dtype: torch.dtype | None = None
     """To which floating-point inputs were cast."""
     inputs: tuple[InputScale, ...] = ()
     """Of the first batch, if that was asked for."""
+
+    @property
+    def unjudged(self) -> tuple[Unjudged, ...]:
+        """All that was not judged."""
+        return all_unjudged(((each.site, each.counts.samples) for each in self.sites), self.missed)
 
 
 class Scanner:
@@ -130,10 +136,10 @@ class Scanner:
             )
         sites = self._site_counts()
         if not sites:
-            raise ModelError(" ".join(blind_spots(capture)) or no_rectifier(model))
+            raise ModelError(" ".join(sentences(missed_places(capture))) or no_rectifier(model))
         inputs = () if scales is None else tuple(scales.scales)
-        spots = tuple(blind_spots(capture))
-        return Measurement(sites, samples, done, spots, reader.notes, reader.dtype, inputs)
+        missed = missed_places(capture)
+        return Measurement(sites, samples, done, missed, reader.notes, reader.dtype, inputs)
 
     def _receive(self, call: Call) -> None:
         stats = self._stats.get(call.site) or self._new_stats(call.site, call.output)

@@ -12,6 +12,7 @@ from reludiag.loading.data import batches_of
 from reludiag.measure.frozen_pass import Scanner, eager_model, limited
 from reludiag.measure.structure import StructureNote, structure_notes
 from reludiag.measure.structure_facts import copied_gradients, structure_facts
+from reludiag.measure.unjudged import Unjudged
 from reludiag.sites.functional import functional_calls
 from reludiag.sites.site import Rectifier, Site
 
@@ -21,8 +22,8 @@ class SiteList:
     """The rectifier calls of a model."""
 
     sites: list[Site]
-    blind_spots: tuple[str, ...]
-    """Sentences on what could not be seen."""
+    unjudged: tuple[Unjudged, ...]
+    """What a scan would not judge."""
     ran: bool
     """Whether a forward pass was made; without one, each module and function is listed once."""
     structure: tuple[StructureNote, ...] = ()
@@ -46,7 +47,7 @@ def list_sites(
         gradients = copied_gradients(scanner.model, batch[0], measured)
         return SiteList(
             [each.site for each in measured.sites],
-            measured.blind_spots,
+            measured.unjudged,
             ran=True,
             structure=structure_notes(structure_facts(measured, gradients)),
         )

@@ -94,8 +94,8 @@ VERDICT_TABLE = (
     ),
     Verdict(
         name="unobserved",
-        meaning="its site was never called",
-        rule="its site was never called",
+        meaning="its site was not called, or cannot be read: the report says which",
+        rule="its site was not called, or cannot be read",
         holds=lambda counts, rectifier, thresholds: counts.samples == 0,
         glyph="?",
         plain="?",

@@ -100,6 +100,9 @@ class Snapshot:
         most = ""
         if worst is not None and worst.died:
             most = f"; most in {worst.name!r}, {worst.died:,} of {worst.units:,}"
+            whole = max(site.samples for site in self.sites)
+            if worst.samples < whole:
+                most += f", which {worst.samples:,} of {whole:,} samples reached"
         return f"{self.died:,} of {self.units:,} units died {steps}{rate}{most}"
 
 

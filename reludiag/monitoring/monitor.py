@@ -8,6 +8,7 @@ import contextlib
 import sqlite3
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -262,7 +263,8 @@ class Monitor:
             **self._facts,
             **self._source.facts(),
             **self._collector.facts,
-            "notes": [*self._source.blind_spots, *untrained, *self._source.notes],
+            "notes": [*untrained, *self._source.notes],
+            "unjudged": [asdict(place) for place in self._source.missed],
             "status": status,
         }
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from reludiag.capture.calls import Call, UnitView
 from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import forget_compiled, guarded, uncompiled
-from reludiag.measure.blind_spots import blind_spots
+from reludiag.measure.blind_spots import missed_places
 from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
+from reludiag.measure.unjudged import Unjudged
 from reludiag.monitoring.window import Window
 from reludiag.sites.torch_internals import AnyBatchNorm
 
@@ -24,8 +25,8 @@ from reludiag.sites.torch_internals import AnyBatchNorm
 class SnapshotSource(Protocol):
     """Gives the counts of all sites at a step."""
 
-    blind_spots: Sequence[str]
-    """Sentences on what could not be seen, as of the last snapshot."""
+    missed: Sequence[Unjudged]
+    """What could not be seen, as of the last snapshot."""
     notes: Sequence[str]
     """Notes on how to read the numbers for this model."""
 
@@ -63,7 +64,7 @@ class ProbeSource:
         unit_axes: Mapping[str, int] | None,
     ) -> None:
         self.ready = True
-        self.blind_spots: Sequence[str] = ()
+        self.missed: Sequence[Unjudged] = ()
         self._lagging = _lagging_statistics(model)
         self.notes: Sequence[str] = self._lagging
         self._scanner = Scanner(model, unit_axes, finds_consumers=True)
@@ -83,7 +84,7 @@ class ProbeSource:
     def take(self, step: int, closing: bool) -> tuple[list[SiteCounts], int]:
         """Run the probe through the current model."""
         measured = self._scanner.run(self._batches)
-        self._samples, self.blind_spots = measured.samples, measured.blind_spots
+        self._samples, self.missed = measured.samples, measured.missed
         self.notes = [*self._lagging, *measured.notes]
         return measured.sites, step
 
@@ -108,7 +109,7 @@ class TrainingSource:
         unit_axes: Mapping[str, int] | None,
         compiled: bool,
     ) -> None:
-        self.blind_spots: Sequence[str] = ()
+        self.missed: Sequence[Unjudged] = ()
         self._every = every
         self._counted_steps = max(1, every // stats_every)  # of each window, at even distances
         self._capture = Capture(
@@ -184,7 +185,7 @@ class TrainingSource:
         if step > 0:  # the initial batches are of the first window as well
             self._previous, self._windows = counts, {}
         self._snapshots.append(step)
-        self.blind_spots = blind_spots(self._capture)
+        self.missed = missed_places(self._capture)
         sites = [
             SiteCounts(site, counts.get(index) or UnitCounts.nothing(site.units or 0))
             for index, site in enumerate(self._capture.sites)

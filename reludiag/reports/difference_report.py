@@ -37,6 +37,7 @@ def difference_document(difference: Difference, all_units: bool = False) -> str:
         "before": asdict(difference.before),
         "after": asdict(difference.after),
         "notes": difference.notes,
+        "unjudged": [asdict(place) for place in difference.unjudged],
         "totals": {
             "new_deaths": difference.new_deaths,
             **{change: difference.count(change) for change in CHANGES},

@@ -13,8 +13,8 @@ from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.monitoring.follow import LiveView
 from reludiag.reports.console import SanitizedText, speaks_unicode
-from reludiag.reports.run.summary import WINDOWS
-from reludiag.reports.run.terminal import BAR, bar, life_table
+from reludiag.reports.run.summary import WINDOWS, samples_differ
+from reludiag.reports.run.terminal import BAR, bar, life_table, totals_style
 from reludiag.reports.wording import plural, share
 
 _STYLES = {
@@ -90,10 +90,12 @@ def _totals(diagnosis: Diagnosis) -> Text:
     units = int(diagnosis.sites["units"].sum())
     text = Text(
         f"{diagnosis.dead:,} of {plural(units, 'unit')} dead",
-        style="bold red" if diagnosis.dead else "bold green",
+        style=totals_style(diagnosis),
     )
     if diagnosis.dead:
         text.append(f" ({share(diagnosis.dead, units)})")
+    if diagnosis.unjudged:
+        text.append(f"  {plural(len(diagnosis.unjudged), 'place')} not judged", "yellow")
     if diagnosis.diverged:
         text.append(f"  {int(diagnosis.sites['nonfinite'].sum()):,} nonfinite", "bold magenta")
     return text
@@ -107,6 +109,9 @@ def _worst_sites(diagnosis: Diagnosis, most: int, ascii_only: bool) -> Renderabl
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
     table.add_column("Worst sites", overflow="ellipsis", no_wrap=True, ratio=1)
     table.add_column("Units", justify="right", no_wrap=True)
+    sampled = samples_differ(diagnosis)
+    if sampled:
+        table.add_column("Samples", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True, width=BAR + 1)
     table.add_column("Dead", justify="right", no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
@@ -117,6 +122,7 @@ def _worst_sites(diagnosis: Diagnosis, most: int, ascii_only: bool) -> Renderabl
         table.add_row(
             Text(row["site"]),
             f"{units:,}",
+            *([f"{row['samples']:,}"] if sampled else []),
             bar(counts, units, ascii_only) if units else "",
             Text(f"{counts['dead']:,}", style=style),
             Text(share(counts["dead"], units), style=style),

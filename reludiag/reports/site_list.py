@@ -9,6 +9,7 @@ from rich.text import Text
 
 from reludiag.diagnosis.columns import SCHEMA_VERSION
 from reludiag.measure.site_list import SiteList
+from reludiag.measure.unjudged import sentences
 from reludiag.reports.console import SanitizedText
 from reludiag.reports.json_text import finite, text_of
 from reludiag.reports.run.structure_section import structure
@@ -39,7 +40,7 @@ def print_sites(site_list: SiteList, console: Console) -> None:
 def site_notes(site_list: SiteList) -> list[str]:
     """What the reader of the list must know."""
     if site_list.ran:
-        return list(site_list.blind_spots)
+        return sentences(site_list.unjudged)
     if not site_list.sites:
         return ["No rectifier was found in this model's modules or their source code."]
     return [
@@ -54,6 +55,7 @@ def sites_document(site_list: SiteList) -> str:
         "schema_version": SCHEMA_VERSION,
         "notes": site_notes(site_list),
         "structure": [finite(asdict(note)) for note in site_list.structure],
+        "unjudged": [asdict(place) for place in site_list.unjudged],
         "sites": [
             {
                 "site": site.name,

@@ -141,8 +141,8 @@ class ConsumerTracker:
                 self._stop(call, site, end.kind, end.parameter)
             except _labels.MixedError:
                 self._stop(call, site, "mixes")
-            except (ArithmeticError, AttributeError, IndexError, KeyError, RuntimeError,
-                    TypeError, ValueError):  # fmt: skip
+            except (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError,
+                    RuntimeError, TypeError, ValueError):  # fmt: skip
                 # An operator with arguments that no rule foresaw.
                 self._stop(call, site, "unknown")
             else:

@@ -10,7 +10,7 @@ import inspect
 import textwrap
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from reludiag.sites.rectifiers import is_zero, operator_names, rectifier_call, rectifier_of
 from reludiag.sites.site import Rectifier
-from reludiag.sites.torch_internals import is_floating, version_of
+from reludiag.sites.torch_internals import holds_reals, version_of
 
 
 class OnCall(Protocol):
@@ -68,7 +68,7 @@ class RectifierMode(TorchFunctionMode):
         elif operator in _PARTS:
             parts = _in_order(operator, args, kwargs)
             x = self._parts.rectified(operator, parts)
-            if x is not None and is_floating(x):
+            if x is not None and holds_reals(x):
 
                 def call() -> Any:
                     result = func(*args, **kwargs)
@@ -196,17 +196,16 @@ def functional_calls(model: nn.Module) -> Counter[tuple[str, str]]:
         for value in vars(module).values():
             # nn.TransformerEncoderLayer(activation="relu") keeps F.relu as an attribute.
             if any(value is function for function in _FUNCTIONS):
-                calls[path, "relu"] += 1
-        if isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu":
-            calls[path, "relu"] += 1
+                calls[path, value.__name__] += 1
         for cls in type(module).__mro__:
             if cls.__module__.startswith("torch.nn."):
                 break
             calls.update(
                 (path, name)
-                for name, attribute in _written_in(cls)
+                for name, attribute, method in _written_in(cls)
                 # `self.relu(...)` is a submodule, which hooks do see.
                 if not isinstance(getattr(module, attribute, None), nn.Module)
+                and not _is_replaced(type(module), cls, method)
             )
     return calls
 
@@ -219,15 +218,30 @@ def may_rectify(model: nn.Module) -> bool:
     )
 
 
+def _is_replaced(cls: type, base: type, method: str) -> bool:
+    """Whether `cls` has a method in place of this one of `base`, which does not call it."""
+    owner = next((each for each in cls.__mro__ if method in vars(each)), base)
+    code = getattr(vars(owner).get(method), "__code__", None)
+    return owner is not base and code is not None and "super" not in code.co_names
+
+
 @functools.lru_cache(maxsize=1024)
-def _written_in(cls: type) -> tuple[tuple[str, str], ...]:
-    """(operator, attribute) of the calls in the source of `cls`; an attribute is of `self`."""
+def _written_in(cls: type) -> tuple[tuple[str, str, str], ...]:
+    """(operator, attribute, method) of the calls in the source of `cls`; an attribute is of `self`,
+    and what is called outside of methods has none.
+    """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError, SyntaxError):
         return ()  # no source: made by exec, or not written in Python
-    calls = []
-    for node in ast.walk(tree):
+    definition = tree.body[0]
+    parts = definition.body if isinstance(definition, ast.ClassDef) else tree.body
+    return tuple(call for part in parts for call in _calls_in(part))
+
+
+def _calls_in(part: ast.stmt) -> Iterator[tuple[str, str, str]]:
+    method = part.name if isinstance(part, ast.FunctionDef) else ""
+    for node in ast.walk(part):
         if not isinstance(node, ast.Call):
             continue
         function, attribute = node.func, ""
@@ -241,8 +255,7 @@ def _written_in(cls: type) -> tuple[tuple[str, str], ...]:
             continue
         name = name.strip("_")
         if name in _CERTAIN or (name in _FROM_ZERO and _starts_at_zero(node, function)):
-            calls.append((name, attribute))
-    return tuple(calls)
+            yield name, attribute, method
 
 
 def _starts_at_zero(call: ast.Call, function: ast.expr) -> bool:

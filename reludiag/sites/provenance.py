@@ -146,6 +146,16 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not tensor.is_nested and tensor.ndim and tensor.shape[0] == samples:
                 self._set(tensor, Origin(sample=Coordinate(0, samples)))
 
+    def note_product(self, tensor: Tensor, origin: Origin) -> None:
+        """Declare where units and samples are in what a layer made of its own weights.
+
+        For layers whose operators say less than they do themselves. Without a sample axis, it stays
+        the one that was followed.
+        """
+        self._products += 1
+        sample = origin.sample or self.origin_of(tensor).sample
+        self._set(tensor, replace(origin, sample=sample, order=self._products))
+
     def origin_of(self, tensor: Tensor) -> Origin:
         """The origin of `tensor`; `UNKNOWN` if there is none."""
         return self._origins.get(_storage(tensor), {}).get(_layout(tensor), UNKNOWN)
@@ -203,7 +213,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 tracker.follow(operation, outputs)
         try:
             self._follow(call, outputs)
-        except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             # An operator with unexpected arguments: unknown, and the forward pass continues.
             for output in outputs:
                 self._set(output, UNKNOWN)

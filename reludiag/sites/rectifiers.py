@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.ao.nn.intrinsic import quantized as fused_int8
+from torch.ao.nn.intrinsic.quantized import dynamic
+from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
 
 from reludiag.sites.site import Rectifier
-from reludiag.sites.torch_internals import is_floating
+from reludiag.sites.torch_internals import holds_reals
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -99,6 +102,24 @@ RECTIFIERS: tuple[_Row, ...] = (
         operator_if=_no_slope,
     ),
     _Row("x <= 0", nn.ELU, module_if=lambda m: m.alpha == 0),
+    # Layers that rectify their own product.
+    *(
+        _Row("x <= 0", module, module_if=lambda m: m.nonlinearity == "relu")
+        for module in (nn.RNN, nn.RNNCell)
+    ),
+    *(
+        _Row("x <= 0", module)
+        for module in (
+            fused_int8.BNReLU2d,
+            fused_int8.BNReLU3d,
+            fused_int8.ConvReLU1d,
+            fused_int8.ConvReLU2d,
+            fused_int8.ConvReLU3d,
+            fused_int8.ConvAddReLU2d,
+            fused_int8.LinearReLU,
+            dynamic.LinearReLU,
+        )
+    ),
     *(
         _Row("", module, operators, signed=True)
         for module, operators in (
@@ -143,6 +164,11 @@ _FUSED: dict[str, Callable[[Arguments, Keywords], bool]] = {
 }
 
 
+def is_int8_layer(module: nn.Module) -> bool:
+    """Whether this is a layer of a converted int8 model, whose weights are no parameters."""
+    return isinstance(module, WeightedQuantizedModule | fused_int8.BNReLU2d | fused_int8.BNReLU3d)
+
+
 def rectifier_of(module: nn.Module) -> Rectifier | None:
     """How to read the output of `module`; None if it is not a known activation."""
     for row in RECTIFIERS:
@@ -166,7 +192,7 @@ def rectifier_call(operator: str, args: Arguments, kwargs: Keywords) -> Rectifie
     (indices, lengths) are not activations.
     """
     x = args[0] if args else kwargs.get("input")
-    if isinstance(x, Tensor) and not is_floating(x):
+    if isinstance(x, Tensor) and not holds_reals(x):
         return None
     rows = _BY_OPERATOR.get(operator.strip("_"))
     for row in rows or ():

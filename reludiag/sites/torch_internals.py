@@ -151,11 +151,11 @@ def version_of(tensor: Tensor) -> int:
         return 0 if tensor.is_inference() else tensor._version
 
 
-def is_floating(tensor: Tensor) -> bool:
-    """Whether it holds floating-point numbers."""
+def holds_reals(tensor: Tensor) -> bool:
+    """Whether it holds floating-point numbers, or quantized ones."""
     if type(tensor) is Tensor:
-        return tensor.is_floating_point()
-    with DisableTorchFunction():
+        return tensor.is_floating_point() or tensor.is_quantized
+    with DisableTorchFunction():  # a subclass must not notice
         return tensor.is_floating_point()
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from reludiag.causes.all_kinds import kind_named
 from reludiag.causes.cause import Cause
 from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.measure.unjudged import label, unjudged_sites
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.reports.html.heat import heat
 from reludiag.reports.run.summary import (
@@ -16,7 +17,9 @@ from reludiag.reports.run.summary import (
     instruction,
     life_windows,
     next_steps,
+    no_dead_sentence,
     thick_of_deaths,
+    unjudged_count,
 )
 from reludiag.reports.wording import plural, share
 
@@ -55,12 +58,15 @@ class SiteRow:
     label: str
     """The end of its name, which distinguishes it from its neighbours."""
     heat: str
-    """`0` none dead, `1` to `4` some, `5` all; `nan` not finite, `none` never called."""
+    """`0` none dead, `1` to `4` some, `5` all; `nan` not finite, `none` not judged."""
     text: str
-    """The share of dead units."""
+    """The share of dead units, or why it is not known."""
+    note: str
+    """Why the site was not judged; empty if it was."""
     activation: str
     producer: str
     units: int | None
+    samples: int
     dead: int
     share: float
     others: str
@@ -74,9 +80,12 @@ class SiteRow:
     def tooltip(self) -> str:
         """All of this in one line."""
         if self.units is None:
-            return f"{self.name}: never called"
-        return f"{self.name}: {self.dead:,} of {plural(self.units, 'unit')} dead" + (
-            f" ({self.text})" if self.dead else ""
+            return f"{self.name}: {self.note or 'never called'}"
+        return (
+            f"{self.name}: {self.dead:,} of {plural(self.units, 'unit')} dead"
+            + (f" ({self.text})" if self.dead else "")
+            + f" on {plural(self.samples, 'sample')}"
+            + (f"; {self.note}" if self.note else "")
         )
 
 
@@ -116,13 +125,19 @@ def answer(diagnosis: Diagnosis) -> Answer:
             f"{lost:,} of {plural(units, 'unit')} {verb} not finite"
             + (f"; {dead:,} more {'is' if dead == 1 else 'are'} dead." if dead else "."),
         )
-    if not units or diagnosis.head.samples == 0:
+    if diagnosis.head.samples == 0 or not (units or diagnosis.unjudged):
         return Answer("unknown", "Not known.", "No unit has been observed yet.")
-    if not dead:
+    if not dead and not diagnosis.unjudged:
         return Answer("good", "Yes.", f"None of {plural(units, 'unit')} is dead.")
+    if not dead:
+        known = diagnosis.judged_units
+        sentence = no_dead_sentence(diagnosis)
+        return Answer("unknown", "As far as is known." if known else "Not known.", sentence)
     silent = (diagnosis.sites["dead"] == diagnosis.sites["units"]).fillna(False).any()
     mostly = diagnosis.dead_fraction <= _MOSTLY and not silent
     sentence = f"{counted} ({share(dead, units)})."
+    if diagnosis.unjudged:
+        sentence += f" {unjudged_count(diagnosis)} not judged."
     return Answer("fair", "Mostly.", sentence) if mostly else Answer("bad", "No.", sentence)
 
 
@@ -142,11 +157,15 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
     ledger = "died" in diagnosis.sites
     names = [str(name) for name in diagnosis.sites["site"]]
     labels = _labels(names)
+    places, _ = unjudged_sites(names, diagnosis.unjudged)
     rows = []
     for index, row in enumerate(diagnosis.sites.to_dict("records")):
         units = None if pd.isna(row["units"]) else int(row["units"])
         lost = bool(units) and row["nonfinite"] == units
-        others = [
+        place = places.get(names[index])
+        note = "" if place is None else label(place.reason)
+        others = [note] if note and units is not None else []
+        others += [
             f"{int(row[v]):,} {v.replace('_', ' ')}"
             for v in VERDICTS
             if v not in ("dead", "alive") and row[v]
@@ -156,11 +175,13 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
                 index=index + 1,
                 name=names[index],
                 label=labels[index],
-                heat=_site_heat(row, units),
-                text="not finite" if lost else _share_text(row, units),
+                heat="none" if note and not row["dead"] else _site_heat(row, units),
+                text="not finite" if lost else _share_text(row, units, note),
+                note=note,
                 activation=str(row["activation"]),
                 producer=_text(row["producer"]),
                 units=units,
+                samples=int(row["samples"]),
                 dead=int(row["dead"]),
                 share=int(row["dead"]) / units if units else -1.0,
                 others=", ".join(others),
@@ -244,8 +265,10 @@ def _site_heat(row: dict[Any, Any], units: int | None) -> str:
     return "nan" if row["nonfinite"] else heat(row["dead"] / units)
 
 
-def _share_text(row: dict[Any, Any], units: int | None) -> str:
-    return share(row["dead"], units) if units else ""
+def _share_text(row: dict[Any, Any], units: int | None, note: str) -> str:
+    if not units or (note and not row["dead"]):
+        return note
+    return share(row["dead"], units)
 
 
 def _share_of_one(value: Any) -> str:

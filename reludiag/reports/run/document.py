@@ -30,6 +30,7 @@ def document(diagnosis: Diagnosis, all_units: bool = False) -> str:
             **{verdict: int(sites[verdict].sum()) for verdict in VERDICTS},
             "dead_fraction": diagnosis.dead_fraction,
         },
+        "unjudged": [asdict(place) for place in diagnosis.unjudged],
         "causes": [finite(asdict(cause)) for cause in diagnosis.causes],
         "structure": [finite(asdict(note)) for note in diagnosis.structure],
         "sites": records(sites),

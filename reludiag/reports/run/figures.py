@@ -6,6 +6,8 @@ import numpy as np
 
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.errors import UsageError
+from reludiag.measure.unjudged import label as reason_label
+from reludiag.measure.unjudged import unjudged_sites
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.recording.ledger import Life
 from reludiag.reports.figure_style import (
@@ -23,6 +25,7 @@ from reludiag.reports.figure_style import (
     styled,
 )
 from reludiag.reports.run.lifelines import LifelineChart, SiteLine, lifelines, raster
+from reludiag.reports.run.summary import samples_differ
 from reludiag.reports.wording import plural
 
 if TYPE_CHECKING:  # an extra: only needed for drawing
@@ -162,8 +165,13 @@ def _sites(diagnosis: Diagnosis) -> "Figure":
             key.append((VERDICT_COLOURS[verdict], verdict.replace("_", " ")))
             offset += parts
     if len(sites) <= MOST_NAMED:
-        for row, (dead, total) in enumerate(zip(sites["dead"], sites["units"], strict=True)):
-            label = f"{dead:,} of {total:,} dead"
+        places, _ = unjudged_sites([str(name) for name in sites["site"]], diagnosis.unjudged)
+        sampled = samples_differ(diagnosis)
+        for row, site in enumerate(sites.to_dict("records")):
+            label = f"{site['dead']:,} of {site['units']:,} dead"
+            label += f" on {plural(site['samples'], 'sample')}" if sampled else ""
+            if str(site["site"]) in places:
+                label += f"; {reason_label(places[str(site['site'])].reason)}"
             axes.text(1.01, row, label, va="center", fontsize=7, color=QUIET)
     name_rows(axes, list(rows), [str(name) for name in sites["site"]])
     axes.set_ylim(len(sites) - 0.5, -0.5)

@@ -1,6 +1,7 @@
-"""JUnit XML for CI services: one test case per site, which fails if the site is over its limit.
+"""JUnit XML for CI services: a test case for each site, and for each other place not judged.
 
-The numbers are properties of the test case.
+It fails if the site is over its limit, or was not judged though it has one. The numbers are
+properties of the test case.
 """
 
 import re
@@ -9,7 +10,7 @@ from typing import IO
 from xml.etree import ElementTree
 
 from reludiag.diagnosis.diagnosis import Diagnosis
-from reludiag.diagnosis.gate import Check, exceeded
+from reludiag.diagnosis.gate import TO_ALLOW, Check
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.reports.run.formats import ReportOptions
 
@@ -27,12 +28,12 @@ def write_junit(diagnosis: Diagnosis, stream: IO[str], choices: ReportOptions) -
 def junit(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     """The XML text; `checks` are the gate's results for this diagnosis."""
     head = diagnosis.head
-    unseen = [check for check in checks if check.units is None]
+    skipped = [check for check in checks if check.unjudged is not None and not check.fails]
     counts = {
         "tests": str(len(checks)),
-        "failures": str(len(exceeded(checks))),
+        "failures": str(sum(check.fails for check in checks)),
         "errors": "0",
-        "skipped": str(len(unseen)),
+        "skipped": str(len(skipped)),
     }
     suites = ElementTree.Element("testsuites", {"name": "reludiag", **counts})
     suite = ElementTree.SubElement(suites, "testsuite", {"name": _text(head.subject), **counts})
@@ -44,21 +45,33 @@ def junit(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
         case = ElementTree.SubElement(
             suite,
             "testcase",
-            {"classname": _text(head.model), "name": _text(check.site or WHOLE_MODEL), "time": "0"},
+            {"classname": _text(head.model), "name": _name(check), "time": "0"},
         )
         numbers = {"units": check.units or 0, "lost": check.lost}
-        if check.site is not None:
-            numbers |= {verdict: int(rows[check.site][verdict]) for verdict in VERDICTS}
+        row = rows.get(check.site or "")
+        if row is not None:
+            numbers |= {verdict: int(row[verdict]) for verdict in VERDICTS}
+            numbers["samples"] = int(row["samples"])
         properties = ElementTree.SubElement(case, "properties")
         for name, number in numbers.items():
             ElementTree.SubElement(properties, "property", {"name": name, "value": str(number)})
-        if check.exceeded:
-            ElementTree.SubElement(case, "failure", {"message": _text(check.sentence)})
-        elif check.units is None:
-            ElementTree.SubElement(case, "skipped", {"message": "never called"})
+        reasons = [check.sentence] if check.exceeded else []
+        if check.fails_unjudged and check.unjudged is not None:
+            reasons.append(f"{check.unjudged.sentence} {TO_ALLOW}")
+        if reasons:
+            ElementTree.SubElement(case, "failure", {"message": _text(" ".join(reasons))})
+        elif check.unjudged is not None:
+            message = _text(check.unjudged.sentence)
+            ElementTree.SubElement(case, "skipped", {"message": message})
     ElementTree.indent(suites)
     text = ElementTree.tostring(suites, encoding="unicode")
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{text}\n'
+
+
+def _name(check: Check) -> str:
+    if check.site is None:
+        return WHOLE_MODEL
+    return _text(check.site or (check.unjudged.reason if check.unjudged else ""))
 
 
 def _text(text: str) -> str:

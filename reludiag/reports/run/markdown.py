@@ -5,8 +5,11 @@ import re
 from collections.abc import Sequence
 from typing import IO
 
+import pandas as pd
+
 from reludiag.diagnosis.diagnosis import Diagnosis
-from reludiag.diagnosis.gate import Check, exceeded
+from reludiag.diagnosis.gate import TO_ALLOW, Check, exceeded, not_judged
+from reludiag.measure.unjudged import label, unjudged_sites
 from reludiag.measure.verdicts import LOST, VERDICTS
 from reludiag.printable import printable
 from reludiag.reports.run.formats import ReportOptions
@@ -15,6 +18,7 @@ from reludiag.reports.run.summary import (
     life_windows,
     next_steps,
     own_cause,
+    samples_differ,
 )
 from reludiag.reports.wording import plural, share
 
@@ -54,6 +58,8 @@ def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
         for verdict in VERDICTS
         if verdict != "dead" and int(sites[verdict].sum())
     ]
+    if diagnosis.unjudged:
+        others.append(f"**{plural(len(diagnosis.unjudged), 'place')} not judged**")
     lines = [
         f"### reludiag: {_text(head.model)}",
         ", ".join([counts, *others]),
@@ -62,6 +68,10 @@ def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     failed = exceeded(checks)
     if failed:
         lines.append(f"**Over the limit:** {_text(failed[0].sentence)}{_more(failed)}.")
+    unknown = not_judged(checks)
+    if unknown:
+        places = f"{plural(len(unknown), 'place')} under a limit, for the reasons below."
+        lines.append(f"**Not judged:** {places} {_text(TO_ALLOW)}")
     if diagnosis.diverged:
         lines.append("**Diverged:** units became NaN or infinite; they are neither dead nor alive.")
     return "\n\n".join([*lines, *(f"> {_text(note)}" for note in head.notes)])
@@ -73,23 +83,33 @@ def _more(failed: Sequence[Check]) -> str:
 
 def _site_table(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     sites = diagnosis.sites
-    lost = sites[LOST].sum(axis=1)
+    places, _ = unjudged_sites([str(name) for name in sites["site"]], diagnosis.unjudged)
+    lost = sites[LOST].sum(axis=1) + sites["site"].isin(list(places))
     worst = lost.sort_values(ascending=False, kind="stable").index[:_MOST_SITES]
     checks_by_site = {check.site: check for check in checks}
     gated = any(check.limit is not None for check in checks)
-    titles = ["Site", "Units", "Dead", "", "Nonfinite", *(["Limit", ""] if gated else [])]
+    sampled = samples_differ(diagnosis)
+    titles = ["Site", "Units", *(["Samples"] if sampled else []), "Dead", "", "Nonfinite"]
+    titles += (["Limit"] if gated else []) + ([""] if gated or places else [])
     lines = [_row(titles), "|:--|" + "--:|" * (len(titles) - 1)]
     for row in sites.loc[sorted(worst)].to_dict("records"):
-        check = checks_by_site.get(str(row["site"]))
+        check, place = checks_by_site.get(str(row["site"])), places.get(str(row["site"]))
+        why = "" if place is None else label(place.reason)
         cells = [_name(str(row["site"]))]
-        if check is None or check.units is not None:
-            cells += [f"{row['units']:,}", f"{row['dead']:,}", share(row["dead"], row["units"])]
-            cells.append(f"{row['nonfinite']:,}")
+        if pd.isna(row["units"]):
+            cells += [why or "never called", *([""] * (3 + sampled))]
+            why = ""
         else:
-            cells += ["never called", "", "", ""]
-        if gated and check is not None:
-            limit = "" if check.limit is None else check.limit.text
-            cells += [limit, "**over**" if check.exceeded else ""]
+            cells += [f"{row['units']:,}", *([f"{row['samples']:,}"] if sampled else [])]
+            cells += [f"{row['dead']:,}", share(row["dead"], row["units"])]
+            cells.append(f"{row['nonfinite']:,}")
+        if gated:
+            cells.append("" if check is None or check.limit is None else check.limit.text)
+        if gated or places:
+            marks = ["**over**"] if check is not None and check.exceeded else []
+            if check is not None and check.fails_unjudged:
+                why = f"**not judged:** {why}" if why else "**not judged**"
+            cells.append(", ".join([*marks, *([why] if why else [])]))
         lines.append(_row(cells))
     left_out = len(sites) - len(worst)
     if left_out:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -109,12 +110,12 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
             "clip the gradients. Silent units prove nothing then."
         )
         return lines
-    silent = sites[(sites["dead"] == sites["units"]) & (sites["dead"] > 0)]["site"]
+    silent = sites[(sites["dead"] == sites["units"]) & (sites["dead"] > 0)]
     if len(silent):
-        names = _named(silent)
+        names = _named(silent["site"])
         lines.append(
-            f"{names}: every unit is dead, so later layers get only constants from it, and "
-            "earlier layers get no gradient through it."
+            f"{names}: every unit is dead{_on(silent, head.samples)}, so later layers get only "
+            "constants from it, and earlier layers get no gradient through it."
         )
     if diagnosis.timeline is not None:
         lines += _life_sentences(diagnosis)
@@ -126,32 +127,82 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
             )
             lines.append(
                 f"The worst site is '{worst['site']}'{producer}: {worst['dead']:,} of "
-                f"{plural(worst['units'], 'unit')} dead."
+                f"{plural(worst['units'], 'unit')} dead"
+                f"{_on(sites[sites['site'] == worst['site']], head.samples)}."
             )
         if head.frozen and RANDOM_INPUT not in head.notes:  # noise is not a sample of any data
-            bound = float(upper_bound(0, head.samples))
-            lines.append(
-                f"Dead here means 0 of {head.samples:,} samples: a firing rate below "
-                f"{upper_share(bound)} on data like this, with 95 % confidence."
-            )
+            lines.append(_bound_sentence(diagnosis))
     rare = int(sites["rare"].sum())
     if rare:
         lines.append(
             f"{plural(rare, 'unit')} fired in fewer than "
-            f"{share(diagnosis.thresholds.rare, 1)} of samples: they are rare, not dead. More "
-            "data would show how often they fire."
+            f"{share(diagnosis.thresholds.rare, 1)} of the samples that reached them: they are "
+            "rare, not dead. More data would show how often they fire."
         )
-    uncalled = sites.loc[sites["units"].isna(), "site"]
-    if len(uncalled):
-        lines.append(f"{_named(uncalled)}: never called, so its units are unknown.")
     if head.samples == 0:
         lines.insert(0, "No unit has been observed yet.")
     elif diagnosis.dead == 0 and not diagnosis.diverged:
-        lines.insert(0, "No unit is dead.")
+        lines.insert(0, no_dead_sentence(diagnosis))
     count = int(((diagnosis.units["verdict"] != "alive") & diagnosis.units["unit"].notna()).sum())
     if count:
         lines.append(f"Use --csv FILE to save the {plural(count, 'unit')} that are not alive.")
     return lines
+
+
+def no_dead_sentence(diagnosis: Diagnosis) -> str:
+    """What can be said where no unit is known to be dead."""
+    if not diagnosis.unjudged:
+        return "No unit is dead."
+    if not diagnosis.judged_units:
+        return "No unit was judged, so it is not known whether any is dead."
+    return (
+        f"None of the {plural(diagnosis.judged_units, 'unit')} that were judged is dead. "
+        f"{unjudged_count(diagnosis)} not judged."
+    )
+
+
+def unjudged_count(diagnosis: Diagnosis) -> str:
+    """`1 place was`, `3 places were`; empty where everything was judged."""
+    count = len(diagnosis.unjudged)
+    return f"{plural(count, 'place')} {'was' if count == 1 else 'were'}" if count else ""
+
+
+def samples_differ(diagnosis: Diagnosis) -> bool:
+    """Whether some sites saw another number of samples than the model."""
+    samples = diagnosis.sites.loc[diagnosis.sites["samples"] > 0, "samples"]
+    return bool((samples != diagnosis.head.samples).any())
+
+
+def _on(sites: pd.DataFrame, whole: int) -> str:
+    """On how many samples this was seen, if these sites saw others than the whole model."""
+    if (sites["samples"] == whole).all():
+        return ""
+    if (sites["samples"] < whole).all():
+        return f" on {_range(sites['samples'])} of {plural(whole, 'sample')}"
+    return f" on {_range(sites['samples'])} samples"
+
+
+def _range(numbers: "pd.Series[Any]") -> str:
+    low, high = int(numbers.min()), int(numbers.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _bound_sentence(diagnosis: Diagnosis) -> str:
+    """What dead means, by the samples of the sites that have dead units."""
+    dead = diagnosis.units[diagnosis.units["verdict"] == "dead"]
+    low, high = int(dead["samples"].min()), int(dead["samples"].max())
+    bounds = [upper_share(float(upper_bound(0, samples))) for samples in (low, high)]
+    if low == high:
+        own = low != diagnosis.head.samples
+        reached_it = " that reached the unit's site" if own else ""
+        meaning = f"0 of {plural(low, 'sample')}{reached_it}: a firing rate below {bounds[0]}"
+    else:
+        meaning = (
+            f"0 of the samples that reached the unit's site, which are {low:,} to {high:,}: a "
+            f"firing rate below {bounds[0]} where they are fewest, and below {bounds[1]} where "
+            "they are most,"
+        )
+    return f"Dead here means {meaning} on data like this, with 95 % confidence."
 
 
 def _life_sentences(diagnosis: Diagnosis) -> list[str]:
@@ -172,9 +223,11 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
     born = int(diagnosis.sites["born_dead"].sum())
     if born:
         was = "was" if born == 1 else "were"
-        n = int(diagnosis.timeline["samples"].iloc[0])
+        start = diagnosis.timeline[diagnosis.timeline["step"] == diagnosis.timeline["step"].min()]
+        samples = start.loc[start["dead"] > 0, "samples"]
+        noun = "sample" if samples.max() == 1 else "samples"
         lines.append(
-            f"{plural(born, 'unit')} {was} dead at step 0 (silent on {plural(n, 'sample')}), "
+            f"{plural(born, 'unit')} {was} dead at step 0 (silent on {_range(samples)} {noun}), "
             "before any training"
             + ("." if diagnosis.causes else ": look at the initialization and at the input.")
         )
@@ -182,9 +235,11 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
 
 
 def chosen_units(diagnosis: Diagnosis, all_units: bool) -> pd.DataFrame:
-    """All units, or those whose verdict is not `alive`."""
+    """All units, or those that are not alive, or are not known to be as their axis is unknown."""
     units = diagnosis.units
-    return units if all_units else units[units["verdict"] != "alive"]
+    if all_units:
+        return units
+    return units[(units["verdict"] != "alive") | (units["unit_axis"] == "unknown").fillna(False)]
 
 
 def own_cause(causes: Sequence[Cause]) -> Cause | None:

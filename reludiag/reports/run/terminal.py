@@ -15,13 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from reludiag.diagnosis.diagnosis import Diagnosis
+from reludiag.measure.unjudged import label, unjudged_sites
 from reludiag.measure.verdicts import VERDICT_TABLE, VERDICTS
 from reludiag.reports.console import WIDTH, SanitizedText, plain_text, speaks_unicode
 from reludiag.reports.output import encoding_of
 from reludiag.reports.run.cause_section import why
 from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.structure_section import structure
-from reludiag.reports.run.summary import WINDOWS, life_windows, next_steps
+from reludiag.reports.run.summary import WINDOWS, life_windows, next_steps, samples_differ
 from reludiag.reports.wording import plural, share
 
 _MOST_ROWS = 40  # sites shown one by one; more are grouped by their parent module
@@ -85,7 +86,7 @@ def _head(diagnosis: Diagnosis) -> RenderableType:
     if head.subject != head.model:
         title.append(f"  {head.subject}", style="not bold")
     totals = Text()
-    dead_style = "bold red" if counts["dead"] else "bold green"
+    dead_style = totals_style(diagnosis)
     totals.append(f"{counts['dead']:,} of {plural(units, 'unit')} dead", style=dead_style)
     if counts["dead"]:
         totals.append(f" ({share(counts['dead'], units)})", style=dead_style)
@@ -94,12 +95,21 @@ def _head(diagnosis: Diagnosis) -> RenderableType:
             style = _LOOKS[verdict].style
             totals.append("  ")
             totals.append(f"{counts[verdict]:,} {verdict.replace('_', ' ')}", style=style)
+    if diagnosis.unjudged:
+        totals.append(f"  {plural(len(diagnosis.unjudged), 'place')} not judged", style="yellow")
     lines = [title, Text(head.evidence[:1].upper() + head.evidence[1:]), totals]
     if diagnosis.diverged:
         note = "DIVERGED: units became NaN or infinite; they are neither dead nor alive."
         lines.append(Text(note, style="bold magenta"))
     lines += [Text(note, style="yellow") for note in head.notes]
     return Panel(Group(*lines), title="reludiag", title_align="left", border_style="dim")
+
+
+def totals_style(diagnosis: Diagnosis) -> str:
+    """Green only where all is judged and none is dead."""
+    if diagnosis.dead:
+        return "bold red"
+    return "bold yellow" if diagnosis.unjudged else "bold green"
 
 
 def _site_table(
@@ -114,12 +124,17 @@ def _site_table(
     if shows_producer:
         table.add_column("Fed by", overflow="fold", ratio=2)
     table.add_column("Units", justify="right", no_wrap=True)
+    sampled = samples_differ(diagnosis)
+    if sampled:
+        table.add_column("Samples", justify="right", no_wrap=True)
     table.add_column("alive, rare, dead", no_wrap=True, width=BAR + 1)
     table.add_column("Dead", justify="right", no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
     if not grouped:
         table.add_column("Worst units", overflow="ellipsis", no_wrap=True, ratio=2)
     worst = {} if grouped else _worst_units(diagnosis)
+    places, _ = unjudged_sites([str(name) for name in diagnosis.sites["site"]], diagnosis.unjudged)
+    labels = {} if grouped else {name: label(place.reason) for name, place in places.items()}
     for row in rows.to_dict("records"):
         counts = {verdict: int(row[verdict]) for verdict in VERDICTS}
         units = sum(counts.values())
@@ -130,16 +145,21 @@ def _site_table(
         if shows_producer:
             cells.append(Text(row["producer"] if isinstance(row["producer"], str) else ""))
         if units:
+            cells.append(f"{units:,}")
+            if sampled:
+                cells.append(f"from {row['samples']:,}" if grouped else f"{row['samples']:,}")
             cells += [
-                f"{units:,}",
                 bar(counts, units, ascii_only),
                 Text(f"{counts['dead']:,}", style=dead_style),
                 Text(share(counts["dead"], units), style=dead_style),
             ]
             if not grouped:
-                cells.append(Text(worst.get(row["site"], ""), style="dim"))
+                note = Text(labels.get(row["site"], ""), style="yellow")
+                named = Text(worst.get(row["site"], ""), style="dim")
+                cells.append(Text("  ").join(each for each in (note, named) if each))
         else:
-            cells += ["", Text("never called", style="dim")]
+            never = labels.get(row["site"], "never called")
+            cells += ["", *([""] if sampled else []), Text(never, style="yellow")]
         table.add_row(*cells)
     parts: list[RenderableType] = [Padding(table, (1, 0, 0, 1))]
     legend = _legend(diagnosis, ascii_only)
@@ -164,7 +184,10 @@ def _rows(diagnosis: Diagnosis, all_sites: bool) -> tuple[pd.DataFrame, bool]:
         owners = [owner.rpartition(".")[0] for owner in owners]
         labels = _ranges(owners)
     tally = sites.assign(label=labels, sites=1).groupby("label", sort=False)
-    return tally[["sites", *VERDICTS]].sum().reset_index(names="site"), True
+    rows = tally[["sites", *VERDICTS]].sum()
+    called = sites["samples"].where(sites["samples"] > 0)
+    rows["samples"] = called.groupby(labels, sort=False).min()
+    return rows.reset_index(names="site"), True
 
 
 def _ranges(owners: list[str]) -> list[str]:
