@@ -164,7 +164,7 @@ class CallReader:
         current = self._threads.current
         call = current.expected(owner, operator)
         site = None if call is None else call.site
-        if x.is_quantized:
+        if type(x) is Tensor and x.is_quantized:
             return x.detach().clone()
         if not self._wants_pre_activation(owner.training, None if site is None else site.index):
             return None
