@@ -17,6 +17,7 @@ from reludiag.printable import printable
 from reludiag.reports.run.summary import next_steps
 from reludiag.reports.wording import plural, share
 from reludiag.scanning import scan
+from reludiag.sites.products import shortened
 
 _SHOWN = 10  # sites in a failure
 
@@ -55,5 +56,7 @@ def _failure(diagnosis: Diagnosis, limit: Limit) -> str:
 
 
 def _line(site: "pd.Series[Any]", width: int) -> str:
-    producer = f"  fed by {printable(site['producer'])}" if pd.notna(site["producer"]) else ""
+    producer = (
+        f"  fed by {printable(shortened(site['producer']))}" if pd.notna(site["producer"]) else ""
+    )
     return f"  {printable(site['site']):{width}}  {site['lost']:,} of {site['units']:,}{producer}"

@@ -226,7 +226,12 @@ class CallReader:
         )
         self._registry.add(call, match)
         if provenance is not None and match.site is not None and match.layout is not None:
-            provenance.begin_site(match.site.index, output.detach(), match.layout.unit)
+            provenance.begin_site(
+                match.site.index,
+                match.site.identity.base,
+                output.detach(),
+                match.layout.unit,
+            )
         call.site, call.view = match.site, match.view
         if match.site is None:
             following.deferred.add(call)

@@ -17,6 +17,7 @@ from reludiag.capture.idle import Idle
 from reludiag.capture.missed import MissedCalls
 from reludiag.capture.site_registry import SiteRegistry
 from reludiag.sites.functional import OnCall, RectifierMode
+from reludiag.sites.products import Product
 from reludiag.sites.provenance import OperatorObserver, ProvenanceMode, tensors_in
 from reludiag.sites.torch_internals import is_transformed, version_of
 
@@ -60,6 +61,11 @@ class PassTracker:
         """Number of complete passes."""
         self.functional = functional
         """Whether the model calls rectifiers as functions. A followed pass may show it."""
+        self.products: dict[str, Product] = {}
+        """The first product with each weight, by the weight's name, in passes that were followed.
+        """
+        self.feeding: set[str] = set()
+        """Names of the parameters that the output of a site depends on, in these passes."""
 
     def run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Call the model, or a function that calls it, as one pass."""
@@ -183,6 +189,8 @@ class PassTracker:
             current.function_mode = None
         if current.provenance is not None:
             current.provenance.__exit__(None, None, None)
+            self.products = {**current.provenance.products, **self.products}
+            self.feeding |= current.provenance.feeding
             if complete and not self._missed.elsewhere:
                 self._registry.note_consumers(current.provenance.end(output))
             current.provenance = None

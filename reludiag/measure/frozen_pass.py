@@ -25,6 +25,7 @@ from reludiag.measure.structure import InputScale
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unit_stats import UnitStats
 from reludiag.sites.functional import may_rectify
+from reludiag.sites.products import Product
 from reludiag.sites.torch_internals import eager_module
 
 ProgressCallback = Callable[[int, int | None], None]
@@ -118,6 +119,16 @@ class Scanner:
             raise ModelError(" ".join(blind_spots(capture)) or no_rectifier(model))
         inputs = () if first is None else tuple(first.scales)
         return Measurement(sites, samples, done, tuple(blind_spots(capture)), inputs)
+
+    @property
+    def products(self) -> list[Product]:
+        """The first product with each weight, in the passes that were followed."""
+        return self._capture.products
+
+    @property
+    def feeding(self) -> frozenset[str]:
+        """Names of the parameters that the output of a site depends on, in these passes."""
+        return self._capture.feeding
 
     def _receive(self, call: Call) -> None:
         stats = self._stats.get(call.site) or self._new_stats(call.site, call.output)

@@ -19,6 +19,7 @@ from reludiag.reports.run.summary import (
     thick_of_deaths,
 )
 from reludiag.reports.wording import plural, share
+from reludiag.sites.products import shortened
 
 MOST_TILES_NAMED = 24
 """Number of sites above which the map has squares without names."""
@@ -159,7 +160,7 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
                 heat=_site_heat(row, units),
                 text="not finite" if lost else _share_text(row, units),
                 activation=str(row["activation"]),
-                producer=_text(row["producer"]),
+                producer=shortened(_text(row["producer"])),
                 units=units,
                 dead=int(row["dead"]),
                 share=int(row["dead"]) / units if units else -1.0,
