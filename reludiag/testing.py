@@ -19,6 +19,7 @@ from reludiag.printable import printable
 from reludiag.reports.run.summary import next_steps, samples_differ
 from reludiag.reports.wording import plural, share
 from reludiag.scanning import scan
+from reludiag.sites.products import shortened
 
 _SHOWN = 10  # sites in a failure
 
@@ -79,6 +80,7 @@ def _unjudged_lines(places: Sequence[Unjudged]) -> list[str]:
 
 def _line(site: "pd.Series[Any]", width: int, sampled: bool) -> str:
     samples = f" on {plural(site['samples'], 'sample')}" if sampled else ""
-    producer = f"  fed by {printable(site['producer'])}" if pd.notna(site["producer"]) else ""
+    known = pd.notna(site["producer"])
+    producer = f"  fed by {printable(shortened(site['producer']))}" if known else ""
     name = printable(site["site"])
     return f"  {name:{width}}  {site['lost']:,} of {site['units']:,}{samples}{producer}"

@@ -15,7 +15,8 @@ DRAWN = [scheme.name for scheme in SCHEMES]
 def network() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 6, 3), nn.ReLU(),
-        nn.Flatten(), nn.Linear(6 * 64, 32), nn.LayerNorm(32), nn.Linear(32, 4, bias=False),
+        nn.Flatten(), nn.Linear(6 * 64, 32), nn.LayerNorm(32), nn.ReLU(),
+        nn.Linear(32, 4, bias=False),
     )  # fmt: skip
 
 

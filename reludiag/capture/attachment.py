@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture.call_reader import CallReader
@@ -58,7 +59,9 @@ class Attachment:
             end = self._hook(module, passes.end)
             yield partial(module.register_forward_hook, end, always_call=True)
         for _, module in hookable_modules(self._model):
-            has_weights = any(True for _ in module.parameters(recurse=False))
+            has_weights = is_parametrized(module) or any(
+                True for _ in module.parameters(recurse=False)
+            )
             own = is_rectifying_layer(module)
             if own or (has_weights and module not in self._rectifiers):
                 hook = self._hook(module, reader.note_producer)

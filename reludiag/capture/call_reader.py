@@ -327,7 +327,12 @@ class CallReader:
         self._registry.add(call, match)
         if provenance is not None and match.site is not None and match.layout is not None:
             returned = output if part is None else part.returned
-            provenance.begin_site(match.site.index, returned.detach(), match.layout.unit)
+            provenance.begin_site(
+                match.site.index,
+                match.site.identity.base,
+                returned.detach(),
+                match.layout.unit,
+            )
         call.site, call.view = match.site, match.view
         if match.site is not None and match.view is None:
             why = f"its shape {list(output.shape)} does not fit that of its first call"

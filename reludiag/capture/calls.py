@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import Layout, arrange
+from reludiag.sites.products import Product
 from reludiag.sites.readable import readable
 from reludiag.sites.site import Identity, Rectifier
 
@@ -139,7 +140,9 @@ class KnownSite:
     label: str
     producer: str | None
     norm: str | None
+    products: tuple[Product, ...]
+    is_exact: bool
     consumers: tuple[Consumer, ...] | None = None
-    """As in `Site`."""
+    """As in `Site`, as the two before it."""
     numbers: set[int] = field(default_factory=set)
     """Which call of its owner it was, in each of the forwards that made it."""

@@ -37,6 +37,7 @@ from reludiag.capture.pass_tracker import PassTracker
 from reludiag.capture.sample_counter import SampleCounter
 from reludiag.capture.site_registry import SiteRegistry
 from reludiag.sites.functional import functional_calls
+from reludiag.sites.products import Product
 from reludiag.sites.rectifiers import rectifier_modules
 from reludiag.sites.site import Site
 
@@ -155,6 +156,16 @@ class Capture:
     def overrides(self) -> set[str]:
         """Names of `unit_axes` that are sites'."""
         return self._registry.overrides
+
+    @property
+    def products(self) -> list[Product]:
+        """The first product with each weight, in the passes that were followed."""
+        return list(self._passes.products.values())
+
+    @property
+    def feeding(self) -> frozenset[str]:
+        """Names of the parameters that the output of a site depends on, in these passes."""
+        return frozenset(self._passes.feeding)
 
     @property
     def functional(self) -> bool:

@@ -16,6 +16,7 @@ from torch.compiler import is_dynamo_compiling
 
 from reludiag.sites.rectifiers import rectifier_modules
 from reludiag.sites.torch_internals import is_exporting, is_tracing
+from reludiag.sites.weight_axes import PARAMETRIZATIONS
 
 _numbers = itertools.count()
 _hooks: weakref.WeakValueDictionary[int, "Hook"] = weakref.WeakValueDictionary()
@@ -101,7 +102,8 @@ def hookable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All modules of `model`, except those inside a fused layer without a rectifier module.
 
     A hook inside an encoder layer or an attention turns off its fused path, which changes the last
-    bits of its output, and there is nothing to see there. TorchScript accepts no hooks.
+    bits of its output, and there is nothing to see there. TorchScript accepts no hooks. A
+    parametrization computes a weight: it is no part of the forward.
     """
     closed = tuple(
         path + "."
@@ -114,6 +116,7 @@ def hookable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             module is not model
             and not path.startswith(closed)
             and not isinstance(module, torch.jit.ScriptModule)
+            and PARAMETRIZATIONS not in path.split(".")
         ):
             yield path, module
 
@@ -132,5 +135,5 @@ def entrances(model: nn.Module) -> Iterator[nn.Module]:
             waiting += module.children()
         elif not isinstance(
             module, nn.TransformerEncoderLayer | nn.MultiheadAttention | torch.jit.ScriptModule
-        ) and any(True for _ in module.children()):
+        ) and any(name != PARAMETRIZATIONS for name, _ in module.named_children()):
             yield module

@@ -18,6 +18,7 @@ from reludiag.capture.sample_counter import SampleCounter, shape_of
 from reludiag.capture.site_registry import SiteRegistry
 from reludiag.loading.batch_contents import row_tensors, tensors_of
 from reludiag.sites.functional import OnCall, RectifierMode
+from reludiag.sites.products import Product
 from reludiag.sites.provenance import OperatorObserver, ProvenanceMode
 from reludiag.sites.torch_internals import DisableTorchFunction, is_transformed, version_of
 
@@ -63,6 +64,11 @@ class PassTracker:
         """Number of complete passes."""
         self.functional = functional
         """Whether the model calls rectifiers as functions. A followed pass may show it."""
+        self.products: dict[str, Product] = {}
+        """The first product with each weight, by the weight's name, in passes that were followed.
+        """
+        self.feeding: set[str] = set()
+        """Names of the parameters that the output of a site depends on, in these passes."""
 
     def run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Call the model, or a function that calls it, as one pass."""
@@ -189,6 +195,8 @@ class PassTracker:
             current.function_mode = None
         if current.provenance is not None:
             current.provenance.__exit__(None, None, None)
+            self.products = {**current.provenance.products, **self.products}
+            self.feeding |= current.provenance.feeding
             if complete and not self._missed.elsewhere:
                 with DisableTorchFunction():
                     consumers = current.provenance.end(output)

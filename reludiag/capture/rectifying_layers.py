@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from reludiag.sites.axes import Coordinate, Origin
+from reludiag.sites.products import Product
 from reludiag.sites.rectifiers import is_int8_layer
 
 RECURRENT = (nn.RNN, nn.RNNCell)
@@ -59,17 +60,17 @@ def product_of(module: nn.Module, output: Tensor, path: str) -> Origin | None:
     """
     if not is_rectifying_layer(module):  # of others, an output may have no shape
         return None
+    made = (Product(path, ""),)  # with weights that cannot be read
     last = (Coordinate(output.ndim - 1, output.shape[-1]) if output.ndim else Coordinate(0, 1),)
     if isinstance(module, nn.RNN):
         sample = 0 if module.batch_first else 1
-        return Origin(
-            last, Coordinate(sample, output.shape[sample]) if output.ndim == 3 else None, path
-        )
+        rows = Coordinate(sample, output.shape[sample]) if output.ndim == 3 else None
+        return Origin(last, rows, made)
     if isinstance(module, nn.RNNCell):
-        return Origin(last, None, path)
+        return Origin(last, None, made)
     if hasattr(module, "out_features"):
-        return Origin(last, None, path)
-    return Origin((Coordinate(1, output.shape[1]),), None, path) if output.ndim > 2 else None
+        return Origin(last, None, made)
+    return Origin((Coordinate(1, output.shape[1]),), None, made) if output.ndim > 2 else None
 
 
 def _sequences(packed: PackedSequence, path: str) -> Iterator[Part]:
@@ -84,4 +85,4 @@ def _sequences(packed: PackedSequence, path: str) -> Iterator[Part]:
         columns = torch.arange(first, last)
         rows = (starts[:length, None] + columns).T.to(data.device)
         unit, sample = Coordinate(2, data.shape[1]), Coordinate(0, last - first)
-        yield Part(data[rows], data, Origin((unit,), sample, path), last - first)
+        yield Part(data[rows], data, Origin((unit,), sample, (Product(path, ""),)), last - first)

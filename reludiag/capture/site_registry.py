@@ -84,6 +84,8 @@ class SiteRegistry:
                     norm=site.norm,
                     consumers=site.consumers,
                     alias=alias,
+                    products=site.products,
+                    is_exact=site.is_exact,
                 )
                 for (name, alias), site in zip(names, self._sites, strict=True)
             ]
@@ -136,7 +138,8 @@ class SiteRegistry:
                 shape=shape,
             )
             origin = known if provenance is None else provenance.origin_of(output.detach())
-            producer = (origin.producer if origin is not None else None) or identity.fed_by or None
+            producer = None if origin is None else origin.producer
+            producer = producer if producer is not None else identity.fed_by or None
             fed_name = NamedCall(identity, set(), self._paths[call.owner], producer).fed_name
             override, axis = self._override(identity, call.number, fed_name, output)
             layout, label = find_layout(output, origin, call.producer, samples, axis)
@@ -189,6 +192,8 @@ class SiteRegistry:
             label=label,
             producer=producer,
             norm=origin.norm if origin is not None else None,
+            products=() if origin is None else origin.products,
+            is_exact=origin is not None and origin.is_exact,
         )
 
     def _override(

@@ -43,6 +43,15 @@ def more_born(lives: SiteLives, suspect: bool) -> bool:
     return share - chance > max(least, errors * error)
 
 
+def lacks_baseline(site: SiteAttribution) -> bool:
+    """Whether many units of a site are born dead and nothing says how many would be by chance, as
+    where its weights cannot be drawn again.
+    """
+    lives = site.lives
+    share = int(lives.born.sum()) / lives.units
+    return lives.baseline is None and several_born(site) and share > FEW_UNEXPLAINED
+
+
 def born_by_chance(lives: SiteLives) -> float:
     """Share of units born dead when the model is drawn again; NaN if unknown."""
     return math.nan if lives.baseline is None else lives.baseline.born_dead

@@ -1,12 +1,12 @@
 """None: no more units are dead than in a healthy run."""
 
 from reludiag.causes.cause import Evidence
-from reludiag.causes.chance import FEW, FEWEST_BORN, chance_evidence, more_died
+from reludiag.causes.chance import FEW, FEWEST_BORN, chance_evidence, lacks_baseline, more_died
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 
 
 def _births(site: SiteAttribution) -> bool:
-    return True  # what no other kind has claimed
+    return not lacks_baseline(site)
 
 
 def _deaths(site: SiteAttribution) -> bool:
@@ -39,7 +39,8 @@ KIND = CauseKind(
     clue="not more units are dead than in a healthy run",
     rule=(
         f"fewer than {FEWEST_BORN} units of its site were born dead, or at most {100 * FEW:g} % of "
-        "all units died in training, as in a healthy run"
+        "all units died in training, as in a healthy run; or more were born dead, but no more than "
+        "in the baseline"
     ),
     births=_births,
     deaths=_deaths,

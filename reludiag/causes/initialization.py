@@ -84,7 +84,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             f"any training; weights of Kaiming and zero biases leave {born_by_chance(lives):.1%} "
             "on the same samples."
         )
-        advice = f"start {layer.get('module', lives.name)} with kaiming_normal and its bias at 0"
+        producers = lives.recorded.site.producers or (lives.name,)
+        its = "their biases" if len(producers) > 1 else "its bias"
+        advice = f"start {' and '.join(producers)} with kaiming_normal and {its} at 0"
     return Account(
         # At step 0 no learning rate has acted yet, so this run can prove births.
         identifiable=site.tally[KIND.name] <= 2 * int(lives.never_alive.sum()),

@@ -65,7 +65,8 @@ def critical_rates(sites: Iterable[SiteLives]) -> CriticalRates | None:
 def largest_update(site: SiteAttribution) -> Update | None:
     """The largest update of the layers that feed a site or one above it, up to its last death."""
     run = site.run
-    layers = {each.recorded.site.producer or "" for each in run.sites[: site.depth + 1]}
+    sites = run.sites[: site.depth + 1]
+    layers = {producer for each in sites for producer in each.recorded.site.producers}
     steps = run.recorded.steps
     end = int(site.lives.ledger.died_step.max(initial=0)) or (steps[-1] if steps else 0)
     updates = run.recorded.observations.updates

@@ -117,8 +117,9 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
                 is_constant=counts.counted > 0 and bool((counts.maximum == counts.minimum).all()),
                 deaths=tuple(deaths.get(site.name, ())),
                 baseline=baselines.get(site.name),
-                layer=layers.get(site.producer or ""),
-                layer_input=inputs.get(site.producer or ""),
+                # Of several layers that feed a site none is its layer.
+                layer=None if site.producer is None else layers.get(site.producer),
+                layer_input=None if site.producer is None else inputs.get(site.producer),
             )
         )
     return lives
@@ -135,7 +136,8 @@ def collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives | 
         return whole if site.is_constant else None
     nearest = above[-1] if above else None
     is_first = site.layer_input is not None and site.layer_input.is_first
-    if nearest is None or is_first or nearest.nearly_dead_since == NEVER:
+    is_sum = len(site.recorded.site.producers) > 1  # its input comes around the nearest site, too
+    if nearest is None or is_first or is_sum or nearest.nearly_dead_since == NEVER:
         return None
     return nearest
 

@@ -7,13 +7,29 @@ from reludiag.causes.learning_rate import update_evidence
 from reludiag.causes.wording import FALLBACK_SCALE, replay_command
 
 
+def _births(site: SiteAttribution) -> bool:
+    return True  # what no other kind has claimed
+
+
 def _deaths(site: SiteAttribution) -> bool:
     return True  # what no other kind has claimed
 
 
 def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
     site = only or attribution.foremost(KIND.name)
-    run = attribution.run
+    run, lives = attribution.run, site.lives
+    if 2 * int(lives.never_alive.sum()) > int(lives.dead.sum()):
+        names = " and ".join(lives.recorded.site.producers) or f"'{lives.name}'"
+        return Account(
+            identifiable=False,
+            evidence=(),
+            sentence=f"{int(lives.born.sum())} of {lives.units} units of '{lives.name}' were dead "
+            "before any training, and the recording does not show why: no other draw of its "
+            "weights is there to compare with.",
+            advice=f"check the initial weights and biases of {names}, and that the input is "
+            "centred",
+            confirm="reludiag init MODEL --data DATA",
+        )
     return Account(
         identifiable=False,
         evidence=(
@@ -37,6 +53,7 @@ KIND = CauseKind(
     subject="an unknown cause",
     clue="none of these causes has enough evidence",
     rule="none of these rules applies",
+    births=_births,
     deaths=_deaths,
     account=_account,
     claim="unknown",

@@ -36,7 +36,11 @@ UNIT_COLUMNS = (
         "axis of the units; 1,3: on both; 1//49: blocks of 49 along it; unknown: last axis",
     ),
     Column("activation", "str", "class of the rectifier, or name of the function"),
-    Column("producer", "str", "module whose weights feed the site"),
+    Column(
+        "producer",
+        "str",
+        "module whose weights feed the site, or plain parameter; of several that are joined, all",
+    ),
     Column("norm", "str", "BatchNorm between that module and the site"),
     Column("rms_activation", "float64", "root of the mean square over samples and positions"),
     Column(
@@ -80,7 +84,11 @@ SITE_COLUMNS = (
     Column("site", "str", "as in the unit table; sites in forward order"),
     Column("activation", "str", "class of the rectifier, or name of the function"),
     Column("unit_axis", "str", "as in the unit table; empty if never called"),
-    Column("producer", "str", "module whose weights feed the site"),
+    Column(
+        "producer",
+        "str",
+        "module whose weights feed the site, or plain parameter; of several that are joined, all",
+    ),
     Column("norm", "str", "BatchNorm between that module and the site"),
     Column("samples", "Int64", "samples seen"),
     Column("units", "Int64", "number of units; empty if never called"),

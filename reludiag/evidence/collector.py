@@ -113,9 +113,10 @@ class EvidenceCollector:
             for finding in findings
         ]
         self._producers = {
-            state.site.producer
+            producer
             for state in states
-            if state.site.rectifier.can_die and state.site.producer is not None
+            if state.site.rectifier.can_die
+            for producer in state.site.producers
         }
         observations, deaths = Observations(), self._deaths
         if step == 0:

@@ -33,7 +33,9 @@ from reludiag.capture.model_state import preserve_state
 from reludiag.evidence.decomposition import Folded, InputSums, Layer, Weights, drift
 from reludiag.loading.arguments import BatchReader
 from reludiag.recording.observations import Death, Drift
+from reludiag.sites.provenance import ProvenanceMode, SeenProduct
 from reludiag.sites.site import Site
+from reludiag.sites.torch_internals import without_dispatch_modes
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -122,7 +124,9 @@ class DeathWatch:
             else:
                 start = {n: w.to(end[n].device, end[n].dtype) for n, w in self._weights.items()}
             sites = {key: site for key, (site, _) in died.items()}
-            then, now = self._passes.full(start, sites), self._passes.full(end, sites)
+            # First with the model's own weights: the pass that is followed has to know them.
+            now = self._passes.full(end, sites)
+            then = self._passes.full(start, sites)
 
             def fires(fraction: float) -> Mapping[str, Mask]:
                 between = {n: torch.lerp(w, end[n], fraction) for n, w in start.items()}
@@ -228,12 +232,11 @@ class ProbePasses:
 
     def full(self, weights: Weights, sites: Mapping[str, Site]) -> _Pass:
         """The same, with the data to decompose their layers."""
-        results = {
-            key: Layer.of(self._model, site.producer, site.norm) for key, site in sites.items()
-        }
+        results = {key: Layer.of(self._model, site) for key, site in sites.items()}
         layers = {key: layer for key, layer in results.items() if layer is not None}
-        inputs = {key: InputSums(layer.module) for key, layer in layers.items()}
-        self._run(weights, sites, inputs, full=True)
+        by_weight = {layer.product.weight: InputSums() for layer in layers.values()}
+        self._run(weights, sites, by_weight, full=True)
+        inputs = {key: by_weight[layer.product.weight] for key, layer in layers.items()}
         result = _Pass(layers, weights, inputs=inputs)
         for key, fired in self._fired.items():
             result.fired[key] = fired.cpu().numpy()
@@ -253,8 +256,7 @@ class ProbePasses:
         self._fired, self._sums = {}, {}
         reader = BatchReader(self._model)
         reader.settle(self._batches[0])
-        handles = [sums.layer.register_forward_pre_hook(sums.take) for sums in inputs.values()]
-        call = partial(_call_with, self._model, dict(weights))
+        call = partial(_call_with, self._model, dict(weights), inputs)
         self._capture.attach()
         try:
             for batch in self._batches:
@@ -264,16 +266,17 @@ class ProbePasses:
                 self._capture.run(call, args, kwargs)
         finally:
             self._capture.detach()
-            for handle in handles:
-                handle.remove()
 
     def _wants_pre_activation(self, training: bool, site: int | None) -> bool:
         return self._is_full
 
     def _receive(self, call: Call) -> None:
         site = self._capture.sites[call.site]
-        if site.key not in self._sites:
-            return
+        if site.key in self._sites:
+            with without_dispatch_modes():
+                self._add(site, call)
+
+    def _add(self, site: Site, call: Call) -> None:
         x = call.view.of(call.output)
         places = [dim for dim in range(x.ndim) if dim != 1]
         fired = (x != 0 if site.rectifier.signed else x > 0).any(dim=0)
@@ -293,8 +296,25 @@ class ProbePasses:
         self._sums[site.key] = total, size, count, eps
 
 
-def _call_with(model: nn.Module, weights: dict[str, Tensor], *args: Any, **kwargs: Any) -> None:
-    functional_call(model, weights, args, kwargs)
+def _call_with(
+    model: nn.Module,
+    weights: dict[str, Tensor],
+    inputs: Mapping[str, InputSums],
+    *args: Any,
+    **kwargs: Any,
+) -> None:
+    """Call the model with these weights; `inputs` take the products with weights of these names."""
+    if not inputs:
+        functional_call(model, weights, args, kwargs)
+        return
+
+    def take(seen: SeenProduct) -> None:
+        sums = inputs.get(seen.product.weight)
+        if sums is not None:
+            sums.take(seen)
+
+    with ProvenanceMode(model, lambda *call: None, on_product=take, state=weights):
+        functional_call(model, weights, args, kwargs)
 
 
 def _drifts(first: Folded | None, second: Folded | None) -> Callable[[int], Drift] | None:

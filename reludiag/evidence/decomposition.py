@@ -1,9 +1,10 @@
 """Decomposition: a unit's mean pre-activation as a dot product, and what changed it.
 
-A linear layer or a convolution, also followed by a BatchNorm in eval mode, is linear in its weights
-and in its input. The mean pre-activation z of a unit, over all samples and positions of a probe, is
-therefore w.x + b: x is the mean input of the weights (for a convolution the mean patch), w and b
-are the weights and bias with the norm folded in. Between two states 0 and 1
+A linear layer or a convolution, of a module or of plain parameters, also followed by a BatchNorm in
+eval mode, is linear in its weights and in its input. The mean pre-activation z of a unit, over all
+samples and positions of a probe, is therefore w.x + b: x is the mean input of the weights (for a
+convolution the mean patch), w and b are the weights and bias with the norm folded in. Between two
+states 0 and 1
 
     z1 - z0 = (w1 - w0).(x0 + x1)/2 + (w0 + w1)/2.(x1 - x0) + (b1 - b0)
 
@@ -17,22 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from reludiag.sites.products import Convolution, Product
+from reludiag.sites.provenance import SeenProduct
 from reludiag.sites.readable import readable
-from reludiag.sites.torch_internals import convolve
+from reludiag.sites.site import Site
 
 Reals = np.ndarray[Any, np.dtype[np.float64]]
 Weights = Mapping[str, Tensor]
 """Parameters and buffers of a model by name."""
 
 # By type, not isinstance: the forward of a subclass may do anything.
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TRANSPOSED = {
-    nn.ConvTranspose1d: functional.conv_transpose1d,
-    nn.ConvTranspose2d: functional.conv_transpose2d,
-    nn.ConvTranspose3d: functional.conv_transpose3d,
-}
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -66,39 +62,37 @@ def drift(start: Folded, end: Folded) -> tuple[Reals, Reals, Reals]:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that can be decomposed, with the norm after it."""
+    """A product that can be decomposed, with the norm after it."""
 
-    path: str
-    module: nn.Module
+    product: Product
     norm_path: str | None
     norm: nn.Module | None
 
     @classmethod
-    def of(cls, model: nn.Module, path: str | None, norm: str | None) -> "Layer | None":
-        """The layer at `path` with the norm at `norm`; None if their kinds are not supported."""
-        modules = dict(model.named_modules())
-        module, normalizing = modules.get(path or ""), modules.get(norm or "") if norm else None
-        if path is None or type(module) not in (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED):
+    def of(cls, model: nn.Module, site: Site) -> "Layer | None":
+        """The layer that feeds a site; None if several do, or its kind is not supported."""
+        if len(site.products) != 1 or not site.products[0].weight:
             return None
-        if norm is not None and type(normalizing) not in _NORMS:
+        norm = None if site.norm is None else dict(model.named_modules()).get(site.norm)
+        if site.norm is not None and type(norm) not in _NORMS:
             return None
-        assert module is not None
-        return cls(path, module, norm, normalizing)
+        return cls(site.products[0], site.norm, norm)
 
-    def fold(self, weights: Weights, inputs: "InputSums") -> Folded | None:
+    def fold(self, weights: Weights, seen: "InputSums") -> Folded | None:
         """The layer as dot products, with these weights and this input.
 
-        None if it ran more than once in a pass (shared weights), or if its weights are computed
-        from other parameters.
+        None if it ran more than once in a pass (shared weights), or if its bias is computed from
+        other parameters.
         """
-        weight, bias = weights.get(f"{self.path}.weight"), weights.get(f"{self.path}.bias")
-        mean_input = inputs.mean()
-        biased = getattr(self.module, "bias", None) is not None
-        if weight is None or mean_input is None or inputs.shared or biased != (bias is not None):
+        rows, mean_input = seen.rows(), seen.mean()
+        if rows is None or mean_input is None or seen.shared:
             return None
-        rows = _rows(self.module, weight.detach().double())
-        mean_input = _rows(self.module, mean_input) if mean_input.ndim > 1 else mean_input[None]
-        shift = rows.new_zeros(len(rows)) if bias is None else bias.detach().double()
+        shift = rows.new_zeros(len(rows))
+        if self.product.bias is not None:
+            bias = weights.get(self.product.bias)
+            if bias is None or bias.numel() != len(rows):
+                return None
+            shift = bias.detach().double().flatten()
         if self.norm is None:
             return Folded(rows, shift, mean_input)
         scaled = self._scale_and_shift(weights)
@@ -124,32 +118,36 @@ class Layer:
 
 
 class InputSums:
-    """The inputs of a layer in the passes over the probe, summed over samples."""
+    """A product in the passes over the probe: its weight, and its inputs summed over samples."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.layer = layer
-        self._axes = layer.get_parameter("weight").ndim
+    def __init__(self) -> None:
         self.shared = False
-        """Whether it ran more than once in a pass, or its input could not be read."""
+        """Whether it ran more than once in a pass, in a way that is not known, or unreadably."""
         self._ran = False
+        self._convolution: Convolution | None = None
+        self._weight: Tensor | None = None
         self._sums: dict[tuple[int, ...], tuple[Tensor, int]] = {}
 
     def begin(self) -> None:
         """A pass begins."""
         self._ran = False
 
-    def take(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """A forward pre-hook: of `[batch, channel, *position]`, or `[*, feature]`."""
-        x = readable(args[0]) if args and isinstance(args[0], Tensor) else None
-        if self._ran or x is None or not x.is_floating_point():
+    def take(self, seen: SeenProduct) -> None:
+        """Add one input."""
+        is_read = readable(seen.input) is not None and seen.input.is_floating_point()
+        if self._ran or not is_read or not seen.is_known:
             self.shared = True
             return
         self._ran = True
-        x = x.detach()
-        if isinstance(self.layer, nn.Linear):
-            x = x.reshape(-1, x.shape[-1])
-        elif x.ndim < self._axes:  # a single sample
-            x = x.unsqueeze(0)
+        x = seen.input.detach()
+        self._convolution = seen.product.convolution
+        if self._convolution is None:
+            weight, x = seen.matrices()
+            x = x.detach().transpose(0, 1)
+        else:
+            weight = seen.weight
+        # The weight as the forward used it: what it was computed from need not be known.
+        self._weight = weight.detach().double()
         total, previous_sum = x.double().sum(0), 0
         shape = tuple(total.shape)
         if shape in self._sums:
@@ -157,52 +155,60 @@ class InputSums:
             total = total + earlier
         self._sums[shape] = total, previous_sum + len(x)
 
-    def mean(self) -> Tensor | None:
-        """Mean input of the weights over samples and positions.
+    def rows(self) -> Tensor | None:
+        """The weight, `[unit, factor]`; None if it never ran."""
+        if self._weight is None or self._convolution is None:
+            return None if self._weight is None else self._weight.flatten(0, 1)
+        return _rows(self._convolution, self._weight)
 
-        `[feature]` for a linear layer, otherwise the shape of the weights; None if it never ran.
+    def mean(self) -> Tensor | None:
+        """Mean input of the weights over samples and positions: `[unit, factor]`, or `[1, factor]`
+        if it is the same for all units; None if it never ran.
         """
         total: Tensor | None = None
-        positions = 0
+        positions, weight, convolution = 0, self._weight, self._convolution
+        if weight is None:
+            return None
         for summed, samples in self._sums.values():
-            patches, count = _patches(self.layer, summed)
+            patches, count = (summed, 1)
+            if convolution is not None:
+                patches, count = _patches(convolution, weight, summed)
             total = patches if total is None else total + patches
             positions += samples * count
-        return None if total is None or not positions else total / positions
+        if total is None or not positions:
+            return None
+        mean = total / positions
+        if convolution is not None:
+            return _rows(convolution, mean)
+        return mean if len(mean) == 1 else mean.repeat_interleave(weight.shape[1], dim=0)
 
 
-def _patches(layer: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+def _patches(convolution: Convolution, weight: Tensor, x: Tensor) -> tuple[Tensor, int]:
     """The sum of each weight's inputs over output positions, and the number of positions.
 
     It is the gradient of the summed output with respect to the weights, so stride, padding,
     dilation and groups are handled as in the layer.
     """
-    if isinstance(layer, nn.Linear):
-        return x, 1
-    convolution: Any = layer
     with torch.inference_mode(False), torch.enable_grad():
-        weight = torch.zeros_like(layer.get_parameter("weight"), dtype=x.dtype, requires_grad=True)
-        x = x.clone().unsqueeze(0)
-        if isinstance(layer, _CONVOLUTIONS):
-            out = convolve(layer, x, weight)
-        else:
-            out = _TRANSPOSED[type(convolution)](
-                x,
-                weight,
-                None,
-                convolution.stride,
-                convolution.padding,
-                convolution.output_padding,
-                convolution.groups,
-                convolution.dilation,
-            )
+        weight = torch.zeros_like(weight, requires_grad=True)
+        out = torch.convolution(
+            x.clone().unsqueeze(0),
+            weight,
+            None,
+            convolution.stride,
+            convolution.padding,
+            convolution.dilation,
+            convolution.transposed,
+            convolution.output_padding,
+            convolution.groups,
+        )
         (patches,) = torch.autograd.grad(out.sum(), weight)
     return patches.detach(), out[0, 0].numel()
 
 
-def _rows(layer: nn.Module, weight: Tensor) -> Tensor:
+def _rows(convolution: Convolution, weight: Tensor) -> Tensor:
     """A weight, or its input, as `[unit, factor]`."""
-    if type(layer) in _TRANSPOSED:  # [input, unit of its group, *kernel]
-        groups = int(getattr(layer, "groups", 1))
-        weight = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
+    if convolution.transposed:  # [input, unit of its group, *kernel]
+        weight = weight.reshape(convolution.groups, -1, *weight.shape[1:])
+        weight = weight.transpose(1, 2).flatten(0, 1)
     return weight.flatten(1)

@@ -10,14 +10,14 @@ from dataclasses import asdict
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from reludiag.capture.rectifying_layers import is_rectifying_layer
 from reludiag.errors import ReludiagError
 from reludiag.evidence.deaths import UnitState
-from reludiag.initialization.layer_init import describe_layer
+from reludiag.initialization.layer_init import described_layer
 from reludiag.initialization.layer_inputs import measure_inputs
-from reludiag.initialization.schemes import TRANSPOSED, WEIGHTED, reinitialize
+from reludiag.initialization.layers import LayerWeights, Structure, layers_of, structure_from
+from reludiag.initialization.schemes import redraw, scheme_named
 from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
@@ -42,18 +42,20 @@ def observe_initial_state(
     Parts that need a copy or a draw that fails are left out.
     """
     mortal = [state for state in states if state.site.rectifier.can_die]
-    producers = {state.site.producer for state in mortal}
-    layers = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, WEIGHTED) and not is_lazy(module.weight)
-    }
-    starts = tuple(_start(path, layer) for path, layer in layers.items() if path in producers)
-    twin = _copied(model) if batches else None
-    if twin is None:
+    producers = {producer for state in mortal for producer in state.site.producers}
+    products = tuple(product for state in states for product in state.site.products)
+    structure = Structure(products, frozenset(), frozenset())
+    twin = _copied(model)
+    # A copy, because a weight that is computed must not be computed by others than the training.
+    layers = layers_of(model if twin is None else twin, structure)
+    starts = tuple(
+        _start(model if twin is None else twin, layer)
+        for path, layer in layers.items()
+        if path in producers and (twin is not None or layer.is_stored)
+    )
+    if twin is None or not batches:
         return Observations(starts)
-    copied = dict(twin.named_modules())
-    measured = measure_inputs(twin, batches, {path: copied[path] for path in layers})
+    measured = measure_inputs(twin, batches, layers)
     inputs = tuple(
         InputStatistics(
             path,
@@ -70,15 +72,8 @@ def observe_initial_state(
     return Observations(starts, inputs, baselines)
 
 
-def _start(path: str, layer: Any) -> InitialLayer:
-    weight, bias = (
-        None if tensor is None else tensor.detach().cpu().double().numpy()
-        for tensor in (layer.weight, layer.bias)
-    )
-    assert weight is not None
-    return InitialLayer(
-        path, asdict(describe_layer(path, weight, bias, isinstance(layer, TRANSPOSED)))
-    )
+def _start(model: nn.Module, layer: LayerWeights) -> InitialLayer:
+    return InitialLayer(layer.path, asdict(described_layer(model, layer)))
 
 
 def _copied(model: nn.Module) -> nn.Module | None:
@@ -98,17 +93,24 @@ def _copied(model: nn.Module) -> nn.Module | None:
 def _baselines(
     twin: nn.Module, batches: Sequence[Any], unit_axes: Mapping[str, int] | None
 ) -> tuple[Baseline, ...]:
+    """Of the sites all of whose weights can be drawn anew."""
     scanner = Scanner(twin, unit_axes)
     shares: dict[str, list[float]] = {}
     # Their weights are not drawn again, so their units would be dead again.
     kept = {path for path, module in twin.named_modules() if is_rectifying_layer(module)}
+    scheme = scheme_named(BASELINE)
+    assert scheme is not None
     try:
+        sites = [counts.site for counts in scanner.run(batches[:1]).sites]
+        structure = structure_from(scanner, [p for site in sites for p in site.products])
         for draw in range(DRAWS):
-            reinitialize(twin, BASELINE, _SEED + draw)
+            drawn = set(redraw(twin, scheme, _SEED + draw, structure).drawn)
             for counts in scanner.run(batches).sites:
                 site = counts.site
-                if site.units and site.rectifier.can_die and site.producer not in kept:
-                    shares.setdefault(counts.site.key, []).append(_dead_share(counts))
+                if not (site.units and site.rectifier.can_die) or site.producer in kept:
+                    continue
+                if site.layers and drawn >= site.layers:
+                    shares.setdefault(site.key, []).append(_dead_share(counts))
     except ReludiagError:
         return ()
     return tuple(Baseline(key, sum(each) / len(each), len(each)) for key, each in shares.items())

@@ -21,6 +21,7 @@ class UpdateMeter:
     """Copies the weights of chosen layers before a step, and compares them after it."""
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._modules = dict(model.named_modules())
         self._copies: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -30,9 +31,12 @@ class UpdateMeter:
         return bool(self._copies)
 
     def keep(self, paths: Iterable[str]) -> None:
-        """Copy the weights of these layers before a step."""
+        """Copy the weights of these layers, modules or parameters by name, before a step."""
+        parameters = dict(self._model.named_parameters())
         for path in paths:
-            weight = _weight(self._modules.get(path))
+            weight: Tensor | None = parameters.get(path)
+            if path in self._modules or weight is None or not weight.is_floating_point():
+                weight = _weight(self._modules.get(path))
             if weight is not None:
                 self._copies[path] = weight, _sample(weight).clone()
 

@@ -12,6 +12,7 @@ from reludiag.errors import UsageError
 from reludiag.experiments.trial_table import TRIAL_COLUMNS
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.recording.ledger import trace_lives
+from reludiag.sites.site import Site
 from reludiag.tables import table_of
 
 UNKNOWN = "unknown"
@@ -65,7 +66,8 @@ def trial_row(run: RecordedRun) -> dict[str, Any]:
         "dead_fraction": dead / units if units and not nonfinite else math.nan,
         "error": error,
         "probe": run.facts.get("probe_samples"),
-        "notes": "\n".join(run.facts.get("notes", [])),
+        "notes": "\n".join([*run.facts.get("notes", []), *_left_notes(settings)]),
+        "undrawn": _undrawn(run, settings),
     }
 
 
@@ -73,6 +75,35 @@ def _settings_of(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of the run, from the facts of its recording."""
     trial = facts.get("trial")
     return {**facts, **trial} if isinstance(trial, Mapping) else facts
+
+
+def _left_notes(settings: Mapping[str, Any]) -> list[str]:
+    left = settings.get("left")
+    return (
+        [f"The scheme {settings.get('init')} leaves weights as they are: {left}."] if left else []
+    )
+
+
+def _undrawn(run: RecordedRun, settings: Mapping[str, Any]) -> int | None:
+    """Units that are dead at the end, of sites not all of whose weights were drawn by a scheme;
+    None if nothing was to be drawn.
+    """
+    if "drawn" not in settings:
+        return None
+    # A branch of a sum may come from another site, whose weights are its own affair.
+    drawn = {*settings["drawn"], *(_branch_name(run, site.site) for site in run.sites)}
+    kept = [
+        site
+        for site in run.sites
+        if _can_die(site) and not (site.site.producers and drawn.issuperset(site.site.producers))
+    ]
+    return sum(_lives(run, site)[4] for site in kept)
+
+
+def _branch_name(run: RecordedRun, site: Site) -> str:
+    """How a producer names a branch that comes from this site."""
+    owner = site.module or str(run.facts.get("model"))
+    return f"{owner}:{site.operator}" if site.operator else owner
 
 
 def _can_die(site: RecordedSite) -> bool:

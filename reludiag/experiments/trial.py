@@ -20,7 +20,9 @@ from torch.optim import Optimizer
 
 from reludiag.errors import UsageError
 from reludiag.initialization.schemes import DEFAULT, reinitialize, scheme_named
+from reludiag.measure.frozen_pass import eager_model
 from reludiag.monitoring.monitor import Monitor
+from reludiag.sites.weight_axes import producer_name
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,6 +55,9 @@ class Trial:
         self._recording = None if recording is None else Path(recording)
         self._rates: list[float] = []
         self._initialized = False
+        self._drawn: list[nn.Parameter] = []
+        """The parameters of all layers that were drawn."""
+        self._left: list[str] = []
         self._monitor: Monitor | None = None
 
     def lr(self, default: float) -> float:
@@ -61,11 +66,20 @@ class Trial:
         self._rates.append(rate)
         return rate
 
-    def init(self, model: Model) -> Model:
+    def init(self, model: Model, batch: Any = None) -> Model:
         """Draw the weights of the model again by the trial's scheme, in place; returns the same
         model.
+
+        `batch` is as in `reinitialize`: pass one where a note says that weights were left.
         """
-        reinitialize(model, self._scheme, self.seed)
+        change = reinitialize(model, self._scheme, self.seed, batch)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self._drawn += [
+            parameter
+            for name, parameter in model.named_parameters()
+            if producer_name(name, modules) in change.drawn
+        ]
+        self._left += [words] if (words := change.left_in_words()) else []
         self._initialized = True
         return model
 
@@ -90,6 +104,8 @@ class Trial:
         if self._recording is not None:  # in an experiment, deaths are expected
             settings.setdefault("warn_over", None)
         facts = {"seed": self.seed, "init": self._scheme, "lr": self.learning_rate}
+        if self._scheme != DEFAULT:
+            facts |= {"drawn": self._drawn_in(model), "left": ", ".join(self._left)}
         self._monitor = Monitor(
             model,
             optimizer,
@@ -100,6 +116,19 @@ class Trial:
             **settings,
         )
         return self._monitor
+
+    def _drawn_in(self, model: nn.Module) -> list[str]:
+        """The layers of this model that were drawn: it may hold the one that was initialized."""
+        model = eager_model(model)
+        modules = dict(model.named_modules(remove_duplicate=False))
+        drawn = {id(parameter) for parameter in self._drawn}
+        return sorted(
+            {
+                producer_name(name, modules)
+                for name, parameter in model.named_parameters()
+                if id(parameter) in drawn
+            }
+        )
 
     @property
     def learning_rate(self) -> float | None:

@@ -33,6 +33,11 @@ TRIAL_COLUMNS = (
         "samples of the probe that its units were judged on; empty without a probe",
     ),
     Column("notes", "str", "warnings of its recording, one per line"),
+    Column(
+        "undrawn",
+        "Int64",
+        "of the dead, units whose weights the scheme left as they were; empty if it is default",
+    ),
 )
 METRIC = "metric."
 """A column `metric.NAME` follows for each number that train returned."""

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from reludiag.capture.model_state import preserve_state
 from reludiag.errors import ModelError, UsageError
@@ -22,12 +21,18 @@ from reludiag.initialization.chance_deaths import silent_on_all, silent_with_bia
 from reludiag.initialization.layer_init import (
     InitProblem,
     LayerInit,
-    describe_layer,
+    described_layer,
     narrowness,
     percent,
 )
 from reludiag.initialization.layer_inputs import LayerInput, measure_inputs
-from reludiag.initialization.schemes import TRANSPOSED, WEIGHTED, reinitialize
+from reludiag.initialization.layers import (
+    Structure,
+    layers_of,
+    structure_from,
+    structure_of,
+)
+from reludiag.initialization.schemes import NOTHING_DRAWN, redraw, scheme_named
 from reludiag.loading.data import batches_of
 from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, limited
 from reludiag.measure.structure import UNCENTRED, StructureFacts, structure_notes
@@ -40,7 +45,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 BIRTH_COLUMNS = (
     Column("site", "str", "as in the unit table of a scan"),
-    Column("layer", "str", "module whose weights feed the site"),
+    Column("layer", "str", "module (or parameter) whose weights feed the site; all of several"),
     Column("norm", "str", "BatchNorm between that module and the site"),
     Column("units", "Int64", "number of units"),
     Column("born_dead", "Int64", "units that fired in no sample"),
@@ -97,7 +102,7 @@ class InitExamination:
 
     model: str
     layers: tuple[LayerInit, ...]
-    """Linear layers and convolutions, in the order of the model's modules."""
+    """Linear layers and convolutions, also of plain parameters, in the order of the parameters."""
     problems: tuple[InitProblem, ...]
     """Problems of the whole network and of its input."""
     samples: int
@@ -138,19 +143,23 @@ def examine_initialization(
     with preserve_state(model):
         twin = _copied(model)
         scanner = Scanner(twin, finds_consumers=True)
-        layers = _layers(scanner.model)
-        described = {path: _described(path, layer) for path, layer in layers.items()}
-        # Kept, because the copy will be drawn again.
-        biases = {path: _array(layer.bias).ravel() for path, layer in layers.items()}
         name = type(scanner.model).__name__
         if batches is None:
-            layer_inits = tuple(described.values())
+            layers = layers_of(scanner.model, structure_of(scanner.model))
+            layer_inits = tuple(described_layer(scanner.model, each) for each in layers.values())
             all_notes = (*notes, UNTRAINED, WITHOUT_DATA)
             return InitExamination(name, layer_inits, (), 0, None, None, None, all_notes)
         batch_list = list(limited(batches_of(batches), limit))
         measured = scanner.run(batch_list, dtype=dtype, reads_inputs=True)
         dtype = measured.dtype
         gradients = batch_gradients(scanner.model, batch_list[0], measured)
+        structure = structure_from(
+            scanner, [product for found in measured.sites for product in found.site.products]
+        )
+        layers = layers_of(scanner.model, structure)
+        described = {path: described_layer(scanner.model, layer) for path, layer in layers.items()}
+        # Kept, because the copy will be drawn again.
+        biases = {path: _array(layer.bias(scanner.model)) for path, layer in layers.items()}
         inputs = measure_inputs(scanner.model, batch_list, layers, dtype)
         norms = {
             layer_inits.site.norm
@@ -158,7 +167,7 @@ def examine_initialization(
             if layer_inits.site.norm is not None
         }
         normed = [m for path, m in scanner.model.named_modules() if path in norms]
-        redrawn, refused = _redraw(scanner, batch_list, seeds, dtype, progress)
+        redrawn, refused = _redraw(scanner, structure, batch_list, seeds, dtype, progress)
     first = {path: layer_input for path, layer_input in inputs.items() if layer_input.is_first}
     births = _births(measured, inputs, described, biases, redrawn)
     return InitExamination(
@@ -200,29 +209,15 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers and convolutions by path; by the first path if there are several."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, WEIGHTED) and not is_lazy(module.weight)
-    }
-
-
-def _described(path: str, layer: nn.Module) -> LayerInit:
-    bias = None if layer.bias is None else _array(layer.bias)
-    return describe_layer(path, _array(layer.weight), bias, isinstance(layer, TRANSPOSED))
-
-
 def _array(parameter: Any) -> Floats:
     if parameter is None:
         return np.zeros(0)
-    return np.asarray(parameter.detach().cpu().double().numpy())
+    return np.asarray(parameter.detach().cpu().double().numpy()).ravel()
 
 
 def _as_used(layer: LayerInit, measured: Measurement, births: pd.DataFrame) -> LayerInit:
     """Only problems that matter: a BatchNorm removes any bias, mean and scale."""
-    sites = [f.site for f in measured.sites if f.site.producer == layer.module]
+    sites = [f.site for f in measured.sites if layer.module in f.site.producers]
     if not any(site.rectifier.can_die for site in sites):
         wrong = {"nonfinite"}
     elif all(site.norm is not None for site in sites):
@@ -311,11 +306,13 @@ def _structure_problems(facts: StructureFacts) -> list[InitProblem]:
 class _Redraw:
     scheme: str
     seed: int
+    drawn: tuple[str, ...]
     measured: Measurement
 
 
 def _redraw(
     scanner: Scanner,
+    structure: Structure | None,
     batches: Sequence[Any],
     seeds: int,
     dtype: torch.dtype | None,
@@ -324,15 +321,21 @@ def _redraw(
     """The same pass with the weights drawn again; and sentences on schemes that failed."""
     done: list[_Redraw] = []
     draws = list(itertools.product(REDRAWN, range(seeds)))
-    for index, (scheme, seed) in enumerate(draws):
+    left: list[str] = []
+    for index, (name, seed) in enumerate(draws):
+        scheme = scheme_named(name)
+        assert scheme is not None
         try:
-            reinitialize(scanner.model, scheme, seed)
+            change = redraw(scanner.model, scheme, seed, structure)
         except UsageError as error:
             return [], [f"Other schemes were not tried: {error}."]
-        done.append(_Redraw(scheme, seed, scanner.run(batches, dtype=dtype)))
+        if not change.drawn:
+            return [], [f"Other schemes were not tried: {NOTHING_DRAWN}{change.left_in_words()}."]
+        left = change.notes()
+        done.append(_Redraw(name, seed, change.drawn, scanner.run(batches, dtype=dtype)))
         if progress is not None:
             progress(index + 1, len(draws))
-    return done, []
+    return done, left
 
 
 @dataclass(frozen=True)
@@ -365,9 +368,10 @@ def _births(
     redrawn: Sequence[_Redraw],
 ) -> pd.DataFrame:
     again: dict[str, list[float]] = {}
-    for redraw in redrawn:
-        for site_counts in redraw.measured.sites if redraw.scheme == BASELINE else ():
-            if site_counts.site.units:
+    for draw in redrawn:
+        for site_counts in draw.measured.sites if draw.scheme == BASELINE else ():
+            # Where a weight was left, the site says nothing of a new draw.
+            if site_counts.site.units and site_counts.site.layers <= set(draw.drawn):
                 share = (
                     is_dead(site_counts.counts, site_counts.site.rectifier).sum()
                     / site_counts.site.units
@@ -378,9 +382,11 @@ def _births(
         site = site_counts.site
         if not site.rectifier.can_die or not site.units:
             continue
-        layer_input, layer = inputs.get(site.producer or ""), layers.get(site.producer or "")
+        producer = site.producer
+        layer_input = None if producer is None else inputs.get(producer)
+        layer = None if producer is None else layers.get(producer)
         chance = _Chance()
-        if layer_input is not None and layer is not None and site.key in layer_input.rectified:
+        if layer_input is not None and layer is not None and site.is_exact:
             chance = _Chance.of(
                 layer_input, layer, biases[layer.module], site_counts.counts.samples
             )
@@ -402,11 +408,11 @@ def _births(
 
 def _redraw_table(redrawn: Sequence[_Redraw]) -> pd.DataFrame:
     rows = []
-    for redraw in redrawn:
-        mortal = [f for f in redraw.measured.sites if f.site.rectifier.can_die and f.site.units]
+    for draw in redrawn:
+        mortal = [f for f in draw.measured.sites if f.site.rectifier.can_die and f.site.units]
         row = {
-            "scheme": redraw.scheme,
-            "seed": redraw.seed,
+            "scheme": draw.scheme,
+            "seed": draw.seed,
             "units": sum(counts.site.units or 0 for counts in mortal),
             "born_dead": sum(int(is_dead(f.counts, f.site.rectifier).sum()) for f in mortal),
             "nonfinite": sum(int(counts.counts.nonfinite.sum()) for counts in mortal),

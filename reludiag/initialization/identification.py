@@ -53,8 +53,13 @@ def identify(matrix: Floats, fans: Fans) -> Identified:
     if values.min() == values.max():
         name = "zero" if values[0] == 0 else "constant"
         return Identified(name, name)
-    if _is_orthogonal(matrix):
-        name = "identity" if np.count_nonzero(values) == min(matrix.shape) else "orthogonal"
+    blocks = np.split(matrix, max(1, len(matrix) // max(1, fans.rows)))  # independent products
+    if all(_is_orthogonal(block) for block in blocks):
+        name = (
+            "identity"
+            if np.count_nonzero(values) == min(blocks[0].shape) * len(blocks)
+            else "orthogonal"
+        )
         return Identified(name, name)
     sample = _Sample.of(values)
     family = max(("normal", "uniform", "truncated_normal"), key=sample.best)

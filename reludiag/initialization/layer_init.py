@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from reludiag.errors import UsageError
 from reludiag.initialization.chance_deaths import layer_dies_single_direction, needed_width
 from reludiag.initialization.identification import MEAN_Z, identify
+from reludiag.initialization.layers import LayerWeights
 from reludiag.initialization.schemes import Fans, fans_of
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -105,18 +107,20 @@ def describe_layer(
     weight: np.ndarray[Any, Any],
     bias: np.ndarray[Any, Any] | None,
     transposed: bool = False,
+    products: int = 1,
 ) -> LayerInit:
     """Describe how a layer was initialized, from its weights at step 0.
 
     `weight` is `[unit, input, *kernel]`, or `[input, unit, *kernel]` if `transposed`; `bias` is
-    `[unit]`. Raises UsageError for a weight with fewer than two axes.
+    `[unit]`. The units may be those of several independent `products`, as of experts. Raises
+    UsageError for a weight with fewer than two axes.
     """
     if weight.ndim < 2:
         raise UsageError(
             f"the weight of {module_path} has shape {list(weight.shape)}; expected "
             "[unit, input, *kernel], the weight of a linear layer or a convolution"
         )
-    counted = fans_of(weight.shape)
+    counted = fans_of((weight.shape[0] // products, *weight.shape[1:]))
     fan_in, fan_out = counted.fan_in, counted.fan_out
     if transposed:  # torch.nn.init counts the fans of a transposed convolution the other way round
         fan_in, fan_out = fan_out, fan_in
@@ -154,6 +158,22 @@ def describe_layer(
     if transposed:  # how many weights feed a unit depends on the stride
         weights = [problem for problem in weights if problem.kind != "variance"]
     return replace(layer, problems=(*weights, *_bias_problems(layer, start)))
+
+
+def described_layer(model: nn.Module, layer: LayerWeights) -> LayerInit:
+    """Describe how a layer of an untrained model was initialized.
+
+    Its weight is computed for this if it is computed from others: pass a copy.
+    """
+    weight, bias = layer.weight(model), layer.bias(model)
+    products = 1
+    if layer.is_several(weight):
+        products, weight = len(weight), weight.flatten(0, 1)
+    arrays = [
+        None if tensor is None else tensor.cpu().double().numpy() for tensor in (weight, bias)
+    ]
+    assert arrays[0] is not None
+    return describe_layer(layer.path, arrays[0], arrays[1], layer.is_transposed, products)
 
 
 def narrowness(widths: Sequence[int]) -> InitProblem | None:

@@ -4,24 +4,28 @@ Both decide how many units are born dead under any scheme: inputs that point the
 the same side of a unit's plane.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reludiag.capture.calls import Call
-from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import uncompiled
 from reludiag.capture.model_state import preserve_state
 from reludiag.initialization.chance_deaths import mean_cosine_of_sum
+from reludiag.initialization.layers import LayerWeights
 from reludiag.loading.arguments import BatchReader
+from reludiag.loading.batch_contents import row_tensors, samples_in
 from reludiag.measure.input_scales import input_scale
 from reludiag.measure.structure import InputScale
+from reludiag.sites.provenance import ProvenanceMode, SeenProduct
 from reludiag.sites.readable import readable
+from reludiag.sites.torch_internals import without_dispatch_modes
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,6 @@ class LayerInput:
     """Mean cosine of two samples; NaN if a sample is not one vector."""
     lengths: np.ndarray[Any, np.dtype[np.float64]]
     """Norms of the samples; empty if a sample is not one vector."""
-    rectified: frozenset[str]
-    """Keys of the sites that rectify this layer's output directly."""
     scale: InputScale | None
     """Of the first batch, if it is a first layer's and could be measured."""
 
@@ -49,10 +51,10 @@ class LayerInput:
 def measure_inputs(
     model: nn.Module,
     batches: Sequence[Any],
-    layers: Mapping[str, nn.Module],
+    layers: Mapping[str, LayerWeights],
     dtype: torch.dtype | None = None,
 ) -> dict[str, LayerInput]:
-    """Run the batches through `model` in eval mode and measure the inputs of `layers` (by path).
+    """Run the batches through `model` in eval mode and measure the inputs of `layers`, by path.
 
     Layers that are never called are left out. In the first batch the parameters require gradients:
     pass a copy that is not trained.
@@ -63,28 +65,34 @@ def measure_inputs(
         with torch.no_grad():
             reader.settle(batches[0])
         args, kwargs = reader.arguments(batches[0])
-        first = _first_layers(model, args, kwargs, layers)
-        rectified = _rectified_outputs(model, args, kwargs, layers)
+        modules = {path: layer.module for path, layer in layers.items() if layer.module is not None}
+        first = _first_layers(model, args, kwargs, modules)
         tallies = {path: _Tally(path, path in first) for path in layers}
         handles = [
-            module.register_forward_pre_hook(tallies[path].take) for path, module in layers.items()
+            module.register_forward_pre_hook(partial(tallies[path].take, _kernel_axes(module)))
+            for path, module in modules.items()
         ]
+        plain = {
+            layer.product.weight: tallies[path]
+            for path, layer in layers.items()
+            if layer.product is not None
+        }
         try:
             with torch.no_grad():
                 for batch in batches:
                     args, kwargs = reader.arguments(batch)
-                    model(*args, **kwargs)
+                    with _seeing_products(model, [*args, *kwargs.values()], plain):
+                        model(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
     return {
         path: LayerInput(
             samples=tally.samples,
-            is_first=path in first,
+            is_first=tally.is_first,
             gamma=tally.gamma(),
             cosine=tally.cosine(),
             lengths=np.concatenate([np.zeros(0), *tally.lengths]),
-            rectified=frozenset(key for key, producer in rectified.items() if producer == path),
             scale=tally.scale,
         )
         for path, tally in tallies.items()
@@ -106,22 +114,41 @@ class _Tally:
         self._square: Tensor | None = None
         self._directions: Tensor | None = None
 
-    def take(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Add one input, `[..., feature]` of a linear layer or `[..., channel, *position]`."""
+    def take(self, kernel: int, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Add one input of a module, `[..., feature]`, or `[..., channel, *position]` if it has a
+        kernel of as many axes.
+        """
         x = readable(args[0]) if args and isinstance(args[0], Tensor) else None
         if x is None or not x.is_floating_point() or x.numel() == 0:
             return
-        weight = module.weight
-        kernel = weight.ndim - 2 if isinstance(weight, Tensor) else 0  # 0 of a linear layer
-        if self.is_first and not self.samples:
-            self.scale = input_scale(self.path, module, x)
-        self.samples += len(x) if x.ndim > 1 + kernel else 1
-        if x.ndim == 1 + kernel:
-            x = x.unsqueeze(0)  # one sample without a batch axis
-        is_vector = kernel == 0 and x.ndim == 2
+        with without_dispatch_modes():
+            if self.is_first and not self.samples:
+                self.scale = input_scale(self.path, module, x)
+            samples = len(x) if x.ndim > 1 + kernel else 1
+            if x.ndim == 1 + kernel:
+                x = x.unsqueeze(0)  # one sample without a batch axis
+            rows = x.detach().movedim(x.ndim - 1 - kernel, -1)
+            self._add(rows, samples, kernel == 0 and x.ndim == 2)
+
+    def take_product(self, seen: SeenProduct) -> None:
+        """Add the input of a product."""
+        x, sample = seen.input.detach(), seen.sample
+        if readable(x) is None or not x.is_floating_point() or x.numel() == 0:
+            return
+        self.is_first = seen.is_first and (self.is_first or not self.samples)
+        samples = 1 if sample is None else sample.size
+        if seen.product.convolution is not None:
+            self._add(x.movedim(1, -1), samples, is_vector=False)
+            return
+        _, rows = seen.matrices()
+        self._add(rows, samples, len(rows) == 1 and samples == rows.shape[1])
+
+    def _add(self, rows: Tensor, samples: int, is_vector: bool) -> None:
+        """Add `[..., feature]`; `is_vector` if each row is a sample."""
+        self.samples += samples
         if not (self.is_first or is_vector):
             return
-        rows = x.detach().movedim(x.ndim - 1 - kernel, -1).flatten(0, -2).double().cpu()
+        rows = rows.flatten(0, -2).double().cpu()
         if self.is_first:
             self._rows += len(rows)
             self._total = _sum(self._total, rows)
@@ -151,6 +178,33 @@ class _Tally:
         if self._directions is None:
             return math.nan
         return mean_cosine_of_sum(np.asarray(self._directions.numpy()), self._vectors)
+
+
+def _kernel_axes(module: nn.Module) -> int:
+    layer: Any = module
+    return 0 if isinstance(module, nn.Linear) else len(layer.kernel_size)
+
+
+@contextlib.contextmanager
+def _seeing_products(
+    model: nn.Module, inputs: list[Any], tallies: Mapping[str, _Tally]
+) -> Iterator[None]:
+    """While entered, the inputs of these weights, by name, are added to the tallies."""
+    if not tallies:
+        yield
+        return
+
+    def take(seen: SeenProduct) -> None:
+        tally = tallies.get(seen.product.weight)
+        if tally is not None:
+            tally.take_product(seen)
+
+    mode = ProvenanceMode(model, lambda *call: None, on_product=take)
+    samples = samples_in(inputs)
+    if samples is not None:
+        mode.mark_inputs(row_tensors(inputs), samples)
+    with mode:
+        yield
 
 
 def _sum(total: Tensor | None, rows: Tensor) -> Tensor:
@@ -186,42 +240,3 @@ def _first_layers(
 
 def _needs_gradient(inputs: tuple[Any, ...]) -> bool:
     return any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-
-
-def _rectified_outputs(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    layers: Mapping[str, nn.Module],
-) -> dict[str, str]:
-    """Site key -> the layer whose output it rectifies directly."""
-    outputs: dict[str, Tensor] = {}
-    producers: dict[int, str] = {}
-
-    def keep(path: str, output: Any) -> None:
-        if isinstance(output, Tensor):
-            outputs[path] = output.detach().clone()
-
-    def compare(call: Call) -> None:
-        producer = capture.sites[call.site].producer
-        output = outputs.get(producer or "")
-        if producer is None or output is None:
-            return
-        rectified = call.view.of(call.output)
-        if output.shape == rectified.shape and torch.equal(output.clamp(min=0), rectified):
-            producers[call.site] = producer
-
-    capture = Capture(model, compare)
-    handles = [
-        module.register_forward_hook(lambda _, __, output, path=path: keep(path, output))
-        for path, module in layers.items()
-    ]
-    capture.attach()
-    try:
-        with torch.no_grad():
-            capture.run(model, args, kwargs)
-    finally:
-        capture.detach()
-        for handle in handles:
-            handle.remove()
-    return {capture.sites[index].key: producer for index, producer in producers.items()}

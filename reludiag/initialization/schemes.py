@@ -5,22 +5,36 @@ so they cannot differ.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from reludiag.errors import UsageError
+from reludiag.initialization.layers import (
+    WEIGHTED,
+    LayerWeights,
+    Structure,
+    has_no_shape,
+    layers_of,
+    structure_of,
+)
 from reludiag.sites.torch_internals import parameters_of
+from reludiag.sites.weight_axes import producer_name
 
 Distribution = Literal["normal", "uniform", "truncated_normal", "orthogonal"]
 
 DEFAULT = "default"
 """The name for the initialization by the model's own code."""
+
+NO_RECTIFIER = "it feeds no rectifier"
+NO_PRODUCT = "it is not multiplied with an input"
+NOTHING_DRAWN = "nothing could be drawn anew: "
+MOST_NAMED = 4
+"""Of more weights that were left, only these many are named in a sentence."""
 
 TRUNCATION = 2.0
 """Where a truncated normal ends, in standard deviations of the full normal."""
@@ -88,17 +102,31 @@ ALIASES = {
 }
 
 _BY_NAME = {scheme.name: scheme for scheme in SCHEMES}
-WEIGHTED = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-"""Module types with a weight `[out, in, *kernel]` (transposed: `[in, out, *kernel]`) to draw."""
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class Redraw:
+    """What a new draw of a model's weights changed, and what it left."""
+
+    drawn: tuple[str, ...] = ()
+    """Paths of the modules, and names of the plain parameters, whose weights were drawn."""
+    left: Mapping[str, str] = field(default_factory=dict)
+    """Of the other weights with two axes or more: why they were left."""
+
+    def left_in_words(self) -> str:
+        """The weights that were left although they may kill units, with the reason, in one line."""
+        kept = {
+            name: why for name, why in self.left.items() if why not in (NO_RECTIFIER, NO_PRODUCT)
+        }
+        parts = [f"{name} ({why})" for name, why in list(kept.items())[:MOST_NAMED]]
+        if len(kept) > MOST_NAMED:
+            parts.append(f"{len(kept) - MOST_NAMED} more")
+        return ", ".join(parts)
+
+    def notes(self) -> list[str]:
+        """A sentence on these weights, if there are any."""
+        names = self.left_in_words()
+        return [f"Weights that a new draw leaves as they are: {names}."] if names else []
 
 
 def scheme_named(name: str) -> Scheme | None:
@@ -121,36 +149,126 @@ def fans_of(shape: Sequence[int]) -> Fans:
     return Fans(shape[1] * kernel, shape[0] * kernel, shape[0])
 
 
-def reinitialize(model: nn.Module, scheme: str, seed: int) -> None:
-    """Draw the weights of every Linear and Conv (also transposed) again, in place; biases become 0.
+def reinitialize(model: nn.Module, scheme: str, seed: int, batch: Any = None) -> Redraw:
+    """Draw the weights of every layer that feeds a rectifier again, in place; biases become 0.
 
-    "pytorch" also draws the biases, as PyTorch does; "default" changes nothing. Norms, embeddings
-    and weights tied to an embedding do not change. The same seed gives the same weights on every
-    device; global random number streams are not used. Raises UsageError for an unknown name, or for
-    a weight that cannot be set.
+    Layers are the Linear and Conv modules (also transposed), and plain parameters that are used as
+    one: `x @ self.W + self.b`. Which these are, and what feeds a rectifier, a forward of `batch`
+    says, which runs on a copy of the model; without it one is made up that fits the first weights.
+    If neither is possible, every such module is drawn, and no plain parameter.
+
+    "pytorch" also draws the biases, as PyTorch does; "default" changes nothing. Norms, embeddings,
+    weights tied to an embedding, and what feeds no rectifier, such as an output head, do not
+    change. The same seed gives the same weights on every device; global random number streams are
+    not used. Returns what was drawn and what was left. Raises UsageError for an unknown name, or
+    for a weight that cannot be set.
     """
     named_scheme = scheme_named(scheme)
     if named_scheme is None:
-        return
-    generator = torch.Generator().manual_seed(seed)
-    done = _tied_elsewhere(model)
+        return Redraw()
     for path, module in model.named_modules():
-        if not isinstance(module, WEIGHTED) or _parameter_id(module, "weight") in done:
-            continue
-        if is_lazy(module.weight):
+        if isinstance(module, WEIGHTED) and has_no_shape(module):
             raise UsageError(
                 f"{path} is lazy: its shape is unknown before the first batch. Call the model on "
                 "one batch, then initialize it"
             )
-        fans = fans_of(module.weight.shape)
-        _set(module, "weight", draw(named_scheme, tuple(module.weight.shape), generator), path)
-        if module.bias is not None and _parameter_id(module, "bias") not in done:
-            bias = torch.zeros(module.bias.shape)
-            if named_scheme.name == "pytorch" and fans.fan_in:
-                bound = 1 / math.sqrt(fans.fan_in)
-                bias.uniform_(-bound, bound, generator=generator)
-            _set(module, "bias", bias, path)
-        done |= {id(parameter) for parameter in module.parameters(recurse=False)}
+    return redraw(model, named_scheme, seed, structure_of(model, batch))
+
+
+def redraw(model: nn.Module, scheme: Scheme, seed: int, structure: Structure | None) -> Redraw:
+    """The same, for a model of this structure; None if it is not known."""
+    generator = torch.Generator().manual_seed(seed)
+    tied, done = _tied_elsewhere(model), set[int]()
+    drawn: list[str] = []
+    left: dict[str, str] = {}
+    for path, layer in layers_of(model, structure).items():
+        tensors = _tensors_of(model, layer)
+        if id(tensors.get("weight")) in tied:
+            left[path] = "it is tied to another layer"
+        elif structure is not None and not _feeds(layer, structure):
+            left[path] = NO_RECTIFIER
+        elif id(tensors.get("weight")) in done:
+            drawn.append(path)
+        else:
+            _draw_layer(model, layer, scheme, generator, tied | done)
+            drawn.append(path)
+            done |= {id(tensor) for tensor in tensors.values()}
+    return Redraw(tuple(drawn), {**left, **_not_layers(model, structure, {*drawn, *left})})
+
+
+def _tensors_of(model: nn.Module, layer: LayerWeights) -> dict[str, nn.Parameter | None]:
+    """The parameters of a layer; without those that are computed at each access."""
+    if layer.module is not None:
+        return parameters_of(layer.module)
+    product = layer.product
+    names = {} if product is None else {"weight": product.weight, "bias": product.bias}
+    return {key: model.get_parameter(name) for key, name in names.items() if name is not None}
+
+
+def _feeds(layer: LayerWeights, structure: Structure) -> bool:
+    if layer.product is not None:
+        return layer.product.weight in structure.feeding
+    prefix = f"{layer.path}." if layer.path else ""
+    return any(name.startswith(prefix) for name in structure.feeding)
+
+
+def _draw_layer(
+    model: nn.Module,
+    layer: LayerWeights,
+    scheme: Scheme,
+    generator: torch.Generator,
+    kept: Set[int],
+) -> None:
+    """Draw a layer's weight and bias, except those with these identities."""
+    weight, bias = layer.weight(model), layer.bias(model)
+    # Independent products, as of experts, are drawn one by one.
+    one = weight[0] if layer.is_several(weight) else weight
+    count = weight.numel() // max(1, one.numel())
+    draws = [draw(scheme, tuple(one.shape), generator) for _ in range(count)] or [weight]
+    values = torch.stack(draws) if count > 1 else draws[0]
+    tensors = _tensors_of(model, layer)
+    start = None if bias is None else torch.zeros(bias.shape)
+    fan_in = fans_of(one.shape).fan_in
+    if start is not None and scheme.name == "pytorch" and fan_in:
+        bound = 1 / math.sqrt(fan_in)
+        start.uniform_(-bound, bound, generator=generator)
+    if layer.module is not None:
+        _set(layer.module, "weight", values, layer.path)
+        if start is not None and id(tensors.get("bias")) not in kept:
+            _set(layer.module, "bias", start, layer.path)
+        return
+    with torch.no_grad():
+        parameter = tensors["weight"]
+        assert parameter is not None
+        parameter.copy_(layer.restored(values, parameter.shape))
+        own_bias = tensors.get("bias")
+        if own_bias is not None and start is not None and id(own_bias) not in kept:
+            own_bias.copy_(start.reshape(own_bias.shape))
+
+
+def _not_layers(model: nn.Module, structure: Structure | None, named: Set[str]) -> dict[str, str]:
+    """Why plain parameters with two axes or more are no layer that could be drawn."""
+    used = {} if structure is None else {each.weight: each for each in structure.products}
+    left = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, parameter in model.named_parameters():
+        producer = producer_name(name, modules)
+        if parameter.ndim < 2 or producer in named or producer in modules:
+            continue
+        product = used.get(name)
+        if structure is not None and name not in structure.feeding:
+            left[name] = NO_RECTIFIER
+        elif structure is None:
+            left[name] = "without a batch it is not known which of its axes are units"
+        elif name in structure.ambiguous:
+            left[name] = "it is used in two ways"
+        elif product is None:
+            left[name] = NO_PRODUCT
+        elif not product.is_whole:
+            left[name] = "it is used in parts"
+        else:
+            left[name] = "the weight is computed from it"
+    return left
 
 
 def draw(scheme: Scheme, shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -177,20 +295,16 @@ def _tied_elsewhere(model: nn.Module) -> set[int]:
     """Parameters that a module of another kind also holds, such as an embedding tied to a language
     head.
 
-    Compared by identity, as are weights already drawn: a weight of two layers is drawn once.
+    Compared by identity, as are weights already drawn: a weight of two layers is drawn once. A
+    module of the user's own holds plain parameters, which are tied to nothing else.
     """
     return {
         id(parameter)
-        for module in model.modules()
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
         if not isinstance(module, WEIGHTED)
-        for parameter in module.parameters(recurse=False)
+        and producer_name(f"{path}.{name}" if path else name, {path: module}) == path
     }
-
-
-def _parameter_id(module: nn.Module, name: str) -> int | None:
-    """Identity of the parameter; None if it is computed at each access."""
-    parameter = parameters_of(module).get(name)
-    return None if parameter is None else id(parameter)
 
 
 def _set(module: nn.Module, name: str, values: Tensor, path: str) -> None:

@@ -29,6 +29,7 @@ from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unit_stats import UnitStats
 from reludiag.measure.unjudged import Unjudged, all_unjudged, sentences
 from reludiag.sites.functional import may_rectify
+from reludiag.sites.products import Product
 from reludiag.sites.readable import values_of
 from reludiag.sites.torch_internals import eager_module
 
@@ -140,6 +141,16 @@ class Scanner:
         inputs = () if scales is None else tuple(scales.scales)
         missed = missed_places(capture)
         return Measurement(sites, samples, done, missed, reader.notes, reader.dtype, inputs)
+
+    @property
+    def products(self) -> list[Product]:
+        """The first product with each weight, in the passes that were followed."""
+        return self._capture.products
+
+    @property
+    def feeding(self) -> frozenset[str]:
+        """Names of the parameters that the output of a site depends on, in these passes."""
+        return self._capture.feeding
 
     def _receive(self, call: Call) -> None:
         stats = self._stats.get(call.site) or self._new_stats(call.site, call.output)

@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from torch import nn
 from torch.optim import Optimizer
 
+from reludiag.sites.weight_axes import producer_name
+
 
 class RateLog:
     """Learning rates by parameter group, "optimizer/group"; recorded when they change."""
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         self.param_groups = _param_groups(model, optimizers)
-        """Path of each module with weights -> the group that trains it."""
+        """Path of each module with weights, and name of each plain parameter -> the group that
+        trains it."""
         self.current: list[list[float]] = [[] for _ in optimizers]
         """`[optimizer][group]`, as of the last step; updated in place."""
         self._optimizers = optimizers
@@ -33,13 +36,15 @@ class RateLog:
 
 
 def _param_groups(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, str]:
+    modules = dict(model.named_modules(remove_duplicate=False))
     owners = {
-        id(parameter): name.rpartition(".")[0] for name, parameter in model.named_parameters()
+        id(parameter): {name.rpartition(".")[0], producer_name(name, modules)}
+        for name, parameter in model.named_parameters()
     }
     return {
-        owners[id(parameter)]: f"{index}/{group}"
+        owner: f"{index}/{group}"
         for index, optimizer in enumerate(optimizers)
         for group, settings in enumerate(optimizer.param_groups)
         for parameter in settings["params"]
-        if id(parameter) in owners
+        for owner in owners.get(id(parameter), ())
     }

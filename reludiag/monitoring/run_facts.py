@@ -27,7 +27,8 @@ def untrained_weights(
     model: nn.Module, optimizers: Sequence[Optimizer], param_groups: Mapping[str, str]
 ) -> list[str]:
     """The note on weights that no optimizer trains."""
-    owners = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    # The root module has no path: its parameters are named.
+    owners = {name.rpartition(".")[0] or name for name, _ in model.named_parameters()}
     left_out = sorted(owners - param_groups.keys())
     if not optimizers or not left_out:
         return []

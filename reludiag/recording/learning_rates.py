@@ -25,12 +25,13 @@ class LearningRates:
     def largest(self, recorded: RecordedSite, start: int, step: int) -> float:
         """The largest rate in steps `start + 1 .. step` for the weights that feed a site.
 
-        NaN if no optimizer trains them; over all groups if the producer of the site is unknown.
+        NaN if no optimizer trains them; over all groups if the producer of the site is unknown, or
+        it has several that are trained differently.
         """
         if recorded.param_group is not None:
             names = [recorded.param_group]
         else:
-            names = [] if recorded.site.producer is not None else list(self._groups)
+            names = [] if len(recorded.site.producers) == 1 else list(self._groups)
         largest = []
         for steps, rates in (self._groups[name] for name in names if name in self._groups):
             first = max(0, int(np.searchsorted(steps, start + 1, side="right")) - 1)

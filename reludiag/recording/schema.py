@@ -35,7 +35,8 @@ CREATE TABLE site (                 -- places where rectifiers run, in forward o
     signed INTEGER NOT NULL,        -- 1 if it also fires where it is negative
     unit_axis TEXT NOT NULL,        -- 1, 1,3, 1//49, unknown; empty if never called
     units INTEGER,                  -- null if never called
-    producer TEXT,                  -- path of the module whose weights feed it
+    producer TEXT,                  -- path of the module whose weights feed it, or name of the
+                                    -- parameter; of several all: conv2, shortcut
     norm TEXT,                      -- path of the BatchNorm in between
     consumers TEXT,                 -- what reads the units next: a list, as JSON; null: not known
     param_group TEXT                -- "optimizer/group" that trains the producer, if one does

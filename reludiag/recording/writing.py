@@ -160,7 +160,8 @@ class RecordingWriter:
     def _site_id(self, site: Site, param_groups: Mapping[str, str]) -> int:
         """The row of a site; written if it is new or has changed."""
         index = self._site_ids.setdefault(site.key, 1 + max(self._site_ids.values(), default=0))
-        group = param_groups.get(site.producer) if site.producer is not None else None
+        groups = {param_groups.get(producer) for producer in site.producers}
+        group = groups.pop() if len(groups) == 1 else None
         row = (
             site.name,
             site.module,

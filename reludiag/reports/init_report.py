@@ -19,6 +19,7 @@ from reludiag.initialization.layer_init import InitProblem, LayerInit
 from reludiag.reports.console import SanitizedText, plain_text
 from reludiag.reports.json_text import finite, records, text_of
 from reludiag.reports.wording import plural, share
+from reludiag.sites.products import shortened
 
 _MOST_ROWS = 40  # rows of a table; the JSON has all
 _ALIKE = 2  # indistinguishable schemes that are named
@@ -141,7 +142,7 @@ def _birth_table(births: pd.DataFrame) -> Iterable[RenderableType]:
         shares = (row["expected"], row["with_bias"]) if chance else ()
         table.add_row(
             Text(row["site"]),
-            Text(row["layer"] if isinstance(row["layer"], str) else ""),
+            Text(shortened(row["layer"]) if isinstance(row["layer"], str) else ""),
             f"{units:,}",
             Text(f"{dead:,}  {share(dead, units):>6}", style="red" if dead else "dim"),
             *map(_percent, shares),

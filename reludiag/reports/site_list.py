@@ -13,6 +13,7 @@ from reludiag.measure.unjudged import sentences
 from reludiag.reports.console import SanitizedText
 from reludiag.reports.json_text import finite, text_of
 from reludiag.reports.run.structure_section import structure
+from reludiag.sites.products import shortened
 
 
 def print_sites(site_list: SiteList, console: Console) -> None:
@@ -28,7 +29,11 @@ def print_sites(site_list: SiteList, console: Console) -> None:
         activation = rectifier.activation + ("" if rectifier.can_die else " (cannot die)")
         units = "" if site.units is None else f"{site.units:,}"
         table.add_row(
-            Text(site.name), units, site.unit_axis, Text(activation), Text(site.producer or "")
+            Text(site.name),
+            units,
+            site.unit_axis,
+            Text(activation),
+            Text(shortened(site.producer or "")),
         )
     if site_list.sites:
         console.print(SanitizedText(table))

@@ -2,10 +2,20 @@
 
 import math
 
+from reludiag.sites.products import SEPARATOR, shortened
+
 
 def plural(count: int, noun: str) -> str:
     """`1 unit`, `1,200 units`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def weights_in_words(producer: str) -> str:
+    """The weights that feed a site, from its `producer`, and what follows if there are several."""
+    names = [f"'{name or '(model)'}'" for name in shortened(producer).split(SEPARATOR)]
+    if len(names) == 1:
+        return names[0]
+    return f"{', '.join(names[:-1])} and {names[-1]} together: none of them may be cut alone"
 
 
 def share(part: float, whole: float) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from reludiag.sites.products import Product, producers_in_words
+
 
 @dataclass(frozen=True)
 class Coordinate:
@@ -58,12 +60,21 @@ class Origin:
 
     unit: Axes | None = None
     sample: Coordinate | None = None
-    producer: str | None = None
-    """Path of the module whose weight produced it; None if there is none."""
+    products: tuple[Product, ...] = ()
+    """The products that it was made of, the earliest first; several if branches were joined."""
+    is_exact: bool = False
+    """Whether it is one product, maybe with its bias, to which nothing else was done."""
+    rectifier: str = ""
+    """Path of the rectifier that it came through since."""
     norm: str | None = None
     """Path of the BatchNorm that scaled it since."""
     order: int = 0
     """Number of earlier products: the later of two producers wins."""
+
+    @property
+    def producer(self) -> str | None:
+        """What made it, for a reader; None if that is not known."""
+        return producers_in_words(self.products)
 
     @property
     def sample_axes(self) -> Axes | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from reludiag.sites.axes import UNKNOWN, Axes, Coordinate, Origin, label_of
+from reludiag.sites.axes import Axes, Coordinate, Origin, label_of
 
 UNKNOWN_AXIS = "unknown"
 """Label of a unit axis that was not found: the positions of the last axis are the units."""
@@ -68,7 +68,8 @@ def find_layout(
     label = UNKNOWN_AXIS if unit is None else label_of(unit)
     if unit is None:
         unit = (Coordinate(output.ndim - 1, shape[-1]) if output.ndim > 1 else Coordinate(1, 1),)
-    if origin in (None, UNKNOWN) and samples is not None and shape[:1] == (samples,):
+    is_followed = origin is not None and (origin.sample is not None or origin.order > 0)
+    if not is_followed and samples is not None and shape[:1] == (samples,):
         is_unit_axis = any(c.axis == 0 and c.size > 1 and c.spans(shape) for c in unit)
         sample = None if is_unit_axis else Coordinate(0, samples)
     return Layout(shape, unit, sample, of_one=samples == 1), label

@@ -9,7 +9,7 @@ it: an axis is never guessed.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,8 @@ from reludiag.sites.consumer_tracker import ConsumerTracker
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.index_rules import assigned
 from reludiag.sites.moves import move_of
+from reludiag.sites.operation import SHAPES
+from reludiag.sites.products import Convolution, Product
 from reludiag.sites.readable import has_own_operators
 from reludiag.sites.readable import memory_layout as _layout
 from reludiag.sites.returned import ReturnTracker
@@ -43,9 +45,48 @@ from reludiag.sites.torch_internals import (
     without_dispatch_modes,
 )
 from reludiag.sites.torch_internals import storage_of as _storage
+from reludiag.sites.weight_axes import EXACT, PARAMETRIZATIONS, Weight, producer_name, product_with
 
 OperatorObserver = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 """Called with the dispatcher's name of each operator (`relu_`) and its arguments."""
+ProductObserver = Callable[["SeenProduct"], None]
+"""Called with each product of an input with a weight."""
+
+
+@dataclass(frozen=True)
+class SeenProduct:
+    """One product as it was computed. Its tensors are the model's own memory: read them at once."""
+
+    product: Product
+    """Without a bias that is added later."""
+    input: Tensor
+    weight: Tensor
+    """As it was used: maybe a view, a copy, or computed."""
+    units_first: bool
+    """Whether the weight of a matrix product is `[..., unit, input]`, and not `[..., input, unit]`.
+    """
+    from_left: bool
+    """Whether the weight is its left factor, and the input `[..., input, row]`."""
+    sample: Coordinate | None
+    """Of the input."""
+    is_first: bool
+    """Whether the input depends on no parameter."""
+    is_exact: bool
+    """Whether it has no bias but that of the product."""
+    is_known: bool
+    """False for a convolution of which it is not known how it is done."""
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """Weight and input of a matrix product, `[product, unit, input]` and `[product, row,
+        input]`: several products only if they are independent, as those of experts.
+        """
+        weight = self.weight if self.units_first else self.weight.transpose(-1, -2)
+        rows = self.input.transpose(-1, -2) if self.from_left else self.input
+        if weight.ndim > 2 and rows.ndim > 2 and len(weight) > 1 and weight.stride(0):
+            return weight, rows
+        weight = weight[0] if weight.ndim > 2 else weight
+        return weight[None], rows.reshape(1, -1, rows.shape[-1])
+
 
 _BATCH_NORMS = (
     "native_batch_norm",
@@ -56,7 +97,7 @@ _BATCH_NORMS = (
     "batch_norm_no_update",
     "batch_norm_elemt",
 )
-_BIASED = frozenset({"addmm", "baddbmm", "addmm_activation"})
+_BIASED = frozenset({"addmm", "baddbmm", "addmm_activation", "sparse_addmm"})
 _PRODUCTS = frozenset({"mm", "bmm", "linear"}) | _BIASED
 _PACKED_PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d")
 """Of the quantized operators, whose weights are packed in an object that is no tensor."""
@@ -83,16 +124,39 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(
-        self, model: nn.Module, on_operator: OperatorObserver, finds_consumers: bool = False
+        self,
+        model: nn.Module,
+        on_operator: OperatorObserver,
+        finds_consumers: bool = False,
+        on_product: ProductObserver | None = None,
+        state: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """`state` are the parameters and buffers by name that the forward will use, if they are not
+        the model's own.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._on_operator = on_operator
-        self._parameters = {
-            _storage(parameter): name.rpartition(".")[0]
-            for name, parameter in model.named_parameters()
-        }
-        self._made_of_parameters: dict[int, str] = {}
-        self._constants = {_storage(buffer) for buffer in model.buffers()}
+        self._on_operator, self._on_product = on_operator, on_product
+        self._modules = dict(model.named_modules(remove_duplicate=False))
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers()), **(state or {})}
+        parameters = {name: state.pop(name) for name, _ in model.named_parameters()}
+        self._names = list(parameters)
+        self._weights: dict[int, dict[tuple[Any, ...], Weight]] = {}
+        """Parameters and what is made of them alone, by memory and layout."""
+        self._ancestors: dict[int, int] = {}
+        """For each memory, the parameters that it depends on: a bit for each."""
+        self._feeding = 0
+        self.products: dict[str, Product] = {}
+        """The first product with each weight, by the weight's name."""
+        for index, (name, parameter) in enumerate(parameters.items()):
+            if parameter.layout != torch.strided:
+                continue
+            self._weights.setdefault(_storage(parameter), {})[_layout(parameter)] = Weight.of(
+                name, parameter
+            )
+            self._ancestors[_storage(parameter)] = 1 << index
+        self._own = frozenset(self._weights)
+        """The memory of the parameters themselves."""
+        self._constants = {_storage(buffer) for buffer in state.values()}
         """Memory that depends on no input: buffers, and what is made from nothing else."""
         self._origins: dict[int, dict[tuple[Any, ...], Origin]] = {}
         self._products = 0
@@ -115,9 +179,14 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._entered == 0 and self._consumers is not None:
             self._consumers.escapes.__exit__(*error)  # type: ignore[no-untyped-call]
 
-    def begin_site(self, site: int, output: Tensor, unit: Axes) -> None:
-        """Follow the units of a site, at these coordinates of its output, from here on."""
+    def begin_site(self, site: int, path: str, output: Tensor, unit: Axes) -> None:
+        """Follow the units of a site, at these coordinates of its output, from here on.
+
+        `path` is the site's, for the sums that its output may be a part of.
+        """
         self._returned.begin(site, output)
+        self._feeding |= self._ancestors.get(_storage(output), 0)
+        self._set(output, replace(self.origin_of(output), rectifier=path))
         if self._consumers is not None:
             with DisableTorchFunction(), without_dispatch_modes():
                 self._consumers.begin(site, output, unit)
@@ -156,6 +225,13 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sample = origin.sample or self.origin_of(tensor).sample
         self._set(tensor, replace(origin, sample=sample, order=self._products))
 
+    @property
+    def feeding(self) -> frozenset[str]:
+        """Names of the parameters that the output of a site depends on."""
+        return frozenset(
+            name for index, name in enumerate(self._names) if self._feeding >> index & 1
+        )
+
     def origin_of(self, tensor: Tensor) -> Origin:
         """The origin of `tensor`; `UNKNOWN` if there is none."""
         return self._origins.get(_storage(tensor), {}).get(_layout(tensor), UNKNOWN)
@@ -193,6 +269,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
             for tensor in operands
         ]
+        ancestors = self._ancestors_of(inputs)
         call = _Call(func, args, kwargs, inputs)
         self._on_operator(operator_name(func), args, kwargs)
         # Calling it here must not count as a call: a function mode would see what TorchScript
@@ -203,6 +280,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
         self._forget(outputs, operands)
+        if ancestors:
+            for storage in map(_storage, outputs):
+                self._ancestors[storage] = self._ancestors.get(storage, 0) | ancestors
         if any(output.is_nested for output in outputs):
             self._lose(func, operands)
             return result
@@ -239,32 +319,51 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for output in outputs:
             if _storage(output) not in reused:
                 self._origins.pop(_storage(output), None)
-                self._made_of_parameters.pop(_storage(output), None)
+                self._weights.pop(_storage(output), None)
+                self._ancestors.pop(_storage(output), None)
                 self._constants.discard(_storage(output))
 
-    def _weight_or_origin(self, tensor: Tensor) -> Origin | str:
-        """The path of the module whose parameter this is (or a view or copy of it)."""
-        storage = _storage(tensor)
-        name = self._parameters.get(storage, self._made_of_parameters.get(storage))
-        return self.origin_of(tensor) if name is None else name
+    def _weight_or_origin(self, tensor: Tensor) -> Origin | Weight:
+        """The parameter that this is (or a view or copy of it, or computed from it)."""
+        weights = self._weights.get(_storage(tensor))
+        if weights is None:
+            return self.origin_of(tensor)
+        weight = weights.get(_layout(tensor))
+        return replace(next(iter(weights.values())), axes=None) if weight is None else weight
+
+    def _ancestors_of(self, inputs: "list[_Input]") -> int:
+        ancestors = 0
+        for argument in inputs:
+            ancestors |= self._ancestors.get(_storage(argument.tensor), 0)
+        return ancestors
+
+    def _note_weights(self, call: "_Call", weights: list[Weight], outputs: list[Tensor]) -> None:
+        for output in outputs:
+            weight = replace(weights[0], axes=None)
+            if len(call.inputs) == 1:
+                weight = weights[0].after(call.name, call.args, call.inputs[0].shape, output)
+            by_layout = self._weights.setdefault(_storage(output), {})
+            # A reshape may leave the layout as it is: what was known of it stays.
+            by_layout.setdefault(_layout(output), weight)
 
     def _follow(self, call: "_Call", outputs: list[Tensor]) -> None:
         if "fake_quant" in call.name or call.name.endswith("fq_helper"):
             # Rounds its first input; the others are the scales of a quantization.
             call = replace(call, inputs=call.inputs[:1])
-        weights = [argument.origin for argument in call.inputs if isinstance(argument.origin, str)]
+        weights = [each.origin for each in call.inputs if isinstance(each.origin, Weight)]
         made_of_weights = all(
-            argument.is_constant or isinstance(argument.origin, str) for argument in call.inputs
+            argument.is_constant or isinstance(argument.origin, Weight) for argument in call.inputs
         )
         for storage in map(_storage, outputs):
-            self._made_of_parameters.pop(storage, None)
+            if not made_of_weights and storage not in self._own:
+                self._weights.pop(storage, None)
             self._constants.discard(storage)
-            if made_of_weights and weights:
-                # Made only from parameters (a transpose, a cast, weight norm): still a parameter,
-                # but it may also be an activation, as learned queries are.
-                self._made_of_parameters[storage] = weights[0]
-            elif made_of_weights:
+            if made_of_weights and not weights:
                 self._constants.add(storage)
+        if made_of_weights and weights:
+            # Made only from parameters (a transpose, a cast, weight norm): still a parameter,
+            # but it may also be an activation, as learned queries are.
+            self._note_weights(call, weights, outputs)
         if made_of_weights and weights:
             call = replace(
                 call,
@@ -276,7 +375,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 ],
             )
         for index, output in enumerate(outputs):
+            products = self._products
             origin = self._derive(call, output, index)
+            origin = self._with_products(call, origin, output, self._products > products)
             self._set(output, origin)
             if call.in_place:
                 self._spread(output, origin)
@@ -303,12 +404,131 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
             layouts[whole] = moved(origin, move)
 
-    def _product(
-        self, unit: int | Axes, sample: Coordinate | None, producer: str | None, out: Tensor
+    def _with_products(
+        self, call: "_Call", origin: Origin, out: Tensor, is_product: bool
     ) -> Origin:
+        """The origin of an operator's output, with the products that it was made of."""
+        parts = [each.origin for each in call.inputs if isinstance(each.origin, Origin)]
+        if is_product:
+            seen = self._seen(call)
+            if seen is not None and self._on_product is not None:
+                with DisableTorchFunction(), without_dispatch_modes():
+                    self._on_product(seen)
+            product = None if seen is None else seen.product
+            if product is None:
+                product = next(
+                    (
+                        Product(producer_name(each.origin.name, self._modules), each.origin.name)
+                        for each in call.inputs
+                        if isinstance(each.origin, Weight)
+                    ),
+                    None,
+                )
+            made = replace(origin, products=() if product is None else (product,), rectifier="")
+            if product is not None and seen is not None:
+                self.products.setdefault(product.weight, product)
+            if product is None or call.name not in _BIASED:
+                return replace(made, is_exact=seen is not None and seen.is_exact)
+            added = call.origin_or_weight(call.args[0])
+            if isinstance(added, Weight):
+                return self._biased(replace(made, is_exact=True), added, call, out)
+            return _joined(made, [made, UNKNOWN if added is None else added])
+        if SHAPES.fullmatch(call.name):  # of its input it has no value
+            return origin
+        # What is computed from weights and constants may also be a product: the first step of a
+        # recurrence, from a state of zeros.
+        parts += [
+            self.origin_of(each.tensor)
+            for each in call.inputs
+            if isinstance(each.origin, Weight) and each.origin.axes is None
+        ]
+        added_weights = [each.origin for each in call.inputs if isinstance(each.origin, Weight)]
+        if call.name == "add" and len(parts) == len(added_weights) == 1:
+            made = replace(origin, is_exact=parts[0].is_exact)
+            return self._biased(made, added_weights[0], call, out)
+        if call.name in _PRODUCTS:  # of two activations, as in attention: of those with its units
+            left, right = call.factor, call.args[2 if call.name in _BIASED else 1]
+            factors = [
+                _without(call.origin(left), left.ndim - 1),
+                _without(call.origin(right), right.ndim - 2),
+            ]
+            kept = [factor for factor in factors if factor.unit is not None]
+            return _joined(replace(origin, is_exact=False), kept or parts)
+        is_relu = _is_relu(call)
+        joined = _joined(replace(origin, is_exact=is_relu or call.name in EXACT), parts)
+        # A site of the capture says its path later.
+        return replace(joined, rectifier=call.name) if is_relu and joined.products else joined
+
+    def _biased(self, origin: Origin, bias: Weight, call: "_Call", out: Tensor) -> Origin:
+        """After a parameter was added to a product, which may be its bias."""
+        origin = _with_bias(origin, bias, call, out)
+        for product in origin.products if origin.is_exact else ():
+            if self.products.get(product.weight) == replace(product, bias=None):
+                self.products[product.weight] = product
+        return origin
+
+    def _seen(self, call: "_Call") -> SeenProduct | None:
+        """The product of an input with a weight that an operator computes; None of a norm."""
+        name, args = call.name, call.args
+        if call.is_quantized:
+            return None  # its weight is packed
+        if "convolution" in name or name.startswith("mkldnn_conv"):
+            x, tensor, convolution = args[0], args[1], None
+            if name == "convolution":
+                convolution = Convolution(
+                    stride=tuple(args[3]),
+                    padding=tuple(args[4]),
+                    dilation=tuple(args[5]),
+                    transposed=bool(args[6]),
+                    output_padding=tuple(args[7]),
+                    groups=int(args[8]),
+                )
+            weight, unit = call.origin_or_weight(tensor), int(name == "convolution" and args[6])
+            summed = [dim for dim in range(tensor.ndim) if dim != unit]
+            from_left = False
+        elif name in _PRODUCTS:
+            convolution = None
+            x, tensor = call.factor, args[2 if name in _BIASED else 1]
+            weight = call.origin_or_weight(tensor)
+            unit, summed, from_left = tensor.ndim - 1, [tensor.ndim - 2], False
+            if name == "linear":
+                unit, summed = summed[0], [unit]
+            if not isinstance(weight, Weight):
+                x, tensor, from_left = tensor, x, True
+                weight = call.origin_or_weight(tensor)
+                unit, summed = tensor.ndim - 2, [tensor.ndim - 1]
+        else:
+            return None
+        if not isinstance(weight, Weight):
+            return None
+        is_inner = _storage(x) in self._weights or _storage(x) in self._constants
+        if is_inner and PARAMETRIZATIONS in weight.name.split("."):
+            return None  # a step of the parametrization, not of the network
+        if "conv" in name and convolution is None:
+            weight = replace(weight, axes=None)
+        product = product_with(
+            weight, producer_name(weight.name, self._modules), unit, summed, convolution
+        )
+        has_bias = ("conv" in name or name == "linear") and len(args) > 2 and args[2] is not None
+        bias = call.origin_or_weight(args[2]) if has_bias else None
+        if isinstance(bias, Weight) and bias.is_bias:
+            product = replace(product, bias=bias.name)
+        return SeenProduct(
+            product,
+            x,
+            tensor,
+            unit < summed[0],
+            from_left,
+            call.origin(x).sample,
+            not self._ancestors.get(_storage(x), 0),
+            is_exact=not has_bias or product.bias is not None,
+            is_known="conv" not in name or convolution is not None,
+        )
+
+    def _product(self, unit: int | Axes, sample: Coordinate | None, out: Tensor) -> Origin:
         self._products += 1
         axes = (Coordinate(unit, out.shape[unit]),) if isinstance(unit, int) else unit
-        return Origin(axes, sample, producer, order=self._products)
+        return Origin(axes, sample, order=self._products)
 
     def _derive(self, call: "_Call", out: Tensor, index: int) -> Origin:
         """The origin of one output of one operator."""
@@ -316,24 +536,24 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if "convolution" in name or name.startswith("mkldnn_conv") or name == "deform_conv2d":
             sample = call.origin(args[0]).sample
             sample_axis = sample if sample and sample.axis == 0 else None
-            return self._product(1, sample_axis, call.weight(args[1]), out)
+            return self._product(1, sample_axis, out)
         if name in _PRODUCTS and isinstance(args[1], Tensor):
             return self._matmul(call, out)
         if name.startswith(_PACKED_PRODUCTS) and call.is_quantized:
             unit = 1 if name.startswith("conv") else out.ndim - 1
-            return self._product(unit, call.origin(args[0]).sample, None, out)
+            return self._product(unit, call.origin(args[0]).sample, out)
         if name in {"embedding", "embedding_bag", "embedding_bag_forward_only"}:
             sample = call.origin(args[1]).sample
             if name != "embedding" and sample is not None:  # bags of equal size, one after another
                 fits = out.shape[0] == sample.size and sample.spans(args[1].shape)
                 sample = Coordinate(0, sample.size) if fits else None
-            embedded = self._product(out.ndim - 1, sample, call.weight(args[0]), out)
+            embedded = self._product(out.ndim - 1, sample, out)
             return embedded if index == 0 else UNKNOWN
         if name.startswith(_BATCH_NORMS):
             return self._batch_norm(call, out) if index == 0 else UNKNOWN
         if name.startswith(_RECURRENT):
             sample = call.origin(args[0]).sample if index == 0 else None
-            return self._product(out.ndim - 1, sample, call.any_weight(), out)
+            return self._product(out.ndim - 1, sample, out)
 
         activations = [
             (argument.origin, argument.shape)
@@ -344,8 +564,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return UNKNOWN
         first, shape = activations[0]
         if name in _NORMS and first.unit is None and index == 0:
-            weight = call.weight(call.arguments["weight"])
-            return self._product(_NORMS[name] % out.ndim, first.sample, weight, out)
+            return self._product(_NORMS[name] % out.ndim, first.sample, out)
         if torch.Tag.pointwise in call.function.tags or name == "copy":
             origin = broadcast(activations, out.shape)
             return self._scaled(call, origin, out) if origin.unit is None else origin
@@ -370,12 +589,12 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _matmul(self, call: "_Call", out: Tensor) -> Origin:
         left, right = call.factor, call.args[2 if call.name in _BIASED else 1]
         left_sample, right_sample = call.origin(left).sample, call.origin(right).sample
-        if (weight := call.weight(right)) is not None:
+        if call.is_weight(right):
             sample = left_sample if left_sample and left_sample.axis != left.ndim - 1 else None
-            return self._product(_units(right, out.ndim - 1, sample, out), sample, weight, out)
-        if (weight := call.weight(left)) is not None:
+            return self._product(_units(right, out.ndim - 1, sample, out), sample, out)
+        if call.is_weight(left):
             sample = right_sample if right_sample and right_sample.axis != right.ndim - 2 else None
-            return self._product(_units(left, out.ndim - 2, sample, out), sample, weight, out)
+            return self._product(_units(left, out.ndim - 2, sample, out), sample, out)
         # A product of two activations (attention): summed axes are gone, the others stay.
         factors = [
             (_without(call.origin(left), left.ndim - 1), tuple(out.shape)),
@@ -387,21 +606,22 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Features that a vector of parameters scales or shifts are units, as after a LayerNorm."""
         for argument in call.inputs:
             long_axes = [axis for axis, length in enumerate(argument.shape) if length > 1]
-            if isinstance(argument.origin, str) and len(long_axes) == 1:
+            if isinstance(argument.origin, Weight) and len(long_axes) == 1:
                 axis = long_axes[0] + out.ndim - len(argument.shape)
                 if axis and argument.shape[long_axes[0]] == out.shape[axis]:
-                    return self._product(axis, origin.sample, argument.origin, out)
+                    return self._product(axis, origin.sample, out)
         return origin
 
     def _batch_norm(self, call: "_Call", out: Tensor) -> Origin:
         # It scales and shifts axis 1, which therefore is the unit axis.
-        origin, norm = call.origin(call.args[0]), call.weight(call.args[1])
+        origin, weight = call.origin(call.args[0]), call.origin_or_weight(call.args[1])
         units = [c for c in origin.unit or () if c.axis == 1]
         if origin.unit == (Coordinate(1, out.shape[1]),):
+            norm = weight.name.rpartition(".")[0] if isinstance(weight, Weight) else None
             return replace(origin, norm=norm)
         if units and (len(units) > 1 or not units[0].spans(out.shape)):
             return origin  # instance norm: on axis 1 are the channels of one sample after another
-        return self._product(1, origin.sample, norm, out)
+        return self._product(1, origin.sample, out)
 
     def _scattered(self, call: "_Call", out: Tensor) -> Origin:
         """After `source` was written or added to a tensor, at some indices along an axis."""
@@ -451,8 +671,8 @@ class _Input:
 
     tensor: Tensor
     shape: tuple[int, ...]
-    origin: Origin | str
-    """For a parameter, or a tensor made from one: the path of its module."""
+    origin: Origin | Weight
+    """A `Weight` for a parameter, or a tensor made from one."""
     is_constant: bool
     """Whether it depends on no input of the model."""
 
@@ -498,22 +718,71 @@ class _Call:
 
     def origin(self, tensor: Tensor) -> Origin:
         """The origin of an activation among the inputs."""
-        origin = self._origin_of(tensor)
+        origin = self.origin_or_weight(tensor)
         return origin if isinstance(origin, Origin) else UNKNOWN
 
-    def weight(self, tensor: Tensor | None) -> str | None:
-        """The module of this input, if it is a parameter."""
-        path = self._origin_of(tensor)
-        return path if isinstance(path, str) else None
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Whether this input is a parameter, or made from one."""
+        return isinstance(self.origin_or_weight(tensor), Weight)
 
-    def any_weight(self) -> str | None:
-        """The module of the first parameter among the inputs."""
-        return next((a.origin for a in self.inputs if isinstance(a.origin, str)), None)
-
-    def _origin_of(self, tensor: Tensor | None) -> Origin | str | None:
+    def origin_or_weight(self, tensor: Tensor | None) -> Origin | Weight | None:
+        """What is known of an input."""
         return next(
             (argument.origin for argument in self.inputs if argument.tensor is tensor), None
         )
+
+
+def _is_relu(call: _Call) -> bool:
+    """Whether an operator is max(x, 0), as the site of a ReLU has it behind its pre-activation."""
+    name, bounds = call.name, call.args[1:]
+    if any(isinstance(bound, Tensor) for bound in bounds):
+        return False
+    from_zero: dict[str, tuple[tuple[Any, ...], ...]] = {
+        "relu": ((),),
+        "clamp_min": ((0,),),
+        "clamp": ((0,), (0, None)),
+        "threshold": ((0, 0),),
+    }
+    return bounds in from_zero.get(name, ())
+
+
+def _with_bias(origin: Origin, bias: Weight, call: _Call, out: Tensor) -> Origin:
+    """After a parameter was added: it is a bias if it has one number for each unit."""
+    plain = replace(origin, is_exact=False)
+    scales = [call.kwargs.get(name, 1) for name in ("alpha", "beta")]
+    if not origin.is_exact or origin.rectifier or scales != [1, 1]:
+        return plain
+    if len(origin.products) != 1 or origin.products[0].bias is not None:
+        return plain
+    if bias.axes is None or not bias.is_bias or origin.unit is None:
+        return plain
+    shift = out.ndim - len(bias.axes)
+    if {shift + dim for dim, axis in enumerate(bias.axes) if axis} != {c.axis for c in origin.unit}:
+        return plain
+    return replace(origin, products=(replace(origin.products[0], bias=bias.name),))
+
+
+def _joined(origin: Origin, parts: Sequence[Origin]) -> Origin:
+    """The origin of what was made of these parts, with all of their products.
+
+    A part that came through a rectifier is named by that: what made it is the rectifier's affair.
+    """
+    made = [part for part in parts if part.products or part.rectifier]
+    if len(made) <= 1:
+        part = made[0] if made else UNKNOWN
+        is_exact = origin.is_exact and part.is_exact and len(parts) == 1
+        return replace(origin, products=part.products, rectifier=part.rectifier, is_exact=is_exact)
+    products: list[Product] = []
+    for part in made:
+        products += [Product(part.rectifier, "")] if part.rectifier else part.products
+    norms = [part.norm for part in made if not part.rectifier]
+    return replace(
+        origin,
+        products=tuple(dict.fromkeys(products)),
+        rectifier="",
+        is_exact=False,
+        norm=None if None in norms else origin.norm,
+    )
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from reludiag.sites.consumers import Consumer
+from reludiag.sites.products import SEPARATOR, Product
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Site:
     units: int | None
     """None if the site was never called."""
     producer: str | None
-    """Path of the module whose weights feed it."""
+    """Path of the module whose weights feed it, or the name of the parameter where these are no
+    module's of PyTorch. Of several, whose results are joined, all names: `conv2, shortcut`."""
     norm: str | None
     """Path of the BatchNorm between the producer and the site, if there is one."""
     consumers: tuple[Consumer, ...] | None = None
@@ -58,6 +60,21 @@ class Site:
     where that is not known: it was never called, or its forward was not followed to the end."""
     alias: str = ""
     """Another name of it, which is understood as well: `Net:relu#1`. Empty if it has none."""
+    products: tuple[Product, ...] = ()
+    """The products with weights that feed it; none if they are not known, as in a recording."""
+    is_exact: bool = False
+    """Whether its pre-activation is a single product with its bias, to which nothing was done."""
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Each of its producers. None of several may be blamed, cut or drawn anew alone."""
+        return () if self.producer is None else tuple(self.producer.split(SEPARATOR))
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """Those of its producers that have weights: a branch may also come from another site."""
+        branches = {product.producer for product in self.products if not product.weight}
+        return frozenset(self.producers) - branches
 
 
 @dataclass(frozen=True)
@@ -109,6 +126,8 @@ class NamedCall(NamedTuple):
         """
         identity = self.identity
         if self.module or not identity.operator or not self.producer:
+            return ""
+        if SEPARATOR in self.producer:  # several feed it together
             return ""
         name = f"{self.producer}:{identity.operator}"
         if identity.ordinal and identity.fed_by == self.producer:

@@ -26,7 +26,6 @@ one is gone, importing this file raises a TorchVersionError that names it.
 | `buffers_of` | restore a model's buffers | `torch.nn.Module._buffers` |
 | `parameters_of` | which parameters are a layer's own | `torch.nn.Module._parameters` |
 | `forward_hooks_of` | take a user's hooks off a copy | `torch.nn.Module._forward_hooks` |
-| `convolve` | convolve with another weight | `torch.nn.Conv1d._conv_forward`, of 2d, 3d |
 | `eager_module` | unwrap a compiled model | `_orig_mod` of what torch.compile returns |
 | `is_compiled_module` | does it run compiled? | `torch.nn.Module._compiled_call_impl` |
 | `compiled_graphs`, `forget_graphs`, `hook_guards` | compile again with hooks | `torch._dynamo` |
@@ -189,7 +188,6 @@ for _name in ("_buffers", "_parameters", "_forward_hooks"):
     if not hasattr(nn.Identity(), _name):
         raise _missing_internal(f"torch.nn.Module.{_name}")
 internal("torch.nn.Module._compiled_call_impl")
-internal("torch.nn.Conv1d._conv_forward")
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
@@ -205,12 +203,6 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
 def forward_hooks_of(module: nn.Module) -> dict[int, Any]:
     """The hooks that run after a module's forward."""
     return module._forward_hooks
-
-
-def convolve(convolution: Any, x: Tensor, weight: Tensor) -> Tensor:
-    """`x`, convolved as this layer does, with another weight and no bias."""
-    y: Tensor = convolution._conv_forward(x, weight, None)
-    return y
 
 
 # torch.compile

@@ -13,6 +13,7 @@ answers to "why":
 
 Only preventable deaths count: by chance some units of a deep network are dead at step 0 under every
 scheme. A change whose runs did not finish is ignored, and conclusions that need it are not drawn.
+So is a scheme that left the weights of the dead units as they were.
 """
 
 import math
@@ -83,6 +84,9 @@ class Arm:
     left, it is the share of all deaths. None if no seed was completed both here and in the
     factual run.
     """
+    undrawn: float | None
+    """Share of units that are dead at the end and whose weights the scheme left as they were: of
+    these the runs show nothing, and above `HEALTHY` nothing is concluded from them."""
     metrics: Mapping[str, float]
     """Means of what train returned: a change that prevents learning also prevents deaths."""
 
@@ -186,6 +190,7 @@ def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame, floor: float) -> 
     dead_unchanged, dead_changed = (
         _mean(of[of["seed"].isin(both)], "dead") for of in (factual, rows)
     )
+    undrawn = _mean(rows, "undrawn") if "undrawn" in rows else None
     return Arm(
         name=name,
         runs=len(rows),
@@ -195,7 +200,12 @@ def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame, floor: float) -> 
         dead=_mean(rows, "dead"),
         born=_mean(rows, "born"),
         new=_mean(rows, "new"),
-        prevented=_prevented_share(dead_unchanged, dead_changed, floor),
+        prevented=(
+            None
+            if undrawn is not None and undrawn > HEALTHY
+            else _prevented_share(dead_unchanged, dead_changed, floor)
+        ),
+        undrawn=undrawn,
         metrics={
             str(name).removeprefix(METRIC): float(mean)
             for name, mean in _completed(rows).filter(like=METRIC).mean().items()

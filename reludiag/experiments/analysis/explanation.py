@@ -112,6 +112,11 @@ class ReplayConclusion:
             case "divergence":
                 return "Lower the learning rate, or clip the gradients, until the loss is finite."
             case "undetermined":
+                if self._undrawn():
+                    return (
+                        "Pass a batch, trial.init(model, batch), or draw these weights anew in "
+                        "your own code; the notes name them."
+                    )
                 return "See `status` and `error` in the table of trials."
         look = "ook at the inputs: `reludiag report` on a recording shows more."
         prevented = self._arms[RATE].prevented if RATE in self._arms else None
@@ -171,10 +176,19 @@ class ReplayConclusion:
             return "No run finished, so there is no answer."
         texts = {RATE: self._change_lr, INIT: self._change_init, BOTH: "both changes"}
         lost = [texts[name] for name, arm in self._arms.items() if arm.prevented is None]
+        if self._undrawn():
+            return (
+                f"It is unknown what {self._change_init} would prevent, because the weights of "
+                f"dead units were left as they are: {self._shares()}."
+            )
         return (
             f"It is unknown what {' or '.join(lost)} would prevent, because no such run "
             f"finished: {self._shares()}."
         )
+
+    def _undrawn(self) -> bool:
+        """Whether the scheme left the weights of dead units as they were."""
+        return any((arm.undrawn or 0) > HEALTHY for arm in self._arms.values())
 
     def _shares(self) -> str:
         parts = [text for text in (self._part(RATE), self._part(INIT), self._part(BOTH)) if text]

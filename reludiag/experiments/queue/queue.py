@@ -48,6 +48,7 @@ class Result:
     """File name, in the folder of the sweep's recordings."""
     probe: int | None = None
     notes: str = ""
+    undrawn: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

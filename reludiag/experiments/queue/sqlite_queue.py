@@ -21,10 +21,11 @@ from reludiag.process import LEASE, ProcessId, is_gone
 
 APPLICATION_ID = 0x52654C53  # "ReLS"
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # What each version changed:
 #   1  the first
 #   2  a result has the samples of the probe, and what the recording warns of
+#   3  a result has `undrawn`; a file of version 2 gets the column when it is continued
 
 SCHEMA = """
 CREATE TABLE setting (              -- settings of the sweep; continuing with others is refused
@@ -61,7 +62,9 @@ CREATE TABLE result (               -- one for each cell that is done
     traceback TEXT NOT NULL,        -- of the user's code
     recording TEXT NOT NULL,        -- file name of the recording, beside this file
     probe INTEGER,                  -- samples that the units were judged on; null without a probe
-    notes TEXT NOT NULL             -- warnings of the recording, one per line
+    notes TEXT NOT NULL,            -- warnings of the recording, one per line
+    undrawn INTEGER                 -- of the dead, units whose weights the scheme left as they
+                                    -- were; null if nothing was to be drawn
 );
 CREATE TABLE metric (               -- numbers that train returned
     trial INTEGER NOT NULL REFERENCES cell(trial),
@@ -214,6 +217,10 @@ class SqliteQueue:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if application != APPLICATION_ID:
             raise UsageError(f"{self.path} is an SQLite file, but not the file of a sweep")
+        if version == 2:
+            self._db.execute("ALTER TABLE result ADD COLUMN undrawn INTEGER")
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            version = SCHEMA_VERSION
         if version != SCHEMA_VERSION:
             raise UsageError(
                 f"{self.path} has schema version {version}; this reludiag reads {SCHEMA_VERSION}. "

@@ -22,6 +22,7 @@ from reludiag.reports.run.summary import (
     unjudged_count,
 )
 from reludiag.reports.wording import plural, share
+from reludiag.sites.products import shortened
 
 MOST_TILES_NAMED = 24
 """Number of sites above which the map has squares without names."""
@@ -179,7 +180,7 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
                 text="not finite" if lost else _share_text(row, units, note),
                 note=note,
                 activation=str(row["activation"]),
-                producer=_text(row["producer"]),
+                producer=shortened(_text(row["producer"])),
                 units=units,
                 samples=int(row["samples"]),
                 dead=int(row["dead"]),

@@ -12,7 +12,7 @@ from reludiag.causes.cause import Cause
 from reludiag.diagnosis.diagnosis import RANDOM_INPUT, Diagnosis
 from reludiag.measure.binomial import upper_bound
 from reludiag.measure.structure import StructureNote
-from reludiag.reports.wording import plural, share, upper_share
+from reludiag.reports.wording import plural, share, upper_share, weights_in_words
 
 WINDOWS = 10
 
@@ -123,7 +123,9 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
         worst = sites.sort_values(["dead_fraction", "dead"], ascending=False, kind="stable").iloc[0]
         if not len(silent):
             producer = (
-                f" (its weights: '{worst['producer']}')" if pd.notna(worst["producer"]) else ""
+                f" (its weights: {weights_in_words(worst['producer'])})"
+                if pd.notna(worst["producer"])
+                else ""
             )
             lines.append(
                 f"The worst site is '{worst['site']}'{producer}: {worst['dead']:,} of "
