@@ -704,6 +704,23 @@ def reused_modules() -> Built:
     return Built(Model(), flat())
 
 
+def two_names() -> Built:
+    class Model(nn.Module):
+        """One layer under two names, as N-BEATS has it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Linear(10, 16), nn.Linear(8, 4)
+            self.one = self.two = nn.Linear(16, 8, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.relu(self.enter(x))
+            one, two = functional.relu(self.one(x)), functional.relu(self.two(x))
+            return self.leave(one) + self.leave(two)
+
+    return Built(Model(), flat(10))
+
+
 def late_branch() -> Built:
     class Model(nn.Module):
         """A module that eval mode never calls."""
@@ -840,6 +857,7 @@ MODELS: dict[str, Callable[[], Built]] = {
     "torch.compile, eager": compiled("eager"),
     "torch.compile, aot_eager": compiled("aot_eager"),
     "one ReLU, three calls": reused_modules,
+    "one layer, two names": two_names,
     "branch of training only": late_branch,
     "checkpointed": checkpointed,
     "list of parameters": hidden_in_lists,

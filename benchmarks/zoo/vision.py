@@ -23,6 +23,11 @@ def of_architectures(name: str, **options: Any) -> Callable[[], Built]:
     def build() -> Built:
         declare_missing_operators()
         model, batch = architectures.BUILDERS[name]()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.numel() > 1 and parameter.min() == parameter.max():
+                    # Some gains begin as zero: nothing would pass them.
+                    parameter += 0.1 * torch.randn_like(parameter)
         return Built(model, batch, **options)
 
     return build
@@ -148,11 +153,14 @@ def dyn_unet() -> Built:
     return Built(model, images(16, 1))
 
 
-def monai(name: str, shape: tuple[int, ...], **options: Any) -> Callable[[], Built]:
+def monai(
+    name: str, shape: tuple[int, ...], ledger: bool = True, **options: Any
+) -> Callable[[], Built]:
     def build() -> Built:
         from monai.networks import nets
 
-        return Built(getattr(nets, name)(**options), (torch.randn(SAMPLES, *shape),))
+        model = getattr(nets, name)(**options)
+        return Built(model, (torch.randn(SAMPLES, *shape),), ledger=ledger)
 
     return build
 
@@ -346,7 +354,7 @@ MODELS: dict[str, Callable[[], Built]] = {
     "monai/SegResNet": seg_res_net,
     "monai/DynUNet": dyn_unet,
     "monai/BasicUNet": monai(
-        "BasicUNet", (1, 16, 16), spatial_dims=2, features=(8, 8, 8, 8, 8, 8), act="relu"
+        "BasicUNet", (1, 32, 32), spatial_dims=2, features=(8, 8, 8, 8, 8, 8), act="relu"
     ),
     "monai/DenseNet": monai(
         "DenseNet",
@@ -368,7 +376,7 @@ MODELS: dict[str, Callable[[], Built]] = {
         strides=(2, 2),
         act="relu",
     ),
-    "monai/VNet": monai("VNet", (1, 16, 16, 16), act="relu"),
+    "monai/VNet": monai("VNet", (1, 16, 16, 16), ledger=False, act="relu"),
     "smp/Unet": segmenter("Unet"),
     "smp/FPN": segmenter("FPN"),
     "smp/MAnet": segmenter("MAnet"),
