@@ -45,6 +45,9 @@ from benchmarks.zoo.comparison import COMPARED, Built, Row, compare
 
 FAMILIES = ("by_hand", "vision", "text", "rows")
 REMARKS = 3
+METHOD = __doc__.partition("    python -m")[0].rstrip()
+HEADINGS = ("model", "calls", "sites", "axes", "dead, said / true", "samples", "ledger")
+HEADINGS += ("same training", "remarks")
 
 
 def main() -> None:
@@ -57,17 +60,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     began = time.process_time()
-    table = Table(
-        "model",
-        "calls",
-        "sites",
-        "axes",
-        "dead, said / true",
-        "samples",
-        "ledger",
-        "same training",
-        "remarks",
-    )
+    table = Table(*HEADINGS)
     rows = []
     for name, build in models():
         if options.only and not re.search(options.only, name):
@@ -78,7 +71,7 @@ def main() -> None:
     summary = summarize(rows, time.process_time() - began)
     print(summary)
     if options.write:
-        write_section("zoo", f"{__doc__.partition('    python')[0].rstrip()}\n\n{summary}", table)
+        write_section("zoo", f"{METHOD}\n\n{summary}", table)
 
 
 def models() -> Iterator[tuple[str, Callable[[], Built]]]:

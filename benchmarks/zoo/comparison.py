@@ -220,7 +220,9 @@ def _pairs(
 ) -> list[tuple[Any, list[Truth]]]:
     """Each site with its calls: one, or those of a loop, which are of one owner and producer."""
     sites = diagnosis.sites
-    leaky = sites["activation"].str.replace("_", "").str.lower().isin(LEAKY)
+    slope_of_zero = any(truth.call.operator == "leaky_relu" for truth in truths)
+    immortal = LEAKY - {"leakyrelu"} if slope_of_zero else LEAKY
+    leaky = sites["activation"].str.replace("_", "").str.lower().isin(immortal)
     unseen = sites["samples"].isna() | (sites["samples"] == 0)
     if (unseen & ~leaky).any():
         names = ", ".join(sites[unseen & ~leaky]["site"].head(3))
