@@ -225,56 +225,6 @@ def tiny_autoencoder() -> Built:
     return Built(model, images(16))
 
 
-def efficient_net() -> Built:
-    from efficientnet_pytorch import EfficientNet
-
-    model = EfficientNet.from_name("efficientnet-b0", num_classes=4)
-    _swap(model, nn.ReLU)
-    return Built(model, images(32), ledger=False)
-
-
-def _swap(model: nn.Module, rectifier: Callable[[], nn.Module]) -> None:
-    """EfficientNet's own way to change the activation is to replace `_swish`."""
-    for module in model.modules():
-        if hasattr(module, "_swish"):
-            module._swish = rectifier()
-
-
-def pytorchcv(name: str, size: int = 32, **options: Any) -> Callable[[], Built]:
-    def build() -> Built:
-        from pytorchcv.model_provider import get_model
-
-        return Built(get_model(name, pretrained=False, **options), images(size), ledger=False)
-
-    return build
-
-
-def segment_anything_decoder() -> Built:
-    declare_missing_operators()
-    from segment_anything.modeling import MaskDecoder, TwoWayTransformer
-
-    decoder = MaskDecoder(
-        transformer_dim=16,
-        transformer=TwoWayTransformer(2, 16, 2, 32, nn.ReLU),
-        activation=nn.ReLU,
-        iou_head_hidden_dim=16,
-    )
-
-    class Model(nn.Module):
-        """The decoder takes one image at a time, and several prompts for it."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.decoder = decoder
-
-        def forward(self, prompts: Tensor) -> Any:
-            torch.manual_seed(0)
-            image = torch.randn(1, 16, 4, 4)
-            return self.decoder(image, torch.zeros_like(image), prompts, image[:, :, :1, :1], True)
-
-    return Built(Model(), (torch.randn(SAMPLES, 2, 16),))
-
-
 def levit() -> Built:
     declare_missing_operators()
     from vit_pytorch.levit import LeViT
@@ -387,10 +337,6 @@ MODELS: dict[str, Callable[[], Built]] = {
     "kornia/DeDoDe": dedode,
     "diffusers/UNet2D": diffusion_unet,
     "diffusers/AutoencoderTiny": tiny_autoencoder,
-    "efficientnet_pytorch/b0, ReLU": efficient_net,
-    "pytorchcv/resnet10": pytorchcv("resnet10", 64),
-    "pytorchcv/shufflenet_g3_wd4": pytorchcv("shufflenet_g3_wd4", 64),
-    "segment_anything/MaskDecoder": segment_anything_decoder,
     "vit_pytorch/LeViT": levit,
     "vit_pytorch/CCT": compact_transformer,
     "lightly/projection heads": lightly_heads,
