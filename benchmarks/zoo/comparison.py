@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -440,6 +441,7 @@ def _any_fired(each: Rectified, layout: Layout | None) -> Tensor:
 def _fit(built: Built, optimizer: torch.optim.Optimizer, look: Callable[[], None]) -> None:
     built.model.train()
     torch.manual_seed(2)
+    numpy.random.seed(2)  # some models mask by it
     loss_of = built.loss or squared
     for _ in range(built.steps):
         optimizer.zero_grad()
