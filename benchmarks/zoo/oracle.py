@@ -151,7 +151,9 @@ class Watch(TorchDispatchMode):
         self._data: set[int] = set()
         self._mark([leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)])
         for leaf in tree_leaves(batch):
-            if hasattr(leaf, "__dict__"):
+            if hasattr(leaf, "to_dict"):  # a batch of graphs
+                self._mark([v for v in leaf.to_dict().values() if isinstance(v, Tensor)])
+            elif hasattr(leaf, "__dict__"):
                 self._mark([v for v in vars(leaf).values() if isinstance(v, Tensor)])
 
     def __enter__(self) -> "Watch":
