@@ -9,7 +9,7 @@ BROWSER := $(VENV)/.browser
 INTEGRATIONS := $(VENV)/.integrations
 DOCS := $(VENV)/.docs
 
-.PHONY: setup demo test lint bench bench-causes pages docs clean
+.PHONY: setup demo test lint bench bench-causes bench-zoo pages docs clean
 .PHONY: check-lowest check-size check-wheel native-sanitize
 
 setup: $(READY)
@@ -78,6 +78,19 @@ bench: $(READY)
 bench-causes: $(READY)
 	$(BIN)/python benchmarks/causes.py
 
+# What an oracle sees in the models of many libraries, in an environment of its own. A library that
+# cannot be had is a row that says so. None may bring another torch.
+ZOO := .venv-zoo
+ZOO_EXTRAS := architectures,lightning,samples,transformers,wandb
+bench-zoo:
+	$(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/python -m pip install --quiet -c constraints.txt -e ".[$(ZOO_EXTRAS)]" plotly
+	grep -v '^#' benchmarks/zoo-requirements.txt | while read -r library; do \
+	    $(ZOO)/bin/python -m pip install --quiet --no-deps "$$library" || \
+	        echo "$$library cannot be had: its models are not looked at"; \
+	done
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ZOO)/bin/python -m benchmarks.zoo --write
+
 # The outputs, generated pages and pictures of the README and of docs/, from runs of all they show.
 pages: $(READY) $(BROWSER)
 	$(BIN)/python -m docs.generate
@@ -113,4 +126,4 @@ native-sanitize: $(READY)
 	$(BIN)/python -m tests.sanitized
 
 clean:
-	rm -rf $(VENV) $(LOWEST) demo site build dist *.egg-info
+	rm -rf $(VENV) $(LOWEST) $(ZOO) demo site build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Models of many libraries, with random weights, and an oracle that knows nothing of reludiag."""
