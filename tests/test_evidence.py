@@ -1,5 +1,6 @@
 """Evidence of a run: how each unit that died came to it, and how the run began."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable
@@ -412,3 +413,36 @@ def test_what_is_gathered_at_the_beginning_calls_no_hook_of_the_user() -> None:
             optimizer.step()
     assert seen == [5, 5, 5]
     assert monitor.diagnose().units["born_dead"].sum() >= 3
+
+
+class Twice(nn.Module):
+    """A layer under two names, or two layers with one weight."""
+
+    def __init__(self, shares_layer: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(10, 16), nn.Linear(8, 4)
+        self.left = nn.Linear(16, 8, bias=False)
+        self.right = self.left if shares_layer else nn.Linear(16, 8, bias=False)
+        self.right.weight = self.left.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        return self.last(torch.relu(self.left(x)) + torch.relu(-self.right(x)))
+
+
+@pytest.mark.parametrize("shares_layer", [False, True])
+def test_examining_deaths_leaves_a_weight_with_two_names_alone(shares_layer: bool) -> None:
+    x = torch.randn(5, 10, generator=torch.Generator().manual_seed(0))
+    trained = []
+    for watch in (False, True):
+        model = seeded(lambda: Twice(shares_layer))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.2)
+        monitor = reludiag.Monitor(model, optimizer, probe=x, every=1, warn_over=None)
+        with monitor if watch else contextlib.nullcontext():
+            for _ in range(15):
+                optimizer.zero_grad()
+                (model(x) - 1).square().mean().backward()
+                optimizer.step()
+        trained.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert monitor.diagnose().dead > 0
+    assert all(map(torch.equal, *trained))

@@ -35,7 +35,7 @@ from reludiag.loading.arguments import BatchReader
 from reludiag.recording.observations import Death, Drift
 from reludiag.sites.provenance import ProvenanceMode, SeenProduct
 from reludiag.sites.site import Site
-from reludiag.sites.torch_internals import without_dispatch_modes
+from reludiag.sites.torch_internals import buffers_of, parameters_of, without_dispatch_modes
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -304,8 +304,9 @@ def _call_with(
     **kwargs: Any,
 ) -> None:
     """Call the model with these weights; `inputs` take the products with weights of these names."""
+    places = _everywhere(model, weights)
     if not inputs:
-        functional_call(model, weights, args, kwargs)
+        functional_call(model, places, args, kwargs, tie_weights=False)
         return
 
     def take(seen: SeenProduct) -> None:
@@ -314,7 +315,24 @@ def _call_with(
             sums.take(seen)
 
     with ProvenanceMode(model, lambda *call: None, on_product=take, state=weights):
-        functional_call(model, weights, args, kwargs)
+        functional_call(model, places, args, kwargs, tie_weights=False)
+
+
+def _everywhere(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """These weights by name, for each module that has one, and each module once.
+
+    A tensor may be in several modules, and a module may have several names. Left to tie weights
+    itself, `functional_call` puts a module with two names back as it had it under the first.
+    """
+    tensors = {
+        id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+    }
+    return {
+        f"{path}.{name}" if path else name: weights[tensors[id(tensor)]]
+        for path, module in model.named_modules()
+        for name, tensor in (*parameters_of(module).items(), *buffers_of(module).items())
+        if tensor is not None and tensors.get(id(tensor)) in weights
+    }
 
 
 def _drifts(first: Folded | None, second: Folded | None) -> Callable[[int], Drift] | None:
