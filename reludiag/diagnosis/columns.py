@@ -19,7 +19,11 @@ UNIT_COLUMNS = (
     Column(
         "counted", "Int64", "of these, the samples that the following columns are computed from"
     ),
-    Column("fired", "Int64", "samples in which the unit was > 0 at one position or more"),
+    Column(
+        "fired",
+        "Int64",
+        "samples in which the unit was > 0 at one position or more (hard-swish and the like: not 0)",
+    ),
     Column("firing_rate", "float64", "fired / counted"),
     Column(
         "firing_rate_upper",
