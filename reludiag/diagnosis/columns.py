@@ -22,7 +22,7 @@ UNIT_COLUMNS = (
     Column(
         "fired",
         "Int64",
-        "samples in which the unit was > 0 at one position or more (hard-swish and the like: not 0)",
+        "samples in which the unit was > 0 at one position or more (hard-swish: not 0)",
     ),
     Column("firing_rate", "float64", "fired / counted"),
     Column(
