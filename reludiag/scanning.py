@@ -16,6 +16,7 @@ from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import checkpoint_timeline
 from reludiag.loading.checkpoints import Checkpoint, load_weights
 from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, eager_model
+from reludiag.measure.groups import Groups
 from reludiag.measure.structure import StructureNote, structure_notes
 from reludiag.measure.structure_facts import structure_facts
 from reludiag.measure.verdicts import Thresholds
@@ -29,6 +30,9 @@ def scan(
     train_mode: bool = False,
     dtype: torch.dtype | None = None,
     unit_axes: Mapping[str, int] | None = None,
+    merge_calls: bool = True,
+    groups: Groups | None = None,
+    samples: str = "rows",
     thresholds: Thresholds | None = None,
     subject: str | None = None,
     notes: Sequence[str] = (),
@@ -50,12 +54,20 @@ def scan(
     weights if the model refuses them as they are; a note says so. `unit_axes` maps names of sites
     to the axis of their units and overrides the axis that was found.
 
+    A layer in a loop, with the rectifier that it feeds, is one site whose turns are positions; with
+    `merge_calls=False` each turn is a site. A sample is a row of the batch. Rows that are not
+    independent are one sample if `groups` says so: the name of a key or attribute of a batch that
+    holds the group of each row, or a function of a batch that returns these, `[row]`; equal groups
+    of two batches are one. Graphs that a batch numbers in `batch` are found without it. With
+    `samples="positions"` (or `"tokens"`) each position counts as a sample, as if positions were
+    independent.
+
     Declare random input by passing `RANDOM_INPUT` in `notes`. Raises ModelError for a model without
     rectifiers or without values (on the meta device), UsageError for a name in `unit_axes` that is
-    not a site, DataError if there is no batch, if a batch has non-finite values, or if the model
-    refuses it.
+    not a site, DataError if there is no batch, if a batch has non-finite values or lacks the
+    `groups`, or if the model refuses it.
     """
-    scanner = Scanner(model, unit_axes)
+    scanner = Scanner(model, unit_axes, merge_calls=merge_calls)
     measured = scanner.run(
         batches,
         limit=limit,
@@ -63,6 +75,8 @@ def scan(
         dtype=dtype,
         progress=progress,
         reads_inputs=True,
+        groups=groups,
+        samples=samples,
     )
     head = _scan_head(model, measured, subject, notes, train_mode)
     return diagnose(
@@ -83,6 +97,7 @@ def scan_checkpoints(
     notes: Sequence[str] = (),
     thresholds: Thresholds | None = None,
     unit_axes: Mapping[str, int] | None = None,
+    merge_calls: bool = True,
     train_mode: bool = False,
     **options: Any,
 ) -> Diagnosis:
@@ -94,7 +109,7 @@ def scan_checkpoints(
     """
     loaded: list[str] = []
     scans: list[Measurement] = []
-    scanner = Scanner(model, unit_axes)
+    scanner = Scanner(model, unit_axes, merge_calls=merge_calls)
     for checkpoint in checkpoints:
         loaded += load_weights(model, checkpoint, strict)
         is_last = len(scans) == len(checkpoints) - 1
@@ -149,12 +164,18 @@ def _scan_head(
     name = type(eager_model(model)).__name__
     mode = "training mode" if train_mode else "eval mode"
     batches = f"{measured.batches:,} batch{'es' * (measured.batches != 1)}"
+    count, grouping = f"{measured.samples:,} samples", []
+    if measured.groups is not None:
+        count = f"{measured.samples:,} groups of {measured.rows:,} rows"
+        named = f" with the same `{measured.groups}`" if measured.groups else " of one group"
+        grouping = [f"Rows{named} count as one sample."]
     return Head(
         source="scan",
         model=name,
         subject=subject or name,
-        evidence=f"frozen weights, {mode}, {measured.samples:,} samples in {batches}",
+        evidence=f"frozen weights, {mode}, {count} in {batches}",
         frozen=True,
         samples=measured.samples,
-        notes=(*notes, *measured.notes),
+        notes=(*notes, *grouping, *measured.notes),
+        if_independent=measured.if_independent,
     )

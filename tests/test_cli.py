@@ -519,3 +519,30 @@ def test_a_recording_given_as_a_checkpoint_is_told_from_one(place: Path) -> None
     )
     assert done.code == 3
     assert "try `reludiag report run.reludiag`" in done.sentence
+
+
+def test_scan_takes_groups_kinds_of_samples_and_turns_of_loops(tmp_path: Path) -> None:
+    (tmp_path / "loop.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "class Loop(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.layer = nn.Sequential(nn.Linear(4, 4), nn.ReLU())\n"
+        "    def forward(self, x):\n"
+        "        return self.layer(self.layer(x))\n"
+        "def batches():\n"
+        "    return [{'x': torch.randn(6, 4), 'series': torch.arange(6) // 2}]\n"
+    )
+    model, data = f"{tmp_path}/loop.py:Loop", f"{tmp_path}/loop.py:batches"
+
+    def sites(*options: str) -> list[tuple[str, int]]:
+        done = reludiag_command("scan", model, "--data", data, "--json", *options)
+        assert done.code == 0, done.err
+        return [(site["site"], site["samples"]) for site in json.loads(done.out)["sites"]]
+
+    assert sites() == [("layer.1", 6)]
+    assert sites("--group-by", "series") == [("layer.1", 3)]
+    assert sites("--samples", "tokens") == [("layer.1", 12)]
+    assert sites("--no-merge-calls") == [("layer.1", 6), ("layer.1#1", 6)]
+    assert reludiag_command("scan", model, "--data", data, "--samples", "pixels").code == 2

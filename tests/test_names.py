@@ -57,7 +57,13 @@ def test_a_function_that_the_model_calls_is_named_after_what_feeds_it() -> None:
 
 def test_several_functions_after_one_layer_are_told_apart() -> None:
     assert names(lambda m, x: F.relu(m.fc1(x)).clamp(min=0)) == ["fc1:relu", "fc1:clamp"]
-    assert names(lambda m, x: F.relu(m.fc1(F.relu(m.fc1(x))))) == ["fc1:relu", "fc1:relu#1"]
+
+    def again(m: Net, x: Tensor) -> Tensor:
+        return F.relu(m.fc1(F.relu(m.fc1(x))))
+
+    assert names(again) == ["fc1:relu"]
+    turns = reludiag.scan(Net(again), [X], merge_calls=False)
+    assert list(turns.sites["site"]) == ["fc1:relu", "fc1:relu#1"]
 
     def parallel(m: Net, x: Tensor) -> Tensor:
         y = m.fc1(x)

@@ -96,7 +96,7 @@ def test_a_rectifier_that_is_never_called_is_unobserved() -> None:
     assert "never called" in str(diagnosis)
 
 
-def test_a_shared_layer_in_a_loop_is_a_site_per_turn() -> None:
+def test_a_shared_layer_in_a_loop_is_one_site_or_a_site_per_turn() -> None:
     class Loop(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -107,7 +107,10 @@ def test_a_shared_layer_in_a_loop_is_a_site_per_turn() -> None:
                 x = self.relu(self.fc(x))
             return x
 
-    diagnosis = reludiag.scan(Loop(), [torch.rand(8, 4)] * 2)
+    merged = reludiag.scan(Loop(), [torch.rand(8, 4)] * 2)
+    assert list(merged.sites["site"]) == ["relu"]
+    assert list(merged.sites["samples"]) == [16]
+    diagnosis = reludiag.scan(Loop(), [torch.rand(8, 4)] * 2, merge_calls=False)
     assert list(diagnosis.sites["site"]) == ["relu", "relu#1", "relu#2"]
     assert set(diagnosis.sites["samples"]) == {16}
 
@@ -233,7 +236,7 @@ def test_a_first_batch_of_one_sample_does_not_mislead(length: int, sizes: list[i
         assert list(split[column]) == list(whole[column])
 
 
-def test_where_rows_of_the_batch_are_lost_a_call_is_one_sample() -> None:
+def test_a_row_that_is_chosen_several_times_is_one_sample() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -243,7 +246,7 @@ def test_where_rows_of_the_batch_are_lost_a_call_is_one_sample() -> None:
             return self.relu(self.fc(x[torch.tensor([0, 0, 1, 1, 1, 2, 2, 0, 1])]))
 
     diagnosis = reludiag.scan(Mixed(), [torch.randn(6, 4)] * 3)
-    assert set(diagnosis.units["samples"]) == {3}
+    assert set(diagnosis.units["samples"]) == {9}
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,29 @@ UnitAxis = Annotated[
         help="Set the unit axis of a site, if reludiag finds a wrong one. Repeatable.",
     ),
 ]
+MergeCalls = Annotated[
+    bool,
+    typer.Option(
+        "--merge-calls/--no-merge-calls",
+        help="Whether a rectifier in a loop is one site, and not a site for each turn.",
+    ),
+]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(
+        "--group-by",
+        metavar="NAME",
+        help="Count rows of one group as one sample, by this key or attribute of a batch.",
+    ),
+]
+Samples = Annotated[
+    str,
+    typer.Option(
+        "--samples",
+        metavar="KIND",
+        help="rows, or tokens (also: positions) to count each position as a sample.",
+    ),
+]
 BatchSize = Annotated[
     int,
     typer.Option(metavar="N", min=1, help="Size of batches from a file of inputs, and of noise."),

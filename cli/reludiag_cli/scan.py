@@ -27,6 +27,9 @@ def scan(
         int | None, typer.Option(metavar="N", min=1, help="Use at most N batches.")
     ] = None,
     unit_axis: options.UnitAxis = None,
+    merge_calls: options.MergeCalls = True,
+    group_by: options.GroupBy = None,
+    samples: options.Samples = "rows",
     model_arg: options.ModelArg = None,
     ema: Annotated[bool, typer.Option("--ema", help="Use the averaged (EMA) weights.")] = False,
     strict: Annotated[
@@ -87,6 +90,9 @@ def scan(
                 limit=limit,
                 dtype=cast,
                 unit_axes=axes,
+                merge_calls=merge_calls,
+                groups=group_by,
+                samples=samples,
                 progress=progress,
             )
         else:
@@ -99,6 +105,9 @@ def scan(
                 limit=limit,
                 dtype=cast,
                 unit_axes=axes,
+                merge_calls=merge_calls,
+                groups=group_by,
+                samples=samples,
                 progress=progress,
             )
     results.write_report(diagnosis, gate, request)

@@ -10,6 +10,7 @@ def sites(
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 2,
     unit_axis: options.UnitAxis = None,
+    merge_calls: options.MergeCalls = True,
     model_arg: options.ModelArg = None,
     device: options.Device = None,
     dtype: options.DType = None,
@@ -25,7 +26,11 @@ def sites(
     network = options.build_model(model, model_arg, device, dtype)
     batches, _ = options.build_batches(data, data_arg, input_shape, batch_size)
     site_list = list_sites(
-        network, None if batches is None else batches(), options.input_dtype(dtype), axes
+        network,
+        None if batches is None else batches(),
+        options.input_dtype(dtype),
+        axes,
+        merge_calls,
     )
     if as_json:
         print(sites_document(site_list), end="")

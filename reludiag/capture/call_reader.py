@@ -4,12 +4,13 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from reludiag.capture.call_stack import calling_module
-from reludiag.capture.calls import Call, ExpectedCall, UnitView
+from reludiag.capture.calls import Call, CallSamples, ExpectedCall, UnitView
 from reludiag.capture.following import Following
 from reludiag.capture.forward_pass import ForwardPass, PerThread
 from reludiag.capture.idle import Idle
@@ -90,6 +91,8 @@ class CallReader:
             shape = current.input_shape
             if self._counter.note_first_layer(root, shape, layer, x, rows):
                 current.samples = None
+                if current.provenance is not None:
+                    current.provenance.row_ids = None
 
     def keep_input(self, module: nn.Module, args: Any) -> None:
         """Called before an in-place rectifier, which will overwrite its input."""
@@ -233,11 +236,62 @@ class CallReader:
                 or not current.depth
             ):
                 view = self._settle(call, rectifier, output, current)
+            site = call.site
+            if site is None or view is None:
+                return
+            samples = None
+            if current.provenance is not None or site.repeats or current.groups is not None:
+                view, samples = self._samples(output, view, current)
+                samples = replace(samples, is_first=call.is_first)
             only = self._following.only
             if only and call not in only:
-                return
-            if call.site is not None and view is not None:
-                self._receive(Call(call.site.index, owner.training, output, pre_activation, view))
+                if samples is None or not self._following.is_again(call):
+                    return
+                samples = replace(samples, again=True)
+            self._receive(Call(site.index, owner.training, output, pre_activation, view, samples))
+
+    def _samples(
+        self,
+        output: Tensor,
+        view: UnitView,
+        current: ForwardPass,
+        returned: Tensor | None = None,
+    ) -> tuple[UnitView, CallSamples]:
+        """Which samples of the pass a call is of, and the view that fits this.
+
+        `returned` is the model's own tensor, if that is another.
+        """
+        rows = None if current.provenance is None else current.provenance.row_ids
+        count = current.samples if current.groups is None else current.group_count
+        own = output if returned is None else returned
+        ids = None if rows is None else rows.of(own.detach())
+        if count is None:
+            return view, CallSamples(view.rows)
+        if ids is not None and rows is not None:
+            in_order = view.rows == current.samples and rows.are_in_order(
+                ids, output.shape, view.sample
+            )
+            self._following.always |= ids.is_chosen or not in_order
+            if not in_order:
+                view = view.without_samples(output)
+                return view, view.call_samples(ids.values, count)
+        groups = None
+        if current.groups is not None and view.rows == current.samples:
+            groups = current.groups = current.groups.to(output.device)
+        return view, CallSamples(count, groups)
+
+    def _part_samples(
+        self, part: Part, view: UnitView, current: ForwardPass
+    ) -> tuple[UnitView, CallSamples | None]:
+        """The same for a part; None where its rows are samples, maybe not all of the pass."""
+        if part.output.shape == part.returned.shape and view.rows in (1, current.samples):
+            if current.provenance is None and current.groups is None:
+                return view, None
+            return self._samples(part.output, view, current, part.returned)
+        if current.groups is None:
+            return view, None
+        # Its rows are in an order of their own: of which groups is not known.
+        return view.without_samples(part.output), CallSamples(current.group_count)
 
     def _hand_over_parts(
         self,
@@ -265,9 +319,9 @@ class CallReader:
                 self._idle.path_varies |= part.samples not in (None, current.samples)
                 if (only and call not in only) or call.site is None or view is None:
                     continue
-                self._receive(
-                    Call(call.site.index, owner.training, part.output, pre_activation, view)
-                )
+                view, samples = self._part_samples(part, view, current)
+                site, output = call.site.index, part.output
+                self._receive(Call(site, owner.training, output, pre_activation, view, samples))
         if not readable:
             self._missed.unreadable[path, operator] = f"it returned a {type(output).__name__}"
 

@@ -1,12 +1,13 @@
 """One call of a rectifier: which it is in its pass, and how its tensors are viewed."""
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from reludiag.sites.axes import Coordinate
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import Layout, arrange
 from reludiag.sites.products import Product
@@ -17,10 +18,16 @@ from reludiag.sites.site import Identity, Rectifier
 class Call:
     """One call of a rectifier. Its tensors are the model's own memory: read them at once."""
 
-    __slots__ = ("_pre_activation", "output", "site", "training", "view")
+    __slots__ = ("_pre_activation", "output", "samples", "site", "training", "view")
 
     def __init__(
-        self, site: int, training: bool, output: Tensor, pre_activation: Any, view: "UnitView"
+        self,
+        site: int,
+        training: bool,
+        output: Tensor,
+        pre_activation: Any,
+        view: "UnitView",
+        samples: "CallSamples | None" = None,
     ) -> None:
         self.site = site
         """Index in `Capture.sites`."""
@@ -29,6 +36,8 @@ class Call:
         self.output = output
         self.view = view
         """How to view the output and the pre-activation as `[sample, unit, position]`."""
+        self.samples = samples
+        """None where the rows of the view are samples, and no other call of the site has them."""
         self._pre_activation = pre_activation
 
     def pre_activation(self) -> Tensor | None:
@@ -44,6 +53,24 @@ class Call:
         ):
             return None
         return x.resolve_neg()  # the imaginary part of a conjugate is negative in name only
+
+
+@dataclass(frozen=True)
+class CallSamples:
+    """Which samples of its pass a call is of."""
+
+    count: int
+    """Number of samples, or groups, in the pass."""
+    rows: Tensor | None = None
+    """The sample of each row of the view, `[row]`; None where the rows are the samples in order."""
+    positions: Tensor | None = None
+    """The sample of each position of the view, `[position]`, where its one row is of several."""
+    has_empty: bool = False
+    """Whether some of these positions are of no sample: empty slots of a buffer."""
+    again: bool = False
+    """Whether the call was handed over before, without this."""
+    is_first: bool = True
+    """Whether it is the first call of its site in the pass."""
 
 
 class UnitView:
@@ -71,6 +98,27 @@ class UnitView:
         self.rows = 0 if arranged is None else arranged.shape[0]
         """Number of samples; 1 if they cannot be distinguished."""
         self.positions = 1 if arranged is None or arranged.ndim == 2 else arranged.shape[2]
+
+    @property
+    def sample(self) -> Coordinate | None:
+        """Where the samples are in a tensor of this shape."""
+        return self._layout.sample_in(tuple(self.shape), self.samples)
+
+    def without_samples(self, example: Tensor) -> "UnitView":
+        """The same with all positions in one row."""
+        return UnitView(replace(self._layout, sample=None), example, self.samples)
+
+    def call_samples(self, ids: Tensor, count: int) -> CallSamples:
+        """The samples of a call, by ids that broadcast to it; its positions are in one row.
+
+        The whole call is one sample if the ids depend on the unit.
+        """
+        arranged = arrange(ids.expand(self.shape), self._layout, self.samples)
+        assert arranged is not None
+        positions = arranged[0, 0]
+        if bool((arranged == positions).all()):
+            return CallSamples(count, None, positions, bool((positions < 0).any()))
+        return CallSamples(count)
 
     def rows_of(self, samples: int | None) -> int:
         """Number of samples in a call, in a pass with `samples` of them."""
@@ -127,6 +175,11 @@ class ExpectedCall:
         self.site: KnownSite | None = None
         self.view: UnitView | None = None
 
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the first call of its site in a forward."""
+        return self.site is None or self.ordinal == self.site.identity.ordinal
+
 
 @dataclass
 class KnownSite:
@@ -144,5 +197,10 @@ class KnownSite:
     is_exact: bool
     consumers: tuple[Consumer, ...] | None = None
     """As in `Site`, as the two before it."""
+    weights: tuple[Any, ...] = ()
+    """What made the tensor that its first call read; a later call that says the same is its own.
+    """
+    repeats: bool = False
+    """Whether it was called more than once in a forward."""
     numbers: set[int] = field(default_factory=set)
-    """Which call of its owner it was, in each of the forwards that made it."""
+    """Which call of its owner its first call was, in each of the forwards that made it."""

@@ -36,6 +36,7 @@ from reludiag.capture.missed import MissedCalls
 from reludiag.capture.pass_tracker import PassTracker
 from reludiag.capture.sample_counter import SampleCounter
 from reludiag.capture.site_registry import SiteRegistry
+from reludiag.loading.batch_contents import rows_in
 from reludiag.sites.functional import functional_calls
 from reludiag.sites.products import Product
 from reludiag.sites.rectifiers import rectifier_modules
@@ -61,7 +62,8 @@ class Capture:
     it, it is passed to `note_pre_activation(site, pre_activation, view)` before the call; without
     that callback it is copied. `unit_axes` maps names or modules of sites to the axis of their
     units; it overrides the axis that was found. `finds_consumers` says whether sites have
-    `consumers`.
+    `consumers`. `merge_calls` says whether calls of one rectifier that read the product of the same
+    weights are one site, as in a loop.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Capture:
         unit_axes: Mapping[str, int] | None = None,
         in_loop: bool = False,
         finds_consumers: bool = False,
+        merge_calls: bool = True,
     ) -> None:
         self.model = model
         self.missed = MissedCalls()
@@ -82,7 +85,7 @@ class Capture:
         self._functions = functions = functional_calls(model)
         self._paths = paths
         self._rectifiers = {module: rectifier for _, module, rectifier in rectifier_modules(model)}
-        self._registry = SiteRegistry(model, paths, dict(unit_axes or {}))
+        self._registry = SiteRegistry(model, paths, dict(unit_axes or {}), merge_calls)
         self._following = Following()
         self._counter = SampleCounter()
         self._idle = Idle(
@@ -117,6 +120,7 @@ class Capture:
             self.missed,
             bool(functions),
             finds_consumers,
+            not in_loop,
             reader.read_function,
             reader.note_operator,
         )
@@ -214,22 +218,43 @@ class Capture:
 
     # The forward pass
 
-    def run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Call the model, or a function that calls it, as one pass."""
-        self._passes.run(call, args, kwargs)
+    def run(
+        self,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        groups: tuple[Tensor, int] | None = None,
+    ) -> None:
+        """Call the model, or a function that calls it, as one pass.
 
-    def run_surely(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        `groups` are the group of each row of the input, `[sample]`, if rows are not samples, and
+        the number of groups so far.
+        """
+        self._passes.run(call, args, kwargs, groups)
+
+    def run_surely(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        groups: tuple[Tensor, int] | None = None,
+    ) -> None:
         """Call the model. Call it again if a call on a new path could not be read.
 
-        The second pass hands over no call but these. The model must do the same again, as it does
-        in eval mode.
+        The second pass hands over these calls, and again those that may be of the same sites. The
+        model must do the same again, as it does in eval mode.
         """
-        self._passes.run_surely(args, kwargs)
+        self._passes.run_surely(args, kwargs, groups)
 
     def samples_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """Number of samples in a pass with these arguments; best asked after it."""
         samples = self._counter.of(self.model, [*args, *kwargs.values()])
         return 1 if samples is None else samples
+
+    def rows_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """Number of rows in these arguments that may have groups: of graphs their nodes."""
+        values = [*args, *kwargs.values()]
+        rows = None if self._counter.of(self.model, values) is None else rows_in(values)
+        return 1 if rows is None else rows
 
     def reset(self) -> None:
         """Forget a forward pass that never ended: an interrupt skips the closing hook."""
@@ -239,6 +264,11 @@ class Capture:
     def passes(self) -> int:
         """Number of forward passes seen."""
         return self._passes.passes
+
+    @property
+    def mixes_rows(self) -> bool:
+        """Whether a followed pass made rows of several samples, as a graph does of its nodes."""
+        return self._passes.mixes_rows
 
     @property
     def followed(self) -> bool:

@@ -23,6 +23,8 @@ class Following:
     | ONE_SAMPLE | yes, unless it is of one sample again | `note_followed`, `begin_again` |
     | WHOLE | no | `begin_again` |
 
+    Once `always`, every forward is followed.
+
     A batch that can be run again may be run twice, so that no call is read wrongly for want of a
     followed forward. Its runs are:
 
@@ -37,6 +39,8 @@ class Following:
 
     def __init__(self) -> None:
         self.extent = Extent.NOTHING
+        self.always = False
+        """Whether a site has rows that only a followed forward can assign to samples."""
         self.deferring = False
         """Whether a call that only a followed forward can tell is to wait for it."""
         self.deferred: set[ExpectedCall] = set()
@@ -46,9 +50,16 @@ class Following:
 
     def is_needed(self, samples: int | None) -> bool:
         """Whether a forward of `samples` samples is to be followed."""
+        if self.always:
+            return True
         if self.extent is Extent.ONE_SAMPLE:
             return samples != 1
         return self.extent is Extent.NOTHING
+
+    def is_again(self, call: ExpectedCall) -> bool:
+        """Whether a call of a second run may be of the same site as one that was deferred."""
+        feed = call.owner, call.operator, call.producer
+        return any(feed == (other.owner, other.operator, other.producer) for other in self.only)
 
     @property
     def is_whole(self) -> bool:

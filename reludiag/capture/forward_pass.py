@@ -25,8 +25,9 @@ class ForwardPass:
     """
 
     __slots__ = ("call_count", "depth", "expected_calls", "expected_count", "function_mode",
-                 "input_shape", "pre_activation", "producer", "provenance", "rectifier_depth",
-                 "root", "samples", "unobserved", "unwatched")  # fmt: skip
+                 "group_count", "groups", "input_shape", "pre_activation", "producer",
+                 "provenance", "rectifier_depth", "root", "samples", "unobserved",
+                 "unwatched")  # fmt: skip
 
     def __init__(self) -> None:
         # Set by PassTracker, when a pass begins or ends:
@@ -35,9 +36,16 @@ class ForwardPass:
         self.root: nn.Module | None = None
         """The module that is called."""
         self.samples: int | None = None
-        """Number of samples, None if it is not known. CallReader may take it back."""
+        """Number of rows of the input, as a rule its samples; None if it is not known.
+
+        CallReader may take it back.
+        """
         self.input_shape: tuple[int, ...] = ()
         """Shape of the first argument; empty if it is not one tensor."""
+        self.groups: Tensor | None = None
+        """The group of each row of the input, `[row]`; None if each row is a sample."""
+        self.group_count = 0
+        """Number of groups so far."""
         self.expected_count = 0
         """Length of `expected_calls` when it began."""
         self.function_mode: RectifierMode | None = None

@@ -148,7 +148,12 @@ class Rest:
             else:
                 evaluations += count
         calls = [
-            (call.site.index, in_training, count, count * call.view.rows_of(samples))
+            (
+                call.site.index,
+                in_training,
+                count,
+                count * call.view.rows_of(samples) * call.is_first,
+            )
             for samples, count in forwards.items()
             for call, in_training in self._calls
             if call.site is not None and call.view is not None

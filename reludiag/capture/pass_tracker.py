@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reludiag.capture.call_stack import is_nested
 from reludiag.capture.calls import ExpectedCall
@@ -50,6 +50,7 @@ class PassTracker:
         missed: MissedCalls,
         functional: bool,
         finds_consumers: bool,
+        counts_samples: bool,
         on_function: OnCall,
         on_operator: OperatorObserver,
     ) -> None:
@@ -58,10 +59,12 @@ class PassTracker:
         self._counter, self._following = counter, following
         self._idle, self._missed = idle, missed
         self._on_function, self._on_operator = on_function, on_operator
-        self._finds_consumers = finds_consumers
+        self._finds_consumers, self._counts_samples = finds_consumers, counts_samples
         self._open_passes = threads.open_passes
         self.passes = 0
         """Number of complete passes."""
+        self.mixes_rows = False
+        """Whether a followed pass made rows of several samples."""
         self.functional = functional
         """Whether the model calls rectifiers as functions. A followed pass may show it."""
         self.products: dict[str, Product] = {}
@@ -70,8 +73,16 @@ class PassTracker:
         self.feeding: set[str] = set()
         """Names of the parameters that the output of a site depends on, in these passes."""
 
-    def run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def run(
+        self,
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        groups: tuple[Tensor, int] | None = None,
+    ) -> None:
         """Call the model, or a function that calls it, as one pass."""
+        current = self._threads.current
+        current.groups, current.group_count = groups or (None, 0)
         self._open(self._model, [*args, *kwargs.values()])
         try:
             output = call(*args, **kwargs)
@@ -80,7 +91,12 @@ class PassTracker:
             raise
         self._close(complete=True, output=output)
 
-    def run_surely(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def run_surely(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        groups: tuple[Tensor, int] | None = None,
+    ) -> None:
         """Call the model. Call it again if a call on a new path could not be read.
 
         The second pass is followed and hands over only these calls. The model must repeat itself,
@@ -91,7 +107,7 @@ class PassTracker:
         following, missed = self._following, self._missed
         following.begin_first_run()
         try:
-            self.run(self._model, args, kwargs)
+            self.run(self._model, args, kwargs, groups)
             if not following.deferred:
                 return
             following.begin_again()
@@ -100,7 +116,7 @@ class PassTracker:
                 return
             following.begin_second_run()
             transformed = missed.transformed.copy()
-            self.run(self._model, args, kwargs)
+            self.run(self._model, args, kwargs, groups)
             missed.transformed = transformed
         finally:
             following.end_runs()
@@ -157,6 +173,8 @@ class PassTracker:
         current.rectifier_depth = 0
         with DisableTorchFunction():  # a subclass of tensors must not notice
             current.samples = self._counter.of(root, values)
+            if current.groups is not None and current.samples is not None:
+                current.samples = len(current.groups)  # of graphs, the nodes
             current.input_shape = shape_of(values)
         traced = self._missed.traced
         follow = (
@@ -167,12 +185,13 @@ class PassTracker:
         )
         if follow:
             current.unobserved = Counter()
-            current.provenance = ProvenanceMode(
-                self._model, self._on_operator, self._finds_consumers
-            )
+            consumers = self._finds_consumers and not self._following.is_whole
+            current.provenance = ProvenanceMode(self._model, self._on_operator, consumers)
             if current.samples is not None:
                 with DisableTorchFunction():
                     current.provenance.mark_inputs(row_tensors(values), current.samples)
+                if self._counts_samples:
+                    current.provenance.follow_rows(values, current.samples, current.groups)
             current.provenance.__enter__()
         if (self.functional and not traced) or follow:
             current.function_mode = RectifierMode(self._on_function)
@@ -201,6 +220,8 @@ class PassTracker:
                 with DisableTorchFunction():
                     consumers = current.provenance.end(output)
                 self._registry.note_consumers(consumers)
+            rows = current.provenance.row_ids
+            self.mixes_rows |= rows is not None and rows.mixes_rows
             current.provenance = None
             self._missed.unobserved |= current.unobserved
             if complete:

@@ -30,23 +30,32 @@ class SiteMatch(NamedTuple):
     """How the output is viewed, None if it does not fit its site."""
     override: str | None
     """The name in `unit_axes` that the unit axis is from."""
+    repeats: bool = False
+    """Whether it is another call of a site that was called earlier in the forward."""
 
 
 class SiteRegistry:
     """The sites of one model, in the order of their first calls.
 
-    `paths` are those of its modules; `unit_axes` as in `Capture`. `match` changes nothing; `add`
-    and `note_consumers` are the methods that do.
+    `paths` are those of its modules; `unit_axes` and `merge_calls` as in `Capture`. `match` changes
+    nothing; `add` and `note_consumers` are the methods that do.
     """
 
     def __init__(
-        self, model: nn.Module, paths: Mapping[nn.Module, str], unit_axes: Mapping[str, int]
+        self,
+        model: nn.Module,
+        paths: Mapping[nn.Module, str],
+        unit_axes: Mapping[str, int],
+        merge_calls: bool = True,
     ) -> None:
         self._model, self._paths, self._unit_axes = model, paths, unit_axes
+        self._merge_calls = merge_calls
         self.overrides: set[str] = set()
         """Names of `unit_axes` that are sites'."""
         self._sites: list[KnownSite] = []
         self._by_key: dict[tuple[Any, ...], tuple[KnownSite, Layout]] = {}
+        self._by_feed: dict[tuple[Any, ...], list[KnownSite]] = {}
+        """The sites of an owner, operator and producer."""
         self._site_list: list[Site] | None = None
         """`sites`, until a site or a path is new."""
 
@@ -120,6 +129,12 @@ class SiteRegistry:
         """
         key: tuple[Any, ...] = (call.owner, call.operator, call.producer, call.ordinal)
         site, layout = self._by_key.get(key, (None, None))
+        weights: tuple[Any, ...] = ()
+        if provenance is not None and self._merge_calls:
+            fed_by = None if call.producer is None else self._paths[call.producer]
+            weights = provenance.weights_of(output.detach(), fed_by, key[:2])
+        elif site is None:
+            site, layout = self._longer_loop(call)
         shape: tuple[int, ...] = ()
         if layout is not None and not layout.fits(output):
             # If units are positions of an axis of varying length, each length is a site.
@@ -144,13 +159,18 @@ class SiteRegistry:
             override, axis = self._override(identity, call.number, fed_name, output)
             layout, label = find_layout(output, origin, call.producer, samples, axis)
             unsure = layout.sample is None or label == UNKNOWN_AXIS
+            unsure |= self._merge_calls and call.ordinal > 0  # of a loop that was shorter before?
             # Sites are in the order of their first calls.
             if deferred is not None and (unsure or deferred):
                 return SiteMatch(key, None, None, None, override)
+            site = site or self._same_place(key, weights, layout, label)
             if site is None:
-                site = self._new_site(call, identity, rectifier, layout, label, origin, producer)
+                site = self._new_site(
+                    call, identity, rectifier, layout, label, origin, producer, weights
+                )
         view = UnitView(layout, output, samples)
-        return SiteMatch(key, site, layout, view if view.fits else None, override)
+        repeats = call.ordinal != site.identity.ordinal
+        return SiteMatch(key, site, layout, view if view.fits else None, override, repeats)
 
     def add(self, call: ExpectedCall, match: SiteMatch) -> None:
         """Take in what `match` says of `call`."""
@@ -161,8 +181,10 @@ class SiteRegistry:
             return
         if site.index == len(self._sites):
             self._sites.append(site)
+            self._by_feed.setdefault(match.key[:3], []).append(site)
         self._by_key[match.key] = site, layout
-        if call.number not in site.numbers:
+        site.repeats |= match.repeats
+        if call.number not in site.numbers and not match.repeats:
             site.numbers.add(call.number)
             self._site_list = None
 
@@ -173,6 +195,34 @@ class SiteRegistry:
             site.consumers = tuple(dict.fromkeys((*(site.consumers or ()), *site_consumers)))
         self._site_list = None
 
+    def _longer_loop(self, call: ExpectedCall) -> tuple[KnownSite | None, Layout | None]:
+        """The only site of this feed, if followed forwards have shown that it is called again."""
+        feed = call.owner, call.operator, call.producer
+        sites = self._by_feed.get(feed, [])
+        if len(sites) == 1 and sites[0].repeats and not sites[0].identity.shape:
+            return sites[0], sites[0].layout
+        return None, None
+
+    def _same_place(
+        self, key: tuple[Any, ...], weights: tuple[Any, ...], layout: Layout, label: str
+    ) -> KnownSite | None:
+        """The site of an earlier call, if this one reads the same product, made anew.
+
+        Told by the weights and not by the module that ran last: a normalization that several layers
+        share runs last after each of them. A call that cannot be told is a site of its own.
+        """
+        shape = key[4] if len(key) > 4 else ()
+        for site in self._by_feed.get(key[:3], []) if weights else ():
+            units = [(c.axis, c.size) for c in site.layout.unit]
+            if (
+                site.weights == weights
+                and site.identity.shape == shape
+                and units == [(c.axis, c.size) for c in layout.unit]
+                and (site.label == UNKNOWN_AXIS) == (label == UNKNOWN_AXIS)
+            ):
+                return site
+        return None
+
     def _new_site(
         self,
         call: ExpectedCall,
@@ -182,6 +232,7 @@ class SiteRegistry:
         label: str,
         origin: Origin | None,
         producer: str | None,
+        weights: tuple[Any, ...],
     ) -> KnownSite:
         return KnownSite(
             index=len(self._sites),
@@ -194,6 +245,7 @@ class SiteRegistry:
             norm=origin.norm if origin is not None else None,
             products=() if origin is None else origin.products,
             is_exact=origin is not None and origin.is_exact,
+            weights=weights,
         )
 
     def _override(

@@ -38,6 +38,8 @@ class Head:
     """What the reader must know to judge the tables."""
     status: str = "complete"
     """Status of a recording: `running` (or killed), `complete`, `interrupted`."""
+    if_independent: str = ""
+    """What the bounds take to be independent, where it may not be: `rows` or `positions`."""
 
 
 @dataclass(frozen=True)

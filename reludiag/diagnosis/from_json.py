@@ -82,7 +82,11 @@ def _diagnosis(content: dict[str, Any]) -> Diagnosis:
     units = [_with_the_rest(by_site.get(row["site"]), row) for row in sites.to_dict("records")]
     names = ("source", "model", "subject", "evidence", "frozen", "samples", "status")
     return Diagnosis(
-        head=Head(**{name: content[name] for name in names}, notes=tuple(content["notes"])),
+        head=Head(
+            **{name: content[name] for name in names},
+            notes=tuple(content["notes"]),
+            if_independent=content.get("if_independent", ""),  # not in older documents
+        ),
         units=table_of(columns, units),
         sites=sites,
         timeline=table_of(TIMELINE_COLUMNS, [pd.DataFrame(content["timeline"])])

@@ -42,11 +42,14 @@ class EvidenceCollector:
         every: int,
         probe: Sequence[Any] | None,
         unit_axes: Mapping[str, int] | None,
+        merge_calls: bool,
     ) -> None:
         self._model, self._optimizers, self._every = model, optimizers, every
-        self._unit_axes = unit_axes
+        self._unit_axes, self._merge_calls = unit_axes, merge_calls
         self._batches = list(probe or [])
-        self._deaths = None if probe is None else DeathWatch(model, self._batches, unit_axes)
+        self._deaths = (
+            None if probe is None else DeathWatch(model, self._batches, unit_axes, merge_calls)
+        )
         self._meter = UpdateMeter(model)
         self._updates: list[Update] = []
         self._producers: set[str] = set()
@@ -121,7 +124,9 @@ class EvidenceCollector:
         observations, deaths = Observations(), self._deaths
         if step == 0:
             observations = self._guarded(
-                lambda: observe_initial_state(self._model, states, self._batches, self._unit_axes),
+                lambda: observe_initial_state(
+                    self._model, states, self._batches, self._unit_axes, self._merge_calls
+                ),
                 observations,
             )
         if deaths is not None:

@@ -72,9 +72,10 @@ class DeathWatch:
         model: nn.Module,
         batches: Sequence[Any],
         unit_axes: Mapping[str, int] | None = None,
+        merge_calls: bool = True,
     ) -> None:
         self._model = model
-        self._passes = ProbePasses(model, batches, unit_axes)
+        self._passes = ProbePasses(model, batches, unit_axes, merge_calls)
         self._states: dict[str, UnitState] = {}
         self._step = 0
         self._weights: dict[str, Tensor] = {}
@@ -214,11 +215,19 @@ class ProbePasses:
     """Runs the probe through a model with other weights."""
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Any], unit_axes: Mapping[str, int] | None
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        unit_axes: Mapping[str, int] | None,
+        merge_calls: bool,
     ) -> None:
         self._model, self._batches = model, batches
         self._capture = Capture(
-            model, self._receive, self._wants_pre_activation, unit_axes=unit_axes
+            model,
+            self._receive,
+            self._wants_pre_activation,
+            unit_axes=unit_axes,
+            merge_calls=merge_calls,
         )
         self._sites: Mapping[str, Site] = {}
         self._is_full = False

@@ -36,6 +36,7 @@ def observe_initial_state(
     states: Sequence[UnitState],
     batches: Sequence[Any],
     unit_axes: Mapping[str, int] | None = None,
+    merge_calls: bool = True,
 ) -> Observations:
     """Describe the layers that feed the sites in `states`, and run `batches` through a copy.
 
@@ -68,7 +69,7 @@ def observe_initial_state(
         for path, layer_input in measured.items()
     )
     born = any(bool((state.dead & state.has_state).any()) for state in mortal)
-    baselines = _baselines(twin, batches, unit_axes) if born else ()
+    baselines = _baselines(twin, batches, unit_axes, merge_calls) if born else ()
     return Observations(starts, inputs, baselines)
 
 
@@ -91,10 +92,13 @@ def _copied(model: nn.Module) -> nn.Module | None:
 
 
 def _baselines(
-    twin: nn.Module, batches: Sequence[Any], unit_axes: Mapping[str, int] | None
+    twin: nn.Module,
+    batches: Sequence[Any],
+    unit_axes: Mapping[str, int] | None,
+    merge_calls: bool,
 ) -> tuple[Baseline, ...]:
     """Of the sites all of whose weights can be drawn anew."""
-    scanner = Scanner(twin, unit_axes)
+    scanner = Scanner(twin, unit_axes, merge_calls=merge_calls)
     shares: dict[str, list[float]] = {}
     # Their weights are not drawn again, so their units would be dead again.
     kept = {path for path, module in twin.named_modules() if is_rectifying_layer(module)}

@@ -97,14 +97,23 @@ def samples_in(values: Iterable[Any]) -> int | None:
     Of a tensor its rows (of a nested one its components), of a list of tensors its length, of a
     packed sequence its sequences, of graphs their number, and of a single graph its nodes.
     """
+    return _first_number(values, by_node=False)
+
+
+def rows_in(values: Iterable[Any]) -> int | None:
+    """The same, but of several graphs the nodes of all: the rows that may have groups."""
+    return _first_number(values, by_node=True)
+
+
+def _first_number(values: Iterable[Any], by_node: bool) -> int | None:
     for value in values:
-        samples = _samples(value)
+        samples = _samples(value, by_node)
         if samples is not None:
             return samples
     return None
 
 
-def _samples(value: Any) -> int | None:
+def _samples(value: Any, by_node: bool) -> int | None:
     if isinstance(value, Tensor):
         return int(value.size(0)) if value.dim() else None
     if isinstance(value, PackedSequence):
@@ -115,9 +124,9 @@ def _samples(value: Any) -> int | None:
         return None
     if is_graph(value):
         graphs, nodes = getattr(value, "num_graphs", None), value.num_nodes
-        count = graphs if isinstance(graphs, int) and graphs > 1 else nodes
+        count = graphs if isinstance(graphs, int) and graphs > 1 and not by_node else nodes
         return count if isinstance(count, int) else None
-    return samples_in((named_values(value) or {}).values())
+    return _first_number((named_values(value) or {}).values(), by_node)
 
 
 def moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:

@@ -22,6 +22,7 @@ from reludiag.loading.batch_contents import described, is_opaque, tensors_of
 from reludiag.loading.data import batches_of
 from reludiag.loading.specs import user_code_error
 from reludiag.measure.blind_spots import missed_places, no_rectifier
+from reludiag.measure.groups import Grouping, Groups
 from reludiag.measure.input_scales import InputScales
 from reludiag.measure.reductions import all_finite
 from reludiag.measure.structure import InputScale
@@ -43,6 +44,7 @@ class Measurement:
 
     sites: list[SiteCounts]
     samples: int
+    """Number of rows of the model's inputs; of groups, if rows have groups."""
     batches: int
     missed: tuple[Unjudged, ...]
     """What could not be seen, but for what the sites say themselves."""
@@ -52,6 +54,11 @@ class Measurement:
     """To which floating-point inputs were cast."""
     inputs: tuple[InputScale, ...] = ()
     """Of the first batch, if that was asked for."""
+    rows: int = 0
+    groups: str | None = None
+    """What the groups are named; empty if they have no name, None if each row is a sample."""
+    if_independent: str = ""
+    """What must be independent for a bound to hold, where it may not be: rows or positions."""
 
     @property
     def unjudged(self) -> tuple[Unjudged, ...]:
@@ -70,12 +77,15 @@ class Scanner:
         model: nn.Module,
         unit_axes: Mapping[str, int] | None = None,
         finds_consumers: bool = False,
+        merge_calls: bool = True,
     ) -> None:
         self.model = eager_model(model)
         if not may_rectify(self.model):
             raise ModelError(no_rectifier(self.model))
         self._unit_axes = dict(unit_axes or {})
         self._stats: dict[int, UnitStats] = {}
+        self._open: dict[int, UnitStats] = {}
+        """Those with samples whose calls may not be over."""
         self._capture = Capture(
             self.model,
             self._receive,
@@ -83,6 +93,7 @@ class Scanner:
             self._note_pre_activation,
             unit_axes,
             finds_consumers=finds_consumers,
+            merge_calls=merge_calls,
         )
 
     def run(
@@ -93,16 +104,20 @@ class Scanner:
         train_mode: bool = False,
         dtype: torch.dtype | None = None,
         progress: ProgressCallback | None = None,
+        groups: Groups | None = None,
+        samples: str = "rows",
         reads_inputs: bool = False,
     ) -> Measurement:
         """One pass; see `scan`. With `reads_inputs` also the scale of the first batch's input."""
+        by_position = _by_position(samples)
+        grouping = Grouping(groups)
         model, capture = self.model, self._capture
         batches = batches_of(batches)
-        self._stats = {}
+        self._stats, self._open = {}, {}
         total = len(batches) if isinstance(batches, Sized) else limit
         if total is not None and limit is not None:
             total = min(total, limit)
-        done = samples = 0
+        done = total_rows = ungrouped = 0
         scales = InputScales(model) if reads_inputs else None
         with preserve_state(model), torch.no_grad(), uncompiled():
             _set_mode(model, train_mode)
@@ -117,30 +132,49 @@ class Scanner:
                     args, kwargs = reader.arguments(batch)
                     _check_inputs(batch, args, kwargs, done)
                     if capture.samples_of(args, kwargs):
+                        ids = grouping.of(batch, capture.rows_of(args, kwargs))
                         look = (
                             nullcontext()
-                            if scales is None or samples
+                            if scales is None or total_rows
                             else scales.watch([args, kwargs])
                         )
                         with look:
-                            _run(capture, reader, batch, args, kwargs, done)
-                        samples += capture.samples_of(args, kwargs)
+                            _run(capture, reader, batch, args, kwargs, done, ids)
+                        if not grouping.is_global:
+                            self._end_samples()
+                        rows = capture.samples_of(args, kwargs) if ids is None else len(ids[0])
+                        ungrouped += rows if ids is None else 0
+                        total_rows += rows
                     done += 1
                     if progress is not None:
                         progress(done, total)
             finally:
                 capture.detach()
-        if done == 0 or samples == 0:
+        if done == 0 or total_rows == 0:
             raise DataError(
                 "the data gave no batch; expected at least one. A generator can be used only "
                 "once: pass a list, a DataLoader or a function"
             )
+        self._end_samples()
         sites = self._site_counts()
         if not sites:
             raise ModelError(" ".join(sentences(missed_places(capture))) or no_rectifier(model))
-        inputs = () if scales is None else tuple(scales.scales)
-        missed = missed_places(capture)
-        return Measurement(sites, samples, done, missed, reader.notes, reader.dtype, inputs)
+        if_independent = "rows" if capture.mixes_rows else ""
+        if by_position:
+            if_independent = "positions"
+            sites = [SiteCounts(each.site, each.counts.by_position()) for each in sites]
+        return Measurement(
+            sites=sites,
+            samples=grouping.count + ungrouped,
+            batches=done,
+            missed=missed_places(capture),
+            notes=reader.notes,
+            dtype=reader.dtype,
+            inputs=() if scales is None else tuple(scales.scales),
+            rows=total_rows,
+            groups=grouping.name if grouping.count else None,
+            if_independent=if_independent,
+        )
 
     @property
     def products(self) -> list[Product]:
@@ -154,7 +188,15 @@ class Scanner:
 
     def _receive(self, call: Call) -> None:
         stats = self._stats.get(call.site) or self._new_stats(call.site, call.output)
-        stats.update(call.output, call.pre_activation() if stats.asks else None, call.view)
+        if call.samples is not None:
+            self._open[call.site] = stats
+        pre_activation = call.pre_activation() if stats.asks else None
+        stats.update(call.output, pre_activation, call.view, call.samples)
+
+    def _end_samples(self) -> None:
+        for stats in self._open.values():
+            stats.end_samples()
+        self._open = {}
 
     def _note_pre_activation(self, site: int, x: Tensor, view: UnitView) -> None:
         stats = self._stats.get(site) or self._new_stats(site, x)
@@ -250,6 +292,14 @@ def _check_inputs(batch: Any, args: Any, kwargs: Any, index: int) -> None:
             )
 
 
+def _by_position(samples: str) -> bool:
+    if samples not in {"rows", "positions", "tokens"}:
+        raise UsageError(
+            f"samples={samples!r} was given; expected 'rows', or 'positions' (also 'tokens')"
+        )
+    return samples != "rows"
+
+
 def _run(
     capture: Capture,
     reader: BatchReader,
@@ -257,12 +307,13 @@ def _run(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     index: int,
+    groups: tuple[Tensor, int] | None,
 ) -> None:
     try:
         if capture.model.training:
-            capture.run(capture.model, args, kwargs)
+            capture.run(capture.model, args, kwargs, groups)
         else:
-            capture.run_surely(args, kwargs)
+            capture.run_surely(args, kwargs, groups)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         reason = reader.refusal(batch, args, kwargs, error)
         if reason is not None:

@@ -12,7 +12,11 @@ from reludiag.capture.hooks import FrozenHook, hookable_modules
 from reludiag.loading.batch_contents import tensors_of
 from reludiag.measure.structure import FEWEST_ROWS, InputScale
 from reludiag.sites.readable import readable
-from reludiag.sites.torch_internals import storage_of
+from reludiag.sites.torch_internals import (
+    DisableTorchFunction,
+    storage_of,
+    without_dispatch_modes,
+)
 
 _MOST_VALUES = 2**18  # of an input, to be read
 _CONVOLUTIONS = (
@@ -39,7 +43,8 @@ class InputScales:
             x = args[0] if args else None
             if isinstance(x, Tensor) and storage_of(x) in inputs and path not in done:
                 done.add(path)
-                scale = input_scale(path, layer, x)
+                with DisableTorchFunction(), without_dispatch_modes():  # not part of the model
+                    scale = input_scale(path, layer, x)
                 self.scales += [] if scale is None else [scale]
 
         handles = [

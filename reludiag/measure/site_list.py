@@ -35,14 +35,16 @@ def list_sites(
     batches: Iterable[Any] | None = None,
     dtype: torch.dtype | None = None,
     unit_axes: Mapping[str, int] | None = None,
+    merge_calls: bool = True,
 ) -> SiteList:
     """The sites of a model, from one batch if there is one, else from its source code.
 
+    `unit_axes` and `merge_calls` are as in `scan`.
     Raises DataError if the model refuses the batch.
     """
     if batches is not None:
         batch = list(limited(batches_of(batches), 1))
-        scanner = Scanner(model, unit_axes, finds_consumers=True)
+        scanner = Scanner(model, unit_axes, finds_consumers=True, merge_calls=merge_calls)
         measured = scanner.run(batch, dtype=dtype, reads_inputs=True)
         gradients = copied_gradients(scanner.model, batch[0], measured)
         return SiteList(

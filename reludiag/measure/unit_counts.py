@@ -1,7 +1,7 @@
 """The counts of each unit as plain arrays, and how the counts of two windows merge."""
 
 import operator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,10 @@ class UnitCounts:
             minimum=np.full(units, np.inf),
             before_maximum=minus_inf.copy(),
         )
+
+    def by_position(self) -> "UnitCounts":
+        """The same with each position as a sample."""
+        return replace(self, samples=self.positions, counted=self.positions, fired=self.active)
 
     def merged(self, other: "UnitCounts") -> "UnitCounts":
         """The counts of both windows together."""

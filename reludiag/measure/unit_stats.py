@@ -5,13 +5,13 @@ for a GPU, and no activation is kept. A unit takes 44 bytes (52 if it can be neg
 double precision), and 5 more (1 in double precision) while its liveness is watched.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reludiag.capture.calls import UnitView
+from reludiag.capture.calls import CallSamples, UnitView
 from reludiag.measure.reductions import (
     ABSOLUTE,
     ACTIVE,
@@ -21,6 +21,7 @@ from reludiag.measure.reductions import (
     add_sums,
     note_highest,
 )
+from reludiag.measure.sample_span import SampleSpan
 from reludiag.measure.unit_counts import UnitCounts
 
 
@@ -48,12 +49,16 @@ class UnitStats:
 
     If they are passed on, only for units that never fired.
     """
+    span: "SampleSpan | None" = None
+    """The samples whose calls may not be over, from the first of them to `end_samples`."""
     asks: bool = True
     """Whether it reads pre-activations: not if they equal the outputs."""
 
     def __post_init__(self) -> None:
         # Computing it in each call would take as long as reading a small activation.
         self._fired = self.sums[FIRED] if self.passes_input else None
+        self.reached: int | Tensor = 0
+        """Number of samples that were counted by `end_samples`."""
 
     @classmethod
     def empty(
@@ -80,19 +85,38 @@ class UnitStats:
             )
 
     def update(
-        self, x: Tensor, pre_activation: Tensor | None = None, view: UnitView | None = None
+        self,
+        x: Tensor,
+        pre_activation: Tensor | None = None,
+        view: UnitView | None = None,
+        samples: CallSamples | None = None,
     ) -> None:
         """Add one call's output and, if available, its pre-activation with the same shape.
 
-        Without a `view` both are `[sample, unit, position]`, or `[sample, unit]`.
+        Without a `view` both are `[sample, unit, position]`, or `[sample, unit]`. With `samples`
+        they are counted at `end_samples`.
         """
+        if samples is not None and view is not None:
+            if samples.has_empty and samples.positions is not None:
+                # What is computed from an empty slot says nothing of the data.
+                kept = (samples.positions >= 0).nonzero()[:, 0]
+                if not len(kept):
+                    return
+                samples = replace(samples, positions=samples.positions[kept])
+                x = _positions(view.of(x), kept)
+                if pre_activation is not None:
+                    pre_activation = _positions(view.of(pre_activation), kept)
+                view = None
+            if self._add_samples(x if view is None else view.of(x), samples):
+                return
         if view is not None:
-            samples, positions = view.rows, view.positions
+            rows, positions = view.rows, view.positions
         else:
-            samples, positions = x.shape[0], 1 if x.ndim == 2 else x.shape[2]
+            rows, positions = x.shape[0], 1 if x.ndim == 2 else x.shape[2]
         self.calls += 1
-        self.samples += samples
-        self.positions += samples * positions
+        if samples is None:
+            self.samples += rows
+        self.positions += rows * positions
         add_sums(x, view, self.signed, self.sums, self.maximum, self.minimum)
         if not self.asks:
             return
@@ -102,6 +126,33 @@ class UnitStats:
         # ...
         if self.passes_input and self.calls & (self.calls - 1) == 0 and self.sums.is_cpu:
             self.asks = not self.sums[FIRED].numpy().all()
+
+    def _add_samples(self, x: Tensor, samples: CallSamples) -> bool:
+        """Note in which samples units fired in a call, `[row, unit, position]`.
+
+        Returns whether the call was counted before.
+        """
+        firing = (x != 0) & ~x.isnan() if self.signed else x > 0
+        span = self.span
+        if span is None:
+            span = self.span = SampleSpan.empty(self.sums[FIRED], samples)
+        by_row = firing.any(2) if firing.ndim == 3 else firing
+        if samples.again and span.corrects:
+            # It was counted as if no other call of the site had these samples.
+            span.before = span.before - by_row.sum(0)
+            self.samples -= len(by_row) if samples.positions is None else 1
+        span.add(by_row, firing, samples)
+        return samples.again
+
+    def end_samples(self) -> None:
+        """Count the samples since the last time, each once, whatever number of calls it was in."""
+        span, self.span = self.span, None
+        if span is None:
+            return
+        fired, reached = span.counts()
+        self.reached += reached
+        if fired is not None:
+            self.sums[FIRED] = span.before + fired
 
     def note_pre_activation(self, x: Tensor, view: UnitView | None = None) -> None:
         """Add only a pre-activation, before an in-place rectifier overwrites it."""
@@ -117,10 +168,11 @@ class UnitStats:
         fired, active = sums[FIRED].astype(np.int64), sums[ACTIVE].astype(np.int64)
         if self.passes_input:
             before_maximum = np.where(fired > 0, maximum, before_maximum)
-        observed = self.samples > 0
+        samples = self.samples + int(self.reached)
+        observed = samples > 0
         return UnitCounts(
-            samples=self.samples,
-            counted=self.samples,
+            samples=samples,
+            counted=samples,
             positions=self.positions,
             calls=self.calls,
             silent=fired == 0,
@@ -134,6 +186,11 @@ class UnitStats:
             minimum=minimum,
             before_maximum=before_maximum,
         )
+
+
+def _positions(x: Tensor, kept: Tensor) -> Tensor:
+    """Some of the positions of `[row, unit, position]`; of `[row, unit]` its only one."""
+    return x[:, :, kept] if x.ndim == 3 else x
 
 
 def _fine(dtype: torch.dtype) -> torch.dtype:

@@ -54,7 +54,8 @@ class Monitor:
     units are dead by chance.
 
     Without a probe, every training batch is checked for units that fired; firing rates and other
-    statistics are from every `stats_every`-th step (1: every step). `unit_axes` is as in `scan`.
+    statistics are from every `stats_every`-th step (1: every step). `unit_axes` and
+    `merge_calls` are as in `scan`.
     `facts` are stored in the recording as JSON, for other information about the run.
 
     After each snapshot `on_snapshot` is called with it (a `Snapshot`), and `on_death` if units
@@ -79,6 +80,7 @@ class Monitor:
         stats_every: int = 16,
         probe: Any = None,
         unit_axes: Mapping[str, int] | None = None,
+        merge_calls: bool = True,
         overwrite: bool = False,
         facts: Mapping[str, Any] | None = None,
         on_snapshot: Listener | None = None,
@@ -111,11 +113,13 @@ class Monitor:
         self._optimizers = _optimizers(optimizer)
         batches = None if probe is None else _batches(probe)
         self._source: SnapshotSource = (
-            TrainingSource(model, every, stats_every, unit_axes, compiled)
+            TrainingSource(model, every, stats_every, unit_axes, compiled, merge_calls)
             if batches is None
-            else ProbeSource(model, batches, every, unit_axes)
+            else ProbeSource(model, batches, every, unit_axes, merge_calls)
         )
-        self._collector = EvidenceCollector(model, self._optimizers, every, batches, unit_axes)
+        self._collector = EvidenceCollector(
+            model, self._optimizers, every, batches, unit_axes, merge_calls
+        )
         self._clock = Clock()
         self._after_step = AfterStep(self._clock, self._end_step)
         self._alerts = Alerts(on_snapshot, on_death, warn_over, raise_over)

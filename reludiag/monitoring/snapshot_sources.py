@@ -62,12 +62,13 @@ class ProbeSource:
         batches: Sequence[Any],
         every: int,
         unit_axes: Mapping[str, int] | None,
+        merge_calls: bool,
     ) -> None:
         self.ready = True
         self.missed: Sequence[Unjudged] = ()
         self._lagging = _lagging_statistics(model)
         self.notes: Sequence[str] = self._lagging
-        self._scanner = Scanner(model, unit_axes, finds_consumers=True)
+        self._scanner = Scanner(model, unit_axes, finds_consumers=True, merge_calls=merge_calls)
         self._batches, self._every = batches, every
         self._samples: int | None = None  # known from the first pass on
 
@@ -108,6 +109,7 @@ class TrainingSource:
         stats_every: int,
         unit_axes: Mapping[str, int] | None,
         compiled: bool,
+        merge_calls: bool,
     ) -> None:
         self.missed: Sequence[Unjudged] = ()
         self._every = every
@@ -120,6 +122,7 @@ class TrainingSource:
             unit_axes,
             in_loop=True,
             finds_consumers=True,
+            merge_calls=merge_calls,
         )
         self.notes: Sequence[str] = _uncompiled_run(compiled and self._capture.functional)
         # Of the window: replaced as a whole when a snapshot is taken.

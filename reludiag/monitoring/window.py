@@ -31,7 +31,10 @@ class Window:
         pre-activation if it `asks`.
         """
         live, x, view = self._liveness, call.output, call.view
-        self.samples += view.rows
+        samples = call.samples  # None but for a site that is called more than once
+        if samples is None or samples.is_first:
+            self.samples += view.rows
+            self._stats.end_samples()
         if self.done and not counting:
             return
         pre_activation = call.pre_activation() if asks else None
@@ -40,7 +43,7 @@ class Window:
             if pre_activation is not None:
                 pre_activation = pre_activation.to(x.device)
         if counting:
-            self._stats.update(x, pre_activation, view)
+            self._stats.update(x, pre_activation, view, samples)
         if live is not None:
             live.observe(x, view)
 
@@ -50,6 +53,7 @@ class Window:
 
     def counts(self) -> UnitCounts:
         """The counts in host memory, for the recording."""
+        self._stats.end_samples()
         counts = self._stats.counts()
         if self._liveness is None:
             return replace(counts, samples=self.samples)

@@ -26,11 +26,15 @@ class Layout:
 
     def rows(self, shape: tuple[int, ...], samples: int | None) -> int:
         """Number of samples in an output of this shape; 1 if they cannot be distinguished."""
-        if self.sample is None:
-            return 1
-        size = self.sample.size if samples is None else samples
-        sample = _refit(self.sample, size, self.shape, shape)
+        sample = self.sample_in(shape, samples)
         return 1 if sample is None else sample.size
+
+    def sample_in(self, shape: tuple[int, ...], samples: int | None) -> Coordinate | None:
+        """Where the samples are in an output of this shape."""
+        if self.sample is None or len(shape) != len(self.shape):
+            return None
+        size = self.sample.size if samples is None else samples
+        return _refit(self.sample, size, self.shape, shape)
 
     def fits(self, output: Tensor) -> bool:
         """Whether a later output, maybe of another size, has the same number of units in the same

@@ -9,6 +9,7 @@ it: an axis is never guessed.
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,6 +38,7 @@ from reludiag.sites.products import Convolution, Product
 from reludiag.sites.readable import has_own_operators
 from reludiag.sites.readable import memory_layout as _layout
 from reludiag.sites.returned import ReturnTracker
+from reludiag.sites.row_ids import BIASED, PRODUCTS, Argument, Operation, RowIds
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
     TorchDispatchMode,
@@ -97,8 +99,6 @@ _BATCH_NORMS = (
     "batch_norm_no_update",
     "batch_norm_elemt",
 )
-_BIASED = frozenset({"addmm", "baddbmm", "addmm_activation", "sparse_addmm"})
-_PRODUCTS = frozenset({"mm", "bmm", "linear"}) | _BIASED
 _PACKED_PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d")
 """Of the quantized operators, whose weights are packed in an object that is no tensor."""
 _NORMS = {"native_layer_norm": -1, "fused_rms_norm": -1, "native_group_norm": 1}
@@ -159,7 +159,11 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._constants = {_storage(buffer) for buffer in state.values()}
         """Memory that depends on no input: buffers, and what is made from nothing else."""
         self._origins: dict[int, dict[tuple[Any, ...], Origin]] = {}
+        self.row_ids: RowIds | None = None
         self._products = 0
+        self._product_weights: dict[int, tuple[Any, ...]] = {}
+        """What `weights_of` says of each product, by its number."""
+        self._readings: Counter[tuple[Any, ...]] = Counter()
         self._paused = False
         self._returned = ReturnTracker()
         self._consumers: ConsumerTracker | None = None
@@ -209,6 +213,18 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self._paused = False
 
+    def follow_rows(self, values: list[Any], samples: int, groups: Tensor | None) -> None:
+        """Also follow which sample each row belongs to, from the model's inputs on.
+
+        `groups` are the ids of the input's rows, `[samples]`; by default each row is a sample.
+        """
+        with DisableTorchFunction():
+            self.row_ids = RowIds(samples, groups, self._set_sample)
+            self.row_ids.mark_inputs(values)
+
+    def _set_sample(self, tensor: Tensor, sample: Coordinate | None) -> None:
+        self._set(tensor, replace(self.origin_of(tensor), sample=sample))
+
     def mark_inputs(self, tensors: Iterator[Tensor], samples: int) -> None:
         """Declare model inputs of shape `[samples, ...]`."""
         for tensor in tensors:
@@ -235,6 +251,20 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def origin_of(self, tensor: Tensor) -> Origin:
         """The origin of `tensor`; `UNKNOWN` if there is none."""
         return self._origins.get(_storage(tensor), {}).get(_layout(tensor), UNKNOWN)
+
+    def weights_of(self, tensor: Tensor, fed_by: str | None, reader: Any) -> tuple[Any, ...]:
+        """What made `tensor`: the same for each turn of a loop, and for nothing else.
+
+        It is the parameters of its last product, and how many times `reader` has read that product
+        before: `relu(x)` and `relu(-x)` are two places. Empty if that is not known: a tensor made
+        from a parameter, a cast for example, is recognized only if it is of the module `fed_by`.
+        """
+        origin = self.origin_of(tensor)
+        weights = self._product_weights.get(origin.order, ())
+        self._readings[reader, origin.order] += 1
+        if not weights or any(isinstance(weight, str) and weight != fed_by for weight in weights):
+            return ()
+        return (*weights, self._readings[reader, origin.order])
 
     def _set(self, tensor: Tensor, origin: Origin) -> None:
         self._origins.setdefault(_storage(tensor), {})[_layout(tensor)] = origin
@@ -271,15 +301,16 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ]
         ancestors = self._ancestors_of(inputs)
         call = _Call(func, args, kwargs, inputs)
+        operation = None if own_operators else self._operation(call)
         self._on_operator(operator_name(func), args, kwargs)
         # Calling it here must not count as a call: a function mode would see what TorchScript
         # calls, and see it in this forward only. A subclass is to find what it always finds.
         with contextlib.nullcontext() if own_operators else DisableTorchFunction():
             tracker = self._consumers
-            operation = None if tracker is None else tracker.prepare(func, args, kwargs)
+            read = None if tracker is None else tracker.prepare(func, args, kwargs)
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
-        self._forget(outputs, operands)
+        self._forget(outputs, operands, call.name)
         if ancestors:
             for storage in map(_storage, outputs):
                 self._ancestors[storage] = self._ancestors.get(storage, 0) | ancestors
@@ -288,15 +319,23 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         if tracker is None:
             self._returned.follow(call.name, map(_storage, operands), map(_storage, outputs))
-        elif operation is not None:
+        elif read is not None:
             with DisableTorchFunction(), without_dispatch_modes():
-                tracker.follow(operation, outputs)
+                tracker.follow(read, outputs)
         try:
             self._follow(call, outputs)
         except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             # An operator with unexpected arguments: unknown, and the forward pass continues.
             for output in outputs:
                 self._set(output, UNKNOWN)
+        if (
+            operation is not None
+            and self.row_ids is not None
+            and outputs
+            and not any(map(has_own_operators, outputs))
+        ):
+            with DisableTorchFunction(), without_dispatch_modes():
+                self.row_ids.follow(operation, outputs)
         return result
 
     def _run_unfollowed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -305,7 +344,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._lose(func, inputs)
         result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
-        self._forget(outputs, inputs)
+        self._forget(outputs, inputs, operator_name(func).strip("_"))
         return result
 
     def _lose(self, func: Any, inputs: list[Tensor]) -> None:
@@ -313,7 +352,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with DisableTorchFunction(), without_dispatch_modes():
                 self._consumers.lose(operator_name(func), inputs)
 
-    def _forget(self, outputs: list[Tensor], inputs: list[Tensor]) -> None:
+    def _forget(self, outputs: list[Tensor], inputs: list[Tensor], name: str) -> None:
         """In new memory, forget the origin of an earlier tensor at this address."""
         reused = {_storage(tensor) for tensor in inputs}
         for output in outputs:
@@ -322,6 +361,28 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._weights.pop(_storage(output), None)
                 self._ancestors.pop(_storage(output), None)
                 self._constants.discard(_storage(output))
+                if self.row_ids is not None:
+                    if has_own_operators(output):
+                        self.row_ids.forget(_storage(output))
+                    else:
+                        self.row_ids.note_new(name, output)
+
+    def _operation(self, call: "_Call") -> Operation | None:
+        """The call with the ids of its inputs, if it may move the rows of any."""
+        ids = self.row_ids
+        if ids is None or not (ids.concerns(call.name) or call.name in PRODUCTS):
+            return None
+        inputs = [
+            Argument(
+                each.tensor,
+                each.shape,
+                each.origin.name if isinstance(each.origin, Weight) else each.origin,
+                ids.of(each.tensor),
+            )
+            for each in call.inputs
+        ]
+        pointwise = torch.Tag.pointwise in call.function.tags
+        return Operation(call.function, call.name, call.args, call.kwargs, inputs, pointwise)
 
     def _weight_or_origin(self, tensor: Tensor) -> Origin | Weight:
         """The parameter that this is (or a view or copy of it, or computed from it)."""
@@ -369,11 +430,12 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 call,
                 inputs=[
                     replace(argument, origin=self.origin_of(argument.tensor))
-                    if call.name not in _PRODUCTS or argument.tensor is call.factor
+                    if call.name not in PRODUCTS or argument.tensor is call.factor
                     else argument
                     for argument in call.inputs
                 ],
             )
+        before = self._products
         for index, output in enumerate(outputs):
             products = self._products
             origin = self._derive(call, output, index)
@@ -381,6 +443,14 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._set(output, origin)
             if call.in_place:
                 self._spread(output, origin)
+        if self._products > before:
+            self._product_weights[self._products] = tuple(
+                (_storage(argument.tensor), *_layout(argument.tensor))
+                if _storage(argument.tensor) in self._own
+                else _module_of(argument.origin)
+                for argument in call.inputs
+                if isinstance(argument.origin, Weight)
+            )
 
     def _spread(self, part: Tensor, origin: Origin) -> None:
         """What was written to a part of a tensor that was allocated before is in the whole."""
@@ -427,7 +497,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             made = replace(origin, products=() if product is None else (product,), rectifier="")
             if product is not None and seen is not None:
                 self.products.setdefault(product.weight, product)
-            if product is None or call.name not in _BIASED:
+            if product is None or call.name not in BIASED:
                 return replace(made, is_exact=seen is not None and seen.is_exact)
             added = call.origin_or_weight(call.args[0])
             if isinstance(added, Weight):
@@ -446,8 +516,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if call.name == "add" and len(parts) == len(added_weights) == 1:
             made = replace(origin, is_exact=parts[0].is_exact)
             return self._biased(made, added_weights[0], call, out)
-        if call.name in _PRODUCTS:  # of two activations, as in attention: of those with its units
-            left, right = call.factor, call.args[2 if call.name in _BIASED else 1]
+        if call.name in PRODUCTS:  # of two activations, as in attention: of those with its units
+            left, right = call.factor, call.args[2 if call.name in BIASED else 1]
             factors = [
                 _without(call.origin(left), left.ndim - 1),
                 _without(call.origin(right), right.ndim - 2),
@@ -486,9 +556,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             weight, unit = call.origin_or_weight(tensor), int(name == "convolution" and args[6])
             summed = [dim for dim in range(tensor.ndim) if dim != unit]
             from_left = False
-        elif name in _PRODUCTS:
+        elif name in PRODUCTS:
             convolution = None
-            x, tensor = call.factor, args[2 if name in _BIASED else 1]
+            x, tensor = call.factor, args[2 if name in BIASED else 1]
             weight = call.origin_or_weight(tensor)
             unit, summed, from_left = tensor.ndim - 1, [tensor.ndim - 2], False
             if name == "linear":
@@ -537,7 +607,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             sample = call.origin(args[0]).sample
             sample_axis = sample if sample and sample.axis == 0 else None
             return self._product(1, sample_axis, out)
-        if name in _PRODUCTS and isinstance(args[1], Tensor):
+        if name in PRODUCTS and isinstance(args[1], Tensor):
             return self._matmul(call, out)
         if name.startswith(_PACKED_PRODUCTS) and call.is_quantized:
             unit = 1 if name.startswith("conv") else out.ndim - 1
@@ -587,7 +657,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return UNKNOWN
 
     def _matmul(self, call: "_Call", out: Tensor) -> Origin:
-        left, right = call.factor, call.args[2 if call.name in _BIASED else 1]
+        left, right = call.factor, call.args[2 if call.name in BIASED else 1]
         left_sample, right_sample = call.origin(left).sample, call.origin(right).sample
         if call.is_weight(right):
             sample = left_sample if left_sample and left_sample.axis != left.ndim - 1 else None
@@ -665,6 +735,12 @@ def _units(weight: Tensor, axis: int, sample: Coordinate | None, out: Tensor) ->
     return (Coordinate(0, out.shape[0]), units)
 
 
+def _module_of(weight: Weight) -> str:
+    """Path of the module that a weight is of."""
+    path = weight.name.rpartition(".")[0]
+    return path.partition(f".{PARAMETRIZATIONS}")[0]
+
+
 @dataclass(frozen=True)
 class _Input:
     """A tensor argument of an operator, before the call."""
@@ -713,7 +789,7 @@ class _Call:
     @property
     def factor(self) -> Tensor:
         """The left one of a matrix product."""
-        factor: Tensor = self.args[1 if self.name in _BIASED else 0]
+        factor: Tensor = self.args[1 if self.name in BIASED else 0]
         return factor
 
     def origin(self, tensor: Tensor) -> Origin:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from reludiag.causes.all_kinds import kind_named
 from reludiag.causes.cause import Cause
-from reludiag.diagnosis.diagnosis import RANDOM_INPUT, Diagnosis
+from reludiag.diagnosis.diagnosis import RANDOM_INPUT, Diagnosis, Head
 from reludiag.measure.binomial import upper_bound
 from reludiag.measure.structure import StructureNote
 from reludiag.reports.wording import plural, share, upper_share, weights_in_words
@@ -114,7 +114,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     if len(silent):
         names = _named(silent["site"])
         lines.append(
-            f"{names}: every unit is dead{_on(silent, head.samples)}, so later layers get only "
+            f"{names}: every unit is dead{_on(silent, head)}, so later layers get only "
             "constants from it, and earlier layers get no gradient through it."
         )
     if diagnosis.timeline is not None:
@@ -130,7 +130,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
             lines.append(
                 f"The worst site is '{worst['site']}'{producer}: {worst['dead']:,} of "
                 f"{plural(worst['units'], 'unit')} dead"
-                f"{_on(sites[sites['site'] == worst['site']], head.samples)}."
+                f"{_on(sites[sites['site'] == worst['site']], head)}."
             )
         if head.frozen and RANDOM_INPUT not in head.notes:  # noise is not a sample of any data
             lines.append(_bound_sentence(diagnosis))
@@ -175,13 +175,21 @@ def samples_differ(diagnosis: Diagnosis) -> bool:
     return bool((samples != diagnosis.head.samples).any())
 
 
-def _on(sites: pd.DataFrame, whole: int) -> str:
+def _on(sites: pd.DataFrame, head: Head) -> str:
     """On how many samples this was seen, if these sites saw others than the whole model."""
+    whole = head.samples
+    if _counted(head) == "position":
+        return f" on {_range(sites['samples'])} positions"
     if (sites["samples"] == whole).all():
         return ""
     if (sites["samples"] < whole).all():
         return f" on {_range(sites['samples'])} of {plural(whole, 'sample')}"
     return f" on {_range(sites['samples'])} samples"
+
+
+def _counted(head: Head) -> str:
+    """What the numbers of samples of sites count."""
+    return "position" if head.if_independent == "positions" else "sample"
 
 
 def _range(numbers: "pd.Series[Any]") -> str:
@@ -193,18 +201,21 @@ def _bound_sentence(diagnosis: Diagnosis) -> str:
     """What dead means, by the samples of the sites that have dead units."""
     dead = diagnosis.units[diagnosis.units["verdict"] == "dead"]
     low, high = int(dead["samples"].min()), int(dead["samples"].max())
+    if_independent = diagnosis.head.if_independent
+    noun = _counted(diagnosis.head)
     bounds = [upper_share(float(upper_bound(0, samples))) for samples in (low, high)]
     if low == high:
-        own = low != diagnosis.head.samples
+        own = low != diagnosis.head.samples and noun == "sample"
         reached_it = " that reached the unit's site" if own else ""
-        meaning = f"0 of {plural(low, 'sample')}{reached_it}: a firing rate below {bounds[0]}"
+        meaning = f"0 of {plural(low, noun)}{reached_it}: a firing rate below {bounds[0]}"
     else:
         meaning = (
-            f"0 of the samples that reached the unit's site, which are {low:,} to {high:,}: a "
+            f"0 of the {noun}s that reached the unit's site, which are {low:,} to {high:,}: a "
             f"firing rate below {bounds[0]} where they are fewest, and below {bounds[1]} where "
             "they are most,"
         )
-    return f"Dead here means {meaning} on data like this, with 95 % confidence."
+    condition = f", if {if_independent} are independent" * bool(if_independent)
+    return f"Dead here means {meaning} on data like this, with 95 % confidence{condition}."
 
 
 def _life_sentences(diagnosis: Diagnosis) -> list[str]:
