@@ -265,7 +265,7 @@ def compare(name: str, tally: Tally, limit: int = JUDGED_PER_MODEL) -> list[str]
     torch.manual_seed(0)
     model, batch = architectures.build(name)
     calls = run(model, batch, Watch(model))
-    sites = reludiag.scan(model, [batch]).sites
+    sites = reludiag.scan(model, [batch], merge_calls=False).sites
     leaky = sites["activation"].str.replace("_", "").str.lower().isin(LEAKY)
     sites = sites[(sites["samples"] > 0) & ~leaky].reset_index(drop=True)
     tally.models += 1
