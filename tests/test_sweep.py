@@ -267,7 +267,13 @@ def test_the_command_prints_only_its_result(
     assert "metric.result" in document["trials"][0]
     assert "hello from a worker" in printed.err
     facts = reludiag.recording.read_recording(out / "recordings" / "0001.reludiag").facts
-    assert facts["trial"] == {"seed": 0, "init": "kaiming", "lr": 0.3}
+    assert facts["trial"] == {
+        "seed": 0,
+        "init": "kaiming",
+        "lr": 0.3,
+        "drawn": ["0", "2"],
+        "left": "",
+    }
 
 
 @pytest.mark.slow
