@@ -344,3 +344,22 @@ def test_whatever_moves_elements_loses_no_unit_and_merges_none() -> None:
             assert site["samples"] == 1, seed
             assert [f > 0 for f in diagnosis.units.fired] == [f > 0 for f in expected], seed
     assert known > 80  # the others are not known, or are one sample
+
+
+def test_crops_of_the_same_samples_are_positions_of_them() -> None:
+    class Crops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            crops = torch.cat([x[:, start : start + 4] for start in range(4)])
+            return torch.relu(self.layer(crops))
+
+    model = Crops().double()
+    x = ROWS.double()
+    units = reludiag.scan(model, [x]).units
+    with torch.no_grad():
+        fired = model(x).view(4, 6, 12).gt(0).any(0).sum(0)
+    assert set(units.samples) == {6}
+    assert list(units.fired) == fired.tolist()

@@ -161,6 +161,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._origins: dict[int, dict[tuple[Any, ...], Origin]] = {}
         self.row_ids: RowIds | None = None
         self._products = 0
+        self._samples: int | None = None
         self._product_weights: dict[int, tuple[Any, ...]] = {}
         """What `weights_of` says of each product, by its number."""
         self._readings: Counter[tuple[Any, ...]] = Counter()
@@ -227,6 +228,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def mark_inputs(self, tensors: Iterator[Tensor], samples: int) -> None:
         """Declare model inputs of shape `[samples, ...]`."""
+        self._samples = samples
         for tensor in tensors:
             if not tensor.is_nested and tensor.ndim and tensor.shape[0] == samples:
                 self._set(tensor, Origin(sample=Coordinate(0, samples)))
@@ -639,7 +641,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             origin = broadcast(activations, out.shape)
             return self._scaled(call, origin, out) if origin.unit is None else origin
         if name == "cat":
-            return concatenated(activations, call.arguments["dim"] % out.ndim, out.shape)
+            dim = call.arguments["dim"] % out.ndim
+            return self._with_rows_again(concatenated(activations, dim, out.shape), activations)
         if name == "stack":
             parts = [origin for origin, _ in activations]
             return stacked(parts, out.shape[dim := call.arguments["dim"] % out.ndim], dim)
@@ -655,6 +658,16 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if len(activations) == 1 and shape == tuple(out.shape):
             return first  # one input of the same shape: every axis stays in place
         return UNKNOWN
+
+    def _with_rows_again(
+        self, origin: Origin, parts: list[tuple[Origin, tuple[int, ...]]]
+    ) -> Origin:
+        """After a concatenation: if each part has all samples, as crops of them, they repeat."""
+        sample, samples = origin.sample, self._samples
+        if sample is None or samples is None or sample.size == samples:
+            return origin
+        repeats = all(part.sample and part.sample.size == samples for part, _ in parts)
+        return replace(origin, sample=replace(sample, size=samples) if repeats else None)
 
     def _matmul(self, call: "_Call", out: Tensor) -> Origin:
         left, right = call.factor, call.args[2 if call.name in BIASED else 1]
