@@ -204,3 +204,34 @@ def test_a_fused_layer_of_dynamic_int8_is_read_over_tokens() -> None:
     model = nn.Sequential(layer)
     diagnosis = reludiag.scan(model, [torch.randn(8, 6, 4)])
     assert diagnosis.sites[["samples", "units", "unit_axis"]].values.tolist() == [[8, 6, "2"]]
+
+
+def test_a_recurrent_cell_in_a_loop_is_one_site_whose_steps_are_positions() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.RNNCell(4, 8, nonlinearity="relu")
+
+        def forward(self, x: Tensor, keep: list[Tensor] | None = None) -> Tensor:
+            state = x.new_zeros(len(x), 8)
+            for step in range(x.shape[1]):
+                state = self.cell(x[:, step], state)
+                if keep is not None:
+                    keep.append(state)
+            return -state
+
+    torch.manual_seed(0)
+    model, batches = Loop().double(), [torch.randn(16, 7, 4), torch.randn(9, 3, 4)]
+    with torch.no_grad():
+        model.cell.bias_ih[:2] = -50.0
+    expected = torch.zeros(8)
+    for batch in batches:
+        states: list[Tensor] = []
+        model(batch.double(), states)
+        expected += (torch.stack(states) > 0).any(0).sum(0)
+    diagnosis = reludiag.scan(model, [batch.double() for batch in batches])
+    (site,) = diagnosis.sites.to_dict("records")
+    assert (site["site"], site["samples"], site["units"]) == ("cell", 25, 8)
+    assert list(diagnosis.units.fired) == expected.tolist()
+    apart = reludiag.scan(model, [batches[0].double()], merge_calls=False)
+    assert len(apart.sites) == 7

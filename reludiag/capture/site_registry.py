@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from reludiag.capture.calls import ExpectedCall, KnownSite, UnitView
+from reludiag.capture.rectifying_layers import is_rectifying_layer
 from reludiag.sites.axes import Axes, Coordinate, Origin, size_of
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import UNKNOWN_AXIS, Layout, find_layout
@@ -130,7 +131,9 @@ class SiteRegistry:
         key: tuple[Any, ...] = (call.owner, call.operator, call.producer, call.ordinal)
         site, layout = self._by_key.get(key, (None, None))
         weights: tuple[Any, ...] = ()
-        if provenance is not None and self._merge_calls:
+        if self._merge_calls and is_rectifying_layer(call.owner):
+            weights = (call.owner,)  # its own, at each call
+        elif provenance is not None and self._merge_calls:
             fed_by = None if call.producer is None else self._paths[call.producer]
             weights = provenance.weights_of(output.detach(), fed_by, key[:2])
         elif site is None:
