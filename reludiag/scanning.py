@@ -4,7 +4,7 @@ The pass leaves the model as it was: mode, buffers, hooks and random number stre
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from reludiag.measure.groups import Groups
 from reludiag.measure.structure import StructureNote, structure_notes
 from reludiag.measure.structure_facts import structure_facts
 from reludiag.measure.verdicts import Thresholds
+from reludiag.sites.axes import UnitAxes
 
 
 def scan(
@@ -29,7 +30,7 @@ def scan(
     limit: int | None = None,
     train_mode: bool = False,
     dtype: torch.dtype | None = None,
-    unit_axes: Mapping[str, int] | None = None,
+    unit_axes: UnitAxes | None = None,
     merge_calls: bool = True,
     groups: Groups | None = None,
     samples: str = "rows",
@@ -96,7 +97,7 @@ def scan_checkpoints(
     strict: bool = True,
     notes: Sequence[str] = (),
     thresholds: Thresholds | None = None,
-    unit_axes: Mapping[str, int] | None = None,
+    unit_axes: UnitAxes | None = None,
     merge_calls: bool = True,
     train_mode: bool = False,
     **options: Any,

@@ -363,3 +363,13 @@ def test_crops_of_the_same_samples_are_positions_of_them() -> None:
         fired = model(x).view(4, 6, 12).gt(0).any(0).sum(0)
     assert set(units.samples) == {6}
     assert list(units.fired) == fired.tolist()
+
+
+def test_several_axes_can_be_set_by_hand() -> None:
+    model = Through(linear(), lambda x: x.sort(-1).values.view(6, 5, 4, 6))
+    for axes, label, units in ((3, "3", 6), ((2, 3), "2,3", 24), ((-1, -2), "3,2", 24)):
+        (site,) = reludiag.scan(model, [TOKENS], unit_axes={"relu": axes}).sites.to_dict("records")
+        assert (site["unit_axis"], site["units"]) == (label, units)
+    for axes in ((1, 1), (2, 9)):
+        with pytest.raises(reludiag.UsageError, match="does not have that axis"):
+            reludiag.scan(model, [TOKENS], unit_axes={"relu": axes})

@@ -69,7 +69,8 @@ UnitAxis = Annotated[
     typer.Option(
         "--unit-axis",
         metavar="SITE=AXIS",
-        help="Set the unit axis of a site, if reludiag finds a wrong one. Repeatable.",
+        help="Set the unit axis of a site, or its axes (relu=1,3), if reludiag finds wrong ones. "
+        "Repeatable.",
     ),
 ]
 MergeCalls = Annotated[
@@ -219,16 +220,20 @@ def build_batches(
     return noise_batches(shape, batch_size), [RANDOM_INPUT]
 
 
-def unit_axes(items: list[str] | None) -> dict[str, int]:
-    """Site -> axis, parsed from SITE=AXIS."""
+def unit_axes(items: list[str] | None) -> dict[str, int | tuple[int, ...]]:
+    """Site -> axes, parsed from SITE=AXIS or SITE=AXIS,AXIS."""
     from reludiag.errors import UsageError
 
-    axes = {}
+    axes: dict[str, int | tuple[int, ...]] = {}
     for item in items or []:
-        site, _, axis = item.rpartition("=")
-        if not site or not axis.removeprefix("-").isdecimal():
-            raise UsageError(f"--unit-axis {item!r} was given; expected SITE=AXIS, such as relu=1")
-        axes[site] = int(axis)
+        site, _, numbers = item.rpartition("=")
+        parts = numbers.split(",")
+        if not site or not all(part.removeprefix("-").isdecimal() for part in parts):
+            raise UsageError(
+                f"--unit-axis {item!r} was given; expected SITE=AXIS, such as relu=1, or several "
+                "axes, such as relu=1,3"
+            )
+        axes[site] = tuple(map(int, parts))
     return axes
 
 

@@ -20,7 +20,7 @@ What changes while a model is watched is in five places, each with a table of it
 rest.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from reludiag.capture.pass_tracker import PassTracker
 from reludiag.capture.sample_counter import SampleCounter
 from reludiag.capture.site_registry import SiteRegistry
 from reludiag.loading.batch_contents import rows_in
+from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import functional_calls
 from reludiag.sites.products import Product
 from reludiag.sites.rectifiers import rectifier_modules
@@ -72,7 +73,7 @@ class Capture:
         receive: Receiver,
         wants_pre_activation: Callable[[bool, int | None], bool] = lambda training, site: False,
         note_pre_activation: Callable[[int, Tensor, UnitView], None] | None = None,
-        unit_axes: Mapping[str, int] | None = None,
+        unit_axes: UnitAxes | None = None,
         in_loop: bool = False,
         finds_consumers: bool = False,
         merge_calls: bool = True,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reludiag.capture.calls import ExpectedCall, KnownSite, UnitView
 from reludiag.capture.rectifying_layers import is_rectifying_layer
-from reludiag.sites.axes import Axes, Coordinate, Origin, size_of
+from reludiag.sites.axes import Axes, Coordinate, Origin, UnitAxes, size_of
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import UNKNOWN_AXIS, Layout, find_layout
 from reludiag.sites.provenance import ProvenanceMode
@@ -46,7 +46,7 @@ class SiteRegistry:
         self,
         model: nn.Module,
         paths: Mapping[nn.Module, str],
-        unit_axes: Mapping[str, int],
+        unit_axes: UnitAxes,
         merge_calls: bool = True,
     ) -> None:
         self._model, self._paths, self._unit_axes = model, paths, unit_axes
@@ -262,7 +262,10 @@ class SiteRegistry:
             f"{identity.base}#{number}" if number else identity.base,
             f"{identity.base}@{identity.fed_by}",
         ):
-            axis = self._unit_axes.get(name)
-            if axis is not None and -output.ndim <= axis < output.ndim:
-                return name, (Coordinate(axis % output.ndim, output.shape[axis]),)
+            given = self._unit_axes.get(name, ())
+            axes = [given] if isinstance(given, int) else given
+            if axes and all(-output.ndim <= axis < output.ndim for axis in axes):
+                coordinates = [Coordinate(a % output.ndim, output.shape[a]) for a in axes]
+                if len({*coordinates}) == len(coordinates):
+                    return name, tuple(coordinates)
         return None, None

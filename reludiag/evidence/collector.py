@@ -4,7 +4,7 @@ It measures the first step and the last step before each snapshot; in all others
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from reludiag.measure.structure import GradientFacts
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import Death, Observations, Update
+from reludiag.sites.axes import UnitAxes
 from reludiag.sites.readable import readable
 from reludiag.sites.torch_internals import DisableTorchFunction, is_recomputed, is_transformed
 
@@ -41,7 +42,7 @@ class EvidenceCollector:
         optimizers: Sequence[Optimizer],
         every: int,
         probe: Sequence[Any] | None,
-        unit_axes: Mapping[str, int] | None,
+        unit_axes: UnitAxes | None,
         merge_calls: bool,
     ) -> None:
         self._model, self._optimizers, self._every = model, optimizers, every

@@ -33,6 +33,7 @@ from reludiag.capture.model_state import preserve_state
 from reludiag.evidence.decomposition import Folded, InputSums, Layer, Weights, drift
 from reludiag.loading.arguments import BatchReader
 from reludiag.recording.observations import Death, Drift
+from reludiag.sites.axes import UnitAxes
 from reludiag.sites.provenance import ProvenanceMode, SeenProduct
 from reludiag.sites.site import Site
 from reludiag.sites.torch_internals import buffers_of, parameters_of, without_dispatch_modes
@@ -71,7 +72,7 @@ class DeathWatch:
         self,
         model: nn.Module,
         batches: Sequence[Any],
-        unit_axes: Mapping[str, int] | None = None,
+        unit_axes: UnitAxes | None = None,
         merge_calls: bool = True,
     ) -> None:
         self._model = model
@@ -218,7 +219,7 @@ class ProbePasses:
         self,
         model: nn.Module,
         batches: Sequence[Any],
-        unit_axes: Mapping[str, int] | None,
+        unit_axes: UnitAxes | None,
         merge_calls: bool,
     ) -> None:
         self._model, self._batches = model, batches

@@ -5,7 +5,7 @@ Everything is measured on a copy of the model, before the first step.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,7 @@ from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import Baseline, InitialLayer, InputStatistics, Observations
+from reludiag.sites.axes import UnitAxes
 from reludiag.sites.torch_internals import forward_hooks_of
 
 BASELINE = "kaiming_normal"
@@ -35,7 +36,7 @@ def observe_initial_state(
     model: nn.Module,
     states: Sequence[UnitState],
     batches: Sequence[Any],
-    unit_axes: Mapping[str, int] | None = None,
+    unit_axes: UnitAxes | None = None,
     merge_calls: bool = True,
 ) -> Observations:
     """Describe the layers that feed the sites in `states`, and run `batches` through a copy.
@@ -94,7 +95,7 @@ def _copied(model: nn.Module) -> nn.Module | None:
 def _baselines(
     twin: nn.Module,
     batches: Sequence[Any],
-    unit_axes: Mapping[str, int] | None,
+    unit_axes: UnitAxes | None,
     merge_calls: bool,
 ) -> tuple[Baseline, ...]:
     """Of the sites all of whose weights can be drawn anew."""

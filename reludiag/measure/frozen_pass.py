@@ -4,7 +4,7 @@ The pass leaves the model as it was: mode, buffers, hooks and random number stre
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ from reludiag.measure.structure import InputScale
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unit_stats import UnitStats
 from reludiag.measure.unjudged import Unjudged, all_unjudged, sentences
+from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import may_rectify
 from reludiag.sites.products import Product
 from reludiag.sites.readable import values_of
@@ -75,7 +76,7 @@ class Scanner:
     def __init__(
         self,
         model: nn.Module,
-        unit_axes: Mapping[str, int] | None = None,
+        unit_axes: UnitAxes | None = None,
         finds_consumers: bool = False,
         merge_calls: bool = True,
     ) -> None:

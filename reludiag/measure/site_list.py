@@ -1,6 +1,6 @@
 """list_sites(): the rectifier calls of a model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from reludiag.measure.frozen_pass import Scanner, eager_model, limited
 from reludiag.measure.structure import StructureNote, structure_notes
 from reludiag.measure.structure_facts import copied_gradients, structure_facts
 from reludiag.measure.unjudged import Unjudged
+from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import functional_calls
 from reludiag.sites.site import Rectifier, Site
 
@@ -34,7 +35,7 @@ def list_sites(
     model: nn.Module,
     batches: Iterable[Any] | None = None,
     dtype: torch.dtype | None = None,
-    unit_axes: Mapping[str, int] | None = None,
+    unit_axes: UnitAxes | None = None,
     merge_calls: bool = True,
 ) -> SiteList:
     """The sites of a model, from one batch if there is one, else from its source code.

@@ -35,6 +35,7 @@ from reludiag.monitoring.rates import RateLog
 from reludiag.monitoring.run_facts import run_facts, untrained_weights
 from reludiag.monitoring.snapshot_sources import ProbeSource, SnapshotSource, TrainingSource
 from reludiag.recording import RecordingWriter, SiteState
+from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import may_rectify
 
 
@@ -79,7 +80,7 @@ class Monitor:
         every: int = 100,
         stats_every: int = 16,
         probe: Any = None,
-        unit_axes: Mapping[str, int] | None = None,
+        unit_axes: UnitAxes | None = None,
         merge_calls: bool = True,
         overwrite: bool = False,
         facts: Mapping[str, Any] | None = None,

@@ -6,7 +6,7 @@ between snapshots. Without a probe, a snapshot is what the training batches of t
 
 import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unjudged import Unjudged
 from reludiag.monitoring.window import Window
+from reludiag.sites.axes import UnitAxes
 from reludiag.sites.torch_internals import AnyBatchNorm
 
 
@@ -61,7 +62,7 @@ class ProbeSource:
         model: nn.Module,
         batches: Sequence[Any],
         every: int,
-        unit_axes: Mapping[str, int] | None,
+        unit_axes: UnitAxes | None,
         merge_calls: bool,
     ) -> None:
         self.ready = True
@@ -107,7 +108,7 @@ class TrainingSource:
         model: nn.Module,
         every: int,
         stats_every: int,
-        unit_axes: Mapping[str, int] | None,
+        unit_axes: UnitAxes | None,
         compiled: bool,
         merge_calls: bool,
     ) -> None:

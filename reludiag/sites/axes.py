@@ -4,7 +4,7 @@ A coordinate that an operator mixes with others is lost (None).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -38,6 +38,9 @@ Axes = tuple[Coordinate, ...]
 The features of several heads in `[batch, head, token, feature]` are at `(1, 3)`: unit
 `head * features + feature` is row `head * features + feature` of the weight that produced them.
 """
+
+UnitAxes = Mapping[str, int | tuple[int, ...]]
+"""Where the user says that units are: site -> axis, or axes, the most significant first."""
 
 Move = Callable[[Coordinate], Axes | None]
 """From one coordinate to what it becomes: several where its axis is split, none where it is summed
