@@ -165,7 +165,7 @@ def _scan_head(
     name = type(eager_model(model)).__name__
     mode = "training mode" if train_mode else "eval mode"
     batches = f"{measured.batches:,} batch{'es' * (measured.batches != 1)}"
-    count, grouping = f"{measured.samples:,} samples", []
+    count, grouping = f"{measured.samples:,} sample{'s' * (measured.samples != 1)}", []
     if measured.groups is not None:
         count = f"{measured.samples:,} groups of {measured.rows:,} rows"
         named = f" with the same `{measured.groups}`" if measured.groups else " of one group"

@@ -769,3 +769,17 @@ def test_a_subclass_is_read_as_the_tensor_that_it_is() -> None:
     plain = reludiag.scan(model, [X]).units
     assert reludiag.scan(model, [X.as_subclass(Tagged)]).units.equals(plain)
     assert reludiag.scan(model, [np.asarray(X)]).units.equals(plain)
+
+
+def test_two_inputs_in_a_tuple_beside_their_labels_are_both_passed() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(5, 6), nn.Linear(3, 6)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return torch.relu(self.left(left) + self.right(right))
+
+    batch = ((torch.randn(10, 5), torch.randn(10, 3)), torch.zeros(10, dtype=torch.int64))
+    diagnosis = reludiag.scan(Two(), [batch])
+    assert diagnosis.head.samples == 10

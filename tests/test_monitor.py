@@ -669,3 +669,20 @@ def test_a_recording_in_a_folder_that_cannot_be_written_is_read(tmp_path: Path) 
         assert reludiag.load(folder / "run").timeline["step"].max() == 1
     finally:
         folder.chmod(0o755)
+
+
+def test_a_unit_that_fired_where_only_that_was_watched_is_not_called_rare() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 1)), torch.randn(16, 8, 5)
+    with torch.no_grad():
+        model[0].bias -= 0.9
+        fired = (model[:2](x) > 0).flatten(0, 1).any(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with reludiag.Monitor(model, optimizer, every=16) as monitor:
+        for batch in x:
+            optimizer.zero_grad()
+            model(batch).sum().backward()
+            optimizer.step()
+    units = monitor.diagnose().units
+    assert not (units.verdict == "rare").any()
+    assert list(units.verdict == "dead") == (~fired).tolist()

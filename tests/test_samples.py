@@ -607,3 +607,36 @@ def test_a_bound_covers_the_rate_per_sample_in_95_percent_of_data_sets(case: str
     noise = (0.05 * 0.95 / UNITS) ** 0.5
     assert missed <= 0.05 + 3 * noise
     assert set(units["samples"]) == {SAMPLES}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: x.new_zeros(len(x), 6),
+        lambda x: torch.zeros(len(x), 6),
+        lambda x: torch.nn.functional.one_hot(x.argmax(-1), 6).float(),
+    ],
+    ids=["new_zeros", "zeros", "one_hot"],
+)
+def test_what_stands_beside_the_rows_does_not_lose_them(other: Callable[[Tensor], Tensor]) -> None:
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.last = nn.Linear(10, 6), nn.Linear(6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = other(x[:, 0])
+            for step in range(x.shape[1]):
+                state = torch.relu(self.layer(torch.cat([x[:, step], state], 1)))
+            return self.last(state)
+
+    (site,) = reludiag.scan(Cell(), [torch.randn(8, 5, 4) for _ in range(3)]).sites.to_dict(
+        "records"
+    )
+    assert (site["samples"], site["units"]) == (24, 6)
+
+
+def test_groups_and_positions_exclude_each_other() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU()), torch.randn(8, 4)
+    with pytest.raises(reludiag.UsageError, match="both given"):
+        reludiag.scan(model, [x], samples="tokens", groups=lambda batch: torch.arange(8))

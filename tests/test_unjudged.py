@@ -344,3 +344,26 @@ def test_a_difference_is_not_green_over_what_the_second_did_not_judge(tmp_path: 
     both = ("--fail-on-new-deaths", "--allow-unobserved")
     assert reludiag_command("diff", whole, branch, *both).code == 0
     assert reludiag_command("diff", branch, whole, "--fail-on-new-deaths").code == 0
+
+
+def test_a_submodule_called_through_another_name_is_no_function() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.relu = nn.Linear(8, 8), nn.ReLU()
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block() for _ in range(3))
+
+        def forward(this, x: Tensor) -> Tensor:  # noqa: N805
+            for block in this.blocks:
+                x = block.relu(block.layer(x))
+            return x
+
+    model = Network()
+    assert reludiag.scan(model, [torch.randn(64, 8)]).unjudged == ()
+    assert [site.name for site in list_sites(model).sites] == [
+        f"blocks.{index}.relu" for index in range(3)
+    ]

@@ -146,7 +146,8 @@ class Capture:
 
     def uncalled_functions(self) -> list[tuple[str, str]]:
         """(path of the owner, operator) of functions in the source code that were never called."""
-        return sorted(self._functions.keys() - self._registry.functions().keys())
+        written = functional_calls(self.model, certain=True)
+        return sorted(written.keys() - self._registry.functions().keys())
 
     def partly_read(self) -> list[str]:
         """Names of the sites of layers of which only the last of several can be read."""

@@ -101,14 +101,24 @@ def _few_samples_note(head: Head, findings: Sequence[SiteFindings]) -> list[str]
         and 0 < each.counts.samples < head.samples
         and each.counts.samples < max(_FEW_SAMPLES, _FEW_SHARE * head.samples)
     }
-    if not few:
+    if not few or head.if_independent == "positions":
         return []
-    low, high = min(few.values()), max(few.values())
-    return [
-        f"{named(list(few))} {'is' if len(few) == 1 else 'are'} reached by "
-        f"{f'{low:,}' if low == high else f'{low:,} to {high:,}'} of {head.samples:,} samples. A "
-        "unit that is silent there may well fire on more data."
-    ]
+    # One sample a call: rows that were lost track of, or a single row each time.
+    untold = {each.site.name for each in findings if each.counts.samples == each.counts.calls}
+    notes = []
+    if lost := [name for name in few if name in untold]:
+        notes.append(
+            f"Each call of {named(lost)} counts as one sample: its rows could not be told apart, "
+            "or only one reached it. Bounds there are wide."
+        )
+    if reached := {name: samples for name, samples in few.items() if name not in untold}:
+        low, high = min(reached.values()), max(reached.values())
+        notes.append(
+            f"{named(list(reached))} {'is' if len(reached) == 1 else 'are'} reached by "
+            f"{f'{low:,}' if low == high else f'{low:,} to {high:,}'} of {head.samples:,} samples. "
+            "A unit that is silent there may well fire on more data."
+        )
+    return notes
 
 
 def _unit_rows(
@@ -152,7 +162,7 @@ def _unit_rows(
         "max_preactivation": np.where(
             np.isneginf(counts.before_maximum), np.nan, counts.before_maximum
         ),
-        "note": _unit_note(place, counts.samples, head.samples),
+        "note": _unit_note(place, counts, head),
     }
     if ledger is not None:
         table["born_dead"] = ledger.born_dead if ledger.born_known else None
@@ -162,11 +172,13 @@ def _unit_rows(
     return table
 
 
-def _unit_note(place: Unjudged | None, samples: int, whole: int) -> str | None:
+def _unit_note(place: Unjudged | None, counts: UnitCounts, head: Head) -> str | None:
     """What must be said beside the verdict of each unit of a site."""
     notes = [] if place is None else [label(place.reason)]
-    if 0 < samples < whole:
-        notes.append(f"reached by {samples:,} of {whole:,} samples")
+    if 0 < counts.samples < head.samples and head.if_independent != "positions":
+        untold = counts.samples == counts.calls
+        reached = f"reached by {counts.samples:,} of {head.samples:,} samples"
+        notes.append("one sample a call" if untold else reached)
     return "; ".join(notes) or None
 
 

@@ -162,7 +162,7 @@ class _Tally:
 
     def gamma(self) -> float:
         """Norm of the mean / norm of the standard deviation; NaN if it was not measured."""
-        if self._total is None or self._square is None:
+        if self._total is None or self._square is None or self._rows < 2:
             return math.nan
         mean = self._total / self._rows
         length = float(mean.norm())

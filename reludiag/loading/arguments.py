@@ -4,6 +4,7 @@
 |---|---|
 | a tensor or an array | it |
 | a tuple or list | as many values as it has parameters without a default, at least one, in order |
+| ((left, right), labels) | the inner values, if it has as many parameters without a default |
 | a mapping | the values whose names it takes |
 | a named tuple or dataclass | likewise, if it takes one of the names; else as a tuple, or whole |
 | an object, such as a graph batch | the object; its values by name if it needs several |
@@ -283,6 +284,10 @@ class BatchReader:
         if head is not None and (self._takes_one_of(head) or signature.required < 2):
             self._note_rest(batch, 1)
             return self._matched(batch[0])
+        inner = batch[0]
+        if isinstance(inner, list | tuple) and len(inner) == signature.required > 1:
+            self._note_rest(batch, 1)  # ((left, right), labels)
+            return tuple(inner), {}
         taken = max(signature.required, 1)
         if self._model.training:
             while taken < len(signature.positional) and _is_label(signature.positional[taken]):

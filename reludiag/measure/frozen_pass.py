@@ -111,6 +111,11 @@ class Scanner:
     ) -> Measurement:
         """One pass; see `scan`. With `reads_inputs` also the scale of the first batch's input."""
         by_position = _by_position(samples)
+        if by_position and groups is not None:
+            raise UsageError(
+                f"samples={samples!r} (--samples) and groups (--group-by) were both given; "
+                "expected one: a sample is either a position or a group of rows"
+            )
         grouping = Grouping(groups)
         model, capture = self.model, self._capture
         batches = batches_of(batches)
@@ -296,7 +301,8 @@ def _check_inputs(batch: Any, args: Any, kwargs: Any, index: int) -> None:
 def _by_position(samples: str) -> bool:
     if samples not in {"rows", "positions", "tokens"}:
         raise UsageError(
-            f"samples={samples!r} was given; expected 'rows', or 'positions' (also 'tokens')"
+            f"samples={samples!r} (--samples) was given; expected 'rows', or 'positions' (also "
+            "'tokens')"
         )
     return samples != "rows"
 

@@ -56,7 +56,7 @@ def list_sites(
         )
     model = eager_model(model)
     sites = Capture(model, lambda call: None).uncalled()
-    for path, operator in functional_calls(model):
+    for path, operator in functional_calls(model, certain=True):
         name = f"{path or type(model).__name__}:{operator}"
         rectifier = Rectifier(operator, can_die=True)
         sites.append(Site(name, name, path, operator, rectifier, "", None, None, None))

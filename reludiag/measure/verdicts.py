@@ -124,7 +124,8 @@ VERDICT_TABLE = (
         meaning=f"it fired in fewer than {100 * Thresholds.rare:g} % of samples (`--rare`)",
         rule=f"it fired in fewer than {100 * Thresholds.rare:g} % of samples (`--rare`)",
         holds=lambda counts, rectifier, thresholds: (
-            (counts.fired < thresholds.rare * counts.counted) & rectifier.can_die
+            # It is not silent, so it fired at least once, perhaps where only that was watched.
+            (np.maximum(counts.fired, 1) < thresholds.rare * counts.counted) & rectifier.can_die
         ),
         glyph="▒",
         plain="o",
@@ -154,7 +155,7 @@ VERDICT_TABLE = (
         rule="its largest and its smallest output are the same",
         # By its extremes, not by a variance: sums are rounded, and a constant must not be missed.
         holds=lambda counts, rectifier, thresholds: (
-            (counts.maximum == counts.minimum) & (counts.counted > 0)
+            (counts.maximum == counts.minimum) & (counts.positions > 1)
         ),
         glyph="▓",
         plain="c",

@@ -171,9 +171,13 @@ def concatenated(
     `dim`.
     """
 
-    def joined(parts_axes: list[Axes | None]) -> Axes | None:
+    def joined(parts_axes: list[Axes | None], may_miss: bool = False) -> Axes | None:
         grown: set[Axes] = set()
+        # A part without samples, such as zeros, says nothing of those that it stands beside.
+        along_dim = any(c.axis == dim for axes in parts_axes for c in axes or ())
         for axes, (_, old) in zip(parts_axes, parts, strict=True):
+            if axes is None and may_miss and not along_dim:
+                continue
             along = [c for c in axes or () if c.axis == dim]
             if axes is None or (along and not (len(along) == 1 and along[0].spans(old))):
                 return None
@@ -182,7 +186,7 @@ def concatenated(
             )
         return grown.pop() if len(grown) == 1 else None
 
-    sample = joined([origin.sample_axes for origin, _ in parts])
+    sample = joined([origin.sample_axes for origin, _ in parts], may_miss=True)
     return replace(
         max((origin for origin, _ in parts), key=lambda origin: origin.order),
         unit=joined([origin.unit for origin, _ in parts]),

@@ -187,10 +187,14 @@ _CERTAIN = frozenset({"relu", "relu6", "hardswish", "hardsigmoid"})
 _FUNCTIONS = (functional.relu, functional.relu6, functional.hardswish, torch.relu)
 
 
-def functional_calls(model: nn.Module) -> Counter[tuple[str, str]]:
+def functional_calls(model: nn.Module, certain: bool = False) -> Counter[tuple[str, str]]:
     """(owner module, operator) -> number of calls in its class's source, or of functions that it
     holds.
+
+    `block.relu(x)` may be a method of a tensor, or a submodule of `block`. If `certain`, it is left
+    out where some module has a submodule of this name.
     """
+    children = {name for module in model.modules() for name, _ in module.named_children()}
     calls: Counter[tuple[str, str]] = Counter()
     for path, module in model.named_modules():
         for value in vars(module).values():
@@ -202,9 +206,10 @@ def functional_calls(model: nn.Module) -> Counter[tuple[str, str]]:
                 break
             calls.update(
                 (path, name)
-                for name, attribute, method in _written_in(cls)
+                for name, attribute, method, other in _written_in(cls)
                 # `self.relu(...)` is a submodule, which hooks do see.
                 if not isinstance(getattr(module, attribute, None), nn.Module)
+                and not (certain and other in children)
                 and not _is_replaced(type(module), cls, method)
             )
     return calls
@@ -226,9 +231,9 @@ def _is_replaced(cls: type, base: type, method: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _written_in(cls: type) -> tuple[tuple[str, str, str], ...]:
-    """(operator, attribute, method) of the calls in the source of `cls`; an attribute is of `self`,
-    and what is called outside of methods has none.
+def _written_in(cls: type) -> tuple[tuple[str, str, str, str], ...]:
+    """(operator, attribute of `self`, method that it is in, attribute of something else) of the
+    calls in the source of `cls`; empty where there is none.
     """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
@@ -239,30 +244,35 @@ def _written_in(cls: type) -> tuple[tuple[str, str, str], ...]:
     return tuple(call for part in parts for call in _calls_in(part))
 
 
-def _calls_in(part: ast.stmt) -> Iterator[tuple[str, str, str]]:
+def _calls_in(part: ast.stmt) -> Iterator[tuple[str, str, str, str]]:
     method = part.name if isinstance(part, ast.FunctionDef) else ""
     for node in ast.walk(part):
         if not isinstance(node, ast.Call):
             continue
-        function, attribute = node.func, ""
+        function, attribute, other = node.func, "", ""
         if isinstance(function, ast.Name):
             name = function.id
         elif isinstance(function, ast.Attribute):
             name = function.attr
             if isinstance(function.value, ast.Name) and function.value.id == "self":
                 attribute = name
+            elif not _is_library(function.value):
+                other = name
         else:
             continue
         name = name.strip("_")
         if name in _CERTAIN or (name in _FROM_ZERO and _starts_at_zero(node, function)):
-            yield name, attribute, method
+            yield name, attribute, method, other
+
+
+def _is_library(value: ast.expr) -> bool:
+    """Whether functions of PyTorch are called through this name."""
+    return isinstance(value, ast.Name) and value.id in {"torch", "F", "functional"}
 
 
 def _starts_at_zero(call: ast.Call, function: ast.expr) -> bool:
     """Whether a clamp's lower bound is written as 0, by position or by name."""
     bounds: list[ast.expr] = [k.value for k in call.keywords if k.arg in {"min", "min_val"}]
-    is_method = isinstance(function, ast.Attribute) and not (
-        isinstance(function.value, ast.Name) and function.value.id in {"torch", "F", "functional"}
-    )
+    is_method = isinstance(function, ast.Attribute) and not _is_library(function.value)
     bounds += call.args[0 if is_method else 1 :][:1]
     return any(isinstance(bound, ast.Constant) and bound.value == 0 for bound in bounds)

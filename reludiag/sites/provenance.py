@@ -709,8 +709,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _scattered(self, call: "_Call", out: Tensor) -> Origin:
         """After `source` was written or added to a tensor, at some indices along an axis."""
         source, dim = call.arguments.get("src", call.arguments.get("source")), call.arguments["dim"]
-        if not isinstance(source, Tensor):
-            return call.origin(call.args[0])
+        if not isinstance(source, Tensor):  # a number: as a one-hot code is made
+            source = call.arguments["index"]
 
         def move(c: Coordinate) -> Axes | None:
             stays = c.axis != dim % out.ndim and source.shape[c.axis] == out.shape[c.axis]
