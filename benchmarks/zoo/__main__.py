@@ -22,6 +22,8 @@ are:
   to the last bit.
 
 "unknown": reludiag says that it does not know the axis. "not judged": the oracle does not know it.
+Behind a pixel shuffle the two differ on purpose: reludiag counts the channels of the convolution,
+each of which is at some of the pixels; the oracle only knows whole axes.
 Under "remarks" stands what reludiag says wrongly, and what either cannot tell, and why.
 
     python -m benchmarks.zoo [--only PATTERN] [--write]

@@ -251,6 +251,8 @@ def _pairs(
             pairs += [(site, [truth]) for site, truth in zip(own, calls, strict=True)]
         elif len(own) == len(merged):
             pairs += list(zip(own, merged, strict=True))
+        elif len(own) == 1 and isinstance(model.get_submodule(owner), nn.RNNBase):
+            row.unable.append(f"reludiag reads all steps of {owner!r} at once, in what it returns")
         elif not own and owner and owner in seen:
             row.columns["sites"] = "not observed"
         else:
@@ -260,7 +262,11 @@ def _pairs(
             )
     owners = {truth.call.owner for truth in truths}
     extra = [site["site"] for site in listed if _owner(site["site"], model) not in owners]
-    if extra:
+    if extra and any(type(module).__module__.startswith("torch.ao.") for module in model.modules()):
+        row.unable += ["oracle: int8 operators are no calls that it sees", *row.wrong]
+        row.wrong.clear()
+        row.columns["sites"] = "not judged"
+    elif extra:
         row.wrong.append(f"sites where the oracle sees no call: {', '.join(extra[:4])}")
     if not row.wrong and row.columns["sites"] == "no":
         row.columns["sites"] = "yes, loops merged"
