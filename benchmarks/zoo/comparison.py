@@ -353,9 +353,12 @@ def _compare_samples(
         kind = "overstated" if said > samples else "understated"
         row.wrong.append(f"{where}: samples {kind}: {said}, not {samples} (in {rows} rows)")
         return
-    if len({each.shape for each in by_call}) > 1:
-        return
-    fired = torch.stack(by_call).any(0).sum(1)
+    by_sample: dict[Any, Tensor] = {}
+    for each_truth, each in zip(group, by_call, strict=True):
+        for number, sample in enumerate(sorted({*each_truth.sample_of_row})):
+            fires = each[:, number]
+            by_sample[sample] = by_sample[sample] | fires if sample in by_sample else fires
+    fired = torch.stack(list(by_sample.values())).sum(0)
     counted = torch.tensor(table["fired"].fillna(-1).to_numpy(dtype="int64"))
     if not torch.equal(fired, counted):
         row.columns["samples"] = "no"
