@@ -86,9 +86,11 @@ class CallReader:
     def _note_first_layer(
         self, current: ForwardPass, root: nn.Module, layer: nn.Module, x: Tensor
     ) -> None:
+        shape = current.input_shape
+        if current.provenance is None and self._counter.is_settled(root, shape, layer):
+            return  # as in nearly every step of a training
         with self._hidden(current):
             rows = None if current.provenance is None else current.provenance.origin_of(x).sample
-            shape = current.input_shape
             if self._counter.note_first_layer(root, shape, layer, x, rows):
                 current.samples = None
                 if current.provenance is not None:
