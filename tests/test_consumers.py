@@ -647,4 +647,4 @@ def test_nothing_else_reads_the_units_of_real_architectures(name: str) -> None:
         pytest.importorskip(package)
     torch.manual_seed(0)
     model, batch = architectures.build(name)
-    check_all_that_reads(model.eval(), batch, units=1, most=6)
+    check_all_that_reads(model.eval(), batch, units=1, most=3)
