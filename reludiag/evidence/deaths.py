@@ -34,7 +34,8 @@ from reludiag.evidence.decomposition import Folded, InputSums, Layer, Weights, d
 from reludiag.loading.arguments import BatchReader
 from reludiag.recording.observations import Death, Drift
 from reludiag.sites.axes import UnitAxes
-from reludiag.sites.provenance import ProvenanceMode, SeenProduct
+from reludiag.sites.product_rules import SeenProduct
+from reludiag.sites.provenance import ProvenanceMode
 from reludiag.sites.site import Site
 from reludiag.sites.torch_internals import buffers_of, parameters_of, without_dispatch_modes
 

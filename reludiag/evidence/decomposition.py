@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reludiag.sites.product_rules import SeenProduct
 from reludiag.sites.products import Convolution, Product
-from reludiag.sites.provenance import SeenProduct
 from reludiag.sites.readable import readable
 from reludiag.sites.site import Site
 

@@ -23,7 +23,8 @@ from reludiag.loading.arguments import BatchReader
 from reludiag.loading.batch_contents import row_tensors, samples_in
 from reludiag.measure.input_scales import input_scale
 from reludiag.measure.structure import InputScale
-from reludiag.sites.provenance import ProvenanceMode, SeenProduct
+from reludiag.sites.product_rules import SeenProduct
+from reludiag.sites.provenance import ProvenanceMode
 from reludiag.sites.readable import readable
 from reludiag.sites.torch_internals import without_dispatch_modes
 

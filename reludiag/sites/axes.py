@@ -208,6 +208,11 @@ def stacked(parts: list[Origin], count: int, dim: int) -> Origin:
     return replace(origin, unit=(Coordinate(dim, count), *origin.unit))
 
 
+def summed(origin: Origin, axis: int) -> Origin:
+    """The origin of a factor of a product that sums over this axis."""
+    return moved(origin, lambda c: () if c.axis == axis else (c,))
+
+
 def reduced(origin: Origin, dim: int | Sequence[int], ndim: int, out: Tensor) -> Origin:
     """After a sum over `dim`: one axis, several, or all if empty."""
     dims = [dim] if isinstance(dim, int) else dim

@@ -10,109 +10,36 @@ it: an axis is never guessed.
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reludiag.sites.axes import (
-    UNKNOWN,
-    Axes,
-    Coordinate,
-    Origin,
-    broadcast,
-    concatenated,
-    moved,
-    reduced,
-    stacked,
-)
+from reludiag.sites.axes import UNKNOWN, Axes, Coordinate, Origin, moved
 from reludiag.sites.consumer_tracker import ConsumerTracker
 from reludiag.sites.consumers import Consumer
-from reludiag.sites.index_rules import assigned
-from reludiag.sites.moves import move_of
-from reludiag.sites.operation import SHAPES
-from reludiag.sites.products import Convolution, Product
+from reludiag.sites.followed_call import FollowedCall, FollowedInput
+from reludiag.sites.operator_call import PRODUCTS, tensors_in
+from reludiag.sites.origin_rules import OriginRules
+from reludiag.sites.product_rules import ProductObserver, ProductRules
+from reludiag.sites.products import Product
 from reludiag.sites.readable import has_own_operators
 from reludiag.sites.readable import memory_layout as _layout
 from reludiag.sites.returned import ReturnTracker
-from reludiag.sites.row_ids import BIASED, PRODUCTS, Argument, Operation, RowIds
+from reludiag.sites.row_ids import RowCall, RowIds, RowInput
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
     TorchDispatchMode,
-    operator_arguments,
     operator_name,
     without_dispatch_modes,
 )
 from reludiag.sites.torch_internals import storage_of as _storage
-from reludiag.sites.weight_axes import EXACT, PARAMETRIZATIONS, Weight, producer_name, product_with
+from reludiag.sites.weight_axes import PARAMETRIZATIONS, Weight
 
 OperatorObserver = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 """Called with the dispatcher's name of each operator (`relu_`) and its arguments."""
-ProductObserver = Callable[["SeenProduct"], None]
-"""Called with each product of an input with a weight."""
-
-
-@dataclass(frozen=True)
-class SeenProduct:
-    """One product as it was computed. Its tensors are the model's own memory: read them at once."""
-
-    product: Product
-    """Without a bias that is added later."""
-    input: Tensor
-    weight: Tensor
-    """As it was used: maybe a view, a copy, or computed."""
-    units_first: bool
-    """Whether the weight of a matrix product is `[..., unit, input]`, and not `[..., input, unit]`.
-    """
-    from_left: bool
-    """Whether the weight is its left factor, and the input `[..., input, row]`."""
-    sample: Coordinate | None
-    """Of the input."""
-    is_first: bool
-    """Whether the input depends on no parameter."""
-    is_exact: bool
-    """Whether it has no bias but that of the product."""
-    is_known: bool
-    """False for a convolution of which it is not known how it is done."""
-
-    def matrices(self) -> tuple[Tensor, Tensor]:
-        """Weight and input of a matrix product, `[product, unit, input]` and `[product, row,
-        input]`: several products only if they are independent, as those of experts.
-        """
-        weight = self.weight if self.units_first else self.weight.transpose(-1, -2)
-        rows = self.input.transpose(-1, -2) if self.from_left else self.input
-        if weight.ndim > 2 and rows.ndim > 2 and len(weight) > 1 and weight.stride(0):
-            return weight, rows
-        weight = weight[0] if weight.ndim > 2 else weight
-        return weight[None], rows.reshape(1, -1, rows.shape[-1])
-
-
-_BATCH_NORMS = (
-    "native_batch_norm",
-    "native_batch_norm_legit",
-    "cudnn_batch_norm",
-    "miopen_batch_norm",
-    "batch_norm_with_update",
-    "batch_norm_no_update",
-    "batch_norm_elemt",
-)
-_PACKED_PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d")
-"""Of the quantized operators, whose weights are packed in an object that is no tensor."""
-_NORMS = {"native_layer_norm": -1, "fused_rms_norm": -1, "native_group_norm": 1}
-"""Which axis they scale."""
-_RECURRENT = ("mkldnn_rnn_layer", "lstm", "gru", "rnn_tanh", "rnn_relu")
-_REDUCTIONS = frozenset(
-    {
-        *("mean", "nanmean", "sum", "nansum", "prod", "amax", "amin", "max", "min", "median"),
-        *("nanmedian", "mode", "var", "std", "var_mean", "std_mean", "logsumexp", "norm"),
-        *("linalg_vector_norm", "argmax", "argmin", "any", "all", "count_nonzero"),
-    }
-)
-_SCATTERS = frozenset({"scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy",
-                       "index_reduce"})  # fmt: skip
 
 
 class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -135,8 +62,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         the model's own.
         """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._on_operator, self._on_product = on_operator, on_product
-        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._on_operator = on_operator
+        self._rules = OriginRules()
+        self._products = ProductRules(model, self.origin_of, on_product)
         state = {**dict(model.named_parameters()), **dict(model.named_buffers()), **(state or {})}
         parameters = {name: state.pop(name) for name, _ in model.named_parameters()}
         self._names = list(parameters)
@@ -145,8 +73,6 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._ancestors: dict[int, int] = {}
         """For each memory, the parameters that it depends on: a bit for each."""
         self._feeding = 0
-        self.products: dict[str, Product] = {}
-        """The first product with each weight, by the weight's name."""
         for index, (name, parameter) in enumerate(parameters.items()):
             if parameter.layout != torch.strided:
                 continue
@@ -160,8 +86,6 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Memory that depends on no input: buffers, and what is made from nothing else."""
         self._origins: dict[int, dict[tuple[Any, ...], Origin]] = {}
         self.row_ids: RowIds | None = None
-        self._products = 0
-        self._samples: int | None = None
         self._product_weights: dict[int, tuple[Any, ...]] = {}
         """What `weights_of` says of each product, by its number."""
         self._readings: Counter[tuple[Any, ...]] = Counter()
@@ -228,7 +152,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def mark_inputs(self, tensors: Iterator[Tensor], samples: int) -> None:
         """Declare model inputs of shape `[samples, ...]`."""
-        self._samples = samples
+        self._rules.samples = samples
         for tensor in tensors:
             if not tensor.is_nested and tensor.ndim and tensor.shape[0] == samples:
                 self._set(tensor, Origin(sample=Coordinate(0, samples)))
@@ -239,9 +163,14 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         For layers whose operators say less than they do themselves. Without a sample axis, it stays
         the one that was followed.
         """
-        self._products += 1
+        self._rules.count += 1
         sample = origin.sample or self.origin_of(tensor).sample
-        self._set(tensor, replace(origin, sample=sample, order=self._products))
+        self._set(tensor, replace(origin, sample=sample, order=self._rules.count))
+
+    @property
+    def products(self) -> dict[str, Product]:
+        """The first product with each weight, by the weight's name."""
+        return self._products.products
 
     @property
     def feeding(self) -> frozenset[str]:
@@ -292,18 +221,10 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if result is not NotImplemented:
                 return result
         # Before it runs: an in-place operator may change a shape (squeeze_).
-        inputs = [
-            _Input(
-                tensor,
-                tuple(tensor.shape),
-                self._weight_or_origin(tensor),
-                _storage(tensor) in self._constants,
-            )
-            for tensor in operands
-        ]
+        inputs = [self._input_of(tensor) for tensor in operands]
         ancestors = self._ancestors_of(inputs)
-        call = _Call(func, args, kwargs, inputs)
-        operation = None if own_operators else self._operation(call)
+        call = FollowedCall(func, args, kwargs, inputs)
+        row_call = None if own_operators else self._row_call(call)
         self._on_operator(operator_name(func), args, kwargs)
         # Calling it here must not count as a call: a function mode would see what TorchScript
         # calls, and see it in this forward only. A subclass is to find what it always finds.
@@ -331,13 +252,13 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for output in outputs:
                 self._set(output, UNKNOWN)
         if (
-            operation is not None
+            row_call is not None
             and self.row_ids is not None
             and outputs
             and not any(map(has_own_operators, outputs))
         ):
             with DisableTorchFunction(), without_dispatch_modes():
-                self.row_ids.follow(operation, outputs)
+                self.row_ids.follow(row_call, outputs)
         return result
 
     def _run_unfollowed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -369,22 +290,33 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     else:
                         self.row_ids.note_new(name, output)
 
-    def _operation(self, call: "_Call") -> Operation | None:
+    def _row_call(self, call: FollowedCall) -> RowCall | None:
         """The call with the ids of its inputs, if it may move the rows of any."""
         ids = self.row_ids
         if ids is None or not (ids.concerns(call.name) or call.name in PRODUCTS):
             return None
         inputs = [
-            Argument(
+            RowInput(
                 each.tensor,
                 each.shape,
-                each.origin.name if isinstance(each.origin, Weight) else each.origin,
+                None if isinstance(each.origin, Weight) else each.origin,
                 ids.of(each.tensor),
             )
             for each in call.inputs
         ]
-        pointwise = torch.Tag.pointwise in call.function.tags
-        return Operation(call.function, call.name, call.args, call.kwargs, inputs, pointwise)
+        return RowCall(call.function, call.args, call.kwargs, inputs)
+
+    def _input_of(self, tensor: Tensor) -> FollowedInput:
+        storage = _storage(tensor)
+        is_constant = storage in self._constants
+        return FollowedInput(
+            tensor,
+            tuple(tensor.shape),
+            self._weight_or_origin(tensor),
+            is_constant=is_constant,
+            is_inner=is_constant or storage in self._weights,
+            is_raw=not self._ancestors.get(storage, 0),
+        )
 
     def _weight_or_origin(self, tensor: Tensor) -> Origin | Weight:
         """The parameter that this is (or a view or copy of it, or computed from it)."""
@@ -394,29 +326,27 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weight = weights.get(_layout(tensor))
         return replace(next(iter(weights.values())), axes=None) if weight is None else weight
 
-    def _ancestors_of(self, inputs: "list[_Input]") -> int:
+    def _ancestors_of(self, inputs: list[FollowedInput]) -> int:
         ancestors = 0
         for argument in inputs:
             ancestors |= self._ancestors.get(_storage(argument.tensor), 0)
         return ancestors
 
-    def _note_weights(self, call: "_Call", weights: list[Weight], outputs: list[Tensor]) -> None:
+    def _note_weights(self, call: FollowedCall, outputs: list[Tensor]) -> None:
+        first = call.weights[0]
         for output in outputs:
-            weight = replace(weights[0], axes=None)
+            weight = replace(first, axes=None)
             if len(call.inputs) == 1:
-                weight = weights[0].after(call.name, call.args, call.inputs[0].shape, output)
+                weight = first.after(call.name, call.args, call.inputs[0].shape, output)
             by_layout = self._weights.setdefault(_storage(output), {})
             # A reshape may leave the layout as it is: what was known of it stays.
             by_layout.setdefault(_layout(output), weight)
 
-    def _follow(self, call: "_Call", outputs: list[Tensor]) -> None:
+    def _follow(self, call: FollowedCall, outputs: list[Tensor]) -> None:
         if "fake_quant" in call.name or call.name.endswith("fq_helper"):
             # Rounds its first input; the others are the scales of a quantization.
             call = replace(call, inputs=call.inputs[:1])
-        weights = [each.origin for each in call.inputs if isinstance(each.origin, Weight)]
-        made_of_weights = all(
-            argument.is_constant or isinstance(argument.origin, Weight) for argument in call.inputs
-        )
+        weights, made_of_weights = call.weights, all(each.is_inner for each in call.inputs)
         for storage in map(_storage, outputs):
             if not made_of_weights and storage not in self._own:
                 self._weights.pop(storage, None)
@@ -426,32 +356,30 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if made_of_weights and weights:
             # Made only from parameters (a transpose, a cast, weight norm): still a parameter,
             # but it may also be an activation, as learned queries are.
-            self._note_weights(call, weights, outputs)
-        if made_of_weights and weights:
-            call = replace(
-                call,
-                inputs=[
-                    replace(argument, origin=self.origin_of(argument.tensor))
-                    if call.name not in PRODUCTS or argument.tensor is call.factor
-                    else argument
-                    for argument in call.inputs
-                ],
-            )
-        before = self._products
+            self._note_weights(call, outputs)
+            factor = call.factors[0] if call.name in PRODUCTS else None
+            inputs = [
+                replace(each, origin=self.origin_of(each.tensor))
+                if factor is None or each.tensor is factor
+                else each
+                for each in call.inputs
+            ]
+            call = replace(call, inputs=inputs)
+        before = self._rules.count
         for index, output in enumerate(outputs):
-            products = self._products
-            origin = self._derive(call, output, index)
-            origin = self._with_products(call, origin, output, self._products > products)
+            count = self._rules.count
+            origin = self._rules.derive(call, output, index)
+            origin = self._products.with_products(call, origin, output, self._rules.count > count)
             self._set(output, origin)
             if call.in_place:
                 self._spread(output, origin)
-        if self._products > before:
-            self._product_weights[self._products] = tuple(
-                (_storage(argument.tensor), *_layout(argument.tensor))
-                if _storage(argument.tensor) in self._own
-                else _module_of(argument.origin)
-                for argument in call.inputs
-                if isinstance(argument.origin, Weight)
+        if self._rules.count > before:
+            self._product_weights[self._rules.count] = tuple(
+                (_storage(each.tensor), *_layout(each.tensor))
+                if _storage(each.tensor) in self._own
+                else _module_of(each.origin)
+                for each in call.inputs
+                if isinstance(each.origin, Weight)
             )
 
     def _spread(self, part: Tensor, origin: Origin) -> None:
@@ -476,408 +404,8 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
             layouts[whole] = moved(origin, move)
 
-    def _with_products(
-        self, call: "_Call", origin: Origin, out: Tensor, is_product: bool
-    ) -> Origin:
-        """The origin of an operator's output, with the products that it was made of."""
-        parts = [each.origin for each in call.inputs if isinstance(each.origin, Origin)]
-        if is_product:
-            seen = self._seen(call)
-            if seen is not None and self._on_product is not None:
-                with DisableTorchFunction(), without_dispatch_modes():
-                    self._on_product(seen)
-            product = None if seen is None else seen.product
-            if product is None:
-                product = next(
-                    (
-                        Product(producer_name(each.origin.name, self._modules), each.origin.name)
-                        for each in call.inputs
-                        if isinstance(each.origin, Weight)
-                    ),
-                    None,
-                )
-            made = replace(origin, products=() if product is None else (product,), rectifier="")
-            if product is not None and seen is not None:
-                self.products.setdefault(product.weight, product)
-            if product is None or call.name not in BIASED:
-                return replace(made, is_exact=seen is not None and seen.is_exact)
-            added = call.origin_or_weight(call.args[0])
-            if isinstance(added, Weight):
-                return self._biased(replace(made, is_exact=True), added, call, out)
-            return _joined(made, [made, UNKNOWN if added is None else added])
-        if SHAPES.fullmatch(call.name):  # of its input it has no value
-            return origin
-        # What is computed from weights and constants may also be a product: the first step of a
-        # recurrence, from a state of zeros.
-        parts += [
-            self.origin_of(each.tensor)
-            for each in call.inputs
-            if isinstance(each.origin, Weight) and each.origin.axes is None
-        ]
-        added_weights = [each.origin for each in call.inputs if isinstance(each.origin, Weight)]
-        if call.name == "add" and len(parts) == len(added_weights) == 1:
-            made = replace(origin, is_exact=parts[0].is_exact)
-            return self._biased(made, added_weights[0], call, out)
-        if call.name in PRODUCTS:  # of two activations, as in attention: of those with its units
-            left, right = call.factor, call.args[2 if call.name in BIASED else 1]
-            factors = [
-                _without(call.origin(left), left.ndim - 1),
-                _without(call.origin(right), right.ndim - 2),
-            ]
-            kept = [factor for factor in factors if factor.unit is not None]
-            return _joined(replace(origin, is_exact=False), kept or parts)
-        is_relu = _is_relu(call)
-        joined = _joined(replace(origin, is_exact=is_relu or call.name in EXACT), parts)
-        # A site of the capture says its path later.
-        return replace(joined, rectifier=call.name) if is_relu and joined.products else joined
-
-    def _biased(self, origin: Origin, bias: Weight, call: "_Call", out: Tensor) -> Origin:
-        """After a parameter was added to a product, which may be its bias."""
-        origin = _with_bias(origin, bias, call, out)
-        for product in origin.products if origin.is_exact else ():
-            if self.products.get(product.weight) == replace(product, bias=None):
-                self.products[product.weight] = product
-        return origin
-
-    def _seen(self, call: "_Call") -> SeenProduct | None:
-        """The product of an input with a weight that an operator computes; None of a norm."""
-        name, args = call.name, call.args
-        if call.is_quantized:
-            return None  # its weight is packed
-        if "convolution" in name or name.startswith("mkldnn_conv"):
-            x, tensor, convolution = args[0], args[1], None
-            if name == "convolution":
-                convolution = Convolution(
-                    stride=tuple(args[3]),
-                    padding=tuple(args[4]),
-                    dilation=tuple(args[5]),
-                    transposed=bool(args[6]),
-                    output_padding=tuple(args[7]),
-                    groups=int(args[8]),
-                )
-            weight, unit = call.origin_or_weight(tensor), int(name == "convolution" and args[6])
-            summed = [dim for dim in range(tensor.ndim) if dim != unit]
-            from_left = False
-        elif name in PRODUCTS:
-            convolution = None
-            x, tensor = call.factor, args[2 if name in BIASED else 1]
-            weight = call.origin_or_weight(tensor)
-            unit, summed, from_left = tensor.ndim - 1, [tensor.ndim - 2], False
-            if name == "linear":
-                unit, summed = summed[0], [unit]
-            if not isinstance(weight, Weight):
-                x, tensor, from_left = tensor, x, True
-                weight = call.origin_or_weight(tensor)
-                unit, summed = tensor.ndim - 2, [tensor.ndim - 1]
-        else:
-            return None
-        if not isinstance(weight, Weight):
-            return None
-        is_inner = _storage(x) in self._weights or _storage(x) in self._constants
-        if is_inner and PARAMETRIZATIONS in weight.name.split("."):
-            return None  # a step of the parametrization, not of the network
-        if "conv" in name and convolution is None:
-            weight = replace(weight, axes=None)
-        product = product_with(
-            weight, producer_name(weight.name, self._modules), unit, summed, convolution
-        )
-        has_bias = ("conv" in name or name == "linear") and len(args) > 2 and args[2] is not None
-        bias = call.origin_or_weight(args[2]) if has_bias else None
-        if isinstance(bias, Weight) and bias.is_bias:
-            product = replace(product, bias=bias.name)
-        return SeenProduct(
-            product,
-            x,
-            tensor,
-            unit < summed[0],
-            from_left,
-            call.origin(x).sample,
-            not self._ancestors.get(_storage(x), 0),
-            is_exact=not has_bias or product.bias is not None,
-            is_known="conv" not in name or convolution is not None,
-        )
-
-    def _product(self, unit: int | Axes, sample: Coordinate | None, out: Tensor) -> Origin:
-        self._products += 1
-        axes = (Coordinate(unit, out.shape[unit]),) if isinstance(unit, int) else unit
-        return Origin(axes, sample, order=self._products)
-
-    def _derive(self, call: "_Call", out: Tensor, index: int) -> Origin:
-        """The origin of one output of one operator."""
-        name, args = call.name, call.args
-        if "convolution" in name or name.startswith("mkldnn_conv") or name == "deform_conv2d":
-            sample = call.origin(args[0]).sample
-            sample_axis = sample if sample and sample.axis == 0 else None
-            return self._product(1, sample_axis, out)
-        if name in PRODUCTS and isinstance(args[1], Tensor):
-            return self._matmul(call, out)
-        if name.startswith(_PACKED_PRODUCTS) and call.is_quantized:
-            unit = 1 if name.startswith("conv") else out.ndim - 1
-            return self._product(unit, call.origin(args[0]).sample, out)
-        if name in {"embedding", "embedding_bag", "embedding_bag_forward_only"}:
-            sample = call.origin(args[1]).sample
-            if name != "embedding" and sample is not None:  # bags of equal size, one after another
-                fits = out.shape[0] == sample.size and sample.spans(args[1].shape)
-                sample = Coordinate(0, sample.size) if fits else None
-            embedded = self._product(out.ndim - 1, sample, out)
-            return embedded if index == 0 else UNKNOWN
-        if name.startswith(_BATCH_NORMS):
-            return self._batch_norm(call, out) if index == 0 else UNKNOWN
-        if name.startswith(_RECURRENT):
-            sample = call.origin(args[0]).sample if index == 0 else None
-            return self._product(out.ndim - 1, sample, out)
-
-        activations = [
-            (argument.origin, argument.shape)
-            for argument in call.inputs
-            if isinstance(argument.origin, Origin)
-        ]
-        if not activations:
-            return UNKNOWN
-        first, shape = activations[0]
-        if name in _NORMS and first.unit is None and index == 0:
-            return self._product(_NORMS[name] % out.ndim, first.sample, out)
-        if torch.Tag.pointwise in call.function.tags or name == "copy":
-            origin = broadcast(activations, out.shape)
-            return self._scaled(call, origin, out) if origin.unit is None else origin
-        if name == "cat":
-            dim = call.arguments["dim"] % out.ndim
-            return self._with_rows_again(concatenated(activations, dim, out.shape), activations)
-        if name == "stack":
-            parts = [origin for origin, _ in activations]
-            return stacked(parts, out.shape[dim := call.arguments["dim"] % out.ndim], dim)
-        if name in _SCATTERS:
-            return self._scattered(call, out)
-        if name in {"index_put", "index_put_impl"}:
-            return self._assigned(call, out)
-        if name in _REDUCTIONS and call.arguments.get("dim") is not None:
-            return reduced(first, call.arguments["dim"], len(shape), out)
-        move = move_of(name, call.arguments, shape, tuple(out.shape))
-        if move is not None:
-            return moved(first, move)
-        if len(activations) == 1 and shape == tuple(out.shape):
-            return first  # one input of the same shape: every axis stays in place
-        return UNKNOWN
-
-    def _with_rows_again(
-        self, origin: Origin, parts: list[tuple[Origin, tuple[int, ...]]]
-    ) -> Origin:
-        """After a concatenation: if each part has all samples, as crops of them, they repeat."""
-        sample, samples = origin.sample, self._samples
-        if sample is None or samples is None or sample.size == samples:
-            return origin
-        repeats = all(part.sample and part.sample.size == samples for part, _ in parts)
-        return replace(origin, sample=replace(sample, size=samples) if repeats else None)
-
-    def _matmul(self, call: "_Call", out: Tensor) -> Origin:
-        left, right = call.factor, call.args[2 if call.name in BIASED else 1]
-        left_sample, right_sample = call.origin(left).sample, call.origin(right).sample
-        if call.is_weight(right):
-            sample = left_sample if left_sample and left_sample.axis != left.ndim - 1 else None
-            return self._product(_units(right, out.ndim - 1, sample, out), sample, out)
-        if call.is_weight(left):
-            sample = right_sample if right_sample and right_sample.axis != right.ndim - 2 else None
-            return self._product(_units(left, out.ndim - 2, sample, out), sample, out)
-        # A product of two activations (attention): summed axes are gone, the others stay.
-        factors = [
-            (_without(call.origin(left), left.ndim - 1), tuple(out.shape)),
-            (_without(call.origin(right), right.ndim - 2), tuple(out.shape)),
-        ]
-        return broadcast(factors, out.shape)
-
-    def _scaled(self, call: "_Call", origin: Origin, out: Tensor) -> Origin:
-        """Features that a vector of parameters scales or shifts are units, as after a LayerNorm."""
-        for argument in call.inputs:
-            long_axes = [axis for axis, length in enumerate(argument.shape) if length > 1]
-            if isinstance(argument.origin, Weight) and len(long_axes) == 1:
-                axis = long_axes[0] + out.ndim - len(argument.shape)
-                if axis and argument.shape[long_axes[0]] == out.shape[axis]:
-                    return self._product(axis, origin.sample, out)
-        return origin
-
-    def _batch_norm(self, call: "_Call", out: Tensor) -> Origin:
-        # It scales and shifts axis 1, which therefore is the unit axis.
-        origin, weight = call.origin(call.args[0]), call.origin_or_weight(call.args[1])
-        units = [c for c in origin.unit or () if c.axis == 1]
-        if origin.unit == (Coordinate(1, out.shape[1]),):
-            norm = weight.name.rpartition(".")[0] if isinstance(weight, Weight) else None
-            return replace(origin, norm=norm)
-        if units and (len(units) > 1 or not units[0].spans(out.shape)):
-            return origin  # instance norm: on axis 1 are the channels of one sample after another
-        return self._product(1, origin.sample, out)
-
-    def _scattered(self, call: "_Call", out: Tensor) -> Origin:
-        """After `source` was written or added to a tensor, at some indices along an axis."""
-        source, dim = call.arguments.get("src", call.arguments.get("source")), call.arguments["dim"]
-        if not isinstance(source, Tensor):  # a number: as a one-hot code is made
-            source = call.arguments["index"]
-
-        def move(c: Coordinate) -> Axes | None:
-            stays = c.axis != dim % out.ndim and source.shape[c.axis] == out.shape[c.axis]
-            return (c,) if stays else None
-
-        return _either(call.origin(call.args[0]), moved(call.origin(source), move))
-
-    def _assigned(self, call: "_Call", out: Tensor) -> Origin:
-        """After `x[indices] = values`."""
-        indices, values = call.args[1], call.args[2]
-        written = moved(call.origin(values), lambda c: assigned(c, indices, out.ndim, values.ndim))
-        return _either(call.origin(call.args[0]), written)
-
-
-def _without(origin: Origin, axis: int) -> Origin:
-    """The origin of a factor of a product that sums over this axis."""
-    return moved(origin, lambda c: () if c.axis == axis else (c,))
-
-
-def _either(first: Origin, second: Origin) -> Origin:
-    """The first, and what only the second knows."""
-    latest = max(first, second, key=lambda origin: origin.order)
-    return replace(latest, unit=first.unit or second.unit, sample=first.sample or second.sample)
-
-
-def _units(weight: Tensor, axis: int, sample: Coordinate | None, out: Tensor) -> Axes:
-    """The units of a product: of each member (expert, head) if each has a weight of its own.
-
-    A weight that all members share has stride 0 along their axis.
-    """
-    units = Coordinate(axis, out.shape[axis])
-    shared = weight.ndim < 3 or out.shape[0] == 1 or weight.stride(0) == 0
-    if shared or (sample is not None and sample.axis == 0):
-        return (units,)
-    return (Coordinate(0, out.shape[0]), units)
-
 
 def _module_of(weight: Weight) -> str:
     """Path of the module that a weight is of."""
     path = weight.name.rpartition(".")[0]
     return path.partition(f".{PARAMETRIZATIONS}")[0]
-
-
-@dataclass(frozen=True)
-class _Input:
-    """A tensor argument of an operator, before the call."""
-
-    tensor: Tensor
-    shape: tuple[int, ...]
-    origin: Origin | Weight
-    """A `Weight` for a parameter, or a tensor made from one."""
-    is_constant: bool
-    """Whether it depends on no input of the model."""
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of an operator."""
-
-    function: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    inputs: list[_Input]
-
-    @cached_property
-    def name(self) -> str:
-        """The dispatcher's, without underscores around it: `relu` for `relu_`."""
-        return operator_name(self.function).strip("_")
-
-    @property
-    def in_place(self) -> bool:
-        return operator_name(self.function).endswith("_")
-
-    @cached_property
-    def arguments(self) -> Mapping[str, Any]:
-        """By name, with their defaults."""
-        return {
-            argument.name: self.args[index]
-            if index < len(self.args)
-            else self.kwargs.get(argument.name, argument.default_value)
-            for index, argument in enumerate(operator_arguments(self.function))
-        }
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether its weight is packed in an object."""
-        return "quantized::" in self.function.name()
-
-    @property
-    def factor(self) -> Tensor:
-        """The left one of a matrix product."""
-        factor: Tensor = self.args[1 if self.name in BIASED else 0]
-        return factor
-
-    def origin(self, tensor: Tensor) -> Origin:
-        """The origin of an activation among the inputs."""
-        origin = self.origin_or_weight(tensor)
-        return origin if isinstance(origin, Origin) else UNKNOWN
-
-    def is_weight(self, tensor: Tensor) -> bool:
-        """Whether this input is a parameter, or made from one."""
-        return isinstance(self.origin_or_weight(tensor), Weight)
-
-    def origin_or_weight(self, tensor: Tensor | None) -> Origin | Weight | None:
-        """What is known of an input."""
-        return next(
-            (argument.origin for argument in self.inputs if argument.tensor is tensor), None
-        )
-
-
-def _is_relu(call: _Call) -> bool:
-    """Whether an operator is max(x, 0), as the site of a ReLU has it behind its pre-activation."""
-    name, bounds = call.name, call.args[1:]
-    if any(isinstance(bound, Tensor) for bound in bounds):
-        return False
-    from_zero: dict[str, tuple[tuple[Any, ...], ...]] = {
-        "relu": ((),),
-        "clamp_min": ((0,),),
-        "clamp": ((0,), (0, None)),
-        "threshold": ((0, 0),),
-    }
-    return bounds in from_zero.get(name, ())
-
-
-def _with_bias(origin: Origin, bias: Weight, call: _Call, out: Tensor) -> Origin:
-    """After a parameter was added: it is a bias if it has one number for each unit."""
-    plain = replace(origin, is_exact=False)
-    scales = [call.kwargs.get(name, 1) for name in ("alpha", "beta")]
-    if not origin.is_exact or origin.rectifier or scales != [1, 1]:
-        return plain
-    if len(origin.products) != 1 or origin.products[0].bias is not None:
-        return plain
-    if bias.axes is None or not bias.is_bias or origin.unit is None:
-        return plain
-    shift = out.ndim - len(bias.axes)
-    if {shift + dim for dim, axis in enumerate(bias.axes) if axis} != {c.axis for c in origin.unit}:
-        return plain
-    return replace(origin, products=(replace(origin.products[0], bias=bias.name),))
-
-
-def _joined(origin: Origin, parts: Sequence[Origin]) -> Origin:
-    """The origin of what was made of these parts, with all of their products.
-
-    A part that came through a rectifier is named by that: what made it is the rectifier's affair.
-    """
-    made = [part for part in parts if part.products or part.rectifier]
-    if len(made) <= 1:
-        part = made[0] if made else UNKNOWN
-        is_exact = origin.is_exact and part.is_exact and len(parts) == 1
-        return replace(origin, products=part.products, rectifier=part.rectifier, is_exact=is_exact)
-    products: list[Product] = []
-    for part in made:
-        products += [Product(part.rectifier, "")] if part.rectifier else part.products
-    norms = [part.norm for part in made if not part.rectifier]
-    return replace(
-        origin,
-        products=tuple(dict.fromkeys(products)),
-        rectifier="",
-        is_exact=False,
-        norm=None if None in norms else origin.norm,
-    )
-
-
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples and lists."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reludiag.sites.axes import Coordinate, Origin
+from reludiag.sites.operator_call import PRODUCTS, OperatorCall
 from reludiag.sites.readable import memory_layout as _layout
 from reludiag.sites.torch_internals import storage_of
 
@@ -41,8 +42,6 @@ _MOVES = _SLICES | _CHOICES | _WRITES
 _REDUCTIONS = frozenset(
     {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp", "any", "all", "prod"}
 )
-BIASED = frozenset({"addmm", "baddbmm", "addmm_activation", "sparse_addmm"})
-PRODUCTS = frozenset({"mm", "bmm", "linear"}) | BIASED
 
 
 class Ids(NamedTuple):
@@ -54,36 +53,25 @@ class Ids(NamedTuple):
     """Whether rows were chosen at run time, so that another batch may choose others."""
 
 
-class Argument(NamedTuple):
+class RowInput(NamedTuple):
     """A tensor argument of an operator, as it was before the operator ran."""
 
     tensor: Tensor
     shape: tuple[int, ...]
-    origin: Origin | str
-    """A text for a parameter."""
+    origin: Origin | None
+    """None for a parameter."""
     ids: Ids | None
 
 
 @dataclass(frozen=True)
-class Operation:
-    """One call of an operator."""
+class RowCall(OperatorCall):
+    """A call, with the ids of its inputs."""
 
-    function: Any
-    name: str
-    """Without underscores around it."""
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    inputs: list[Argument]
-    pointwise: bool
+    inputs: list[RowInput]
 
-    def argument(self, value: Any) -> Argument | None:
+    def input(self, value: Any) -> RowInput | None:
+        """The input that is this tensor."""
         return next((each for each in self.inputs if each.tensor is value), None)
-
-    def option(self, position: int, name: str, default: Any) -> Any:
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
-
-    def dim(self, position: int, ndim: int, default: int = 0) -> int:
-        return int(self.option(position, "dim", default)) % ndim
 
 
 class RowIds:
@@ -152,21 +140,21 @@ class RowIds:
         if name in _BLANK:
             self._blank.add(storage_of(output))
 
-    def follow(self, operation: Operation, outputs: list[Tensor]) -> None:
+    def follow(self, call: RowCall, outputs: list[Tensor]) -> None:
         """Ids of what an operator returned or wrote."""
-        name = operation.name
+        name = call.name
         if name in _WRITES:
-            self._write(operation, outputs[0])
+            self._write(call, outputs[0])
             return
         if name in PRODUCTS:
-            self._note_mixture(operation)
-        concerned = any(each.ids for each in operation.inputs)
-        moves = name in _SLICES | _CHOICES and self._moves_samples(operation, outputs)
+            self._note_mixture(call)
+        concerned = any(each.ids for each in call.inputs)
+        moves = name in _SLICES | _CHOICES and self._moves_samples(call, outputs)
         if not concerned and not moves:
             return
         results: Sequence[Ids | None]
         try:
-            results = self._derive(operation, outputs)
+            results = self._derive(call, outputs)
         except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError):
             results = []  # an operator with unexpected arguments
         for index, output in enumerate(outputs):
@@ -179,12 +167,12 @@ class RowIds:
 
     # The ids of inputs
 
-    def _source(self, argument: Argument | None) -> Ids | None:
+    def _source(self, argument: RowInput | None) -> Ids | None:
         """Ids of an argument, also where its sample coordinate says them."""
         if argument is None or argument.ids is not None:
             return None if argument is None else argument.ids
         origin = argument.origin
-        if isinstance(origin, str) or origin.sample is None or origin.sample.size != self._samples:
+        if origin is None or origin.sample is None or origin.sample.size != self._samples:
             return None
         values = self._by_coordinate(origin.sample, argument.shape, argument.tensor.device)
         return Ids(values, False)
@@ -202,25 +190,21 @@ class RowIds:
         along = torch.arange(shape[sample.axis], device=device) // sample.inner % sample.size
         return ids[along].reshape([-1 if a == sample.axis else 1 for a in range(len(shape))])
 
-    def _moves_samples(self, operation: Operation, outputs: list[Tensor]) -> bool:
+    def _moves_samples(self, call: RowCall, outputs: list[Tensor]) -> bool:
         """Whether an operator chooses along the axis of the samples of its first argument."""
-        source = operation.inputs[0] if operation.inputs else None
-        if source is None or isinstance(source.origin, str) or source.origin.sample is None:
+        source = call.inputs[0] if call.inputs else None
+        if source is None or source.origin is None or source.origin.sample is None:
             return False
-        sample, ndim, args = source.origin.sample, len(source.shape), operation.args
-        name = operation.name
+        sample, ndim, args = source.origin.sample, len(source.shape), call.args
+        name = call.name
         if name in _SLICES:
-            position = 2 if name in {"split", "split_with_sizes", "chunk"} else 1
-            dim = operation.dim(position, ndim)
+            dim = call.dim(ndim)
             is_whole = outputs and outputs[0].shape == source.shape
             return dim == sample.axis and not is_whole
-        if name in {"index_select", "gather"}:
-            return operation.dim(1, ndim) == sample.axis
-        if name in {"sort", "topk"}:
-            position = 2 if name == "topk" else 1
-            return operation.dim(position, ndim, -1) == sample.axis
+        if name in {"index_select", "gather", "sort", "topk"}:
+            return call.dim(ndim) == sample.axis
         if name in {"flip", "roll"}:
-            dims = args[1] if name == "flip" else operation.option(2, "dims", ())
+            dims = call.arguments["dims"]
             return not dims or sample.axis in {d % ndim for d in dims}
         if name == "index":
             return sample.axis in _indexed_axes(args[1])
@@ -228,27 +212,27 @@ class RowIds:
 
     # Rules
 
-    def _derive(self, operation: Operation, outputs: list[Tensor]) -> Sequence[Ids | None]:
-        name, args, out = operation.name, operation.args, outputs[0]
-        first = operation.inputs[0]
+    def _derive(self, call: RowCall, outputs: list[Tensor]) -> Sequence[Ids | None]:
+        name, args, out = call.name, call.args, outputs[0]
+        first = call.inputs[0]
         if name == "cat" or name == "stack":
-            return [self._joined(operation, out)]
+            return [self._joined(call, out)]
         if name in PRODUCTS or "convolution" in name or name.startswith("mkldnn_conv"):
-            return [self._product(operation, out)]
+            return [self._product(call, out)]
         if name == "embedding":
-            ids = self._source(operation.argument(args[1]))
+            ids = self._source(call.input(args[1]))
             return [ids and Ids(ids.values.unsqueeze(-1), ids.is_chosen)]
         if name in _VIEWS | _RESHAPES | _COPIES | _CHOICES | _REDUCTIONS:
             ids = self._source(first)
             if ids is None:
                 return []
             if name in _CHOICES:
-                values = _chosen(operation, ids.values, first.shape, outputs)
+                values = _chosen(call, ids.values, first.shape, outputs)
                 return [None if v is None else Ids(v, True) for v in values]
-            values = _moved(operation, ids.values, first.shape, outputs)
+            values = _moved(call, ids.values, first.shape, outputs)
             return [None if v is None else Ids(v, ids.is_chosen) for v in values]
-        if operation.pointwise:
-            return [self._agreed(operation.inputs, len(out.shape))]
+        if call.is_pointwise:
+            return [self._agreed(call.inputs, len(out.shape))]
         ids, shape = self._source(first), first.shape
         if ids is None or len(shape) != out.ndim:
             return []
@@ -256,7 +240,7 @@ class RowIds:
         changed = [a for a in range(out.ndim) if shape[a] != out.shape[a]]
         return [ids if all(ids.values.shape[a] == 1 for a in changed) else None]
 
-    def _agreed(self, inputs: Iterable[Argument], ndim: int) -> Ids | None:
+    def _agreed(self, inputs: Iterable[RowInput], ndim: int) -> Ids | None:
         """Ids of an element-wise operator: its inputs must not contradict each other."""
         result: Ids | None = None
         for argument in inputs:
@@ -274,16 +258,15 @@ class RowIds:
             result = Ids(merged, result.is_chosen or ids.is_chosen)
         return result
 
-    def _product(self, operation: Operation, out: Tensor) -> Ids | None:
-        args = operation.args
-        if operation.name not in PRODUCTS:
-            ids = self._source(operation.argument(args[0]))
+    def _product(self, call: RowCall, out: Tensor) -> Ids | None:
+        args = call.args
+        if call.name not in PRODUCTS:
+            ids = self._source(call.input(args[0]))
             return ids and self._summed(ids, range(1, ids.values.ndim))
-        biased = operation.name in BIASED
-        left, right = (operation.argument(args[i + biased]) for i in (0, 1))
+        left, right = map(call.input, call.factors)
         first, second = self._source(left), self._source(right)
         rows = first and self._summed(first, [first.values.ndim - 1])
-        if operation.name == "linear":
+        if call.name == "linear":
             return rows
         columns = second and self._summed(second, [second.values.ndim - 2])
         if (first and rows is None) or (second and columns is None):
@@ -300,10 +283,10 @@ class RowIds:
             self._note_mixed()
         return result
 
-    def _joined(self, operation: Operation, out: Tensor) -> Ids | None:
-        dim, stack = operation.dim(1, out.ndim), operation.name == "stack"
+    def _joined(self, call: RowCall, out: Tensor) -> Ids | None:
+        dim, stack = call.dim(out.ndim), call.name == "stack"
         parts: list[tuple[Ids | None, tuple[int, ...]]] = []
-        for argument in operation.inputs:
+        for argument in call.inputs:
             ids, shape = self._source(argument), argument.shape
             if stack:
                 ids = ids and Ids(ids.values.unsqueeze(dim), ids.is_chosen)
@@ -332,36 +315,36 @@ class RowIds:
 
     # Writing
 
-    def _write(self, operation: Operation, out: Tensor) -> None:
+    def _write(self, call: RowCall, out: Tensor) -> None:
         """What an operator wrote into its first argument, or into a copy of it."""
-        target = operation.inputs[0]
-        value = _written_value(operation)
+        target = call.inputs[0]
+        value = _written_value(call)
         source = self._source(value)
         storage = storage_of(target.tensor)
         before = self._source(target)
         if before is None and storage in self._blank:
             before = Ids(torch.full((1,) * len(target.shape), EMPTY, device=out.device), False)
         if source is None:
-            is_constant = value is None or isinstance(value.origin, str) or (
+            is_constant = value is None or value.origin is None or (
                 value.origin == Origin() and storage_of(value.tensor) in self._blank
             )  # fmt: skip
             if is_constant or value is None or value.tensor.numel() == 1:
                 if target.ids is not None and out is not target.tensor:
                     self._store(out, target.ids)
-            elif before is not None and (target.ids is not None or operation.name != "copy"):
+            elif before is not None and (target.ids is not None or call.name != "copy"):
                 self.forget(storage)
             return
         try:
             after = None
-            if before is not None or operation.name == "copy":
-                after = self._written(operation, before, source, target.shape)
+            if before is not None or call.name == "copy":
+                after = self._written(call, before, source, target.shape)
         except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError):
             after = None
         if after is None:
             self.forget(storage_of(out))
             self._set_sample(out, None)
             return
-        chosen = operation.name != "copy" or source.is_chosen
+        chosen = call.name != "copy" or source.is_chosen
         if storage_of(out) == storage and out.numel() < _elements(out):
             self._write_part(out, after)
             return
@@ -370,13 +353,13 @@ class RowIds:
         self._settle(out, Ids(after, chosen))
 
     def _written(
-        self, operation: Operation, before: Ids | None, source: Ids, shape: tuple[int, ...]
+        self, call: RowCall, before: Ids | None, source: Ids, shape: tuple[int, ...]
     ) -> Tensor | None:
-        if operation.name == "copy":
+        if call.name == "copy":
             values = source.values
             return values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
         assert before is not None
-        after = _put(operation, before.values, source.values, shape)
+        after = _put(call, before.values, source.values, shape)
         if after is None:
             self._note_mixed()
         return after
@@ -416,14 +399,13 @@ class RowIds:
     def _note_mixed(self) -> None:
         self.mixes_rows |= self._groups is None
 
-    def _note_mixture(self, operation: Operation) -> None:
+    def _note_mixture(self, call: RowCall) -> None:
         """A product that sums over samples: with the adjacency matrix of a graph, for example."""
-        args, biased = operation.args, operation.name in BIASED
-        left, right = (operation.argument(args[i + biased]) for i in (0, 1))
-        if left is None or right is None or operation.name == "linear":
+        left, right = map(call.input, call.factors)
+        if left is None or right is None or call.name == "linear":
             return
         origin = right.origin
-        if isinstance(origin, Origin) and not isinstance(left.origin, str) and origin.sample:
+        if origin is not None and left.origin is not None and origin.sample:
             self.mixes_rows |= self._groups is None and (
                 origin.sample.axis == len(right.shape) - 2 and self._samples > 1
             )
@@ -463,17 +445,17 @@ def _compressed(values: Tensor) -> Tensor:
 
 
 def _moved(
-    operation: Operation, values: Tensor, shape: tuple[int, ...], outputs: list[Tensor]
+    call: RowCall, values: Tensor, shape: tuple[int, ...], outputs: list[Tensor]
 ) -> list[Tensor | None]:
-    name, out = operation.name, outputs[0]
+    name, out = call.name, outputs[0]
     if name in _COPIES:
         return [values]
     if name in _RESHAPES:
         return [_reshaped(values, shape, tuple(out.shape))]
     if name in _REDUCTIONS:
-        if len(operation.args) < 2 or isinstance(operation.args[1], Tensor):
+        if len(call.args) < 2 or isinstance(call.args[1], Tensor):
             return [None]
-        given = operation.args[1]
+        given = call.args[1]
         dims = [given] if isinstance(given, int) else given
         axes = sorted({d % len(shape) for d in dims or ()} or range(len(shape)))
         ids = _collapsed(Ids(values, False), axes)
@@ -483,7 +465,7 @@ def _moved(
         if out.ndim < len(shape):
             kept = kept.reshape([kept.shape[a] for a in range(len(shape)) if a not in axes])
         return [kept] * len(outputs)
-    result = operation.function(values.expand(shape), *operation.args[1:], **operation.kwargs)
+    result = call.function(values.expand(shape), *call.args[1:], **call.kwargs)
     parts = result if isinstance(result, tuple | list) else [result]
     return [_compressed(part) for part in parts]
 
@@ -518,19 +500,19 @@ def _expanded(values: Tensor, shape: Sequence[int], axes: Iterable[int]) -> Tens
 
 
 def _chosen(
-    operation: Operation, values: Tensor, shape: tuple[int, ...], outputs: list[Tensor]
+    call: RowCall, values: Tensor, shape: tuple[int, ...], outputs: list[Tensor]
 ) -> list[Tensor | None]:
     """Ids of rows that are chosen by other tensors."""
-    name, args, ndim = operation.name, operation.args, len(shape)
+    name, args, ndim = call.name, call.args, len(shape)
     if name == "index":
         return [torch.ops.aten.index(_expanded(values, shape, _indexed_axes(args[1])), args[1])]
     if name == "index_select":
-        dim = operation.dim(1, ndim)
+        dim = call.dim(ndim)
         return [values if values.shape[dim] == 1 else values.index_select(dim, args[2])]
     if name == "gather":
-        return [_gathered(values, shape, operation.dim(1, ndim), args[2])]
+        return [_gathered(values, shape, call.dim(ndim), args[2])]
     if name in {"sort", "topk"}:
-        dim = operation.dim(2 if name == "topk" else 1, ndim, -1)
+        dim = call.dim(ndim)
         return [_gathered(values, shape, dim, outputs[1])] * 2
     if name == "masked_select":
         wide = values.expand(shape) + torch.zeros_like(args[1], dtype=torch.int64)
@@ -538,10 +520,10 @@ def _chosen(
     if name == "take":
         return [values.expand(shape).reshape(-1)[args[1]]]
     if name in {"flip", "roll"}:
-        return [_compressed(operation.function(values.expand(shape), *args[1:]))]
+        return [_compressed(call.function(values.expand(shape), *args[1:]))]
     if name == "pack_padded_sequence":
         steps = values.expand(shape).flatten(2)[:, :, :1] if ndim > 2 else values.expand(shape)
-        packed = operation.function(steps.double(), *args[1:])[0].long()
+        packed = call.function(steps.double(), *args[1:])[0].long()
         return [packed.reshape(-1, *(1,) * (outputs[0].ndim - 1))]
     # roi_align and its like: the first column of the boxes is the number of the image.
     images = _collapsed(Ids(values, False), range(1, ndim))
@@ -566,22 +548,19 @@ def _gathered(values: Tensor, shape: tuple[int, ...], dim: int, index: Tensor) -
     return _expanded(values, shape, [*wide, dim]).gather(dim, index)
 
 
-def _written_value(operation: Operation) -> Argument | None:
-    name = operation.name
-    position = 1 if name == "copy" else 2 if name in _PUTS | {"masked_scatter"} else 3
-    return operation.argument(operation.option(position, "src", None))
+def _written_value(call: RowCall) -> RowInput | None:
+    names = ("src", "values", "source")
+    return next((call.input(call.arguments[n]) for n in names if n in call.arguments), None)
 
 
-def _put(
-    operation: Operation, before: Tensor, source: Tensor, shape: tuple[int, ...]
-) -> Tensor | None:
+def _put(call: RowCall, before: Tensor, source: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     """Ids after rows of `source` are written; None if an element gets several samples."""
-    name, args, ndim = operation.name, operation.args, len(shape)
+    name, args, ndim = call.name, call.args, len(shape)
     adds = name in _ADDS | {"scatter_add", "scatter_reduce"}
     after: Tensor
     if name in _PUTS:
         indices = args[1]
-        adds = bool(operation.option(3, "accumulate", False))
+        adds = bool(call.arguments.get("accumulate", False))
         axes = _indexed_axes(indices)
         plain = all(each is not None for each in indices)
         rest = range(len(axes), ndim)
@@ -599,15 +578,15 @@ def _put(
         new = source.expand(args[2].shape)
         return wide.masked_scatter(args[1], new.contiguous())
     elif name in _SCATTERS:
-        dim, index = operation.dim(1, ndim), args[2]
+        dim, index = call.dim(ndim), args[2]
         wide = before.expand(shape)
-        value = operation.args[3]
+        value = call.args[3]
         new = source.expand(value.shape)[tuple(slice(0, n) for n in index.shape)]
         old = wide.gather(dim, index)
         after = wide.scatter(dim, index, new)
         again = after.gather(dim, index)
     else:  # index_add, index_copy, index_reduce
-        dim, index, value = operation.dim(1, ndim), args[2], args[3]
+        dim, index, value = call.dim(ndim), args[2], args[3]
         wide_axes = [a for a in range(ndim) if before.shape[a] > 1 or source.shape[a] > 1]
         wide = _expanded(before, shape, [*wide_axes, dim])
         new = _expanded(source, value.shape, [*wide_axes, dim])
