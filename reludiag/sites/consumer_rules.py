@@ -72,7 +72,7 @@ class Rules:
         Labels of -1 alone are those of a tensor that does not depend on the site. Raises EndError
         or MixedError where units go no further.
         """
-        name = call.operator
+        name = call.name
         if "backward" in name:
             raise EndError("unknown")
         if name in PRODUCTS:
@@ -142,7 +142,7 @@ class Rules:
         return any(argument and site in argument.traces for argument in map(call.of, names))
 
     def _product(self, call: Operation, site: int, out: Tensor) -> Tensor:
-        left_name, right_name, addend, left_axis, right_axis = PRODUCTS[call.operator]
+        left_name, right_name, addend, left_axis, right_axis = PRODUCTS[call.name]
         left, right = call.of(left_name), call.of(right_name)
         assert left is not None
         assert right is not None
@@ -154,7 +154,7 @@ class Rules:
             if site in factor.traces:
                 labels = self._factor(call, site, factor, other, axis, other_axis)
                 if labels is not None:
-                    parts.append(self._in_product(call.operator, labels, is_left, out))
+                    parts.append(self._in_product(call.name, labels, is_left, out))
         added = call.of(addend) if addend else None
         if added is not None and site in added.traces:
             parts.append(_labels.aligned(added.traces[site].labels, out.ndim))
@@ -179,7 +179,7 @@ class Rules:
         axis, other_axis = axis % len(factor.shape), other_axis % len(other.shape)
         where = _labels.varying(labels)
         if axis not in where and (where or other.weight is None):
-            if 0 in where and "bmm" in call.operator:
+            if 0 in where and "bmm" in call.name:
                 self._meet(call, site, labels[:, :1, :1], other, range(1))
             return labels
         if other.weight is None:
@@ -246,7 +246,7 @@ class Rules:
         assert argument is not None
         weight = call.of("weight")
         named = weight.weight.path if weight is not None and weight.weight is not None else None
-        if call.operator == "native_group_norm":
+        if call.name == "native_group_norm":
             axes = set(range(1, labels.ndim))
             if call.arguments["group"] == argument.shape[1]:
                 axes.discard(1)
@@ -256,7 +256,7 @@ class Rules:
         where = _labels.varying(labels)
         if where & axes:
             raise EndError("mixes", named)
-        if 1 in where and call.operator == "native_group_norm":
+        if 1 in where and call.name == "native_group_norm":
             for part in (weight, call.of("bias")):
                 if part is not None and part.weight is not None:
                     self._carry(call, site, part.weight, 0, labels.flatten())
@@ -275,13 +275,13 @@ class Rules:
 
     def _cat(self, call: Operation, site: int, out: Tensor) -> Tensor:
         parts = [call.inputs[id(tensor)] for tensor in call.arguments["tensors"]]
-        if call.operator == "cat":
+        if call.name == "cat":
             parts = [part for part in parts if part.shape != (0,)]  # as torch does, for old code
         dim = call.arguments["dim"] % out.ndim
         traces = [part.traces.get(site) for part in parts]
         labels = [None if trace is None else trace.labels for trace in traces]
         shapes = [part.shape for part in parts]
-        if call.operator == "stack":
+        if call.name == "stack":
             labels = [None if part is None else part.unsqueeze(dim) for part in labels]
             shapes = [(*shape[:dim], 1, *shape[dim:]) for shape in shapes]
         result = _labels.joined(labels, shapes, dim)
@@ -290,7 +290,7 @@ class Rules:
             axes = [axis for axis in range(out.ndim) if axis != dim]
             for part in parts:
                 if site not in part.traces:
-                    missing = call.operator == "stack"
+                    missing = call.name == "stack"
                     at = result.squeeze(dim) if missing else result
                     self._meet(call, site, at, part, range(at.ndim) if missing else axes)
         return result
@@ -333,7 +333,7 @@ class Rules:
 
     @staticmethod
     def _moved(call: Operation, labels: Tensor, argument: OperatorInput) -> list[Tensor | None]:
-        copies = call.operator in MOVES_COPIES
+        copies = call.name in MOVES_COPIES
         if copies and argument.tensor.numel() > _labels.LARGEST:
             raise EndError("unknown")
 
@@ -372,7 +372,7 @@ class Rules:
                 site,
                 Consumer(
                     "tied",
-                    plain_name(call.operator),
+                    plain_name(call.name),
                     other=self._producer_of(other.tensor),
                     through=call.through(site),
                 ),
@@ -382,7 +382,7 @@ class Rules:
         self, call: Operation, site: int, weight: Weight, axis: int | None, vector: Tensor
     ) -> None:
         through = call.through(site)
-        consumer = Consumer("carries", plain_name(call.operator), weight.path, through=through)
+        consumer = Consumer("carries", plain_name(call.name), weight.path, through=through)
         own = None if axis is None or weight.axes is None else weight.axes[axis]
         if own is not None:
             runs = runs_of(vector.tolist(), weight.bounds[own][0])
@@ -405,7 +405,7 @@ class Rules:
             site,
             Consumer(
                 "reads",
-                plain_name(call.operator),
+                plain_name(call.name),
                 weight.path,
                 own,
                 runs_of(vector.tolist(), weight.bounds[own][0]),

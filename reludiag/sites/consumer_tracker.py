@@ -37,9 +37,10 @@ from reludiag.sites.operation import (
     Weight,
     plain_name,
 )
+from reludiag.sites.operator_call import OperatorCall
 from reludiag.sites.readable import memory_layout as _layout
 from reludiag.sites.readable import parts_of
-from reludiag.sites.torch_internals import operator_arguments, operator_name
+from reludiag.sites.torch_internals import operator_arguments
 from reludiag.sites.torch_internals import storage_of as _storage
 from reludiag.sites.weight_views import view_of
 
@@ -95,11 +96,9 @@ class ConsumerTracker:
         trace = Trace(_labels.of_units(output.shape, unit))
         self._overwrite(memory, _layout(output), {**traces, site: trace})
 
-    def prepare(
-        self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Operation | None:
+    def prepare(self, call: OperatorCall) -> Operation | None:
         """The inputs of an operator that is about to run; None if it need not be followed."""
-        tensors = list(_tensors_in([*args, *kwargs.values()]))
+        tensors = list(_tensors_in([*call.args, *call.kwargs.values()]))
         inputs = {id(tensor): self._input_of(tensor) for tensor in tensors}
         if not any(
             tensor_input.traces
@@ -109,22 +108,18 @@ class ConsumerTracker:
             for tensor_input in inputs.values()
         ):
             return None
-        arguments, targets = {}, set()
-        for index, argument in enumerate(operator_arguments(function)):
-            name = argument.name
-            value = args[index] if index < len(args) else kwargs.get(name, argument.default_value)
-            arguments[name] = value
+        targets = set()
+        for argument in operator_arguments(call.function):
             if argument.alias_info is not None and argument.alias_info.is_write:
-                targets |= {id(tensor) for tensor in _tensors_in([value])}
-        operator = operator_name(function).strip("_")
-        return Operation(function, operator, arguments, inputs, frozenset(targets))
+                targets |= {id(tensor) for tensor in _tensors_in([call.arguments[argument.name]])}
+        return Operation(call.function, call.args, call.kwargs, inputs, frozenset(targets))
 
     def follow(self, call: Operation, outputs: Sequence[Tensor]) -> None:
         """Follow an operator that has run, and that gave these."""
         sites = dict.fromkeys(site for argument in call.inputs.values() for site in argument.traces)
         if not sites:
             self._follow_weights(call, outputs)
-        name = plain_name(call.operator)
+        name = plain_name(call.name)
         for argument in call.inputs.values():
             if not self._is_unread(call, argument, outputs):
                 for site, through in argument.lost.items():
@@ -242,7 +237,7 @@ class ConsumerTracker:
         traced = {site for argument in call.inputs.values() for site in argument.traces}
         shapes = [argument.shaped_by for argument in call.inputs.values() if argument.tensor.ndim]
         shaped_by = set(frozenset.intersection(*shapes)) if shapes else set()
-        if SHAPES.fullmatch(call.operator):
+        if SHAPES.fullmatch(call.name):
             shaped_by |= traced
         for output, traces, lost in zip(outputs, results, hidden, strict=True):
             if not (traces or lost or shaped_by or _storage(output) in self._memory):
@@ -260,9 +255,7 @@ class ConsumerTracker:
             )
             if lost or hides:
                 memory.lost |= lost | {site: trace.through for site, trace in traces.items()}
-            elif (
-                _storage(output) in target_storages and call.operator not in RESHAPES | MOVES_VIEWS
-            ):
+            elif _storage(output) in target_storages and call.name not in RESHAPES | MOVES_VIEWS:
                 self._overwrite(memory, _layout(output), traces)
             elif traces or memory.layouts or memory.lost:
                 memory.layouts[_layout(output)] = dict(traces)
@@ -272,7 +265,7 @@ class ConsumerTracker:
         self, call: Operation, outputs: Sequence[Tensor], traced: Iterable[int]
     ) -> None:
         """Write down what an operator has written to and not returned."""
-        if BATCH_NORM.fullmatch(call.operator):  # the statistics: of each channel its own
+        if BATCH_NORM.fullmatch(call.name):  # the statistics: of each channel its own
             return
         output_keys = {(_storage(output), _layout(output)) for output in outputs}
         for key in call.targets:
@@ -286,8 +279,8 @@ class ConsumerTracker:
     def _is_unread(call: Operation, argument: OperatorInput, outputs: Sequence[Tensor]) -> bool:
         """Whether a tensor's values are not read: they are overwritten, or seen by another view."""
         if id(argument.tensor) in call.targets:
-            return call.operator in OVERWRITES
-        return call.operator in RESHAPES | MOVES_VIEWS and all(
+            return call.name in OVERWRITES
+        return call.name in RESHAPES | MOVES_VIEWS and all(
             _storage(output) == _storage(argument.tensor) for output in outputs
         )
 
@@ -298,7 +291,7 @@ class ConsumerTracker:
 
     def _stop(self, call: Operation, site: int, kind: Kind, parameter: str | None = None) -> None:
         through = call.through(site)
-        self._note(site, Consumer(kind, plain_name(call.operator), parameter, through=through))
+        self._note(site, Consumer(kind, plain_name(call.name), parameter, through=through))
 
     def _leaves(self, tensor: Tensor, kind: Kind, where: str) -> None:
         traces, lost = self._look(tensor)
@@ -334,7 +327,7 @@ class ConsumerTracker:
                     self._note(site, Consumer("unknown", type(value).__name__))
 
     def _through(self, call: Operation, site: int) -> tuple[str, ...]:
-        name = () if call.operator in _SILENT | OVERWRITES else (plain_name(call.operator),)
+        name = () if call.name in _SILENT | OVERWRITES else (plain_name(call.name),)
         return tuple(dict.fromkeys((*call.through(site), *name)))
 
     # Parameters, and what is made of them
@@ -343,7 +336,7 @@ class ConsumerTracker:
         """Views, slices and casts of a parameter are known as such; what else is made of it not."""
         weights = [argument.weight for argument in call.inputs.values()]
         first = next((weight for weight in weights if weight is not None), None)
-        if first is None or None in weights or call.targets or call.operator in PRODUCTS:
+        if first is None or None in weights or call.targets or call.name in PRODUCTS:
             return
         source = next(iter(call.inputs.values()))
         for output in outputs:

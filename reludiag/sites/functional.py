@@ -184,7 +184,9 @@ class _Parts:
 
 _FROM_ZERO = frozenset({"clamp", "clamp_min", "clip", "hardtanh"})
 _CERTAIN = frozenset({"relu", "relu6", "hardswish", "hardsigmoid"})
-_FUNCTIONS = (functional.relu, functional.relu6, functional.hardswish, torch.relu)
+_FUNCTIONS = frozenset(
+    map(id, (functional.relu, functional.relu6, functional.hardswish, torch.relu))
+)
 
 
 def functional_calls(model: nn.Module, certain: bool = False) -> Counter[tuple[str, str]]:
@@ -194,12 +196,16 @@ def functional_calls(model: nn.Module, certain: bool = False) -> Counter[tuple[s
     `block.relu(x)` may be a method of a tensor, or a submodule of `block`. If `certain`, it is left
     out where some module has a submodule of this name.
     """
-    children = {name for module in model.modules() for name, _ in module.named_children()}
+    children = (
+        {name for module in model.modules() for name, _ in module.named_children()}
+        if certain
+        else set()
+    )
     calls: Counter[tuple[str, str]] = Counter()
     for path, module in model.named_modules():
         for value in vars(module).values():
             # nn.TransformerEncoderLayer(activation="relu") keeps F.relu as an attribute.
-            if any(value is function for function in _FUNCTIONS):
+            if id(value) in _FUNCTIONS:
                 calls[path, value.__name__] += 1
         for cls in type(module).__mro__:
             if cls.__module__.startswith("torch.nn."):
@@ -209,7 +215,7 @@ def functional_calls(model: nn.Module, certain: bool = False) -> Counter[tuple[s
                 for name, attribute, method, other in _written_in(cls)
                 # `self.relu(...)` is a submodule, which hooks do see.
                 if not isinstance(getattr(module, attribute, None), nn.Module)
-                and not (certain and other in children)
+                and other not in children
                 and not _is_replaced(type(module), cls, method)
             )
     return calls

@@ -4,11 +4,11 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from reludiag.sites.consumers import Kind
+from reludiag.sites.operator_call import OperatorCall
 
 # Operators by their dispatcher's names without underscores around them, which say "in place".
 RESHAPES = frozenset(
@@ -85,13 +85,9 @@ class OperatorInput:
 
 
 @dataclass(frozen=True)
-class Operation:
+class Operation(OperatorCall):
     """A call of an operator, before it has run."""
 
-    function: Any
-    operator: str
-    arguments: Mapping[str, Any]
-    """By name, with their defaults."""
     inputs: Mapping[int, OperatorInput]
     """By the identity of the tensor."""
     targets: frozenset[int]

@@ -230,7 +230,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # calls, and see it in this forward only. A subclass is to find what it always finds.
         with contextlib.nullcontext() if own_operators else DisableTorchFunction():
             tracker = self._consumers
-            read = None if tracker is None else tracker.prepare(func, args, kwargs)
+            read = None if tracker is None else tracker.prepare(call)
             result = func(*args, **kwargs)
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
         self._forget(outputs, operands, call.name)

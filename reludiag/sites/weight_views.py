@@ -9,7 +9,7 @@ from reludiag.sites.operation import RESHAPES, Operation, Weight
 
 def view_of(call: Operation, weight: Weight, shape: tuple[int, ...], output: Tensor) -> Weight:
     """Which part of a parameter a view, a slice or a cast of it covers."""
-    name, arguments, ndim = call.operator, call.arguments, len(shape)
+    name, arguments, ndim = call.name, call.arguments, len(shape)
     assert weight.axes is not None
     axes, new = list(weight.axes), tuple(output.shape)
     if name in {"t", "transpose", "permute"}:
@@ -51,7 +51,7 @@ def _sliced(
     if own is None or call.arguments.get("step", 1) != 1 or stride == 0:
         return replace(weight, axes=None)
     begin = (output.storage_offset() - source.storage_offset()) // stride
-    drops_axis = call.operator in {"select", "unbind"}
+    drops_axis = call.name in {"select", "unbind"}
     length = 1 if drops_axis else output.shape[dim]
     low = weight.bounds[own][0] + begin
     bounds = tuple(
