@@ -73,7 +73,7 @@ SNAPSHOT = """\
  bias                                         pre-activation, over 4 deaths
 
  Structure
- - The model returns the output of '3' (ReLU, 4 units) as it is. It returns no
+ - The model returns the output of '3' (ReLU, 4 units) unchanged. It returns no
    value below 0, and where a unit is silent on a sample, it has no gradient
    there.
    If these are predictions, return the value before it, or use softplus where

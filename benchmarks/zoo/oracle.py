@@ -115,7 +115,7 @@ class Layout:
 
 
 class _SeenError(Exception):
-    """Ends a forward pass that has come as far as it is wanted."""
+    """Ends a forward pass early, at the call that is looked at."""
 
 
 class Watch(TorchDispatchMode):

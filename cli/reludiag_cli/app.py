@@ -31,7 +31,7 @@ app = typer.Typer(
     help="Find the units of a ReLU network that never fire: which, since when, at which "
     "learning rate.",
     epilog="Exit codes: 0 fine, 1 more units dead than allowed or every run of TRAIN crashed, "
-    "2 usage, 3 could not load or judge all, 4 internal error, 130 interrupted.",
+    "2 usage, 3 could not load, or not judge every site, 4 internal error, 130 interrupted.",
 )
 app.command()(scan)
 app.command()(sites)

@@ -29,7 +29,8 @@ def diff(
         bool,
         typer.Option(
             "--fail-on-new-deaths",
-            help="Exit 1 if a unit died or is no longer finite, 3 if B could not judge all.",
+            help="Exit 1 if a unit died or is no longer finite, 3 if B has sites that were not "
+            "judged.",
         ),
     ] = False,
     allow_unobserved: Annotated[

@@ -303,7 +303,7 @@ class CallReader:
         pre_activation: Any,
         output: Any,
     ) -> None:
-        """The same for an output that is not read as it is."""
+        """The same for an output of which parts are read, or a copy in real numbers."""
         current = self._threads.current
         call = current.expected(owner, operator)
         if call is None:

@@ -102,8 +102,8 @@ def hookable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All modules of `model`, except those inside a fused layer without a rectifier module.
 
     A hook inside an encoder layer or an attention turns off its fused path, which changes the last
-    bits of its output, and there is nothing to see there. TorchScript accepts no hooks. A
-    parametrization computes a weight: it is no part of the forward.
+    bits of its output, and there is nothing to see there. TorchScript accepts no hooks. The
+    modules of a parametrization compute a weight, not activations: they are left out.
     """
     closed = tuple(
         path + "."

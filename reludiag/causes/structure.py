@@ -32,12 +32,12 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             Evidence(
                 f"what reads '{lives.name}'",
                 "nothing",
-                "the model returns it as it is: its units get a gradient from the loss alone, and "
+                "the model returns it unchanged: its units get a gradient from the loss alone, and "
                 "only for samples on which they fire",
             ),
         ),
         sentence=f"{units} of '{lives.name}' {be} dead since step {lives.dead_since}, and the "
-        "model returns its output as it is: only zeros. A rectifier that is silent passes no "
+        "model returns its output unchanged: only zeros. A rectifier that is silent passes no "
         "gradient back, so the layers before it learn nothing from this output that would make it "
         "fire.",
         advice=f"return {fed_by} without a rectifier, or with softplus if the outputs must not be "

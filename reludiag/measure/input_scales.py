@@ -31,7 +31,7 @@ class InputScales:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self.scales: list[InputScale] = []
-        """Of each layer that reads the model's input as it is, in the order of the calls."""
+        """Of each layer that reads the model's input unchanged, in the order of the calls."""
 
     @contextlib.contextmanager
     def watch(self, arguments: Sequence[Any]) -> Iterator[None]:

@@ -158,7 +158,7 @@ def _rectified_output(facts: StructureFacts) -> Iterator[StructureNote]:
             site.name,
             each.dead,
             f"The model returns the output of '{site.name}' ({site.rectifier.activation}, "
-            f"{units}) as it is. {below or 'Where'} a unit is silent on a sample, it has no "
+            f"{units}) unchanged. {below or 'Where'} a unit is silent on a sample, it has no "
             f"gradient there.{dead}",
             "if these are predictions, return the value before it, or use softplus where they "
             "must not be below 0; if they are features that another network reads, leave it",
@@ -269,15 +269,14 @@ def _zero_gradients(facts: StructureFacts) -> Iterator[StructureNote]:
 LINTS = (
     Lint(
         "rectified_output",
-        "the output of the model is that of a rectifier as it is: perhaps viewed, reshaped or "
-        "sliced, inside of a tuple, dictionary or object, but neither computed with nor read by "
-        "anything else in the model",
+        "the model returns the output of a rectifier unchanged (or a view, reshape or slice of "
+        "it), perhaps inside a tuple, dictionary or object, and nothing else in the model reads it",
         _rectified_output,
     ),
     Lint(
         "uncentred_input",
         "the mean of the model's input is longer than its standard deviation "
-        f"(gamma above {UNCENTRED:g}), where a linear layer or a convolution reads it as it is; "
+        f"(gamma above {UNCENTRED:g}), where a linear layer or a convolution reads it unchanged; "
         "channels with at most two values, such as masks and one-hot codes, do not count",
         _uncentred_input,
     ),
