@@ -199,47 +199,60 @@ def _large_input(facts: StructureFacts) -> Iterator[StructureNote]:
 
 
 def _unused_parameters(facts: StructureFacts) -> Iterator[StructureNote]:
-    gradients = facts.gradients
-    if gradients is not None and gradients.unused:
-        yield StructureNote(
-            "unused_parameter",
-            gradients.unused[0],
-            len(gradients.unused),
-            f"{_of(gradients.unused, gradients)} not used on this batch, in evaluation mode and "
-            f"in training mode: {_names(gradients.unused)}. No operator of the forward reads "
-            f"{'it' if len(gradients.unused) == 1 else 'them'}.",
-            "call the module that holds it, take it out of the model, or freeze it",
-        )
+    yield from _of_parameters(
+        "unused_parameter",
+        facts.gradients,
+        () if facts.gradients is None else facts.gradients.unused,
+        "not used on this batch, in evaluation mode and in training mode",
+        " No operator of the forward reads {them}.",
+        "call the module that holds it, take it out of the model, or freeze it",
+    )
 
 
 def _detached_parameters(facts: StructureFacts) -> Iterator[StructureNote]:
-    gradients = facts.gradients
-    if gradients is not None and gradients.detached:
-        yield StructureNote(
-            "detached_parameter",
-            gradients.detached[0],
-            len(gradients.detached),
-            f"{_of(gradients.detached, gradients)} used by the forward, but no gradient comes "
-            f"back from the outputs: {_names(gradients.detached)}.",
-            "look between it and the output for detach(), no_grad(), .data or an index such as "
-            "argmax; freeze it if that is meant",
-        )
+    yield from _of_parameters(
+        "detached_parameter",
+        facts.gradients,
+        () if facts.gradients is None else facts.gradients.detached,
+        "used by the forward, but no gradient comes back from the outputs",
+        "",
+        "look between it and the output for detach(), no_grad(), .data or an index such as "
+        "argmax; freeze it if that is meant",
+    )
 
 
 def _missing_gradients(facts: StructureFacts) -> Iterator[StructureNote]:
-    gradients = facts.gradients
-    if gradients is not None and gradients.missing:
-        yield StructureNote(
-            "missing_gradient",
-            gradients.missing[0],
-            len(gradients.missing),
-            f"{_of(gradients.missing, gradients)} without a gradient in the first step: "
-            f"{_names(gradients.missing)}. The forward did not use "
-            f"{'it' if len(gradients.missing) == 1 else 'them'}, or the loss does not depend on "
-            "what it made.",
-            "call the module that holds it, let the loss depend on it, or freeze it if that is "
-            "meant",
-        )
+    yield from _of_parameters(
+        "missing_gradient",
+        facts.gradients,
+        () if facts.gradients is None else facts.gradients.missing,
+        "without a gradient in the first step",
+        " The forward did not use {them}, or the loss does not depend on what it made.",
+        "call the module that holds it, let the loss depend on it, or freeze it if that is meant",
+    )
+
+
+def _of_parameters(
+    kind: str,
+    gradients: GradientFacts | None,
+    names: Sequence[str],
+    state: str,
+    why: str,
+    advice: str,
+) -> Iterator[StructureNote]:
+    """A note on the parameters of these names, if there are any: `3 of 12 ... are <state>: ...`."""
+    if gradients is None or not names:
+        return
+    is_one = len(names) == 1
+    whole = _counted(gradients.parameters, "trainable parameter")
+    yield StructureNote(
+        kind,
+        names[0],
+        len(names),
+        f"{len(names):,} of {whole} {'is' if is_one else 'are'} {state}: {_names(names)}."
+        + why.format(them="it" if is_one else "them"),
+        advice,
+    )
 
 
 def _zero_gradients(facts: StructureFacts) -> Iterator[StructureNote]:
@@ -311,14 +324,6 @@ LINTS = (
 
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
-def _of(names: Sequence[str], gradients: GradientFacts) -> str:
-    """The beginning of a sentence: `3 of 12 trainable parameters are`."""
-    return (
-        f"{len(names):,} of {_counted(gradients.parameters, 'trainable parameter')} "
-        f"{'is' if len(names) == 1 else 'are'}"
-    )
 
 
 def _names(names: Sequence[str]) -> str:
