@@ -25,6 +25,11 @@ def assigned(coordinate: Coordinate, indices: Indices, ndim: int, values_ndim: i
     return (replace(coordinate, axis=after.index(axis)),) if axis in after else None
 
 
+def indexed_axes(indices: Indices, ndim: int) -> set[int]:
+    """The axes of `x`, of `ndim` axes, along which `x[indices]` chooses elements."""
+    return {axis for axis, to in enumerate(_axes_after(indices, ndim)[0]) if to is None}
+
+
 def _axes_after(indices: Indices, ndim: int) -> tuple[list[int | None], int]:
     """For each axis of `x` its axis in `x[indices]`, None if it is indexed; and the number there.
 

@@ -1,8 +1,9 @@
-"""Labels: which unit of a site each element of a tensor depends on, and what operators do to them.
+"""Labels: which unit of a site, or which sample, each element of a tensor depends on, and what
+operators do to them.
 
-Labels of a tensor are integers with as many axes as it has: the number of a unit, -1 for none. An
-axis along which all are the same has length 1 in the labels, whatever it has in the tensor, so
-that they stay small. What only moves elements moves labels in the same way.
+Labels of a tensor are integers with as many axes as it has: a number, -1 for none. An axis along
+which all are the same has length 1 in the labels, whatever it has in the tensor, so that they stay
+small. What only moves elements moves labels in the same way.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ LARGEST = 2**24
 
 
 class MixedError(Exception):
-    """An element would depend on several units."""
+    """An element would depend on several units, or samples."""
 
 
 def of_units(shape: Sequence[int], units: Axes) -> Tensor:
@@ -58,7 +59,7 @@ def aligned(labels: Tensor, ndim: int) -> Tensor:
 
 
 def merged(first: Tensor, second: Tensor) -> Tensor:
-    """Of elements that depend on what both say. Raises MixedError if these are two units."""
+    """Of elements that depend on what both say. Raises MixedError if these are two."""
     if first is second:
         return first
     if bool(((first >= 0) & (second >= 0) & (first != second)).any()):

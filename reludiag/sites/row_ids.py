@@ -2,11 +2,13 @@
 
 A sample coordinate (`axes.py`) tells which sample a row belongs to while the rows of a batch stay
 in order. `x[mask]`, a gather, a sort or a dispatch into a buffer end that. From there on each
-tensor has ids: integers that broadcast to its shape, `EMPTY` where nothing of the batch was
+tensor has ids: labels (`labels.py`) that number samples, `EMPTY` where nothing of the batch was
 written. The operator that moves the rows moves the ids in the same way. An operator without a rule
 loses them, as do rows that are made of several samples: an id is never guessed.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from reludiag.sites import labels as _labels
 from reludiag.sites.axes import Coordinate, Origin
+from reludiag.sites.index_rules import indexed_axes
 from reludiag.sites.operator_call import PRODUCTS, OperatorCall
 from reludiag.sites.readable import memory_layout as _layout
 from reludiag.sites.torch_internals import storage_of
@@ -207,7 +211,7 @@ class RowIds:
             dims = call.arguments["dims"]
             return not dims or sample.axis in {d % ndim for d in dims}
         if name == "index":
-            return sample.axis in _indexed_axes(args[1])
+            return sample.axis in indexed_axes(args[1], ndim)
         return True
 
     # Rules
@@ -251,8 +255,9 @@ class RowIds:
             if result is None:
                 result = Ids(values, ids.is_chosen)
                 continue
-            merged = _merged(result.values, values)
-            if merged is None:
+            try:
+                merged = _labels.merged(result.values, values)
+            except _labels.MixedError:
                 self._note_mixed()
                 return None
             result = Ids(merged, result.is_chosen or ids.is_chosen)
@@ -273,8 +278,11 @@ class RowIds:
             return None
         if rows is None or columns is None:
             return rows or columns
-        merged = _merged(rows.values, columns.values)
-        return None if merged is None else Ids(merged, rows.is_chosen or columns.is_chosen)
+        try:
+            merged = _labels.merged(rows.values, columns.values)
+        except _labels.MixedError:
+            return None
+        return Ids(merged, rows.is_chosen or columns.is_chosen)
 
     def _summed(self, ids: Ids, axes: Iterable[int]) -> Ids | None:
         """Ids after a product that sums over these axes."""
@@ -296,13 +304,10 @@ class RowIds:
         present = [ids for ids, _ in parts if ids is not None]
         chosen = any(ids.is_chosen for ids in present)
         if all(ids.values.shape[dim] == 1 for ids in present):
-            merged: Tensor | None = present[0].values
-            for ids in present[1:]:
-                merged = None if merged is None else _merged(merged, ids.values)
-            if merged is not None:
-                if len(present) == len(parts) or any(merged.shape[a] > 1 for a in range(out.ndim)):
-                    return Ids(merged, chosen)
-                return None
+            with contextlib.suppress(_labels.MixedError):
+                merged = functools.reduce(_labels.merged, [ids.values for ids in present])
+                is_known = len(present) == len(parts) or bool(_labels.varying(merged))
+                return Ids(merged, chosen) if is_known else None
         if len(present) < len(parts):
             return None
         common = [max(ids.values.shape[a] for ids in present) for a in range(out.ndim)]
@@ -415,15 +420,6 @@ def _elements(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes() // tensor.element_size()
 
 
-def _merged(a: Tensor, b: Tensor) -> Tensor | None:
-    """Ids of elements that are made of both; None if they are of different samples."""
-    if a is b:
-        return a
-    if bool(((a != b) & (a >= 0) & (b >= 0)).any()):
-        return None
-    return torch.maximum(a, b)
-
-
 def _collapsed(ids: Ids, axes: Iterable[int]) -> Ids | None:
     """Ids after a sum over these axes; None if it is over several samples."""
     values = ids.values
@@ -436,14 +432,6 @@ def _collapsed(ids: Ids, axes: Iterable[int]) -> Ids | None:
     return Ids(highest, ids.is_chosen)
 
 
-def _compressed(values: Tensor) -> Tensor:
-    """Without the repetitions of an expanded tensor."""
-    for axis in range(values.ndim):
-        if values.shape[axis] > 1 and values.stride(axis) == 0:
-            values = values.narrow(axis, 0, 1)
-    return values
-
-
 def _moved(
     call: RowCall, values: Tensor, shape: tuple[int, ...], outputs: list[Tensor]
 ) -> list[Tensor | None]:
@@ -451,7 +439,7 @@ def _moved(
     if name in _COPIES:
         return [values]
     if name in _RESHAPES:
-        return [_reshaped(values, shape, tuple(out.shape))]
+        return [_labels.reshaped(values, shape, tuple(out.shape))]
     if name in _REDUCTIONS:
         if len(call.args) < 2 or isinstance(call.args[1], Tensor):
             return [None]
@@ -467,30 +455,7 @@ def _moved(
         return [kept] * len(outputs)
     result = call.function(values.expand(shape), *call.args[1:], **call.kwargs)
     parts = result if isinstance(result, tuple | list) else [result]
-    return [_compressed(part) for part in parts]
-
-
-def _reshaped(values: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
-    same = 0  # trailing axes that stay, along which ids do not change
-    while (
-        same < min(len(old), len(new))
-        and old[-1 - same] == new[-1 - same]
-        and values.shape[-1 - same] == 1
-    ):
-        same += 1
-    lead, kept = len(old) - same, len(new) - same
-    front = values.reshape(values.shape[:lead]).expand(old[:lead]).reshape(new[:kept])
-    return _compressed(front.reshape(*new[:kept], *(1,) * same))
-
-
-def _indexed_axes(indices: Sequence[Tensor | None]) -> set[int]:
-    axes, axis = set(), 0
-    for index in indices:
-        width = index.ndim if index is not None and index.dtype == torch.bool else 1
-        if index is not None:
-            axes |= set(range(axis, axis + width))
-        axis += width
-    return axes
+    return [_labels.compact(part) for part in parts]
 
 
 def _expanded(values: Tensor, shape: Sequence[int], axes: Iterable[int]) -> Tensor:
@@ -505,7 +470,9 @@ def _chosen(
     """Ids of rows that are chosen by other tensors."""
     name, args, ndim = call.name, call.args, len(shape)
     if name == "index":
-        return [torch.ops.aten.index(_expanded(values, shape, _indexed_axes(args[1])), args[1])]
+        return [
+            torch.ops.aten.index(_expanded(values, shape, indexed_axes(args[1], ndim)), args[1])
+        ]
     if name == "index_select":
         dim = call.dim(ndim)
         return [values if values.shape[dim] == 1 else values.index_select(dim, args[2])]
@@ -520,7 +487,7 @@ def _chosen(
     if name == "take":
         return [values.expand(shape).reshape(-1)[args[1]]]
     if name in {"flip", "roll"}:
-        return [_compressed(call.function(values.expand(shape), *args[1:]))]
+        return [_labels.compact(call.function(values.expand(shape), *args[1:]))]
     if name == "pack_padded_sequence":
         steps = values.expand(shape).flatten(2)[:, :, :1] if ndim > 2 else values.expand(shape)
         packed = call.function(steps.double(), *args[1:])[0].long()
@@ -561,7 +528,7 @@ def _put(call: RowCall, before: Tensor, source: Tensor, shape: tuple[int, ...]) 
     if name in _PUTS:
         indices = args[1]
         adds = bool(call.arguments.get("accumulate", False))
-        axes = _indexed_axes(indices)
+        axes = indexed_axes(indices, ndim)
         plain = all(each is not None for each in indices)
         rest = range(len(axes), ndim)
         if not plain or any(
