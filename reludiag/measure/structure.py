@@ -262,18 +262,20 @@ def _zero_gradients(facts: StructureFacts) -> Iterator[StructureNote]:
         fed_by = [name for name in gradients.zero if name.rpartition(".")[0] == site.producer]
         if not fed_by or site.producer is None:
             continue
+        is_one = site.units == 1
         if gradients.samples is None:
-            were, when, was = "were", "at step 0", "was exactly 0 in the first step"
+            were = "was" if is_one else "were"
+            when, was = "at step 0", "was exactly 0 in the first step"
         else:
-            were, was = "are", "is exactly 0"
+            were, was = "is" if is_one else "are", "is exactly 0"
             when = f"on {_counted(gradients.samples, 'sample')}"
         yield StructureNote(
             "zero_gradient",
             site.name,
             len(fed_by),
-            f"All {_counted(site.units or 0, 'unit')} of '{site.name}' {were} dead {when}, so no "
-            f"gradient comes back through them: that of {_names(fed_by)} {was}. In all, this is "
-            f"so for {len(gradients.zero):,} of {_counted(gradients.parameters, 'parameter')}.",
+            f"{'The one unit' if is_one else f'All {site.units:,} units'} of '{site.name}' {were} "
+            f"dead {when}, so no gradient comes back through {'it' if is_one else 'them'}: "
+            f"that of {_names(fed_by)} {was}. In all, this is so for {len(gradients.zero):,} of {_counted(gradients.parameters, 'parameter')}.",
             f"see how '{site.producer}' is initialized and what its input is: it cannot learn "
             "until a unit fires",
         )

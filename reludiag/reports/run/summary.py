@@ -138,8 +138,9 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     if rare:
         lines.append(
             f"{plural(rare, 'unit')} fired in fewer than "
-            f"{share(diagnosis.thresholds.rare, 1)} of the samples that reached them: they are "
-            "rare, not dead. More data would show how often they fire."
+            f"{share(diagnosis.thresholds.rare, 1)} of the samples that reached "
+            f"{'it: it is' if rare == 1 else 'them: they are'} rare, not dead. "
+            "More data would show how often such units fire."
         )
     if head.samples == 0:
         lines.insert(0, "No unit has been observed yet.")
@@ -147,7 +148,8 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
         lines.insert(0, no_dead_sentence(diagnosis))
     count = int(((diagnosis.units["verdict"] != "alive") & diagnosis.units["unit"].notna()).sum())
     if count:
-        lines.append(f"Use --csv FILE to save the {plural(count, 'unit')} that are not alive.")
+        be = "is" if count == 1 else "are"
+        lines.append(f"Use --csv FILE to save the {plural(count, 'unit')} that {be} not alive.")
     return lines
 
 
