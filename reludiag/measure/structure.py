@@ -274,8 +274,9 @@ def _zero_gradients(facts: StructureFacts) -> Iterator[StructureNote]:
             site.name,
             len(fed_by),
             f"{'The one unit' if is_one else f'All {site.units:,} units'} of '{site.name}' {were} "
-            f"dead {when}, so no gradient comes back through {'it' if is_one else 'them'}: "
-            f"that of {_names(fed_by)} {was}. In all, this is so for {len(gradients.zero):,} of {_counted(gradients.parameters, 'parameter')}.",
+            f"dead {when}, so no gradient comes back through {'it' if is_one else 'them'}: that of "
+            f"{_names(fed_by)} {was}. In all, this is so for {len(gradients.zero):,} of "
+            f"{_counted(gradients.parameters, 'parameter')}.",
             f"see how '{site.producer}' is initialized and what its input is: it cannot learn "
             "until a unit fires",
         )

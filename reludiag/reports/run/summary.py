@@ -139,8 +139,8 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
         lines.append(
             f"{plural(rare, 'unit')} fired in fewer than "
             f"{share(diagnosis.thresholds.rare, 1)} of the samples that reached "
-            f"{'it: it is' if rare == 1 else 'them: they are'} rare, not dead. "
-            "More data would show how often such units fire."
+            f"{'it: it is' if rare == 1 else 'them: they are'} rare, not dead. More data would "
+            f"show how often {'it fires' if rare == 1 else 'they fire'}."
         )
     if head.samples == 0:
         lines.insert(0, "No unit has been observed yet.")
