@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.ao.nn.intrinsic import quantized as fused_int8
-from torch.ao.nn.intrinsic.quantized import dynamic
-from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
 
 from reludiag.sites.site import Rectifier
-from reludiag.sites.torch_internals import holds_reals
+from reludiag.sites.torch_internals import INT8_LAYERS, INT8_RECTIFIERS, holds_reals
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -107,19 +104,7 @@ RECTIFIERS: tuple[_Row, ...] = (
         _Row("x <= 0", module, module_if=lambda m: m.nonlinearity == "relu")
         for module in (nn.RNN, nn.RNNCell)
     ),
-    *(
-        _Row("x <= 0", module)
-        for module in (
-            fused_int8.BNReLU2d,
-            fused_int8.BNReLU3d,
-            fused_int8.ConvReLU1d,
-            fused_int8.ConvReLU2d,
-            fused_int8.ConvReLU3d,
-            fused_int8.ConvAddReLU2d,
-            fused_int8.LinearReLU,
-            dynamic.LinearReLU,
-        )
-    ),
+    *(_Row("x <= 0", module) for module in INT8_RECTIFIERS),
     *(
         _Row("", module, operators, signed=True)
         for module, operators in (
@@ -166,7 +151,7 @@ _FUSED: dict[str, Callable[[Arguments, Keywords], bool]] = {
 
 def is_int8_layer(module: nn.Module) -> bool:
     """Whether this is a layer of a converted int8 model, whose weights are no parameters."""
-    return isinstance(module, WeightedQuantizedModule | fused_int8.BNReLU2d | fused_int8.BNReLU3d)
+    return isinstance(module, INT8_LAYERS)
 
 
 def rectifier_of(module: nn.Module) -> Rectifier | None:

@@ -26,6 +26,7 @@ one is gone, importing this file raises a TorchVersionError that names it.
 | `buffers_of` | restore a model's buffers | `torch.nn.Module._buffers` |
 | `parameters_of` | which parameters are a layer's own | `torch.nn.Module._parameters` |
 | `forward_hooks_of` | take a user's hooks off a copy | `torch.nn.Module._forward_hooks` |
+| `INT8_RECTIFIERS`, `INT8_LAYERS` | what a converted int8 model is made of | `torch.ao.nn` |
 | `eager_module` | unwrap a compiled model | `_orig_mod` of what torch.compile returns |
 | `is_compiled_module` | does it run compiled? | `torch.nn.Module._compiled_call_impl` |
 | `compiled_graphs`, `forget_graphs`, `hook_guards` | compile again with hooks | `torch._dynamo` |
@@ -35,6 +36,7 @@ names, and `_orig_mod`, are so not looked for when this file is imported.
 """
 
 import contextlib
+import importlib
 import sys
 from collections.abc import Callable
 from types import CodeType
@@ -188,6 +190,30 @@ for _name in ("_buffers", "_parameters", "_forward_hooks"):
     if not hasattr(nn.Identity(), _name):
         raise _missing_internal(f"torch.nn.Module.{_name}")
 internal("torch.nn.Module._compiled_call_impl")
+
+
+def _int8_modules(package: str, *names: str) -> tuple[type[nn.Module], ...]:
+    """Classes of torch.ao, which is to leave torch: without it no model has such a layer."""
+    try:
+        found = importlib.import_module(f"torch.ao.nn.{package}")
+    except ImportError:
+        return ()
+    return tuple(getattr(found, name) for name in names if hasattr(found, name))
+
+
+_INT8_NORMS = _int8_modules("intrinsic.quantized", "BNReLU2d", "BNReLU3d")
+INT8_RECTIFIERS = (
+    *_INT8_NORMS,
+    *_int8_modules("intrinsic.quantized", "ConvReLU1d", "ConvReLU2d", "ConvReLU3d"),
+    *_int8_modules("intrinsic.quantized", "ConvAddReLU2d", "LinearReLU"),
+    *_int8_modules("intrinsic.quantized.dynamic", "LinearReLU"),
+)
+"""The layers of a converted int8 model with a ReLU fused in."""
+INT8_LAYERS = (
+    *_INT8_NORMS,
+    *_int8_modules("quantized.modules.utils", "WeightedQuantizedModule"),
+)
+"""Its layers with weights, fused or not; they are no parameters."""
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
