@@ -104,7 +104,7 @@ class RandomNetwork(nn.Module):
             ),
             lambda: _with(self._scale(8, last + 2), lambda y, w: F.linear(y, w[2:6, 1:-1])),
         ]
-        if x.ndim > 2:
+        if x.ndim in (3, 4):
             channels = x.shape[1]
             conv: Any = nn.Conv1d if x.ndim == 3 else nn.Conv2d
             transposed: Any = nn.ConvTranspose1d if x.ndim == 3 else nn.ConvTranspose2d
