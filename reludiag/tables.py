@@ -62,4 +62,5 @@ def _joined(pieces: Sequence[Any], heights: Sequence[int], dtype: Any) -> Any:
     joined = np.concatenate(arrays) if arrays else np.empty(0, dtype=object)
     if dtype == "float64":
         return joined.astype(dtype)
-    return pd.Series(joined, dtype=dtype)  # pd.array writes out None, as "None", before pandas 3
+    # pd.array writes out None, as "None", before pandas 3. A frame need not align arrays.
+    return pd.Series(joined, dtype=dtype).array

@@ -26,6 +26,7 @@ from reludiag.sites.torch_internals import (
     DisableTorchFunction,
     backward_task,
     innermost_transform,
+    without_dispatch_modes,
 )
 
 Receiver = Callable[[Call], None]
@@ -195,9 +196,12 @@ class CallReader:
     @contextlib.contextmanager
     def _hidden(self, current: ForwardPass) -> Iterator[None]:
         """One thread at a time, with the modes off for reludiag's own operators."""
-        provenance = current.provenance
-        unfollowed = contextlib.nullcontext() if provenance is None else provenance.paused()
-        with self._lock, DisableTorchFunction(), unfollowed:
+        followed = current.provenance is not None
+        with (
+            self._lock,
+            DisableTorchFunction(),
+            without_dispatch_modes() if followed else contextlib.nullcontext(),
+        ):
             yield
 
     def _hand_over(

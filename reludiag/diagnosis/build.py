@@ -15,7 +15,7 @@ from reludiag.diagnosis.columns import (
     UNIT_COLUMNS,
 )
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
-from reludiag.measure.binomial import upper_bound
+from reludiag.measure.binomial import upper_bounds
 from reludiag.measure.structure import StructureNote
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.measure.unjudged import (
@@ -64,8 +64,8 @@ def diagnose(
     head = replace(head, notes=(*sentences(unjudged), *few, *head.notes))
     by_site, _ = unjudged_sites([finding.site.name for finding in findings], unjudged)
     units = [
-        _unit_rows(head, finding, thresholds, by_site.get(finding.site.name))
-        for finding in findings
+        _unit_rows(head, finding, thresholds, by_site.get(finding.site.name), bounds)
+        for finding, bounds in zip(findings, _upper_bounds(head, findings), strict=True)
     ]
     ledger = timeline is not None
     unit_columns = UNIT_COLUMNS + (LEDGER_COLUMNS if ledger else ())
@@ -83,6 +83,17 @@ def diagnose(
         lives=None if timeline is None else _lives(timeline, findings),
         unjudged=unjudged,
     )
+
+
+def _upper_bounds(head: Head, findings: Sequence[SiteFindings]) -> list[Any]:
+    """The bound on each unit's firing rate, of each site; NaN where it has none."""
+    counts = [finding.counts for finding in findings]
+    if not head.frozen:
+        return [np.nan] * len(counts)
+    bounds = upper_bounds([each.fired for each in counts], [each.counted for each in counts])
+    return [
+        np.where(each.nonfinite, np.nan, bound) for each, bound in zip(counts, bounds, strict=True)
+    ]
 
 
 def _lives(timeline: pd.DataFrame, findings: Sequence[SiteFindings]) -> Lives:
@@ -122,7 +133,11 @@ def _few_samples_note(head: Head, findings: Sequence[SiteFindings]) -> list[str]
 
 
 def _unit_rows(
-    head: Head, finding: SiteFindings, thresholds: Thresholds, place: Unjudged | None
+    head: Head,
+    finding: SiteFindings,
+    thresholds: Thresholds,
+    place: Unjudged | None,
+    bounds: np.ndarray[Any, Any] | float,
 ) -> dict[str, Any]:
     site, counts, ledger = finding.site, finding.counts, finding.ledger
     if site.units is None:
@@ -147,9 +162,7 @@ def _unit_rows(
         "counted": n,
         "fired": counts.fired,
         "firing_rate": share(counts.fired, n),
-        "firing_rate_upper": np.where(counts.nonfinite, np.nan, upper_bound(counts.fired, n))
-        if head.frozen
-        else np.nan,
+        "firing_rate_upper": bounds,
         "active_fraction": share(counts.active, positions),
         "mean_activation": share(counts.total, positions),
         "max_activation": counts.maximum if observed else np.nan,

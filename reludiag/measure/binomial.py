@@ -6,6 +6,7 @@ milliseconds.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,18 @@ def upper_bound(fired: Any, samples: int) -> Floats:
     elif inner.any():
         bounds[inner] = _by_newton(counts[inner], samples)
     return bounds[positions].reshape(fired.shape)
+
+
+def upper_bounds(fired: Sequence[Integers], samples: Sequence[int]) -> list[Floats]:
+    """`upper_bound` of several sites. Those of as many samples are computed at once."""
+    bounds: list[Floats] = [np.empty(0)] * len(fired)
+    for each in set(samples):
+        sites = [site for site, count in enumerate(samples) if count == each]
+        ends = np.cumsum([len(fired[site]) for site in sites])
+        together = upper_bound(np.concatenate([fired[site] for site in sites]), each)
+        for site, part in zip(sites, np.split(together, ends[:-1]), strict=True):
+            bounds[site] = part
+    return bounds
 
 
 def _by_newton(counts: Integers, samples: int) -> Floats:

@@ -114,9 +114,9 @@ class ProductRules:
                 summed(call.origin(right), right.ndim - 2),
             ]
             kept = [factor for factor in factors if factor.unit is not None]
-            return _joined(replace(origin, is_exact=False), kept or parts)
+            return _joined(origin, kept or parts)
         is_relu = _is_relu(call)
-        joined = _joined(replace(origin, is_exact=is_relu or call.name in EXACT), parts)
+        joined = _joined(origin, parts, is_exact=is_relu or call.name in EXACT)
         # A site of the capture says its path later.
         return replace(joined, rectifier=call.name) if is_relu and joined.products else joined
 
@@ -188,18 +188,21 @@ class ProductRules:
         )
 
 
+# The other arguments of an operator with which it is max(x, 0).
+_FROM_ZERO: dict[str, tuple[tuple[Any, ...], ...]] = {
+    "relu": ((),),
+    "clamp_min": ((0,),),
+    "clamp": ((0,), (0, None)),
+    "threshold": ((0, 0),),
+}
+
+
 def _is_relu(call: FollowedCall) -> bool:
     """Whether an operator is max(x, 0), as the site of a ReLU has it behind its pre-activation."""
     name, bounds = call.name, call.args[1:]
     if any(isinstance(bound, Tensor) for bound in bounds):
         return False
-    from_zero: dict[str, tuple[tuple[Any, ...], ...]] = {
-        "relu": ((),),
-        "clamp_min": ((0,),),
-        "clamp": ((0,), (0, None)),
-        "threshold": ((0, 0),),
-    }
-    return bounds in from_zero.get(name, ())
+    return bounds in _FROM_ZERO.get(name, ())
 
 
 def _with_bias(origin: Origin, bias: Weight, call: FollowedCall, out: Tensor) -> Origin:
@@ -218,15 +221,22 @@ def _with_bias(origin: Origin, bias: Weight, call: FollowedCall, out: Tensor) ->
     return replace(origin, products=(replace(origin.products[0], bias=bias.name),))
 
 
-def _joined(origin: Origin, parts: Sequence[Origin]) -> Origin:
+def _joined(origin: Origin, parts: Sequence[Origin], is_exact: bool = False) -> Origin:
     """The origin of what was made of these parts, with all of their products.
 
     A part that came through a rectifier is named by that: what made it is the rectifier's affair.
+    `is_exact` says whether the operator is one that leaves a single part exact.
     """
     made = [part for part in parts if part.products or part.rectifier]
     if len(made) <= 1:
         part = made[0] if made else UNKNOWN
-        is_exact = origin.is_exact and part.is_exact and len(parts) == 1
+        is_exact = is_exact and part.is_exact and len(parts) == 1
+        if (part.products, part.rectifier, is_exact) == (
+            origin.products,
+            origin.rectifier,
+            origin.is_exact,
+        ):
+            return origin
         return replace(origin, products=part.products, rectifier=part.rectifier, is_exact=is_exact)
     products: list[Product] = []
     for part in made:

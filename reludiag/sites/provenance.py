@@ -32,6 +32,7 @@ from reludiag.sites.row_ids import RowCall, RowIds, RowInput
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
     TorchDispatchMode,
+    is_composite,
     operator_name,
     without_dispatch_modes,
 )
@@ -89,7 +90,6 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._product_weights: dict[int, tuple[Any, ...]] = {}
         """What `weights_of` says of each product, by its number."""
         self._readings: Counter[tuple[Any, ...]] = Counter()
-        self._paused = False
         self._returned = ReturnTracker()
         self._consumers: ConsumerTracker | None = None
         if finds_consumers:
@@ -128,15 +128,6 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._consumers is None:
             return self._returned.end(output)
         return self._consumers.end(output)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Follow nothing inside: operators of observers are not part of the model."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
 
     def follow_rows(self, values: list[Any], samples: int, groups: Tensor | None) -> None:
         """Also follow which sample each row belongs to, from the model's inputs on.
@@ -208,18 +199,14 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if self._paused:
-            return func(*args, **kwargs)
         operands = list(tensors_in([*args, *kwargs.values()]))
         if any(tensor.is_nested for tensor in operands):
             return self._run_unfollowed(func, args, kwargs)
         # Under inference_mode composite operators arrive undivided; the rules are for their parts.
         own_operators = any(map(has_own_operators, operands))
-        if not own_operators:
+        if not own_operators and is_composite(func):
             with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+                return func.decompose(*args, **kwargs)
         # Before it runs: an in-place operator may change a shape (squeeze_).
         inputs = [self._input_of(tensor) for tensor in operands]
         ancestors = self._ancestors_of(inputs)

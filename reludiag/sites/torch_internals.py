@@ -20,6 +20,7 @@ one is gone, importing this file raises a TorchVersionError that names it.
 | `version_of` | was a tensor changed in place? | `torch.Tensor._version` |
 | `storage_of` | do two tensors share memory? | `torch.UntypedStorage._cdata` |
 | `operator_name` | name of a dispatched operator | `torch._ops.OpOverload._schema` |
+| `is_composite` | is an operator made of others? | `torch._ops.OpOverload._can_decompose` |
 | `operator_arguments` | names of its arguments, and which it writes to | the same |
 | `OpOverload` | an operator in a program's graph | `torch._ops.OpOverload` |
 | `AnyBatchNorm` | BatchNorm of any dimension | `torch.nn.modules.batchnorm._BatchNorm` |
@@ -36,6 +37,7 @@ names, and `_orig_mod`, are so not looked for when this file is imported.
 """
 
 import contextlib
+import functools
 import importlib
 import sys
 from collections.abc import Callable
@@ -122,12 +124,19 @@ multi_head_attention: Callable[..., Any] = internal("torch._native_multi_head_at
 
 internal("torch.ops.aten.relu.default._schema.name")
 internal("torch.ops.aten.relu.default._schema.arguments")
+internal("torch.ops.aten.relu.default._can_decompose")
 
 
 def operator_name(operator: Any) -> str:
     """The dispatcher's name of an operator: `relu_`."""
     name: str = operator._schema.name
     return name.rpartition("::")[2]
+
+
+@functools.cache
+def is_composite(operator: Any) -> bool:
+    """Whether `decompose` runs it as the operators that it is made of."""
+    return bool(operator._can_decompose())
 
 
 def operator_arguments(operator: Any) -> list[Any]:
