@@ -70,6 +70,7 @@ class CallReader:
         current = self._threads.current
         if (
             current.producer is None
+            and module is not current.first_layer
             and current.depth
             and current.root is not None
             and current.samples is not None
@@ -88,14 +89,14 @@ class CallReader:
         self, current: ForwardPass, root: nn.Module, layer: nn.Module, x: Tensor
     ) -> None:
         shape = current.input_shape
-        if current.provenance is None and self._counter.is_settled(root, shape, layer):
-            return  # as in nearly every step of a training
         with self._hidden(current):
             rows = None if current.provenance is None else current.provenance.origin_of(x).sample
             if self._counter.note_first_layer(root, shape, layer, x, rows):
                 current.samples = None
                 if current.provenance is not None:
                     current.provenance.row_ids = None
+            else:
+                current.first_layer = layer
 
     def keep_input(self, module: nn.Module, args: Any) -> None:
         """Called before an in-place rectifier, which will overwrite its input."""

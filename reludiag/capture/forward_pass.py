@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,9 +25,9 @@ class ForwardPass:
     state to another.
     """
 
-    __slots__ = ("call_count", "depth", "expected_calls", "expected_count", "function_mode",
-                 "group_count", "groups", "input_shape", "pre_activation", "producer",
-                 "provenance", "rectifier_depth", "root", "samples", "unobserved",
+    __slots__ = ("call_count", "depth", "expected_calls", "expected_count", "first_layer",
+                 "function_mode", "group_count", "groups", "input_shape", "pre_activation",
+                 "producer", "provenance", "rectifier_depth", "root", "samples", "unobserved",
                  "unwatched")  # fmt: skip
 
     def __init__(self) -> None:
@@ -53,6 +54,8 @@ class ForwardPass:
         # Set by CallReader, from call to call; all but the first are reset for each pass:
         self.expected_calls: list[ExpectedCall] = []
         """The calls of the last pass, which this pass is expected to repeat."""
+        self.first_layer: nn.Module | None = None
+        """The first layer with weights, where it is known not to take the input for one sample."""
         self.call_count = 0
         """Number of calls so far."""
         self.producer: nn.Module | None = None
@@ -63,6 +66,20 @@ class ForwardPass:
         """How deep in rectifier calls it is: what they call themselves is theirs."""
         self.unobserved: Counter[tuple[str, str]] = Counter()
         """As in `MissedCalls`, of this pass if it is followed."""
+
+    def is_input_usual(self, root: nn.Module, values: list[Any]) -> bool:
+        """Whether a pass of `root` with these arguments has the input shape and samples of the last
+        one, as nearly every step of a training has.
+        """
+        x = values[0] if values else None
+        return (
+            type(x) is Tensor
+            and root is self.root
+            and self.groups is None
+            and not x.is_nested
+            and x.shape == self.input_shape
+            and self.input_shape[:1] == (self.samples,)
+        )
 
     def expected(self, owner: nn.Module, operator: str) -> ExpectedCall | None:
         """The next call of the last pass, if the current call repeats it."""

@@ -168,14 +168,17 @@ class PassTracker:
         current.depth = 1
         self._open_passes.add(current)
         current.call_count, current.expected_count = 0, len(current.expected_calls)
+        is_usual = current.is_input_usual(root, values)
         current.root = root
         current.producer = current.pre_activation = None
         current.rectifier_depth = 0
-        with DisableTorchFunction():  # a subclass of tensors must not notice
-            current.samples = self._counter.of(root, values)
-            if current.groups is not None and current.samples is not None:
-                current.samples = len(current.groups)  # of graphs, the nodes
-            current.input_shape = shape_of(values)
+        if not is_usual:
+            with DisableTorchFunction():  # a subclass of tensors must not notice
+                current.samples = self._counter.of(root, values)
+                if current.groups is not None and current.samples is not None:
+                    current.samples = len(current.groups)  # of graphs, the nodes
+                current.input_shape = shape_of(values)
+            current.first_layer = None
         traced = self._missed.traced
         follow = (
             self._following.is_needed(current.samples)
@@ -184,6 +187,7 @@ class PassTracker:
             and not is_transformed()
         )
         if follow:
+            current.first_layer = None
             current.unobserved = Counter()
             consumers = self._finds_consumers and not self._following.is_whole
             current.provenance = ProvenanceMode(self._model, self._on_operator, consumers)

@@ -19,9 +19,6 @@ class SampleCounter:
     def __init__(self) -> None:
         self._unbatched: set[tuple[nn.Module, int]] = set()
         """Modules at which a pass begins, with the number of axes of one sample."""
-        self._settled: dict[nn.Module, tuple[nn.Module, tuple[int, ...]]] = {}
-        """First layers, with the module at which the pass began and the shape of its input, the
-        last time that it was not one sample."""
 
     def of(self, root: nn.Module, values: list[Any]) -> int | None:
         """Number of samples; None if it is not known: then a pass is one sample."""
@@ -33,10 +30,6 @@ class SampleCounter:
     def is_unbatched(self, root: nn.Module, shape: tuple[int, ...]) -> bool:
         """Whether an input of this shape is known to be one sample without a batch axis."""
         return (root, len(shape)) in self._unbatched
-
-    def is_settled(self, root: nn.Module, shape: tuple[int, ...], layer: nn.Module) -> bool:
-        """Whether the same pass had this first layer before, and was not of one sample."""
-        return self._settled.get(layer) == (root, shape)
 
     def note_first_layer(
         self,
@@ -58,8 +51,6 @@ class SampleCounter:
             is_one = unbatched and not x.is_nested and tuple(x.shape) == shape
         if is_one:
             self._unbatched.add((root, len(shape)))
-        else:
-            self._settled[layer] = root, shape
         return is_one
 
 
