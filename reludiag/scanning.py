@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from reludiag.diagnosis.build import SiteFindings, diagnose
+from reludiag.diagnosis.build import SiteFindings, counted_in_words, diagnose, grouping_notes
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import checkpoint_timeline
 from reludiag.loading.checkpoints import Checkpoint, load_weights
@@ -165,11 +165,7 @@ def _scan_head(
     name = type(eager_model(model)).__name__
     mode = "training mode" if train_mode else "eval mode"
     batches = f"{measured.batches:,} batch{'es' * (measured.batches != 1)}"
-    count, grouping = f"{measured.samples:,} sample{'s' * (measured.samples != 1)}", []
-    if measured.groups is not None:
-        count = f"{measured.samples:,} groups of {measured.rows:,} rows"
-        named = f" with the same `{measured.groups}`" if measured.groups else " of one group"
-        grouping = [f"Rows{named} count as one sample."]
+    count = counted_in_words(measured.samples, measured.rows, measured.groups)
     return Head(
         source="scan",
         model=name,
@@ -177,6 +173,6 @@ def _scan_head(
         evidence=f"frozen weights, {mode}, {count} in {batches}",
         frozen=True,
         samples=measured.samples,
-        notes=(*notes, *grouping, *measured.notes),
+        notes=(*notes, *grouping_notes(measured.groups), *measured.notes),
         if_independent=measured.if_independent,
     )

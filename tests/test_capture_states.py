@@ -42,7 +42,7 @@ def test_hooks_are_on_the_model_as_the_state_of_its_capture_says() -> None:
     assert hooks_on(model) == 1 < watching
     model(torch.ones(7, 3))
     assert len(calls) == 40
-    assert capture.wake() == [(0, True, 1, 7)]
+    assert capture.wake() == [(0, True, 1, 7, 7)]
     assert not capture.resting
     assert hooks_on(model) == watching
     capture.detach()

@@ -205,10 +205,11 @@ class Capture:
         """Whether it is resting."""
         return self._idle.resting
 
-    def wake(self) -> list[tuple[int, bool, int, int]]:
+    def wake(self) -> list[tuple[int, bool, int, int, int]]:
         """Watch again.
 
-        Returns (site, in training, calls, samples) for each site called meanwhile.
+        Returns (site, in training, calls, samples, samples of the passes) for each site called
+        meanwhile.
         """
         if not self._idle.resting:
             return []

@@ -90,10 +90,11 @@ class Idle:
             self._missed.note_traced,
         )
 
-    def end(self) -> list[tuple[int, bool, int, int]]:
+    def end(self) -> list[tuple[int, bool, int, int, int]]:
         """Watch again.
 
-        Returns (site, in training, calls, samples) for each site called meanwhile.
+        Returns (site, in training, calls, samples, samples of the passes) for each site called
+        meanwhile.
         """
         if self._rest is None:
             return []
@@ -135,9 +136,9 @@ class Rest:
             shape = self._counter.of(module, [*args, *kwargs.values()])
         self._forwards.append((module.training, shape))
 
-    def end(self) -> tuple[list[tuple[int, bool, int, int]], int]:
-        """(site, in training, calls, samples) for each site called since; and the passes in eval
-        mode.
+    def end(self) -> tuple[list[tuple[int, bool, int, int, int]], int]:
+        """(site, in training, calls, samples, samples of the passes) for each site called since;
+        and the passes in eval mode.
         """
         self._handle.remove()
         forwards: Counter[int | None] = Counter()
@@ -153,6 +154,7 @@ class Rest:
                 in_training,
                 count,
                 count * call.view.rows_of(samples) * call.is_first,
+                count * (samples or 1) * call.is_first,
             )
             for samples, count in forwards.items()
             for call, in_training in self._calls

@@ -96,6 +96,21 @@ def _upper_bounds(head: Head, findings: Sequence[SiteFindings]) -> list[Any]:
     ]
 
 
+def counted_in_words(samples: int, rows: int | None, groups: str | None) -> str:
+    """`8 samples`, or `8 groups of 40 rows`; `groups` is as in `Measurement`."""
+    if groups is None or rows is None:
+        return f"{samples:,} sample{'s' * (samples != 1)}"
+    return f"{samples:,} group{'s' * (samples != 1)} of {rows:,} rows"
+
+
+def grouping_notes(groups: str | None) -> list[str]:
+    """The note on rows that were counted together; `groups` is as in `Measurement`."""
+    if groups is None:
+        return []
+    named_so = f" with the same `{groups}`" if groups else " of one group"
+    return [f"Rows{named_so} count as one sample."]
+
+
 def _lives(timeline: pd.DataFrame, findings: Sequence[SiteFindings]) -> Lives:
     return Lives(
         tuple(int(step) for step in timeline["step"].unique()),
@@ -104,23 +119,31 @@ def _lives(timeline: pd.DataFrame, findings: Sequence[SiteFindings]) -> Lives:
 
 
 def _few_samples_note(head: Head, findings: Sequence[SiteFindings]) -> list[str]:
-    """The note on the sites that so few samples reach that little can be said of their units."""
+    """The notes on the sites with so few samples that little can be said of their units."""
+    notes = []
+    if head.per_pass:
+        notes.append(
+            f"In training, a forward pass counts as one sample at {named(head.per_pass)}: only a "
+            "scan or a probe follows which sample each row there is of. Firing rates there are "
+            "shares of passes (active_fraction is that of rows and positions), so a unit that "
+            "fires rarely may count as alive."
+        )
     few = {
         each.site.name: each.counts.samples
         for each in findings
         if each.site.rectifier.can_die
+        and each.site.name not in head.per_pass
         and 0 < each.counts.samples < head.samples
         and each.counts.samples < max(_FEW_SAMPLES, _FEW_SHARE * head.samples)
     }
-    if not few or head.if_independent == "positions":
-        return []
+    if head.if_independent == "positions":
+        return notes
     # One sample a call: rows that were lost track of, or a single row each time.
-    untold = {each.site.name for each in findings if each.counts.samples == each.counts.calls}
-    notes = []
+    untold = {each.site.name for each in findings if each.counts.counted == each.counts.calls}
     if lost := [name for name in few if name in untold]:
         notes.append(
             f"Each call of {named(lost)} counts as one sample: its rows could not be told apart, "
-            "or only one reached it. Bounds there are wide."
+            "or only one reached it." + " Bounds there are wide." * head.frozen
         )
     if reached := {name: samples for name, samples in few.items() if name not in untold}:
         low, high = min(reached.values()), max(reached.values())
@@ -175,7 +198,7 @@ def _unit_rows(
         "max_preactivation": np.where(
             np.isneginf(counts.before_maximum), np.nan, counts.before_maximum
         ),
-        "note": _unit_note(place, counts, head),
+        "note": _unit_note(place, finding, head),
     }
     if ledger is not None:
         table["born_dead"] = ledger.born_dead if ledger.born_known else None
@@ -185,11 +208,13 @@ def _unit_rows(
     return table
 
 
-def _unit_note(place: Unjudged | None, counts: UnitCounts, head: Head) -> str | None:
+def _unit_note(place: Unjudged | None, finding: SiteFindings, head: Head) -> str | None:
     """What must be said beside the verdict of each unit of a site."""
-    notes = [] if place is None else [label(place.reason)]
-    if 0 < counts.samples < head.samples and head.if_independent != "positions":
-        untold = counts.samples == counts.calls
+    notes, counts = [] if place is None else [label(place.reason)], finding.counts
+    if finding.site.name in head.per_pass:
+        notes.append("one sample a pass")
+    elif 0 < counts.samples < head.samples and head.if_independent != "positions":
+        untold = counts.counted == counts.calls
         reached = f"reached by {counts.samples:,} of {head.samples:,} samples"
         notes.append("one sample a call" if untold else reached)
     return "; ".join(notes) or None

@@ -40,6 +40,9 @@ class Head:
     """Status of a recording: `running` (or killed), `complete`, `interrupted`."""
     if_independent: str = ""
     """What the bounds take to be independent, where it may not be: `rows` or `positions`."""
+    per_pass: tuple[str, ...] = ()
+    """Sites at which each forward pass of a training counts as one sample, though it has several.
+    """
 
 
 @dataclass(frozen=True)

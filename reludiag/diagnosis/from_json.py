@@ -85,7 +85,8 @@ def _diagnosis(content: dict[str, Any]) -> Diagnosis:
         head=Head(
             **{name: content[name] for name in names},
             notes=tuple(content["notes"]),
-            if_independent=content.get("if_independent", ""),  # not in older documents
+            if_independent=content.get("if_independent", ""),  # as the next, not in older documents
+            per_pass=tuple(content.get("per_pass", ())),
         ),
         units=table_of(columns, units),
         sites=sites,

@@ -8,7 +8,7 @@ import numpy as np
 
 from reludiag.causes.drift import shares_of
 from reludiag.causes.explain import Explanation, explain
-from reludiag.diagnosis.build import SiteFindings, diagnose
+from reludiag.diagnosis.build import SiteFindings, counted_in_words, diagnose, grouping_notes
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import states_of, timeline_rows, timeline_table
 from reludiag.measure.structure import GradientFacts, SiteFacts, StructureFacts, structure_notes
@@ -109,9 +109,9 @@ def _at_death(
 
 def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) -> Head:
     facts = run.facts
-    # Of training batches, only what reached the sites is recorded.
+    # Older recordings only have what reached the sites of training batches.
     most = max((finding.counts.samples for finding in findings), default=0)
-    samples = facts.get("probe_samples") or most
+    samples = facts.get("probe_samples") or facts.get("training_samples") or most
     last = run.steps[-1] if run.steps else 0
     snapshots = f"{len(run.steps):,} snapshot{'s' * (len(run.steps) != 1)}"
     every = "every step" if facts["every"] == 1 else f"every {facts['every']:,} steps"
@@ -120,9 +120,10 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
     frozen = facts.get("probe_samples") is not None
     steps = f"steps 0-{last:,}" if last else "step 0"
     if frozen:
-        evidence = (
-            f"{steps}, {snapshot_count}, each on a fixed probe of {samples:,} samples in eval mode"
-        )
+        groups = facts.get("probe_groups")  # as the two others, not in older recordings
+        counted = counted_in_words(samples, facts.get("probe_rows"), groups)
+        evidence = f"{steps}, {snapshot_count}, each on a fixed probe of {counted} in eval mode"
+        notes += grouping_notes(groups)
     else:
         evidence = f"{steps}, {snapshot_count}, the last on {samples:,} training samples"
         notes.append(
@@ -153,4 +154,6 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
         samples=samples,
         notes=tuple(notes),
         status=str(facts.get("status", "running")),
+        if_independent=facts.get("if_independent", ""),
+        per_pass=tuple(facts.get("per_pass", ())),
     )

@@ -3,7 +3,7 @@
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,8 @@ class SiteSnapshot:
     nonfinite: int
     born_dead: int | None
     """Units dead at step 0; None if the site was not called before the first step."""
+    per_pass: bool = False
+    """Whether each forward pass counts as one sample here, though it has several."""
 
     @property
     def died(self) -> int:
@@ -101,7 +103,7 @@ class Snapshot:
         if worst is not None and worst.died:
             most = f"; most in {worst.name!r}, {worst.died:,} of {worst.units:,}"
             whole = max(site.samples for site in self.sites)
-            if worst.samples < whole:
+            if worst.samples < whole and not worst.per_pass:
                 most += f", which {worst.samples:,} of {whole:,} samples reached"
         return f"{self.died:,} of {self.units:,} units died {steps}{rate}{most}"
 
@@ -131,10 +133,21 @@ class Alerts:
         self._news: Snapshot | None = None
 
     def note(
-        self, step: int, states: Sequence[SiteState], new_rates: Sequence[tuple[int, str, float]]
+        self,
+        step: int,
+        states: Sequence[SiteState],
+        new_rates: Sequence[tuple[int, str, float]],
+        per_pass: Collection[str],
     ) -> None:
-        """Add a snapshot; `new_rates` are the learning rates recorded since the last one."""
-        sites = tuple(self._followed(step, s) for s in states if s.site.units and s.counts.samples)
+        """Add a snapshot; `new_rates` are the learning rates recorded since the last one.
+
+        `per_pass` are the names of sites at which each forward pass counts as one sample.
+        """
+        sites = tuple(
+            self._followed(step, state, state.site.name in per_pass)
+            for state in states
+            if state.site.units and state.counts.samples
+        )
         first_step = 1 if self._previous is None else self._previous + 1
         replaced = {group for since, group, _ in new_rates if since == first_step}
         used = [rate for group, rate in self._rates.items() if group not in replaced]
@@ -185,7 +198,7 @@ class Alerts:
             "Try a lower learning rate or a warm-up first"
         )
 
-    def _followed(self, step: int, state: SiteState) -> SiteSnapshot:
+    def _followed(self, step: int, state: SiteState, per_pass: bool) -> SiteSnapshot:
         site, counts = state.site, state.counts
         has_state = ~counts.nonfinite
         lives = self._lives.get(site.key)
@@ -199,6 +212,7 @@ class Alerts:
             name=site.name,
             units=len(has_state),
             samples=counts.samples,
+            per_pass=per_pass,
             dead=dead,
             died_units=tuple(np.flatnonzero(died).tolist()),
             revived=int(revived.sum()),

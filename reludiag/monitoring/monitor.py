@@ -28,6 +28,7 @@ from reludiag.loading.batch_contents import is_one_batch
 from reludiag.loading.specs import call_user_code
 from reludiag.measure.blind_spots import no_rectifier
 from reludiag.measure.frozen_pass import eager_model
+from reludiag.measure.groups import Groups
 from reludiag.measure.verdicts import Thresholds, is_dead
 from reludiag.monitoring.alerts import WARN_OVER, Alerts, Listener
 from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock, innermost
@@ -54,6 +55,10 @@ class Monitor:
     the probe if units died. The first snapshot also runs a copy of the model, to measure how many
     units are dead by chance.
 
+    A sample is a row of the probe, or all its rows of one group: `groups` is as in `scan`, and
+    graphs that a batch numbers in `batch` are found without it. Training batches have no groups: to
+    count them, each step would have to wait for the device.
+
     Without a probe, every training batch is checked for units that fired; firing rates and other
     statistics are from every `stats_every`-th step (1: every step). `unit_axes` and
     `merge_calls` are as in `scan`.
@@ -67,8 +72,10 @@ class Monitor:
     The model can be compiled by torch.compile, before or later. The first step runs uncompiled;
     without a probe, a model that calls rectifiers as functions runs uncompiled until the end.
 
-    Raises UsageError for invalid settings, ModelError for a model without rectifiers,
-    RecordingError if `path` exists (unless `overwrite`) or cannot be written.
+    Raises UsageError for invalid settings, also for `groups` without a probe, ModelError for a
+    model without rectifiers, RecordingError if `path` exists (unless `overwrite`) or cannot be
+    written. On entering, it raises the errors of `scan` for the probe, such as DataError if a batch
+    lacks the `groups`.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class Monitor:
         probe: Any = None,
         unit_axes: UnitAxes | None = None,
         merge_calls: bool = True,
+        groups: Groups | None = None,
         overwrite: bool = False,
         facts: Mapping[str, Any] | None = None,
         on_snapshot: Listener | None = None,
@@ -112,11 +120,16 @@ class Monitor:
         self._overwrite = overwrite
         self._user_facts = dict(facts or {})
         self._optimizers = _optimizers(optimizer)
+        if groups is not None and probe is None:
+            raise UsageError(
+                "groups was given without a probe; expected both. Groups of training batches are "
+                "not counted: each step would have to wait for the device. Pass a probe, or scan"
+            )
         batches = None if probe is None else _batches(probe)
         self._source: SnapshotSource = (
             TrainingSource(model, every, stats_every, unit_axes, compiled, merge_calls)
             if batches is None
-            else ProbeSource(model, batches, every, unit_axes, merge_calls)
+            else ProbeSource(model, batches, every, unit_axes, merge_calls, groups)
         )
         self._collector = EvidenceCollector(
             model, self._optimizers, every, batches, unit_axes, merge_calls
@@ -257,7 +270,7 @@ class Monitor:
                 self._facts_now("running"),
                 self._collector.at_snapshot(step, sites),
             )
-            self._alerts.note(step, states, rates)
+            self._alerts.note(step, states, rates, self._source.per_pass)
             self.snapshots.append(step)
         if not closing:
             self._alerts.tell()
@@ -269,6 +282,7 @@ class Monitor:
             **self._source.facts(),
             **self._collector.facts,
             "notes": [*untrained, *self._source.notes],
+            "per_pass": [*self._source.per_pass],
             "unjudged": [asdict(place) for place in self._source.missed],
             "status": status,
         }

@@ -16,6 +16,7 @@ from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import forget_compiled, guarded, uncompiled
 from reludiag.measure.blind_spots import missed_places
 from reludiag.measure.frozen_pass import Scanner
+from reludiag.measure.groups import Groups
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unjudged import Unjudged
 from reludiag.monitoring.window import Window
@@ -28,6 +29,8 @@ class SnapshotSource(Protocol):
 
     missed: Sequence[Unjudged]
     """What could not be seen, as of the last snapshot."""
+    per_pass: Sequence[str]
+    """Names of sites at which a pass counts as one sample, though it has several."""
     notes: Sequence[str]
     """Notes on how to read the numbers for this model."""
 
@@ -64,14 +67,16 @@ class ProbeSource:
         every: int,
         unit_axes: UnitAxes | None,
         merge_calls: bool,
+        groups: Groups | None,
     ) -> None:
         self.ready = True
         self.missed: Sequence[Unjudged] = ()
+        self.per_pass: Sequence[str] = ()
         self._lagging = _lagging_statistics(model)
         self.notes: Sequence[str] = self._lagging
         self._scanner = Scanner(model, unit_axes, finds_consumers=True, merge_calls=merge_calls)
-        self._batches, self._every = batches, every
-        self._samples: int | None = None  # known from the first pass on
+        self._batches, self._every, self._groups = batches, every, groups
+        self._counted: dict[str, Any] = {"probe_samples": None}  # known from the first pass on
 
     def attach(self) -> None:
         """Nothing is watched between snapshots."""
@@ -85,14 +90,20 @@ class ProbeSource:
 
     def take(self, step: int, closing: bool) -> tuple[list[SiteCounts], int]:
         """Run the probe through the current model."""
-        measured = self._scanner.run(self._batches)
-        self._samples, self.missed = measured.samples, measured.missed
+        measured = self._scanner.run(self._batches, groups=self._groups)
+        self._counted = {
+            "probe_samples": measured.samples,
+            "probe_rows": measured.rows,
+            "probe_groups": measured.groups,
+            "if_independent": measured.if_independent,
+        }
+        self.missed = measured.missed
         self.notes = [*self._lagging, *measured.notes]
         return measured.sites, step
 
     def facts(self) -> dict[str, Any]:
-        """The size of the probe; evaluation passes do not matter."""
-        return {"probe_samples": self._samples, "evaluation_passes": 0, "evaluation_calls": 0}
+        """What the probe counts as a sample; evaluation passes do not matter."""
+        return {**self._counted, "evaluation_passes": 0, "evaluation_calls": 0}
 
 
 class TrainingSource:
@@ -113,6 +124,7 @@ class TrainingSource:
         merge_calls: bool,
     ) -> None:
         self.missed: Sequence[Unjudged] = ()
+        self.per_pass: Sequence[str] = ()
         self._every = every
         self._counted_steps = max(1, every // stats_every)  # of each window, at even distances
         self._capture = Capture(
@@ -129,6 +141,7 @@ class TrainingSource:
         # Of the window: replaced as a whole when a snapshot is taken.
         self._windows: dict[int, Window] = {}
         self._previous: dict[int, UnitCounts] = {}
+        self._in_passes: dict[int, int] = {}  # as in `Window`, of the same snapshot
         self._snapshots: list[int] = []  # steps
         self._counting = True  # whether the coming step is counted: set at the end of each
         self._frozen_calls = 0  # of parts of the model in evaluation mode in a training pass
@@ -181,15 +194,23 @@ class TrainingSource:
         self._wake()
         first_step = self._snapshots[-1] if self._snapshots else 0
         counts = {site: window.counts() for site, window in self._windows.items()}
+        in_passes = {site: window.in_passes for site, window in self._windows.items()}
         if closing and step % self._every and step > self._every:
             # A short last window would call units dead because it has too few batches.
             first_step = self._snapshots[-2]
             for site, earlier in self._previous.items():
                 counts[site] = earlier.merged(counts[site]) if site in counts else earlier
+                in_passes[site] = self._in_passes[site] + in_passes.get(site, 0)
         if step > 0:  # the initial batches are of the first window as well
             self._previous, self._windows = counts, {}
+        self._in_passes = in_passes
         self._snapshots.append(step)
         self.missed = missed_places(self._capture)
+        self.per_pass = [
+            site.name
+            for index, site in enumerate(self._capture.sites)
+            if index in counts and counts[index].samples < in_passes[index]
+        ]
         sites = [
             SiteCounts(site, counts.get(index) or UnitCounts.nothing(site.units or 0))
             for index, site in enumerate(self._capture.sites)
@@ -198,9 +219,10 @@ class TrainingSource:
         return [*sites, *(SiteCounts(s, nothing) for s in self._capture.uncalled())], first_step
 
     def facts(self) -> dict[str, Any]:
-        """The number of passes and calls in eval mode, which are not counted."""
+        """Samples in the passes of the window; passes and calls in eval mode are not counted."""
         return {
             "probe_samples": None,
+            "training_samples": max(self._in_passes.values(), default=0),
             "evaluation_passes": self._capture.missed.evaluations,
             "evaluation_calls": self._frozen_calls,
         }
@@ -213,9 +235,10 @@ class TrainingSource:
         self._compiler_settings.enter_context(guarded())
 
     def _wake(self) -> None:
-        for site, training, calls, samples in self._capture.wake():
+        for site, training, calls, samples, in_passes in self._capture.wake():
             if training:
                 self._windows[site].samples += samples
+                self._windows[site].in_passes += in_passes
             else:
                 self._frozen_calls += calls
 

@@ -20,6 +20,8 @@ class Window:
         self._stats = UnitStats.empty(units, device, dtype, signed, site.rectifier.passes_input)
         self._liveness = Liveness(units, device, dtype, signed) if site.rectifier.can_die else None
         self.samples = 0
+        self.in_passes = 0
+        """Number of samples in the passes that called it: more than its own where rows are lost."""
 
     @property
     def done(self) -> bool:
@@ -34,6 +36,7 @@ class Window:
         samples = call.samples  # None but for a site that is called more than once
         if samples is None or samples.is_first:
             self.samples += view.rows
+            self.in_passes += view.samples or 1
             self._stats.end_samples()
         if self.done and not counting:
             return

@@ -182,6 +182,8 @@ def _on(sites: pd.DataFrame, head: Head) -> str:
     whole = head.samples
     if _counted(head) == "position":
         return f" on {_range(sites['samples'])} positions"
+    if sites["site"].isin(head.per_pass).all():
+        return f" in {_range(sites['samples'])} forward passes"
     if (sites["samples"] == whole).all():
         return ""
     if (sites["samples"] < whole).all():
@@ -239,11 +241,13 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
     if born:
         was = "was" if born == 1 else "were"
         start = diagnosis.timeline[diagnosis.timeline["step"] == diagnosis.timeline["step"].min()]
-        samples = start.loc[start["dead"] > 0, "samples"]
-        noun = "sample" if samples.max() == 1 else "samples"
+        start = start[start["dead"] > 0]
+        on = ""
+        if not start["site"].isin(diagnosis.head.per_pass).any():
+            noun = "sample" if start["samples"].max() == 1 else "samples"
+            on = f" (silent on {_range(start['samples'])} {noun})"
         lines.append(
-            f"{plural(born, 'unit')} {was} dead at step 0 (silent on {_range(samples)} {noun}), "
-            "before any training"
+            f"{plural(born, 'unit')} {was} dead at step 0{on}, before any training"
             + ("." if diagnosis.causes else ": look at the initialization and at the input.")
         )
     return lines
