@@ -218,6 +218,13 @@ def test_passes_are_counted_so_while_nothing_is_left_to_learn() -> None:
     assert diagnosis.head.per_pass == ("late.1",)
 
 
+def test_a_part_of_the_rows_is_not_taken_for_all_while_nothing_is_left_to_learn() -> None:
+    model = Routed(lambda model, h, _: model.late(h[: len(h) // 2]))
+    nn.init.constant_(model.late[0].bias, 9.0)
+    sites = train(model, batch_of(16), 128, every=64, lr=0.0).sites
+    assert sites.set_index("site")["samples"].to_dict() == {"first.1": 16 * 64, "late.1": 64}
+
+
 def test_the_samples_of_a_training_are_known_where_every_site_is_routed() -> None:
     model = Routed(by_mask)
     model.first = nn.Linear(3, 6)

@@ -122,7 +122,8 @@ class UnitView:
 
     def rows_of(self, samples: int | None) -> int:
         """Number of samples in a call, in a pass with `samples` of them."""
-        return self.rows if self._layout.sample is None or samples is None else samples
+        is_told = self._layout.sample is not None and self.rows == self.samples
+        return samples if is_told and samples is not None else self.rows
 
     def of(self, tensor: Tensor) -> Tensor:
         """`tensor`, of this shape, as `[sample, unit, position]`; `[sample, unit]` if one position.
