@@ -74,6 +74,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/startup.py
 
+# On a machine with a GPU, at most 5 minutes: its tests, and what a Monitor costs there.
+bench-gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py
+
 # Of many trainings: half an hour.
 bench-causes: $(READY)
 	$(BIN)/python benchmarks/causes.py
