@@ -94,12 +94,36 @@ def test_deaths_at_the_beginning_of_a_decay_may_be_of_the_beginning() -> None:
     assert not study.is_conclusive
 
 
-def test_deaths_behind_a_warm_up_are_told_from_its_end() -> None:
+def test_deaths_behind_a_warm_up_may_be_of_anything_that_came_later() -> None:
     rates = [(step, 0.1 * min(1, step / 100)) for step in range(1, 201)]
     study = study_of({8: 10, 9: 20, 10: 10, 11: 10}, rates)
     assert study.regime == "warm-up"
-    assert study.is_conclusive
-    assert not study_of({1: 5, 8: 5, 15: 5}, rates).is_conclusive
+    assert study.p_value < 1e-6
+    assert not study.is_conclusive
+
+
+UP_AND_DOWN = [(1, 1e-3), (51, 0.1), (151, 1e-3)]
+
+
+def test_deaths_at_a_rate_that_was_low_before_and_after_are_told_from_it() -> None:
+    assert study_of({5: 20, 6: 10, 9: 5}, UP_AND_DOWN).is_conclusive
+    # As frequent in the five windows after it.
+    assert not study_of({5: 20, 6: 10, 9: 5, 16: 6, 18: 6}, UP_AND_DOWN).is_conclusive
+
+
+def test_deaths_long_after_the_rate_rose_are_of_an_event() -> None:
+    study = study_of({12: 40, 13: 5}, UP_AND_DOWN)
+    assert study.regime == "spike" and study.late
+    assert not study.is_conclusive
+
+
+def test_two_groups_at_constant_rates_are_no_contrast() -> None:
+    low, high = (
+        trace_sites(run_of(dying(20, deaths), [(1, rate)]))[0]
+        for deaths, rate in (({}, 1e-3), ({0: 40}, 0.1))
+    )
+    study = event_study([low, high], range(0, 201, 10))
+    assert study is not None and study.regime == "constant"
 
 
 def test_a_handful_of_deaths_tells_nothing() -> None:

@@ -1,7 +1,10 @@
 """Event study: did more units die when the learning rate was high than the exposure explains?
 
-Exposure is steps times units alive. A run at a constant rate has no contrast and proves nothing;
-nor does one whose rate only decays, because there time and rate change together.
+Exposure is steps times units alive. A run at a constant rate has no contrast and proves nothing.
+Nor does one whose rate only falls, or only rises as in a warm-up: there time and rate change
+together, and whatever begins to kill units later looks like the rate. Only where few died at low
+rates both before and after, did the rate do it. Nor is it the rate if units lived at it for long,
+and then died together.
 """
 
 import itertools
@@ -24,6 +27,10 @@ FEWEST = 5
 RATE_RATIO = 3.0
 """Smallest ratio of deaths per exposure at the high rate to those at the low rate."""
 SIGNIFICANT = 0.01
+LATE = 0.5
+"""Deaths are late if this share of the exposure at the high rate had passed"""
+FEW_EARLY = 0.2
+"""before this share of the deaths at it: an event killed them, not the rate."""
 SPLITS = 16
 """Largest number of thresholds between high and low rates; the best is used, with its p-value
 multiplied by their number (Bonferroni).
@@ -43,6 +50,11 @@ class EventStudy:
     deaths_high: int
     exposure_high: float
     """Share of all exposure."""
+    late: bool
+    """Whether the deaths at the high rate came late in its exposure, as after an event."""
+    least_ratio: float
+    """Deaths per exposure at the high rate, over those before it or after it, whichever are more
+    frequent; NaN if there is no exposure on one of the sides."""
     p_value: float
     """Exact and one-sided, for units that die independently.
 
@@ -57,16 +69,9 @@ class EventStudy:
     @property
     def is_conclusive(self) -> bool:
         """Whether this run shows that the high learning rate killed units."""
-        if self.regime not in {"warm-up", "spike"} or self.deaths < FEWEST:
+        if self.regime != "spike" or self.deaths < FEWEST or self.late:
             return False
-        return self.rate_ratio >= RATE_RATIO and self.p_value < SIGNIFICANT
-
-    @property
-    def rate_ratio(self) -> float:
-        """Deaths per exposure, high over low."""
-        low = (self.deaths - self.deaths_high) / (1 - self.exposure_high)
-        high = self.deaths_high / self.exposure_high
-        return high / low if low else math.inf
+        return self.least_ratio >= RATE_RATIO and self.p_value < SIGNIFICANT
 
 
 def event_study(sites: Sequence[SiteLives], steps: Sequence[int]) -> EventStudy | None:
@@ -84,9 +89,12 @@ def event_study(sites: Sequence[SiteLives], steps: Sequence[int]) -> EventStudy 
     low = float(positive.min())
     windows = list(itertools.pairwise(steps))
     deaths = int(died[rates_known].sum())
-    if high < CONTRAST * low and (rates[rates_known] > 0).all():
+    # Sites of groups at different rates are no contrast: each is compared with itself.
+    highest = np.where(rates_known, rates, -np.inf).max(axis=1)
+    lowest = np.where(rates_known, rates, np.inf).min(axis=1)
+    if (highest < CONTRAST * lowest).all():
         span = windows[0][0], windows[-1][1]
-        return EventStudy("constant", low, high, deaths, deaths, 1.0, 1.0, *span)
+        return EventStudy("constant", low, high, deaths, deaths, 1.0, False, math.nan, 1.0, *span)
     levels = np.unique(rates[rates_known])[1:]
     levels = levels[np.unique(np.linspace(0, len(levels) - 1, SPLITS).round().astype(int))]
     studies = [
@@ -115,6 +123,17 @@ def _divided(
     earlier, later = exposure[:, :first].sum() / total, exposure[:, last + 1 :].sum() / total
     regime = "decay" if earlier < EARLY else "spike" if later >= EARLY else "warm-up"
     share, deaths_high = float(exposure[is_high].sum()) / total, int(died[is_high].sum())
+    # At the low rate on either side; low windows between high ones are of neither.
+    hazard = deaths_high / share
+    sides = [
+        (float(died[:, :first].sum()), float(earlier)),
+        (float(died[:, last + 1 :].sum()), float(later)),
+    ]
+    least_ratio = math.nan
+    if all(exposed > 0 for _, exposed in sides):
+        most = max(count / exposed for count, exposed in sides)
+        least_ratio = hazard / most if most else math.inf
+    in_order = np.where(is_high, exposure, 0).sum(axis=0), np.where(is_high, died, 0).sum(axis=0)
     p_value = 1.0
     if deaths_high and 0 < share < 1:  # one-sided binomial test
         p_value = float(special.betainc(deaths_high, deaths - deaths_high + 1, share))
@@ -125,11 +144,20 @@ def _divided(
         deaths=deaths,
         deaths_high=deaths_high,
         exposure_high=share,
+        late=deaths_high > 0 and _come_late(*in_order),
+        least_ratio=least_ratio,
         p_value=p_value,
         first=windows[first][0],
         last=windows[last][1],
         level=level,
     )
+
+
+def _come_late(exposure: Floats, died: Integers) -> bool:
+    """Whether few units had died when much of the exposure had passed; both are `[window]`."""
+    passed = np.cumsum(exposure) / exposure.sum()
+    until = np.cumsum(died) / died.sum()
+    return bool(((passed >= LATE) & (passed < 1) & (until <= FEW_EARLY)).any())
 
 
 def study_of(run: RunLives) -> EventStudy | None:

@@ -64,7 +64,8 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         comparison = ", as they would be under any scheme"
     born = int(lives.born.sum())
     return Account(
-        identifiable=compared,
+        # It proves births. Later deaths have only the input's shift in common.
+        identifiable=compared and site.tally[KIND.name] <= 2 * int(lives.never_alive.sum()),
         evidence=tuple(evidence),
         sentence=f"The input is not centred: its mean is {uncentred.gamma:.2g} times as long as "
         f"its standard deviation, so samples point the same way. {born} of {lives.units} units of "

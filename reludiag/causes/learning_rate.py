@@ -127,9 +127,11 @@ def _sentence(
     if update is not None:
         large = f", where a step changed weights by up to {update.ratio:.2g} times their norm"
     regime = "constant" if study is None else study.regime
-    why = {"constant": "The rate was never lower", "decay": "The rate only fell"}.get(
-        regime, "Deaths are not clearly more frequent when it was high"
-    )
+    why = {
+        "constant": "The rate was never lower",
+        "decay": "The rate only fell",
+        "warm-up": "The rate was low only before, so whatever came later looks like it",
+    }.get(regime, "Deaths are not clearly more frequent when it was high")
     return f"Units died in training{at}{large}{below}. {why}: this run alone cannot prove it."
 
 
