@@ -3,6 +3,7 @@
 from reludiag.causes import (
     divergence,
     healthy,
+    inherited,
     initialization,
     input_shift,
     learning_rate,
@@ -16,6 +17,7 @@ KINDS = (
     divergence.KIND,
     upstream_collapse.KIND,
     learning_rate.KIND,
+    inherited.KIND,
     initialization.KIND,
     structure.KIND,
     input_shift.KIND,

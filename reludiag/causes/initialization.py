@@ -12,6 +12,7 @@ from reludiag.causes.chance import (
     more_born,
     several_born,
 )
+from reludiag.causes.inherited import edited_layers
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.causes.wording import replay_command
 
@@ -88,8 +89,10 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         its = "their biases" if len(producers) > 1 else "its bias"
         advice = f"start {' and '.join(producers)} with kaiming_normal and {its} at 0"
     return Account(
-        # At step 0 no learning rate has acted yet, so this run can prove births.
-        identifiable=site.tally[KIND.name] <= 2 * int(lives.never_alive.sum()),
+        # At step 0 no learning rate has acted yet, so this run can prove births: unless other
+        # layers came from elsewhere, and these may have, too.
+        identifiable=site.tally[KIND.name] <= 2 * int(lives.never_alive.sum())
+        and not attribution.run.once(edited_layers),
         evidence=tuple(evidence),
         sentence=sentence,
         advice=advice,

@@ -219,9 +219,9 @@ def _as_used(layer: LayerInit, measured: Measurement, births: pd.DataFrame) -> L
     """Only problems that matter: a BatchNorm removes any bias, mean and scale."""
     sites = [f.site for f in measured.sites if layer.module in f.site.producers]
     if not any(site.rectifier.can_die for site in sites):
-        wrong = {"nonfinite"}
+        wrong = {"nonfinite", "not_drawn"}
     elif all(site.norm is not None for site in sites):
-        wrong = {"nonfinite", "constant"}
+        wrong = {"nonfinite", "constant", "not_drawn"}
     else:
         return replace(layer, problems=(*layer.problems, *_outweighing(layer, births)))
     problems = tuple(problem for problem in layer.problems if problem.kind in wrong)

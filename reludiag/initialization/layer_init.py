@@ -17,6 +17,7 @@ from torch import nn
 
 from reludiag.errors import UsageError
 from reludiag.initialization.chance_deaths import layer_dies_single_direction, needed_width
+from reludiag.initialization.exchangeability import CHANCE, spread_by_chance
 from reludiag.initialization.identification import MEAN_Z, identify
 from reludiag.initialization.layers import LayerWeights
 from reludiag.initialization.schemes import Fans, fans_of
@@ -39,6 +40,7 @@ SHIFT = 0.5
 """A shift of w.x by this many of its standard deviations is reported, as for a bias."""
 NARROW = 0.01
 """A network is too narrow if the probability of a completely dead layer at step 0 is above this."""
+_PATTERNS = frozenset({"zero", "constant", "identity", "orthogonal"})  # not drawn one by one
 _ROUNDED = 1 + 2**-8  # a bound as bfloat16 may have rounded it
 
 
@@ -47,12 +49,13 @@ class InitProblem:
     """One thing that is wrong with an initialization, with its number."""
 
     kind: str
-    """negative_bias, weight_mean, constant, variance, nonfinite; with data also bias_outweighs; for
-    a network too_narrow, input_shift, and what the lints of `measure.structure` find.
+    """negative_bias, weight_mean, constant, variance, nonfinite, not_drawn; with data also
+    bias_outweighs; for a network too_narrow, input_shift, and what the lints of
+    `measure.structure` find.
     """
     value: float
     """Depth of the bias or number of deep biases; mean of the weights; their variance / He's;
-    number of non-finite weights; probability of a dead layer.
+    number of non-finite weights; of units with only weights of 0; probability of a dead layer.
     """
     sentence: str
     advice: str
@@ -92,6 +95,12 @@ class LayerInit:
     """How far the mean bias is below 0, in standard deviations of w.x for inputs of mean square 1;
     negative if it is above 0."""
     problems: tuple[InitProblem, ...]
+    is_drawn: bool = True
+    """Whether the weights can be a fresh draw; False if rows or columns differ by more than chance
+    (see `exchangeability`).
+    """
+    zero_units: int = 0
+    """Number of units whose weights are all 0, if others are not."""
 
     @property
     def name(self) -> str:
@@ -153,7 +162,11 @@ def describe_layer(
         bias_min=start.minimum,
         bias_depth=start.depth,
         problems=(),
+        is_drawn=scheme.distribution in _PATTERNS or spread_by_chance(matrix) >= CHANCE,
+        zero_units=_zero_units(weight, transposed),
     )
+    if not layer.is_drawn:
+        return replace(layer, problems=(_not_drawn(layer), *_nonfinite(layer, start)))
     weights = _degenerate(layer, matrix) if mean_z is None else _weight_problems(layer, mean_z)
     if transposed:  # how many weights feed a unit depends on the stride
         weights = [problem for problem in weights if problem.kind != "variance"]
@@ -204,6 +217,29 @@ def percent(share: float) -> str:
     if 1 - 5e-4 < share < 1:
         return "more than 99.95 %"
     return f"{100 * share:.1f} %"
+
+
+def _zero_units(weight: np.ndarray[Any, Any], transposed: bool) -> int:
+    by_unit = weight.swapaxes(0, 1) if transposed else weight
+    zero = ~by_unit.any(axis=tuple(range(1, by_unit.ndim)))
+    return 0 if zero.all() else int(zero.sum())
+
+
+def _not_drawn(layer: LayerInit) -> InitProblem:
+    zero = ""
+    if layer.zero_units:
+        have = "has" if layer.zero_units == 1 else "have"
+        zero = f" {layer.zero_units} of its units {have} only weights of 0, as after pruning."
+    return InitProblem(
+        "not_drawn",
+        float(layer.zero_units),
+        f"the weights of {layer.module} are not a fresh draw: their rows or columns differ by more "
+        "than chance. They were trained, pruned or otherwise edited, or an initializer of your "
+        f"own made units unlike each other.{zero}".removesuffix("."),
+        "to examine how the model was initialized, pass it as it is built, before a checkpoint is "
+        "loaded",
+        kills_at_birth=False,
+    )
 
 
 def _weight_problems(layer: LayerInit, mean_z: float) -> list[InitProblem]:
@@ -323,13 +359,19 @@ class _Bias:
         )
 
 
+def _nonfinite(layer: LayerInit, bias: _Bias) -> list[InitProblem]:
+    if bias.kind != "nonfinite":
+        return []
+    sentence = f"the bias of {layer.module} has NaN or infinite values before the first step"
+    advice = f"start the bias of {layer.module} at 0"
+    return [InitProblem("nonfinite", float(bias.units), sentence, advice, False)]
+
+
 def _bias_problems(layer: LayerInit, bias: _Bias) -> list[InitProblem]:
     from scipy import special
 
     if bias.kind == "nonfinite":
-        sentence = f"the bias of {layer.module} has NaN or infinite values before the first step"
-        advice = f"start the bias of {layer.module} at 0"
-        return [InitProblem("nonfinite", float(bias.units), sentence, advice, False)]
+        return _nonfinite(layer, bias)
     if bias.depth is None or bias.mean is None or bias.minimum is None:
         return []
     if bias.is_negative and bias.depth > DEEP_BIAS:

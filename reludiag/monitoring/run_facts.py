@@ -20,7 +20,15 @@ def run_facts(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, An
         "process": asdict(this_process()),
         "model": type(model).__name__,
         "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
+        "earlier_steps": max((_steps_taken(optimizer) for optimizer in optimizers), default=0),
     }
+
+
+def _steps_taken(optimizer: Optimizer) -> int:
+    """By its state; 1 if that holds no number of steps."""
+    states = [state for state in optimizer.state.values() if state]
+    counts = [int(state["step"]) for state in states if "step" in state]
+    return max(counts, default=int(bool(states)))
 
 
 def untrained_weights(
