@@ -29,12 +29,14 @@ from reludiag.loading.specs import call_user_code
 from reludiag.measure.blind_spots import no_rectifier
 from reludiag.measure.frozen_pass import eager_model
 from reludiag.measure.groups import Groups
+from reludiag.measure.unjudged import Unjudged
 from reludiag.measure.verdicts import Thresholds, is_dead
 from reludiag.monitoring.alerts import WARN_OVER, Alerts, Listener
 from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock, innermost
 from reludiag.monitoring.rates import RateLog
 from reludiag.monitoring.run_facts import run_facts, untrained_weights
 from reludiag.monitoring.snapshot_sources import ProbeSource, SnapshotSource, TrainingSource
+from reludiag.monitoring.unwatched import WeightCheck, nothing_watched
 from reludiag.recording import RecordingWriter, SiteState
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import may_rectify
@@ -138,6 +140,8 @@ class Monitor:
         self._after_step = AfterStep(self._clock, self._end_step)
         self._alerts = Alerts(on_snapshot, on_death, warn_over, raise_over)
         self._rates = RateLog(model, self._optimizers)
+        self._weights = WeightCheck(model)
+        self._unwatched: Unjudged | None = None  # set when the run ends
         if self._optimizers and not self._rates.param_groups:
             raise UsageError(
                 "the optimizer holds no parameter of this model. Was it made for another copy of "
@@ -160,6 +164,7 @@ class Monitor:
             "stats_every": self.stats_every,
         }
         self._writer.write_facts(self._facts_now("running"))
+        self._weights.begin()
         try:
             if self._source.ready:
                 self._snapshot()
@@ -190,8 +195,21 @@ class Monitor:
         with self._keeping_the_run_alive():
             if not self.snapshots or self.snapshots[-1] != self._clock.step:
                 self._snapshot(closing=True)
+            self._unwatched = nothing_watched(
+                self._clock.step,
+                bool(self._optimizers),
+                self._weights,
+                self._source.unseen(),
+                raised=kind is not None,
+            )
             self._writer.write_facts(self._facts_now(status))
             self._writer.close()
+        if self._unwatched is not None and kind is None:
+            warnings.warn(
+                f"reludiag: {self._unwatched.sentence}",
+                RuntimeWarning,
+                stacklevel=2,  # the `with` statement
+            )
         self._alerts.tell(stopping=kind is None)
 
     def step(self) -> None:
@@ -276,6 +294,7 @@ class Monitor:
             self._alerts.tell()
 
     def _facts_now(self, status: str) -> dict[str, Any]:
+        whole = [] if self._unwatched is None else [self._unwatched]
         untrained = untrained_weights(self.model, self._optimizers, self._rates.param_groups)
         return {
             **self._facts,
@@ -283,7 +302,7 @@ class Monitor:
             **self._collector.facts,
             "notes": [*untrained, *self._source.notes],
             "per_pass": [*self._source.per_pass],
-            "unjudged": [asdict(place) for place in self._source.missed],
+            "unjudged": [asdict(place) for place in (*whole, *self._source.missed)],
             "status": status,
         }
 

@@ -53,6 +53,9 @@ class SnapshotSource(Protocol):
         `closing` is true at the end of the run.
         """
 
+    def unseen(self) -> str | None:
+        """The reason if no forward pass was seen that could be watched; None if one was."""
+
     def facts(self) -> dict[str, Any]:
         """What the recording stores about the source, as JSON."""
 
@@ -101,6 +104,10 @@ class ProbeSource:
         self.notes = [*self._lagging, *measured.notes]
         return measured.sites, step
 
+    def unseen(self) -> str | None:
+        """None: the passes over the probe are its own."""
+        return None
+
     def facts(self) -> dict[str, Any]:
         """What the probe counts as a sample; evaluation passes do not matter."""
         return {**self._counted, "evaluation_passes": 0, "evaluation_calls": 0}
@@ -143,6 +150,7 @@ class TrainingSource:
         self._previous: dict[int, UnitCounts] = {}
         self._in_passes: dict[int, int] = {}  # as in `Window`, of the same snapshot
         self._snapshots: list[int] = []  # steps
+        self._has_counted = False  # whether there was ever a window
         self._counting = True  # whether the coming step is counted: set at the end of each
         self._frozen_calls = 0  # of parts of the model in evaluation mode in a training pass
         # Whether compiled code may run as soon as a whole forward was followed.
@@ -218,6 +226,15 @@ class TrainingSource:
         nothing = UnitCounts.nothing(0)
         return [*sites, *(SiteCounts(s, nothing) for s in self._capture.uncalled())], first_step
 
+    def unseen(self) -> str | None:
+        """`no_forward`, or `only_evaluation` if that is how every rectifier was called."""
+        called = any(place.reason not in {"never_called", "replica"} for place in self.missed)
+        if self._has_counted or called:  # what could not be read was called, too
+            return None
+        if self._capture.missed.evaluations or self._frozen_calls:
+            return "only_evaluation"
+        return None if self.ready else "no_forward"
+
     def facts(self) -> dict[str, Any]:
         """Samples in the passes of the window; passes and calls in eval mode are not counted."""
         return {
@@ -270,6 +287,7 @@ class TrainingSource:
     def _new_window(self, site: int, x: Tensor) -> Window:
         window = Window(self._capture.sites[site], x.device, x.dtype)
         self._windows[site] = window
+        self._has_counted = True
         return window
 
 
