@@ -17,6 +17,7 @@ from reludiag.measure.verdicts import Thresholds
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.recording.learning_rates import LearningRates
 from reludiag.recording.ledger import Ledger, trace_lives
+from reludiag.recording.silence import since_fired
 
 
 def load(path: str | Path, thresholds: Thresholds | None = None) -> Diagnosis:
@@ -98,6 +99,7 @@ def _at_death(
             shares = None if death.drift is None else shares_of(death.drift)
             drifts[:, death.unit] = np.nan if shares is None else shares
     return {
+        "since_fired": since_fired(run, recorded),
         "lr_at_death": rates,
         "cause": np.array([str(kind) or None for kind in kinds], dtype=object),
         "critical_lr": fractions * rates,

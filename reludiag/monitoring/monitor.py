@@ -30,7 +30,7 @@ from reludiag.measure.blind_spots import no_rectifier
 from reludiag.measure.frozen_pass import eager_model
 from reludiag.measure.groups import Groups
 from reludiag.measure.unjudged import Unjudged
-from reludiag.measure.verdicts import Thresholds, is_dead
+from reludiag.measure.verdicts import Thresholds
 from reludiag.monitoring.alerts import WARN_OVER, Alerts, Listener
 from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock, innermost
 from reludiag.monitoring.rates import RateLog
@@ -275,9 +275,7 @@ class Monitor:
         step = self._clock.step
         with self._keeping_the_run_alive():
             sites, first_step = self._source.take(step, closing)
-            states = [
-                SiteState(s.site, s.counts, is_dead(s.counts, s.site.rectifier)) for s in sites
-            ]
+            states = [SiteState.of(finding) for finding in sites]
             rates = self._rates.take_changes()
             self._writer.write_snapshot(
                 step,

@@ -84,13 +84,15 @@ class RecordingWriter:
                     continue
                 counts = state.counts
                 self._db.execute(
-                    "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?, ?, ?, ?)",
                     (
                         step,
                         site,
                         counts.samples,
                         np.packbits(state.dead).tobytes(),
                         np.packbits(counts.nonfinite).tobytes(),
+                        None if state.rare is None else int(state.rare.sum()),
+                        None if state.dormant is None else int(state.dormant.sum()),
                     ),
                 )
                 self._db.execute(

@@ -91,6 +91,9 @@ def _totals(diagnosis: Diagnosis) -> Text:
     text = Text(dead_count(diagnosis), style=totals_style(diagnosis))
     if diagnosis.dead:
         text.append(f" ({share(diagnosis.dead, units)})")
+    for verdict in ("rare", "dormant"):
+        if count := int(diagnosis.sites[verdict].sum()):
+            text.append(f"  {count:,} {verdict}", "yellow")
     if diagnosis.unjudged:
         text.append(f"  {plural(len(diagnosis.unjudged), 'place')} not judged", "yellow")
     if diagnosis.diverged:
