@@ -109,6 +109,21 @@ def _at_death(
     }
 
 
+def _evidence_notes(run: RecordedRun) -> list[str]:
+    """The note on deaths that were not examined."""
+    share, deaths = float(run.facts.get("evidence", 1.0)), run.observations.deaths
+    missed = sum(not death.examined for death in deaths)
+    if share == 0 and run.facts.get("probe_samples") is not None:
+        return ["Deaths were not examined (evidence=False)."]
+    if not missed:
+        return []
+    return [
+        f"Of {missed:,} of {len(deaths):,} deaths no evidence was collected: it would have taken "
+        f"more than {100 * share:.3g} % of the run's time. evidence={min(1.0, 4 * share):g} allows "
+        "more."
+    ]
+
+
 def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) -> Head:
     facts = run.facts
     # Older recordings only have what reached the sites of training batches.
@@ -146,6 +161,7 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
             f"Left out: {calls:,} rectifier call{'s' * (calls != 1)} in parts of the model that "
             "were in evaluation mode."
         )
+    notes += _evidence_notes(run)
     notes += facts.get("notes", [])
     return Head(
         source="recording",

@@ -23,6 +23,7 @@ from reludiag.capture.compiled import is_compiled
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.from_recording import diagnose_run, load
 from reludiag.errors import ModelError, UsageError
+from reludiag.evidence.budget import DEFAULT_SHARE
 from reludiag.evidence.collector import EvidenceCollector
 from reludiag.loading.batch_contents import is_one_batch
 from reludiag.loading.specs import call_user_code
@@ -52,10 +53,17 @@ class Monitor:
     Every `every` steps the state of all units is written to the recording at `path` (None: in
     memory), beginning with the initial state. `probe` is a batch (as in `scan`), an iterable of
     batches, or a function that returns either. They are kept in memory and run through the model in
-    eval mode, without gradients, at each snapshot. With it, units that died since the last snapshot
-    are examined (see `evidence`): this takes a copy of the weights, and up to 18 more passes over
-    the probe if units died. The first snapshot also runs a copy of the model, to measure how many
-    units are dead by chance.
+    eval mode, without gradients, at each snapshot.
+    With it, units that died since the last snapshot are examined: this takes a copy of the weights,
+    and up to 18 more passes over the probe if units died. `evidence` is the share of the run's time
+    that this may take, as the clock of the host has it; 10 seconds are always allowed. Of later
+    deaths no evidence is collected until there is time again: their cause is `undetermined`, and
+    the report says of how many. 1.0 examines all, False none. The first snapshot also runs a copy
+    of the model, to measure how many units are dead by chance.
+
+    A sample is a row of the probe, or all its rows of one group: `groups` is as in `scan`, and
+    graphs that a batch numbers in `batch` are found without it. Training batches have no groups: to
+    count them, each step would have to wait for the device.
 
     A sample is a row of the probe, or all its rows of one group: `groups` is as in `scan`, and
     graphs that a batch numbers in `batch` are found without it. Training batches have no groups: to
@@ -89,6 +97,7 @@ class Monitor:
         every: int = 100,
         stats_every: int = 16,
         probe: Any = None,
+        evidence: float | bool = DEFAULT_SHARE,
         unit_axes: UnitAxes | None = None,
         merge_calls: bool = True,
         groups: Groups | None = None,
@@ -134,7 +143,7 @@ class Monitor:
             else ProbeSource(model, batches, every, unit_axes, merge_calls, groups)
         )
         self._collector = EvidenceCollector(
-            model, self._optimizers, every, batches, unit_axes, merge_calls
+            model, self._optimizers, every, batches, unit_axes, merge_calls, _share_of(evidence)
         )
         self._clock = Clock()
         self._after_step = AfterStep(self._clock, self._end_step)
@@ -165,6 +174,7 @@ class Monitor:
         }
         self._writer.write_facts(self._facts_now("running"))
         self._weights.begin()
+        self._collector.begin()
         try:
             if self._source.ready:
                 self._snapshot()
@@ -334,6 +344,18 @@ def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optim
     if not all(isinstance(one, Optimizer) for one in optimizers):
         raise UsageError("expected a torch.optim.Optimizer, or a list of them, or None")
     return optimizers
+
+
+def _share_of(evidence: float | bool) -> float:
+    """The share of the time for examining deaths."""
+    if isinstance(evidence, bool):
+        return DEFAULT_SHARE if evidence else 0.0
+    if not isinstance(evidence, int | float) or not 0 <= evidence <= 1:
+        raise UsageError(
+            f"evidence={evidence!r} was given; expected a share of the run's time, from 0 to 1, "
+            "such as 0.05, or False"
+        )
+    return float(evidence)
 
 
 def _batches(probe: Any) -> list[Any]:

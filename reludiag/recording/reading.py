@@ -140,6 +140,7 @@ def read_run(db: sqlite3.Connection) -> RecordedRun:
 
 def _read_observations(db: sqlite3.Connection, version: int) -> Observations:
     scale = "scale" if version > 4 else "NULL"
+    examined = "examined" if version > 5 else "1"
     # Sites are identified by name here, because keys are not stored.
     names = dict(db.execute("SELECT id, name FROM site"))
     return Observations(
@@ -176,9 +177,11 @@ def _read_observations(db: sqlite3.Connection, version: int) -> Observations:
                 previous,
                 _nan_if_null(fraction),
                 None if drift[0] is None else Drift(*drift),
+                bool(examined),
             )
-            for site, unit, step, previous, fraction, *drift in db.execute(
-                "SELECT * FROM death ORDER BY step, site, unit"
+            for site, unit, step, previous, fraction, *drift, examined in db.execute(
+                "SELECT site, unit, step, previous, critical_fraction, before, after, by_weights,"
+                f" by_input, by_bias, {examined} FROM death ORDER BY step, site, unit"
             )
         ),
     )

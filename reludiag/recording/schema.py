@@ -17,7 +17,7 @@ OLDEST_READ = 3
 #      was never released either.
 #   4  site: consumers.
 #   5  site: key, alias; input: scale.
-#   6  state: rare, dormant.
+#   6  state: rare, dormant; death: examined.
 
 SCHEMA = """
 CREATE TABLE run (                  -- facts about the whole run
@@ -117,6 +117,7 @@ CREATE TABLE death (                -- each unit that died between two snapshots
     by_weights REAL,                -- the part of the change that came through the weights,
     by_input REAL,                  -- through the layer's input, and
     by_bias REAL,                   -- through its bias; all null if they could not be computed
+    examined INTEGER NOT NULL,      -- 0 if there was no time for it: all of the above is null then
     PRIMARY KEY (site, unit, step)
 ) WITHOUT ROWID;
 """

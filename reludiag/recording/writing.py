@@ -122,6 +122,7 @@ class RecordingWriter:
                     *(self._site_ids[death.site], death.unit, death.step, death.previous),
                     death.critical_fraction,
                     *(vars(death.drift).values() if death.drift else [None] * 5),
+                    death.examined,
                 )
                 for death in observations.deaths
                 if death.site in self._site_ids
