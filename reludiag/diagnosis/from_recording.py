@@ -141,6 +141,8 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
         counted = counted_in_words(samples, facts.get("probe_rows"), groups)
         evidence = f"{steps}, {snapshot_count}, each on a fixed probe of {counted} in eval mode"
         notes += grouping_notes(groups)
+        if casts := sorted(set(facts.get("autocast", {}).values())):
+            evidence += f" under autocast to {' and '.join(casts)}"
     else:
         evidence = f"{steps}, {snapshot_count}, the last on {samples:,} training samples"
         notes.append(

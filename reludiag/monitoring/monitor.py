@@ -53,17 +53,13 @@ class Monitor:
     Every `every` steps the state of all units is written to the recording at `path` (None: in
     memory), beginning with the initial state. `probe` is a batch (as in `scan`), an iterable of
     batches, or a function that returns either. They are kept in memory and run through the model in
-    eval mode, without gradients, at each snapshot.
+    eval mode, without gradients, at each snapshot, under the autocast of the last training pass.
     With it, units that died since the last snapshot are examined: this takes a copy of the weights,
     and up to 18 more passes over the probe if units died. `evidence` is the share of the run's time
-    that this may take, as the clock of the host has it; 10 seconds are always allowed. Of later
-    deaths no evidence is collected until there is time again: their cause is `undetermined`, and
-    the report says of how many. 1.0 examines all, False none. The first snapshot also runs a copy
-    of the model, to measure how many units are dead by chance.
-
-    A sample is a row of the probe, or all its rows of one group: `groups` is as in `scan`, and
-    graphs that a batch numbers in `batch` are found without it. Training batches have no groups: to
-    count them, each step would have to wait for the device.
+    that this may take (of the processor's time, if the model is on it); 10 seconds are always
+    allowed. Of later deaths no evidence is collected until there is time again: their cause is
+    `undetermined`, and the report says of how many. 1.0 examines all, False none. The first
+    snapshot also runs a copy of the model, to measure how many units are dead by chance.
 
     A sample is a row of the probe, or all its rows of one group: `groups` is as in `scan`, and
     graphs that a batch numbers in `batch` are found without it. Training batches have no groups: to
@@ -118,7 +114,7 @@ class Monitor:
                 raise UsageError(
                     f"{name}={value} was given; expected a whole number of steps, at least 1"
                 )
-        compiled = is_compiled(model)
+        called, compiled = model, is_compiled(model)
         model = eager_model(model)
         if not may_rectify(model):
             raise ModelError(no_rectifier(model))
@@ -140,7 +136,7 @@ class Monitor:
         self._source: SnapshotSource = (
             TrainingSource(model, every, stats_every, unit_axes, compiled, merge_calls)
             if batches is None
-            else ProbeSource(model, batches, every, unit_axes, merge_calls, groups)
+            else ProbeSource(model, batches, every, unit_axes, merge_calls, groups, called)
         )
         self._collector = EvidenceCollector(
             model, self._optimizers, every, batches, unit_axes, merge_calls, _share_of(evidence)
@@ -283,7 +279,7 @@ class Monitor:
         if self._writer is None or self._broken:
             return
         step = self._clock.step
-        with self._keeping_the_run_alive():
+        with self._keeping_the_run_alive(), self._source.as_in_training():
             sites, first_step = self._source.take(step, closing)
             states = [SiteState.of(finding) for finding in sites]
             rates = self._rates.take_changes()

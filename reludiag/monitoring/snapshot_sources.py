@@ -19,9 +19,15 @@ from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.groups import Groups
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unjudged import Unjudged
+from reludiag.monitoring.autocast import TrainingAutocast
 from reludiag.monitoring.window import Window
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.torch_internals import AnyBatchNorm
+
+_BEGAN_PLAIN = (
+    "The initial state was measured before any pass of the training was seen, and so without its "
+    "autocast."
+)
 
 
 class SnapshotSource(Protocol):
@@ -56,6 +62,9 @@ class SnapshotSource(Protocol):
     def unseen(self) -> str | None:
         """The reason if no forward pass was seen that could be watched; None if one was."""
 
+    def as_in_training(self) -> contextlib.AbstractContextManager[None]:
+        """The context of its own passes, and of those that examine deaths."""
+
     def facts(self) -> dict[str, Any]:
         """What the recording stores about the source, as JSON."""
 
@@ -71,7 +80,9 @@ class ProbeSource:
         unit_axes: UnitAxes | None,
         merge_calls: bool,
         groups: Groups | None,
+        called: nn.Module,
     ) -> None:
+        """`called` is what the training calls: the model, or its compiled form."""
         self.ready = True
         self.missed: Sequence[Unjudged] = ()
         self.per_pass: Sequence[str] = ()
@@ -80,12 +91,19 @@ class ProbeSource:
         self._scanner = Scanner(model, unit_axes, finds_consumers=True, merge_calls=merge_calls)
         self._batches, self._every, self._groups = batches, every, groups
         self._counted: dict[str, Any] = {"probe_samples": None}  # known from the first pass on
+        self._autocast = TrainingAutocast(called)
+        self._is_attached = False
+        self._began_plain = False  # whether the first snapshot was taken without autocast
 
     def attach(self) -> None:
-        """Nothing is watched between snapshots."""
+        """Nothing is watched between snapshots but one forward pass, for its autocast."""
+        self._is_attached = True
+        self._autocast.arm()
 
     def detach(self) -> None:
-        """Likewise."""
+        """Nothing more is watched."""
+        self._is_attached = False
+        self._autocast.disarm()
 
     def end_step(self, step: int) -> int:
         """Nothing to do before the next snapshot."""
@@ -102,15 +120,30 @@ class ProbeSource:
         }
         self.missed = measured.missed
         self.notes = [*self._lagging, *measured.notes]
+        if self._autocast.state is None:
+            self._began_plain = not self._autocast.is_on()
+        elif self._autocast.dtypes and self._began_plain:
+            self.notes = [*self.notes, _BEGAN_PLAIN]
+        if self._is_attached:
+            self._autocast.arm()
         return measured.sites, step
+
+    def as_in_training(self) -> contextlib.AbstractContextManager[None]:
+        """Autocast as in the last forward pass of the training that was looked at."""
+        return self._autocast.entered()
 
     def unseen(self) -> str | None:
         """None: the passes over the probe are its own."""
         return None
 
     def facts(self) -> dict[str, Any]:
-        """What the probe counts as a sample; evaluation passes do not matter."""
-        return {**self._counted, "evaluation_passes": 0, "evaluation_calls": 0}
+        """What the probe counts as a sample, and its autocast; evaluation passes do not matter."""
+        return {
+            **self._counted,
+            "autocast": self._autocast.dtypes,
+            "evaluation_passes": 0,
+            "evaluation_calls": 0,
+        }
 
 
 class TrainingSource:
@@ -225,6 +258,10 @@ class TrainingSource:
         ]
         nothing = UnitCounts.nothing(0)
         return [*sites, *(SiteCounts(s, nothing) for s in self._capture.uncalled())], first_step
+
+    def as_in_training(self) -> contextlib.AbstractContextManager[None]:
+        """It runs no passes of its own."""
+        return contextlib.nullcontext()
 
     def unseen(self) -> str | None:
         """`no_forward`, or `only_evaluation` if that is how every rectifier was called."""
