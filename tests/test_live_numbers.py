@@ -187,3 +187,22 @@ def test_several_checkpoints_have_them_too(tmp_path: Path) -> None:
     diagnosis = scan_checkpoints(mlp(), checkpoints, lambda: [PROBE])
     assert list(diagnosis.timeline["dormant"]) == counts and counts[2] >= 5
     assert diagnosis.units["since_fired"].isna().all()
+
+
+def test_a_target_network_in_training_mode_is_watched_beside_the_trained_one() -> None:
+    online = mlp()
+    target = copy.deepcopy(online).requires_grad_(False)
+    with torch.no_grad():
+        target[0].bias[:2] = -100.0
+    optimizer, x = sgd(online), torch.randn(32, 8).double()
+    both = nn.ModuleDict({"online": online, "target": target})
+    with reludiag.Monitor(both, optimizer, every=2, warn_over=None) as monitor:
+        for _ in range(4):
+            with torch.no_grad():
+                goal = target(x)
+            optimizer.zero_grad()
+            (online(x) - goal).square().mean().backward()
+            optimizer.step()
+    sites = monitor.diagnose().sites.set_index("site")
+    assert set(sites["samples"]) == {64}
+    assert sites["dead"].to_dict() == {"online.1": 0, "online.3": 0, "target.1": 2, "target.3": 0}
