@@ -70,6 +70,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/evidence.py
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/startup.py

@@ -46,8 +46,8 @@ def told(snapshots: list[Snapshot]) -> pd.DataFrame:
     """In the shape of a timeline."""
     rows = [
         {"step": s.step, "site": site.name, "samples": site.samples, "units": site.units,
-         "dead": site.dead, "died": site.died, "revived": site.revived,
-         "nonfinite": site.nonfinite}
+         "dead": site.dead, "rare": site.rare, "dormant": site.dormant, "died": site.died,
+         "revived": site.revived, "nonfinite": site.nonfinite}
         for s in snapshots
         for site in s.sites
     ]  # fmt: skip

@@ -171,8 +171,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU())
     with torch.no_grad():
         model[2].bias[0] = -100.0
-        model[0].bias.fill_(5.0)
     with reludiag.Monitor(model, path=folder / "run.reludiag", probe=torch.ones(4, 1)) as monitor:
+        nn.init.constant_(model[0].bias, 5.0)
         monitor.step()
     return folder / "run.reludiag"
 

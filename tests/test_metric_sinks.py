@@ -56,8 +56,10 @@ def train(sink: Any, after_step: Any = lambda step: None) -> Series:
             scheduler.step()
             after_step(step)
     assert set(expected) == {
-        "reludiag/dead_fraction/relu", "reludiag/dead_fraction/relu#1", "reludiag/dead",
-        "reludiag/deaths", "reludiag/revived", "reludiag/born_dead", "reludiag/learning_rate/0/0",
+        *(f"reludiag/{name}_fraction/{site}" for name in ("dead", "rare", "dormant")
+          for site in ("relu", "relu#1")),
+        "reludiag/dead", "reludiag/rare", "reludiag/dormant", "reludiag/deaths",
+        "reludiag/revived", "reludiag/born_dead", "reludiag/learning_rate/0/0",
     }  # fmt: skip
     steps, deaths = zip(*expected["reludiag/deaths"], strict=True)
     assert steps == (0, 10, 20, 30, 35)

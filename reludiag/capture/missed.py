@@ -21,6 +21,8 @@ class MissedCalls:
         """Number of calls that need a second run of their batch, which could not be run again."""
         self.evaluations = 0
         """Passes in evaluation mode, but for those while the capture rested."""
+        self.replicas = 0
+        """Passes of replicas of the model, which `nn.DataParallel` makes for each batch."""
         self.traced = False
         """Whether hooks were called from compiled code, where functions are not seen."""
         self.elsewhere = False

@@ -30,7 +30,7 @@ class PassTracker:
     |---|---|---|---|
     | `run` | watched, none at its end | | |
     | `begin` | watched | deeper | deeper |
-    | the same, evaluating without gradients | unwatched | deeper | deeper |
+    | the same, evaluating without gradients, or of a replica | unwatched | deeper | deeper |
     | the same of the model, not within itself | | as after `reset` | as after `reset` |
     | `end` | none | less deep, or none | less deep, or none |
     | `reset` | none | none | none |
@@ -131,6 +131,10 @@ class PassTracker:
                 self.reset()
         if current.depth:
             current.depth += 1
+            return
+        if "_is_replica" in module.__dict__:  # of nn.DataParallel, which copies hooks along
+            self._missed.replicas += 1
+            current.depth, current.unwatched = 1, True
             return
         if not module.training:
             self._missed.evaluations += 1

@@ -14,6 +14,7 @@ from reludiag.causes.chance import (
 )
 from reludiag.causes.inherited import edited_layers
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
+from reludiag.causes.site_lives import Mask
 from reludiag.causes.wording import replay_command
 
 Problem = Mapping[str, Any]
@@ -41,11 +42,13 @@ def _births(site: SiteAttribution) -> bool:
     return several_born(site) and more_born(site.lives, suspect)
 
 
-def _deaths(site: SiteAttribution) -> bool:
+def _deaths(site: SiteAttribution) -> Mask | bool:
     """A cause of births also gets later deaths at sites where it explains most dead units."""
     lives = site.lives
     again = int((lives.born & lives.dead).sum())
-    return bool((site.births == KIND.name).any()) and 2 * again >= int(lives.dead.sum())
+    if not (site.births == KIND.name).any() or 2 * again < int(lives.dead.sum()):
+        return False
+    return ~lives.unexamined
 
 
 def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:

@@ -10,6 +10,7 @@ import math
 from reludiag.causes.cause import Evidence, rounded
 from reludiag.causes.chance import FEW, born_by_chance, chance_evidence, more_died, several_born
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
+from reludiag.causes.site_lives import Mask
 from reludiag.initialization.chance_deaths import born_dead_by_depth
 from reludiag.measure.structure import UNCENTRED
 from reludiag.recording.observations import InputStatistics
@@ -38,8 +39,10 @@ def _births(site: SiteAttribution) -> bool:
     return int(site.lives.born.sum()) / site.lives.units - _centred_share(site) > FEW
 
 
-def _deaths(site: SiteAttribution) -> bool:
-    return site.run.once(more_died) and site.run.once(uncentred_input) is not None
+def _deaths(site: SiteAttribution) -> Mask | bool:
+    if not site.run.once(more_died) or site.run.once(uncentred_input) is None:
+        return False
+    return ~site.lives.unexamined
 
 
 def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:

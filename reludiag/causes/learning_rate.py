@@ -18,7 +18,7 @@ from reludiag.causes.chance import FEW, more_died
 from reludiag.causes.drift import drift_evidence
 from reludiag.causes.event_study import EventStudy, study_evidence, study_of
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
-from reludiag.causes.site_lives import SiteLives
+from reludiag.causes.site_lives import Mask, SiteLives
 from reludiag.causes.wording import FALLBACK_SCALE, group_in_words, one_digit, replay_command
 from reludiag.recording.observations import Update
 
@@ -74,12 +74,14 @@ def largest_update(site: SiteAttribution) -> Update | None:
     return max(until, key=lambda each: each.ratio, default=None)
 
 
-def _deaths(site: SiteAttribution) -> bool:
+def _deaths(site: SiteAttribution) -> Mask | bool:
     study = site.run.once(study_of)
     if study is not None and study.is_conclusive:
-        return True
+        return True  # by when units died: it needs no evidence of single deaths
     update = largest_update(site)
-    return site.run.once(more_died) and update is not None and update.ratio >= LARGE_UPDATE
+    if not site.run.once(more_died) or update is None or update.ratio < LARGE_UPDATE:
+        return False
+    return ~site.lives.unexamined
 
 
 def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
@@ -225,7 +227,7 @@ KIND = CauseKind(
     rule=(
         "it died in training, and the event study below is conclusive; or more than "
         f"{100 * FEW:g} % of all units died in training, and the largest update ρ of its layer or "
-        f"an earlier one was at least {LARGE_UPDATE:g}"
+        f"an earlier one was at least {LARGE_UPDATE:g}, unless there was no time for its evidence"
     ),
     deaths=_deaths,
     account=_account,

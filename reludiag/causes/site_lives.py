@@ -53,6 +53,8 @@ class SiteLives:
     """Whether at the last snapshot no unit's output varied over the samples."""
     deaths: tuple[Death, ...]
     """Deaths observed between snapshots on a probe."""
+    unexamined: Mask
+    """Units of whose last death no evidence was collected, for want of time."""
     baseline: Baseline | None
     layer: dict[str, Any] | None
     """Initialization of the layer that feeds it."""
@@ -116,6 +118,7 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
                 nearly_dead_since=_dead_since(run.steps, states, NEARLY),
                 is_constant=counts.counted > 0 and bool((counts.maximum == counts.minimum).all()),
                 deaths=tuple(deaths.get(site.name, ())),
+                unexamined=_unexamined(deaths.get(site.name, ()), ledger),
                 baseline=baselines.get(site.name),
                 # Of several layers that feed a site none is its layer.
                 layer=None if site.producer is None else layers.get(site.producer),
@@ -123,6 +126,14 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
             )
         )
     return lives
+
+
+def _unexamined(deaths: Sequence[Death], ledger: Ledger) -> Mask:
+    units = np.zeros(len(ledger.died_step), dtype=bool)
+    for death in deaths:
+        if not death.examined and death.step == ledger.died_step[death.unit]:
+            units[death.unit] = True
+    return units
 
 
 def collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives | None:

@@ -15,6 +15,27 @@ def _deaths(site: SiteAttribution) -> bool:
     return True  # what no other kind has claimed
 
 
+MORE_TIME = "pass the Monitor a larger `evidence`, a smaller probe, or a larger `every`"
+
+
+def _unexamined(attribution: RunAttribution, only: SiteAttribution | None) -> int:
+    """Number of units that nothing explains, of whose death no evidence was collected."""
+    sites = [only] if only else attribution.sites
+    return sum(int(((s.kinds == KIND.name) & s.lives.unexamined).sum()) for s in sites)
+
+
+def _unexamined_sentence(attribution: RunAttribution, only: SiteAttribution | None) -> str:
+    """Why they are not explained; empty if there are none."""
+    count = _unexamined(attribution, only)
+    if not count:
+        return ""
+    where = "" if only is None else f" of '{only.lives.name}'"
+    return (
+        f"Of the deaths of {count} units{where} no evidence was collected, because it would have "
+        "taken too much of the run's time: their cause is not known."
+    )
+
+
 def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
     site = only or attribution.foremost(KIND.name)
     run, lives = attribution.run, site.lives
@@ -37,10 +58,13 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             *update_evidence(site),
             *drift_evidence([each.lives for each in ([only] if only else attribution.sites)]),
         ),
-        sentence=f"Units of '{site.lives.name}' died in training, and the recording does not "
+        sentence=_unexamined_sentence(attribution, only)
+        or f"Units of '{site.lives.name}' died in training, and the recording does not "
         "show why: the size of the updates, the initial weights and the input do not "
         "explain it.",
-        advice="pass the Monitor a smaller `every`, to see the deaths as they happen"
+        advice=MORE_TIME
+        if _unexamined(attribution, only)
+        else "pass the Monitor a smaller `every`, to see the deaths as they happen"
         if run.recorded.facts.get("probe_samples")
         else "pass the Monitor a probe and a smaller `every`, to see the deaths as they happen",
         confirm=replay_command(scale=FALLBACK_SCALE, init="kaiming"),

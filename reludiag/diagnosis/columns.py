@@ -65,6 +65,12 @@ LEDGER_COLUMNS = (
     Column("died_step", "Int64", "step of the snapshot at which the unit last died"),
     Column("revived_step", "Int64", "step of the snapshot at which the unit last revived"),
     Column(
+        "since_fired",
+        "Int64",
+        "samples watched at its site since the unit last fired, 0 if it fired in the last window: "
+        "those of all windows since; with a probe, the probe's at every snapshot since",
+    ),
+    Column(
         "lr_at_death",
         "float64",
         "largest learning rate of its parameter group in the window in which it died",
@@ -120,6 +126,17 @@ TIMELINE_COLUMNS = (
     Column("samples", "Int64", "samples seen in that window, or on the probe"),
     Column("units", "Int64", "units of the site"),
     Column("dead", "Int64", "dead at this snapshot"),
+    Column(
+        "rare",
+        "Int64",
+        "fired in fewer than 0.1 % of samples; empty without statistics, as the next",
+    ),
+    Column(
+        "dormant",
+        "Int64",
+        "tau-score of at most 0.025, dead units among them (Sokar et al. 2023); without a probe, "
+        "in the steps that have statistics",
+    ),
     Column("died", "Int64", "died in the window that ends here"),
     Column("revived", "Int64", "revived in the window that ends here"),
     Column("nonfinite", "Int64", "units with a NaN or an infinity"),

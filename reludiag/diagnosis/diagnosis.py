@@ -9,7 +9,7 @@ import pandas as pd
 
 from reludiag.causes.cause import Cause
 from reludiag.measure.structure import StructureNote
-from reludiag.measure.unjudged import Unjudged, is_partial
+from reludiag.measure.unjudged import Unjudged, is_partial, is_whole
 from reludiag.measure.verdicts import LOST, Thresholds
 from reludiag.recording.ledger import Lives
 
@@ -95,8 +95,17 @@ class Diagnosis:
     @property
     def judged_units(self) -> int:
         """Number of units of the sites that were judged."""
+        if not self.watched:
+            return 0
         places = {place.where for place in self.unjudged if not is_partial(place.reason)}
         return int(self.sites.loc[~self.sites["site"].isin(places), "units"].sum())
+
+    @property
+    def watched(self) -> bool:
+        """Whether any training was watched. If not, the numbers say nothing of the trained model;
+        `unjudged` has the reason.
+        """
+        return not any(is_whole(place.reason) for place in self.unjudged)
 
     @property
     def diverged(self) -> bool:

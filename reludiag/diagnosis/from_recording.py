@@ -17,6 +17,7 @@ from reludiag.measure.verdicts import Thresholds
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.recording.learning_rates import LearningRates
 from reludiag.recording.ledger import Ledger, trace_lives
+from reludiag.recording.silence import since_fired
 
 
 def load(path: str | Path, thresholds: Thresholds | None = None) -> Diagnosis:
@@ -98,6 +99,7 @@ def _at_death(
             shares = None if death.drift is None else shares_of(death.drift)
             drifts[:, death.unit] = np.nan if shares is None else shares
     return {
+        "since_fired": since_fired(run, recorded),
         "lr_at_death": rates,
         "cause": np.array([str(kind) or None for kind in kinds], dtype=object),
         "critical_lr": fractions * rates,
@@ -105,6 +107,21 @@ def _at_death(
         "drift_input": drifts[1],
         "drift_bias": drifts[2],
     }
+
+
+def _evidence_notes(run: RecordedRun) -> list[str]:
+    """The note on deaths that were not examined."""
+    share, deaths = float(run.facts.get("evidence", 1.0)), run.observations.deaths
+    missed = sum(not death.examined for death in deaths)
+    if share == 0 and run.facts.get("probe_samples") is not None:
+        return ["Deaths were not examined (evidence=False)."]
+    if not missed:
+        return []
+    return [
+        f"Of {missed:,} of {len(deaths):,} deaths no evidence was collected: it would have taken "
+        f"more than {100 * share:.3g} % of the run's time. evidence={min(1.0, 4 * share):g} allows "
+        "more."
+    ]
 
 
 def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) -> Head:
@@ -124,6 +141,8 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
         counted = counted_in_words(samples, facts.get("probe_rows"), groups)
         evidence = f"{steps}, {snapshot_count}, each on a fixed probe of {counted} in eval mode"
         notes += grouping_notes(groups)
+        if casts := sorted(set(facts.get("autocast", {}).values())):
+            evidence += f" under autocast to {' and '.join(casts)}"
     else:
         evidence = f"{steps}, {snapshot_count}, the last on {samples:,} training samples"
         notes.append(
@@ -144,6 +163,7 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
             f"Left out: {calls:,} rectifier call{'s' * (calls != 1)} in parts of the model that "
             "were in evaluation mode."
         )
+    notes += _evidence_notes(run)
     notes += facts.get("notes", [])
     return Head(
         source="recording",

@@ -9,8 +9,7 @@ import pandas as pd
 from reludiag.diagnosis.build import SiteFindings
 from reludiag.diagnosis.columns import TIMELINE_COLUMNS
 from reludiag.measure.unit_counts import SiteCounts
-from reludiag.measure.verdicts import is_dead
-from reludiag.recording import RecordedSite
+from reludiag.recording import RecordedSite, SiteState
 from reludiag.recording.ledger import Ledger, life_states, trace_lives
 from reludiag.tables import table_of
 
@@ -25,15 +24,22 @@ def checkpoint_timeline(
         width = finding.site.units or 0
         samples = np.zeros(len(steps), dtype=np.int64)
         dead, nonfinite, was_called = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
+        rare, dormant = (np.full(len(steps), np.nan) for _ in range(2))
         for index, scan in enumerate(by_key):
             then = scan.get(finding.site.key)
             if then is not None and then.site.units == width:
-                dead[index] = is_dead(then.counts, then.site.rectifier)
+                state = SiteState.of(then)
+                dead[index] = state.dead
+                if state.rare is not None and state.dormant is not None:
+                    rare[index], dormant[index] = state.rare.sum(), state.dormant.sum()
                 nonfinite[index] = then.counts.nonfinite
                 samples[index] = then.counts.samples
                 was_called[index] = then.counts.samples > 0
+        has_state = was_called & ~nonfinite
         recorded = RecordedSite(
-            finding.site, None, finding.counts, samples, dead, was_called & ~nonfinite, nonfinite
+            *(finding.site, None, finding.counts, samples, dead, has_state, nonfinite),
+            rare=rare,
+            dormant=dormant,
         )
         ledger = trace_lives(steps, dead, recorded.has_state)
         states = states_of(recorded, ledger)
@@ -63,6 +69,8 @@ def timeline_rows(
             "samples": recorded.samples,
             "units": recorded.site.units,
             "dead": (recorded.dead & recorded.has_state).sum(axis=1),
+            "rare": np.nan if recorded.rare is None else recorded.rare,
+            "dormant": np.nan if recorded.dormant is None else recorded.dormant,
             "died": ledger.died.sum(axis=1),
             "revived": ledger.revived.sum(axis=1),
             "nonfinite": recorded.nonfinite.sum(axis=1),

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture.hooks import Hook
+from reludiag.evidence.budget import Budget, clock_of
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
 from reludiag.evidence.update_ratios import UpdateMeter
@@ -44,12 +45,18 @@ class EvidenceCollector:
         probe: Sequence[Any] | None,
         unit_axes: UnitAxes | None,
         merge_calls: bool,
+        share: float,
     ) -> None:
+        """`share` is that of the run's time in which deaths may be examined."""
         self._model, self._optimizers, self._every = model, optimizers, every
         self._unit_axes, self._merge_calls = unit_axes, merge_calls
         self._batches = list(probe or [])
+        self._has_probe = probe is not None
+        self._budget = Budget(share, clock_of(model))
         self._deaths = (
-            None if probe is None else DeathWatch(model, self._batches, unit_axes, merge_calls)
+            DeathWatch(model, self._batches, unit_axes, merge_calls, self._budget)
+            if self._has_probe and share
+            else None
         )
         self._meter = UpdateMeter(model)
         self._updates: list[Update] = []
@@ -63,20 +70,25 @@ class EvidenceCollector:
     @property
     def facts(self) -> dict[str, Any]:
         """What the recording stores as facts about the run, as JSON."""
-        gradients = self._gradients
+        gradients, facts = self._gradients, {"evidence": self._budget.share}
         if gradients is None:
-            return {}
+            return facts
         return {
+            **facts,
             "gradients": {
                 "parameters": gradients.parameters,
                 "missing": gradients.missing,
                 "zero": gradients.zero,
-            }
+            },
         }
 
+    def begin(self) -> None:
+        """The run begins: from now on its time counts."""
+        self._budget.begin()
+
     def attach(self) -> None:
-        """The run begins."""
-        if self._deaths is None:
+        """Watch the coming steps."""
+        if not self._has_probe:
             look = Hook(self._look_at_first_batch, self._model, None)
             handle = self._model.register_forward_pre_hook(look, with_kwargs=True)
             self._handles.append(handle)
@@ -100,7 +112,7 @@ class EvidenceCollector:
         if self._expecting:
             self.detach()
             self._expecting = False
-            if self._deaths is None:
+            if not self._has_probe:
                 self._batches = []  # the first step was measured: its copy is no longer needed
             self._updates += self._guarded(lambda: self._meter.measure(step), [])
         if (step + 1) % self._every == 0:

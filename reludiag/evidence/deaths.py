@@ -13,7 +13,8 @@ theta1 at its end (parameters and floating-point buffers):
 
 The model's tensors are never written: passes run with other tensors in their place. It costs the
 memory of one copy of the weights for the whole run and of another during passes, no time in windows
-without a death, and at most `PASSES` frozen passes over the probe in a window with deaths.
+without a death, and at most `PASSES` frozen passes over the probe in a window with deaths, as long
+as the `Budget` has time for them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from reludiag.capture.calls import Call
 from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import uncompiled
 from reludiag.capture.model_state import preserve_state
+from reludiag.evidence.budget import Budget
 from reludiag.evidence.decomposition import Folded, InputSums, Layer, Weights, drift
 from reludiag.loading.arguments import BatchReader
 from reludiag.recording.observations import Death, Drift
@@ -73,17 +75,18 @@ class DeathWatch:
         self,
         model: nn.Module,
         batches: Sequence[Any],
-        unit_axes: UnitAxes | None = None,
-        merge_calls: bool = True,
+        unit_axes: UnitAxes | None,
+        merge_calls: bool,
+        budget: Budget,
     ) -> None:
-        self._model = model
+        self._model, self._budget = model, budget
         self._passes = ProbePasses(model, batches, unit_axes, merge_calls)
         self._states: dict[str, UnitState] = {}
         self._step = 0
         self._weights: dict[str, Tensor] = {}
 
     def observe(self, step: int, states: Sequence[UnitState]) -> list[Death]:
-        """The units that died since the last snapshot, with the evidence on each.
+        """The units that died since the last snapshot, with the evidence on each if there is time.
 
         It leaves the model unchanged, to the last bit.
         """
@@ -92,7 +95,16 @@ class DeathWatch:
             for state in states
             if len(units := self._died(state))
         }
-        deaths = self._examine(step, died) if died else []
+        deaths: list[Death] = []
+        if died and self._budget.allows():
+            with self._budget.spending():
+                deaths = self._examine(step, died)
+        elif died:
+            deaths = [
+                Death(key, unit, step, self._step, examined=False)
+                for key, (_, units) in died.items()
+                for unit in units.tolist()
+            ]
         self._states, self._step = {state.site.key: state for state in states}, step
         self._keep()
         return deaths

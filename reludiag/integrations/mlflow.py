@@ -34,5 +34,5 @@ class MlflowSink:
 
 def _metric_name(name: str) -> str:
     """A name that MLflow accepts. Names are paths there; the name of a site is one component."""
-    path, of_site, site = name.partition("dead_fraction/")
+    path, of_site, site = name.partition("_fraction/")
     return path + of_site + re.sub(r"[^\w\-.:]", " ", site)[-_LONGEST:]

@@ -48,6 +48,8 @@ def missed_places(capture: Capture) -> tuple[Unjudged, ...]:
         anywhere.append(unjudged("", "unrepeatable", detail))
     if missed.traced and capture.functional:
         anywhere.append(unjudged("", "compiled"))
+    if missed.replicas:
+        anywhere.append(unjudged("", "replica"))
     if missed.elsewhere and capture.functional:
         anywhere.append(unjudged("", "other_thread"))
     lower = [

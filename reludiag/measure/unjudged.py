@@ -33,11 +33,63 @@ class _Reason:
     """`{places}` are names, `{was}` fits their number, `{detail}` is empty or in parentheses."""
     is_partial: bool = False
     """Whether the units that have a verdict are judged all the same."""
+    is_whole: bool = False
+    """Whether it is of the whole run: nothing that was counted is of the model that was trained."""
 
 
 _READ = "{places} {was} called, but cannot be read{detail}. No unit there is judged."
 
+_NOTHING = "Nothing was watched: "
+
 _REASONS = {
+    "no_step": _Reason(
+        "nothing watched",
+        _NOTHING + "no step was counted. Pass the optimizer to the Monitor, or call "
+        "monitor.step() after each update.",
+        is_whole=True,
+    ),
+    "ended_early": _Reason(
+        "nothing watched",
+        _NOTHING + "the run ended before its first step.",
+        is_whole=True,
+    ),
+    "other_optimizer": _Reason(
+        "nothing watched",
+        _NOTHING + "the Monitor's optimizer took no step, but the weights changed. Pass the one "
+        "that trains the model; of several, the last counts the steps.",
+        is_whole=True,
+    ),
+    "steps_skipped": _Reason(
+        "nothing watched",
+        _NOTHING + "the optimizer took no step, and the gradients are not finite. A GradScaler "
+        "skips such steps. Look for the NaN or the infinity in the loss.",
+        is_whole=True,
+    ),
+    "optimizer_idle": _Reason(
+        "nothing watched",
+        _NOTHING + "the optimizer took no step, and no weight changed. Is gradient accumulation "
+        "ever complete, does a GradScaler skip every step, or is another copy of the model "
+        "trained?",
+        is_whole=True,
+    ),
+    "no_forward": _Reason(
+        "nothing watched",
+        _NOTHING + "the model ran no forward pass. Is another copy of it trained? Pass the one "
+        "that the training calls.",
+        is_whole=True,
+    ),
+    "only_evaluation": _Reason(
+        "nothing watched",
+        _NOTHING + "every rectifier was called in evaluation mode. Call model.train() for the "
+        "training, or pass a probe.",
+        is_whole=True,
+    ),
+    "no_weight_changed": _Reason(
+        "nothing watched",
+        _NOTHING + "steps were counted, but no weight of the model changed. Is it frozen, or is "
+        "another copy of it trained?",
+        is_whole=True,
+    ),
     "never_called": _Reason(
         "never called",
         "{places} {was} never called. Whether units there are dead is not known.",
@@ -78,6 +130,11 @@ _REASONS = {
         "Rectifiers called as functions are not judged, because the model was compiled during "
         "monitoring. Compile it first.",
     ),
+    "replica": _Reason(
+        "cannot be read",
+        "Forward passes of replicas of the model, as nn.DataParallel makes them, are not judged. "
+        "Use DistributedDataParallel, or pass a probe.",
+    ),
     "other_thread": _Reason(
         "cannot be read",
         "Part of a forward pass ran in another thread. Rectifier functions called there are not "
@@ -111,7 +168,7 @@ def all_unjudged(
 ) -> tuple[Unjudged, ...]:
     """What the (site, samples) themselves say, and what was missed.
 
-    A site that cannot die has nothing to be judged for.
+    A site that cannot die has nothing to be judged for. What is of the whole run comes first.
     """
     known = {place.where for place in missed}
     by_itself = [
@@ -119,7 +176,15 @@ def all_unjudged(
         for site, samples in sites
         if site.rectifier.can_die and site.name not in known
     ]
-    return (*(place for place in by_itself if place is not None), *missed)
+    whole = [place for place in missed if is_whole(place.reason)]
+    others = [place for place in missed if not is_whole(place.reason)]
+    # Where no call was counted, "called earlier" would be wrong of every site.
+    own = [
+        place
+        for place in by_itself
+        if place is not None and not (whole and place.reason == "not_called_again")
+    ]
+    return (*whole, *own, *others)
 
 
 def label(reason: str) -> str:
@@ -130,6 +195,11 @@ def label(reason: str) -> str:
 def is_partial(reason: str) -> bool:
     """Whether the units of such a site that have a verdict are judged all the same."""
     return reason in _REASONS and _REASONS[reason].is_partial
+
+
+def is_whole(reason: str) -> bool:
+    """Whether it says that nothing was watched of a whole run."""
+    return reason in _REASONS and _REASONS[reason].is_whole
 
 
 def sentences(places: Iterable[Unjudged]) -> list[str]:

@@ -64,6 +64,20 @@ def is_dead(counts: UnitCounts, rectifier: Rectifier) -> Mask:
     return counts.silent & ~counts.nonfinite
 
 
+def is_rare(counts: UnitCounts, rectifier: Rectifier, share: float = Thresholds.rare) -> Mask:
+    """Which units fired, but in fewer than this share of the counted samples, `[unit]`."""
+    if not rectifier.can_die:
+        return np.zeros(len(counts.fired), dtype=bool)
+    # One that is not silent fired at least once, perhaps where only that was watched.
+    seldom = np.maximum(counts.fired, 1) < share * counts.counted
+    return seldom & ~counts.silent & ~counts.nonfinite
+
+
+def is_dormant(counts: UnitCounts, most: float = Thresholds.dormant) -> Mask:
+    """Which units have at most this tau-score, `[unit]`. Dead ones are among them: theirs is 0."""
+    return tau_score(counts) <= most
+
+
 def tau_score(counts: UnitCounts) -> Floats:
     """Mean absolute activation / the site's mean (Sokar et al. 2023, definition 3.1).
 
@@ -123,10 +137,7 @@ VERDICT_TABLE = (
         name="rare",
         meaning=f"it fired in fewer than {100 * Thresholds.rare:g} % of samples (`--rare`)",
         rule=f"it fired in fewer than {100 * Thresholds.rare:g} % of samples (`--rare`)",
-        holds=lambda counts, rectifier, thresholds: (
-            # It is not silent, so it fired at least once, perhaps where only that was watched.
-            (np.maximum(counts.fired, 1) < thresholds.rare * counts.counted) & rectifier.can_die
-        ),
+        holds=lambda counts, rectifier, thresholds: is_rare(counts, rectifier, thresholds.rare),
         glyph="▒",
         plain="o",
         style="yellow",
@@ -141,7 +152,7 @@ VERDICT_TABLE = (
             "(`--dormant`; Sokar et al. 2023)"
         ),
         rule=f"its tau-score is at most {Thresholds.dormant:g} (`--dormant`)",
-        holds=lambda counts, rectifier, thresholds: tau_score(counts) <= thresholds.dormant,
+        holds=lambda counts, rectifier, thresholds: is_dormant(counts, thresholds.dormant),
         glyph="▒",
         plain="o",
         style="yellow",

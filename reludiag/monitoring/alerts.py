@@ -3,7 +3,7 @@
 """
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from reludiag.errors import TooManyDeadError
 from reludiag.limits import Limit
 from reludiag.recording import SiteState
-from reludiag.recording.ledger import Lifelines
+from reludiag.recording.ledger import Lifelines, Mask
 
 WARN_OVER = "10%"
 """Share of all units in one window from which deaths are an event instead of single units."""
@@ -33,6 +33,22 @@ class SiteSnapshot:
     """Units dead at step 0; None if the site was not called before the first step."""
     per_pass: bool = False
     """Whether each forward pass counts as one sample here, though it has several."""
+    dead_units: tuple[int, ...] = ()
+    """The units that are dead now."""
+    dormant_units: tuple[int, ...] | None = None
+    """The units whose tau-score is now at most 0.025: mean absolute activation over the mean of the
+    site (Sokar et al. 2023). Dead units are among them.
+
+    It is of the probe; without one, of the steps since the previous snapshot that have statistics
+    (see `stats_every`). None if there was none with this site, as `rare`.
+    """
+    rare: int | None = None
+    """Number of units that fired, but in fewer than 0.1 % of these samples."""
+
+    @property
+    def dormant(self) -> int | None:
+        """Number of dormant units; None if it is not known."""
+        return None if self.dormant_units is None else len(self.dormant_units)
 
     @property
     def died(self) -> int:
@@ -66,6 +82,18 @@ class Snapshot:
         return sum(site.dead for site in self.sites)
 
     @property
+    def dormant(self) -> int | None:
+        """Number of units whose tau-score is at most 0.025, dead ones among them, of the sites of
+        which it is known; None if there are none.
+        """
+        return _sum(site.dormant for site in self.sites)
+
+    @property
+    def rare(self) -> int | None:
+        """Number of units that fired, but in fewer than 0.1 % of samples; None as for `dormant`."""
+        return _sum(site.rare for site in self.sites)
+
+    @property
     def died(self) -> int:
         """Number of units that died since `previous`."""
         return sum(site.died for site in self.sites)
@@ -82,13 +110,23 @@ class Snapshot:
 
     def scalars(self) -> dict[str, float]:
         """The numbers for a metric logger: name -> value; all names begin with `reludiag/`."""
-        born = [site.born_dead for site in self.sites if site.born_dead is not None]
+        shares = {
+            f"reludiag/{name}_fraction/{site.name}": count / site.units
+            for name in ("dead", "rare", "dormant")
+            for site in self.sites
+            if site.units and (count := getattr(site, name)) is not None
+        }
+        totals = {
+            "dead": self.dead,
+            "rare": self.rare,
+            "dormant": self.dormant,
+            "deaths": self.died,
+            "revived": self.revived,
+            "born_dead": _sum(site.born_dead for site in self.sites),
+        }
         return {
-            **{f"reludiag/dead_fraction/{s.name}": s.dead / s.units for s in self.sites if s.units},
-            "reludiag/dead": float(self.dead),
-            "reludiag/deaths": float(self.died),
-            "reludiag/revived": float(self.revived),
-            **({"reludiag/born_dead": float(sum(born))} if born else {}),
+            **shares,
+            **{f"reludiag/{name}": float(n) for name, n in totals.items() if n is not None},
             **{f"reludiag/learning_rate/{group}": r for group, r in self.learning_rates.items()},
         }
 
@@ -106,6 +144,12 @@ class Snapshot:
             if worst.samples < whole and not worst.per_pass:
                 most += f", which {worst.samples:,} of {whole:,} samples reached"
         return f"{self.died:,} of {self.units:,} units died {steps}{rate}{most}"
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """Of the known ones; None if none is known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 Listener = Callable[[Snapshot], object]
@@ -214,8 +258,15 @@ class Alerts:
             samples=counts.samples,
             per_pass=per_pass,
             dead=dead,
-            died_units=tuple(np.flatnonzero(died).tolist()),
+            died_units=_indices(died),
             revived=int(revived.sum()),
             nonfinite=int(counts.nonfinite.sum()),
             born_dead=self._born.get(site.key),
+            dead_units=_indices(state.dead & has_state),
+            dormant_units=None if state.dormant is None else _indices(state.dormant),
+            rare=None if state.rare is None else int(state.rare.sum()),
         )
+
+
+def _indices(mask: Mask) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(mask).tolist())

@@ -23,18 +23,21 @@ from reludiag.capture.compiled import is_compiled
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.from_recording import diagnose_run, load
 from reludiag.errors import ModelError, UsageError
+from reludiag.evidence.budget import DEFAULT_SHARE
 from reludiag.evidence.collector import EvidenceCollector
 from reludiag.loading.batch_contents import is_one_batch
 from reludiag.loading.specs import call_user_code
 from reludiag.measure.blind_spots import no_rectifier
 from reludiag.measure.frozen_pass import eager_model
 from reludiag.measure.groups import Groups
-from reludiag.measure.verdicts import Thresholds, is_dead
+from reludiag.measure.unjudged import Unjudged
+from reludiag.measure.verdicts import Thresholds
 from reludiag.monitoring.alerts import WARN_OVER, Alerts, Listener
 from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock, innermost
 from reludiag.monitoring.rates import RateLog
 from reludiag.monitoring.run_facts import run_facts, untrained_weights
 from reludiag.monitoring.snapshot_sources import ProbeSource, SnapshotSource, TrainingSource
+from reludiag.monitoring.unwatched import WeightCheck, nothing_watched
 from reludiag.recording import RecordingWriter, SiteState
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import may_rectify
@@ -50,10 +53,13 @@ class Monitor:
     Every `every` steps the state of all units is written to the recording at `path` (None: in
     memory), beginning with the initial state. `probe` is a batch (as in `scan`), an iterable of
     batches, or a function that returns either. They are kept in memory and run through the model in
-    eval mode, without gradients, at each snapshot. With it, units that died since the last snapshot
-    are examined (see `evidence`): this takes a copy of the weights, and up to 18 more passes over
-    the probe if units died. The first snapshot also runs a copy of the model, to measure how many
-    units are dead by chance.
+    eval mode, without gradients, at each snapshot, under the autocast of the last training pass.
+    With it, units that died since the last snapshot are examined: this takes a copy of the weights,
+    and up to 18 more passes over the probe if units died. `evidence` is the share of the run's time
+    that this may take (of the processor's time, if the model is on it); 10 seconds are always
+    allowed. Of later deaths no evidence is collected until there is time again: their cause is
+    `undetermined`, and the report says of how many. 1.0 examines all, False none. The first
+    snapshot also runs a copy of the model, to measure how many units are dead by chance.
 
     A sample is a row of the probe, or all its rows of one group: `groups` is as in `scan`, and
     graphs that a batch numbers in `batch` are found without it. Training batches have no groups: to
@@ -87,6 +93,7 @@ class Monitor:
         every: int = 100,
         stats_every: int = 16,
         probe: Any = None,
+        evidence: float | bool = DEFAULT_SHARE,
         unit_axes: UnitAxes | None = None,
         merge_calls: bool = True,
         groups: Groups | None = None,
@@ -107,7 +114,7 @@ class Monitor:
                 raise UsageError(
                     f"{name}={value} was given; expected a whole number of steps, at least 1"
                 )
-        compiled = is_compiled(model)
+        called, compiled = model, is_compiled(model)
         model = eager_model(model)
         if not may_rectify(model):
             raise ModelError(no_rectifier(model))
@@ -129,15 +136,17 @@ class Monitor:
         self._source: SnapshotSource = (
             TrainingSource(model, every, stats_every, unit_axes, compiled, merge_calls)
             if batches is None
-            else ProbeSource(model, batches, every, unit_axes, merge_calls, groups)
+            else ProbeSource(model, batches, every, unit_axes, merge_calls, groups, called)
         )
         self._collector = EvidenceCollector(
-            model, self._optimizers, every, batches, unit_axes, merge_calls
+            model, self._optimizers, every, batches, unit_axes, merge_calls, _share_of(evidence)
         )
         self._clock = Clock()
         self._after_step = AfterStep(self._clock, self._end_step)
         self._alerts = Alerts(on_snapshot, on_death, warn_over, raise_over)
         self._rates = RateLog(model, self._optimizers)
+        self._weights = WeightCheck(model)
+        self._unwatched: Unjudged | None = None  # set when the run ends
         if self._optimizers and not self._rates.param_groups:
             raise UsageError(
                 "the optimizer holds no parameter of this model. Was it made for another copy of "
@@ -160,6 +169,8 @@ class Monitor:
             "stats_every": self.stats_every,
         }
         self._writer.write_facts(self._facts_now("running"))
+        self._weights.begin()
+        self._collector.begin()
         try:
             if self._source.ready:
                 self._snapshot()
@@ -190,8 +201,21 @@ class Monitor:
         with self._keeping_the_run_alive():
             if not self.snapshots or self.snapshots[-1] != self._clock.step:
                 self._snapshot(closing=True)
+            self._unwatched = nothing_watched(
+                self._clock.step,
+                bool(self._optimizers),
+                self._weights,
+                self._source.unseen(),
+                raised=kind is not None,
+            )
             self._writer.write_facts(self._facts_now(status))
             self._writer.close()
+        if self._unwatched is not None and kind is None:
+            warnings.warn(
+                f"reludiag: {self._unwatched.sentence}",
+                RuntimeWarning,
+                stacklevel=2,  # the `with` statement
+            )
         self._alerts.tell(stopping=kind is None)
 
     def step(self) -> None:
@@ -255,11 +279,9 @@ class Monitor:
         if self._writer is None or self._broken:
             return
         step = self._clock.step
-        with self._keeping_the_run_alive():
+        with self._keeping_the_run_alive(), self._source.as_in_training():
             sites, first_step = self._source.take(step, closing)
-            states = [
-                SiteState(s.site, s.counts, is_dead(s.counts, s.site.rectifier)) for s in sites
-            ]
+            states = [SiteState.of(finding) for finding in sites]
             rates = self._rates.take_changes()
             self._writer.write_snapshot(
                 step,
@@ -276,6 +298,7 @@ class Monitor:
             self._alerts.tell()
 
     def _facts_now(self, status: str) -> dict[str, Any]:
+        whole = [] if self._unwatched is None else [self._unwatched]
         untrained = untrained_weights(self.model, self._optimizers, self._rates.param_groups)
         return {
             **self._facts,
@@ -283,7 +306,7 @@ class Monitor:
             **self._collector.facts,
             "notes": [*untrained, *self._source.notes],
             "per_pass": [*self._source.per_pass],
-            "unjudged": [asdict(place) for place in self._source.missed],
+            "unjudged": [asdict(place) for place in (*whole, *self._source.missed)],
             "status": status,
         }
 
@@ -317,6 +340,18 @@ def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optim
     if not all(isinstance(one, Optimizer) for one in optimizers):
         raise UsageError("expected a torch.optim.Optimizer, or a list of them, or None")
     return optimizers
+
+
+def _share_of(evidence: float | bool) -> float:
+    """The share of the time for examining deaths."""
+    if isinstance(evidence, bool):
+        return DEFAULT_SHARE if evidence else 0.0
+    if not isinstance(evidence, int | float) or not 0 <= evidence <= 1:
+        raise UsageError(
+            f"evidence={evidence!r} was given; expected a share of the run's time, from 0 to 1, "
+            "such as 0.05, or False"
+        )
+    return float(evidence)
 
 
 def _batches(probe: Any) -> list[Any]:

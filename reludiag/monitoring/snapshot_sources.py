@@ -19,9 +19,15 @@ from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.groups import Groups
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unjudged import Unjudged
+from reludiag.monitoring.autocast import TrainingAutocast
 from reludiag.monitoring.window import Window
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.torch_internals import AnyBatchNorm
+
+_BEGAN_PLAIN = (
+    "The initial state was measured before any pass of the training was seen, and so without its "
+    "autocast."
+)
 
 
 class SnapshotSource(Protocol):
@@ -53,6 +59,12 @@ class SnapshotSource(Protocol):
         `closing` is true at the end of the run.
         """
 
+    def unseen(self) -> str | None:
+        """The reason if no forward pass was seen that could be watched; None if one was."""
+
+    def as_in_training(self) -> contextlib.AbstractContextManager[None]:
+        """The context of its own passes, and of those that examine deaths."""
+
     def facts(self) -> dict[str, Any]:
         """What the recording stores about the source, as JSON."""
 
@@ -68,7 +80,9 @@ class ProbeSource:
         unit_axes: UnitAxes | None,
         merge_calls: bool,
         groups: Groups | None,
+        called: nn.Module,
     ) -> None:
+        """`called` is what the training calls: the model, or its compiled form."""
         self.ready = True
         self.missed: Sequence[Unjudged] = ()
         self.per_pass: Sequence[str] = ()
@@ -77,12 +91,19 @@ class ProbeSource:
         self._scanner = Scanner(model, unit_axes, finds_consumers=True, merge_calls=merge_calls)
         self._batches, self._every, self._groups = batches, every, groups
         self._counted: dict[str, Any] = {"probe_samples": None}  # known from the first pass on
+        self._autocast = TrainingAutocast(called)
+        self._is_attached = False
+        self._began_plain = False  # whether the first snapshot was taken without autocast
 
     def attach(self) -> None:
-        """Nothing is watched between snapshots."""
+        """Nothing is watched between snapshots but one forward pass, for its autocast."""
+        self._is_attached = True
+        self._autocast.arm()
 
     def detach(self) -> None:
-        """Likewise."""
+        """Nothing more is watched."""
+        self._is_attached = False
+        self._autocast.disarm()
 
     def end_step(self, step: int) -> int:
         """Nothing to do before the next snapshot."""
@@ -99,11 +120,30 @@ class ProbeSource:
         }
         self.missed = measured.missed
         self.notes = [*self._lagging, *measured.notes]
+        if self._autocast.state is None:
+            self._began_plain = not self._autocast.is_on()
+        elif self._autocast.dtypes and self._began_plain:
+            self.notes = [*self.notes, _BEGAN_PLAIN]
+        if self._is_attached:
+            self._autocast.arm()
         return measured.sites, step
 
+    def as_in_training(self) -> contextlib.AbstractContextManager[None]:
+        """Autocast as in the last forward pass of the training that was looked at."""
+        return self._autocast.entered()
+
+    def unseen(self) -> str | None:
+        """None: the passes over the probe are its own."""
+        return None
+
     def facts(self) -> dict[str, Any]:
-        """What the probe counts as a sample; evaluation passes do not matter."""
-        return {**self._counted, "evaluation_passes": 0, "evaluation_calls": 0}
+        """What the probe counts as a sample, and its autocast; evaluation passes do not matter."""
+        return {
+            **self._counted,
+            "autocast": self._autocast.dtypes,
+            "evaluation_passes": 0,
+            "evaluation_calls": 0,
+        }
 
 
 class TrainingSource:
@@ -143,6 +183,7 @@ class TrainingSource:
         self._previous: dict[int, UnitCounts] = {}
         self._in_passes: dict[int, int] = {}  # as in `Window`, of the same snapshot
         self._snapshots: list[int] = []  # steps
+        self._has_counted = False  # whether there was ever a window
         self._counting = True  # whether the coming step is counted: set at the end of each
         self._frozen_calls = 0  # of parts of the model in evaluation mode in a training pass
         # Whether compiled code may run as soon as a whole forward was followed.
@@ -218,6 +259,19 @@ class TrainingSource:
         nothing = UnitCounts.nothing(0)
         return [*sites, *(SiteCounts(s, nothing) for s in self._capture.uncalled())], first_step
 
+    def as_in_training(self) -> contextlib.AbstractContextManager[None]:
+        """It runs no passes of its own."""
+        return contextlib.nullcontext()
+
+    def unseen(self) -> str | None:
+        """`no_forward`, or `only_evaluation` if that is how every rectifier was called."""
+        called = any(place.reason not in {"never_called", "replica"} for place in self.missed)
+        if self._has_counted or called:  # what could not be read was called, too
+            return None
+        if self._capture.missed.evaluations or self._frozen_calls:
+            return "only_evaluation"
+        return None if self.ready else "no_forward"
+
     def facts(self) -> dict[str, Any]:
         """Samples in the passes of the window; passes and calls in eval mode are not counted."""
         return {
@@ -270,6 +324,7 @@ class TrainingSource:
     def _new_window(self, site: int, x: Tensor) -> Window:
         window = Window(self._capture.sites[site], x.device, x.dtype)
         self._windows[site] = window
+        self._has_counted = True
         return window
 
 

@@ -92,6 +92,8 @@ class Death:
     """The largest fraction of the window's update after which it still fires on the probe."""
     drift: Drift | None = None
     """None if the layer cannot be decomposed, or the result disagrees with the measurement."""
+    examined: bool = True
+    """Whether its evidence was collected: not where that would have taken too much time."""
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,8 @@ def read_run(db: sqlite3.Connection) -> RecordedRun:
     db.execute("BEGIN")
     try:
         facts = {key: json.loads(value) for key, value in db.execute("SELECT * FROM run")}
-        steps = tuple(row[0] for row in db.execute("SELECT step FROM snapshot ORDER BY step"))
+        snapshots = db.execute("SELECT step, first_step FROM snapshot ORDER BY step").fetchall()
+        steps = tuple(step for step, _ in snapshots)
         rates = tuple(
             db.execute("SELECT step, param_group, learning_rate FROM learning_rate ORDER BY step")
         )
@@ -129,15 +130,17 @@ def read_run(db: sqlite3.Connection) -> RecordedRun:
             "SELECT id, name, module, operator, activation, can_die, signed, unit_axis, units,"
             f" producer, norm, param_group, {consumers}, {names} FROM site ORDER BY id"
         ).fetchall()
-        sites = tuple(_read_site(db, row, steps) for row in rows)
+        sites = tuple(_read_site(db, row, steps, version) for row in rows)
         observations = _read_observations(db, version)
     finally:
         db.execute("COMMIT")
-    return RecordedRun(facts, steps, sites, rates, observations)
+    first_steps = tuple(first_step for _, first_step in snapshots)
+    return RecordedRun(facts, steps, sites, rates, observations, first_steps)
 
 
 def _read_observations(db: sqlite3.Connection, version: int) -> Observations:
     scale = "scale" if version > 4 else "NULL"
+    examined = "examined" if version > 5 else "1"
     # Sites are identified by name here, because keys are not stored.
     names = dict(db.execute("SELECT id, name FROM site"))
     return Observations(
@@ -174,9 +177,11 @@ def _read_observations(db: sqlite3.Connection, version: int) -> Observations:
                 previous,
                 _nan_if_null(fraction),
                 None if drift[0] is None else Drift(*drift),
+                bool(examined),
             )
-            for site, unit, step, previous, fraction, *drift in db.execute(
-                "SELECT * FROM death ORDER BY step, site, unit"
+            for site, unit, step, previous, fraction, *drift, examined in db.execute(
+                "SELECT site, unit, step, previous, critical_fraction, before, after, by_weights,"
+                f" by_input, by_bias, {examined} FROM death ORDER BY step, site, unit"
             )
         ),
     )
@@ -187,7 +192,9 @@ def _nan_if_null(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> RecordedSite:
+def _read_site(
+    db: sqlite3.Connection, row: Any, steps: tuple[int, ...], version: int
+) -> RecordedSite:
     site_id, name, module, operator, activation, can_die, signed, axis, units, *rest = row
     producer, norm, group, consumers, key, alias = rest
     rectifier = Rectifier(activation, bool(can_die), bool(signed))
@@ -199,14 +206,17 @@ def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> Reco
     position = {step: index for index, step in enumerate(steps)}
     sample_counts = np.zeros(len(steps), dtype=np.int64)
     dead, nonfinite, was_called = (np.zeros((len(steps), width), dtype=bool) for _ in range(3))
-    for step, samples, dead_bits, nonfinite_bits in db.execute(
-        "SELECT step, samples, dead, nonfinite FROM state WHERE site = ?", (site_id,)
+    rare, dormant = (np.full(len(steps), np.nan) for _ in range(2))
+    numbers = "rare, dormant" if version > 5 else "NULL, NULL"
+    for step, samples, dead_bits, nonfinite_bits, *known in db.execute(
+        f"SELECT step, samples, dead, nonfinite, {numbers} FROM state WHERE site = ?", (site_id,)
     ):
         index = position[step]
         dead[index] = mask_of(dead_bits, width)
         nonfinite[index] = mask_of(nonfinite_bits, width)
         was_called[index] = samples > 0
         sample_counts[index] = samples
+        rare[index], dormant[index] = (_nan_if_null(number) for number in known)
     statistics = db.execute("SELECT * FROM statistics WHERE site = ?", (site_id,)).fetchone()
     counts = UnitCounts.nothing(width)
     if statistics is not None:
@@ -216,6 +226,7 @@ def _read_site(db: sqlite3.Connection, row: Any, steps: tuple[int, ...]) -> Reco
                 for f, value in zip(fields(UnitCounts), statistics[1:], strict=True)
             }
         )
+    has_state = was_called & ~nonfinite
     return RecordedSite(
-        site, group, counts, sample_counts, dead, was_called & ~nonfinite, nonfinite
+        site, group, counts, sample_counts, dead, has_state, nonfinite, rare, dormant
     )

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from reludiag.measure.unit_counts import UnitCounts
+from reludiag.measure.unit_counts import SiteCounts, UnitCounts
+from reludiag.measure.verdicts import is_dead, is_dormant, is_rare
 from reludiag.recording.observations import Observations
 from reludiag.recording.schema import Mask
 from reludiag.sites.site import Site
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,23 @@ class SiteState:
     site: Site
     counts: UnitCounts
     dead: Mask
+    """`[unit]`, as the next two."""
+    rare: Mask | None
+    """By the default thresholds, as `dormant`; None without statistics: no sample was counted."""
+    dormant: Mask | None
+
+    @classmethod
+    def of(cls, finding: SiteCounts) -> "SiteState":
+        """The state that these counts show."""
+        site, counts = finding.site, finding.counts
+        counted = counts.counted > 0
+        return cls(
+            site,
+            counts,
+            is_dead(counts, site.rectifier),
+            is_rare(counts, site.rectifier) if counted else None,
+            is_dormant(counts) if counted else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,9 @@ class RecordedSite:
     """`[snapshot, unit]`: whether the site was called and the unit was finite."""
     nonfinite: Mask
     """`[snapshot, unit]`."""
+    rare: Floats | None = None
+    """`[snapshot]`: number of units, as `SiteState` has them; NaN where it is not known."""
+    dormant: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,8 @@ class RecordedRun:
     """(first step with it, parameter group, learning rate), in order of steps."""
     observations: Observations = field(default_factory=Observations)
     """The evidence for the causes of deaths."""
+    first_steps: tuple[int, ...] = ()
+    """Of each snapshot: it covers the training batches after this step; with a probe, its own."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 OLDEST_READ = 3
 """The oldest version that can be read: what a later one added is then not known."""
 # What each version changed:
@@ -17,6 +17,7 @@ OLDEST_READ = 3
 #      was never released either.
 #   4  site: consumers.
 #   5  site: key, alias; input: scale.
+#   6  state: rare, dormant; death: examined.
 
 SCHEMA = """
 CREATE TABLE run (                  -- facts about the whole run
@@ -59,6 +60,9 @@ CREATE TABLE state (                -- which units were dead at a snapshot
     samples INTEGER NOT NULL,       -- seen in the window, 0 if the site was not called
     dead BLOB NOT NULL,             -- a bit per unit, first unit in the highest bit
     nonfinite BLOB NOT NULL,        -- likewise: a NaN or an infinity was seen
+    rare INTEGER,                   -- number of units that fired in fewer than 0.1 % of samples
+    dormant INTEGER,                -- of units with a tau-score of at most 0.025, dead ones among
+                                    -- them; both null without statistics
     PRIMARY KEY (step, site)
 ) WITHOUT ROWID;
 CREATE TABLE statistics (           -- statistics of the last snapshot; each replaces them
@@ -113,6 +117,7 @@ CREATE TABLE death (                -- each unit that died between two snapshots
     by_weights REAL,                -- the part of the change that came through the weights,
     by_input REAL,                  -- through the layer's input, and
     by_bias REAL,                   -- through its bias; all null if they could not be computed
+    examined INTEGER NOT NULL,      -- 0 if there was no time for it: all of the above is null then
     PRIMARY KEY (site, unit, step)
 ) WITHOUT ROWID;
 """

@@ -84,13 +84,15 @@ class RecordingWriter:
                     continue
                 counts = state.counts
                 self._db.execute(
-                    "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO state VALUES (?, ?, ?, ?, ?, ?, ?)",
                     (
                         step,
                         site,
                         counts.samples,
                         np.packbits(state.dead).tobytes(),
                         np.packbits(counts.nonfinite).tobytes(),
+                        None if state.rare is None else int(state.rare.sum()),
+                        None if state.dormant is None else int(state.dormant.sum()),
                     ),
                 )
                 self._db.execute(
@@ -120,6 +122,7 @@ class RecordingWriter:
                     *(self._site_ids[death.site], death.unit, death.step, death.previous),
                     death.critical_fraction,
                     *(vars(death.drift).values() if death.drift else [None] * 5),
+                    death.examined,
                 )
                 for death in observations.deaths
                 if death.site in self._site_ids

@@ -13,7 +13,7 @@ from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.monitoring.follow import LiveView
 from reludiag.reports.console import SanitizedText, speaks_unicode
-from reludiag.reports.run.summary import WINDOWS, samples_differ
+from reludiag.reports.run.summary import WINDOWS, dead_count, samples_differ
 from reludiag.reports.run.terminal import BAR, bar, life_table, totals_style
 from reludiag.reports.wording import plural, share
 
@@ -88,12 +88,12 @@ def _latest_rate(diagnosis: Diagnosis | None) -> float:
 
 def _totals(diagnosis: Diagnosis) -> Text:
     units = int(diagnosis.sites["units"].sum())
-    text = Text(
-        f"{diagnosis.dead:,} of {plural(units, 'unit')} dead",
-        style=totals_style(diagnosis),
-    )
+    text = Text(dead_count(diagnosis), style=totals_style(diagnosis))
     if diagnosis.dead:
         text.append(f" ({share(diagnosis.dead, units)})")
+    for verdict in ("rare", "dormant"):
+        if count := int(diagnosis.sites[verdict].sum()):
+            text.append(f"  {count:,} {verdict}", "yellow")
     if diagnosis.unjudged:
         text.append(f"  {plural(len(diagnosis.unjudged), 'place')} not judged", "yellow")
     if diagnosis.diverged:

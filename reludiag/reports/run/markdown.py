@@ -14,6 +14,7 @@ from reludiag.measure.verdicts import LOST, VERDICTS
 from reludiag.printable import printable
 from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.summary import (
+    dead_count,
     instruction,
     life_windows,
     next_steps,
@@ -51,12 +52,12 @@ def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
 def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     head, sites = diagnosis.head, diagnosis.sites
     units = int(sites["units"].sum())
-    counts = f"**{diagnosis.dead:,} of {plural(units, 'unit')} dead**"
+    counts = f"**{dead_count(diagnosis)}**"
     counts += f" ({share(diagnosis.dead, units)})" if diagnosis.dead else ""
     others = [
         f"{int(sites[verdict].sum()):,} {verdict.replace('_', ' ')}"
         for verdict in VERDICTS
-        if verdict != "dead" and int(sites[verdict].sum())
+        if verdict != "dead" and int(sites[verdict].sum()) and (diagnosis.watched or diagnosis.dead)
     ]
     if diagnosis.unjudged:
         others.append(f"**{plural(len(diagnosis.unjudged), 'place')} not judged**")

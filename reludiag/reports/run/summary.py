@@ -165,6 +165,13 @@ def no_dead_sentence(diagnosis: Diagnosis) -> str:
     )
 
 
+def dead_count(diagnosis: Diagnosis) -> str:
+    """`3 of 64 units dead`; that none is dead is not said where nothing was watched."""
+    if not (diagnosis.watched or diagnosis.dead):
+        return "nothing was watched"
+    return f"{diagnosis.dead:,} of {plural(diagnosis.unit_count, 'unit')} dead"
+
+
 def unjudged_count(diagnosis: Diagnosis) -> str:
     """`1 place was`, `3 places were`; empty where everything was judged."""
     count = len(diagnosis.unjudged)

@@ -22,7 +22,13 @@ from reludiag.reports.output import encoding_of
 from reludiag.reports.run.cause_section import why
 from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.structure_section import structure
-from reludiag.reports.run.summary import WINDOWS, life_windows, next_steps, samples_differ
+from reludiag.reports.run.summary import (
+    WINDOWS,
+    dead_count,
+    life_windows,
+    next_steps,
+    samples_differ,
+)
 from reludiag.reports.wording import plural, share
 
 _MOST_ROWS = 40  # sites shown one by one; more are grouped by their parent module
@@ -87,10 +93,10 @@ def _head(diagnosis: Diagnosis) -> RenderableType:
         title.append(f"  {head.subject}", style="not bold")
     totals = Text()
     dead_style = totals_style(diagnosis)
-    totals.append(f"{counts['dead']:,} of {plural(units, 'unit')} dead", style=dead_style)
+    totals.append(dead_count(diagnosis), style=dead_style)
     if counts["dead"]:
         totals.append(f" ({share(counts['dead'], units)})", style=dead_style)
-    for verdict in VERDICTS:
+    for verdict in VERDICTS if diagnosis.watched or diagnosis.dead else ():
         if verdict != "dead" and counts[verdict]:
             style = _LOOKS[verdict].style
             totals.append("  ")
