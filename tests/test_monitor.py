@@ -592,7 +592,7 @@ def test_a_full_disk_ends_the_recording_but_not_the_run(tmp_path: Path) -> None:
     model, path = mlp(), tmp_path / "run.reludiag"
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with (
-        pytest.warns(RuntimeWarning, match="recording stopped at step"),
+        pytest.warns(RuntimeWarning, match="watching stopped after step"),
         reludiag.Monitor(model, optimizer, path=path, every=1) as monitor,
     ):
         train(model, optimizer, 1)

@@ -136,6 +136,24 @@ def test_function_modes_are_counted_and_kept_from_seeing() -> None:
     assert torch_internals.function_modes() == before
 
 
+def test_modes_of_an_owner_are_taken_off_the_tops_of_the_stacks_and_no_others() -> None:
+    owner = object()
+    others, own, naming = Counting(), Counting(), Naming()
+    own.guard = naming.guard = owner  # type: ignore[attr-defined]
+    before = torch_internals.function_modes()
+    with others:
+        own.__enter__()  # type: ignore[no-untyped-call]
+        naming.__enter__()  # type: ignore[no-untyped-call]
+        with others:
+            assert torch_internals.leave_modes(owner) == {naming}
+        assert torch_internals.leave_modes(owner) == {own}
+        assert torch_internals.leave_modes(owner) == set()
+        assert torch_internals.function_modes() == before + 1
+        torch.relu(torch.ones(1))
+    assert (own.calls, naming.names) == (0, [])
+    assert others.calls > 0
+
+
 class Naming(torch_internals.TorchDispatchMode):
     """Notes the operators that it sees."""
 

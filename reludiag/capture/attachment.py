@@ -12,6 +12,7 @@ from reludiag.capture.fused import FusedForward, fusible
 from reludiag.capture.hooks import FrozenHook, Hook, entrances, hookable_modules
 from reludiag.capture.pass_tracker import PassTracker
 from reludiag.capture.rectifying_layers import is_rectifying_layer
+from reludiag.sites.guard import Guard
 
 
 class Attachment:
@@ -28,28 +29,31 @@ class Attachment:
         passes: PassTracker,
         reader: CallReader,
         on_traced: Callable[[], None] | None,
+        guard: Guard,
     ) -> None:
         self._model, self._rectifiers = model, rectifiers
         self._passes, self._reader, self._on_traced = passes, reader, on_traced
+        self._guard = guard
         self._registrations = list(self._make())
         """What registers each hook."""
-        self._handles: list[RemovableHandle | FusedForward] = []
-        """What is on the model: set by `attach` and `remove`."""
+        self._undo = guard.undo_list()
+        """What takes off what is on the model: changed by `attach` and `remove`."""
 
     def attach(self) -> None:
         """Put them on."""
-        self._handles = [register() for register in self._registrations]
+        for register in self._registrations:
+            self._undo.append(register().remove)
         for module in fusible(self._model) if self._on_traced is None else ():
             reader = self._reader
-            unfused = FusedForward(module, reader.sees_functions, reader.read_function)
-            unfused.attach()
-            self._handles.append(unfused)
+            unfused = FusedForward(module, reader.sees_functions, reader.read_function, self._guard)
+            module.forward = unfused.run
+            self._undo.append(partial(delattr, module, "forward"))
 
     def remove(self) -> None:
         """Take them off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        for undo in self._undo:
+            undo()
+        self._undo.clear()
 
     def _make(self) -> Iterator[Callable[[], RemovableHandle]]:
         passes, reader = self._passes, self._reader
@@ -78,5 +82,5 @@ class Attachment:
         self, module: nn.Module, target: Callable[..., None], reads: str | None = ""
     ) -> Hook | FrozenHook:
         if self._on_traced is None:
-            return FrozenHook(target)
-        return Hook(target, module, reads, self._on_traced)
+            return FrozenHook(target, self._guard)
+        return Hook(target, self._guard, module, reads, self._on_traced)

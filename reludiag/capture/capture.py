@@ -20,7 +20,8 @@ What changes while a model is watched is in five places, each with a table of it
 rest.
 """
 
-from collections.abc import Callable, Collection
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ from reludiag.capture.site_registry import SiteRegistry
 from reludiag.loading.batch_contents import rows_in
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import functional_calls
+from reludiag.sites.guard import Guard
 from reludiag.sites.products import Product
 from reludiag.sites.rectifiers import rectifier_modules
 from reludiag.sites.site import Site
@@ -64,7 +66,7 @@ class Capture:
     that callback it is copied. `unit_axes` maps names or modules of sites to the axis of their
     units; it overrides the axis that was found. `finds_consumers` says whether sites have
     `consumers`. `merge_calls` says whether calls of one rectifier that read the product of the same
-    weights are one site, as in a loop.
+    weights are one site, as in a loop. `guard` keeps reludiag's errors away from the model.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Capture:
         in_loop: bool = False,
         finds_consumers: bool = False,
         merge_calls: bool = True,
+        guard: Guard | None = None,
     ) -> None:
         self.model = model
+        self.guard = guard = guard or Guard()
         self.missed = MissedCalls()
         paths: dict[nn.Module, str] = {}
         for path, module in model.named_modules():
@@ -96,6 +100,7 @@ class Capture:
             self._registry,
             self._counter,
             self.missed,
+            guard,
         )
         threads = PerThread(set())
         reader = CallReader(
@@ -124,6 +129,7 @@ class Capture:
             not in_loop,
             reader.read_function,
             reader.note_operator,
+            guard,
         )
         self._attachment = Attachment(
             model,
@@ -131,6 +137,7 @@ class Capture:
             self._passes,
             reader,
             self.missed.note_traced if in_loop else None,
+            guard,
         )
 
     # What is known of the model
@@ -179,6 +186,17 @@ class Capture:
         return self._passes.functional
 
     # Attached, resting
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Attached inside, and detached on exit whatever happens; raises what the guard kept."""
+        with self.guard.holding():
+            try:
+                self.attach()
+                yield
+                self.detach()
+            finally:
+                self._passes.model_error = None  # it holds the tensors of the model's frames
 
     def attach(self) -> None:
         """Register the hooks."""
@@ -262,6 +280,11 @@ class Capture:
     def reset(self) -> None:
         """Forget a forward pass that never ended: an interrupt skips the closing hook."""
         self._passes.reset()
+
+    @property
+    def model_error(self) -> BaseException | None:
+        """What the model itself raised in a `run`, which may also raise an error of reludiag."""
+        return self._passes.model_error
 
     @property
     def passes(self) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reludiag.sites.functional import OnCall
+from reludiag.sites.guard import Guard, OnlyOnce
 from reludiag.sites.rectifiers import rectifier_call
 from reludiag.sites.torch_internals import (
     ENCODER_LAYER,
@@ -27,32 +28,35 @@ _RELU = {torch.ops.aten.relu.default: False, torch.ops.aten.relu_.default: True}
 
 
 class FusedForward:
-    """Replaces the `forward` of one module, from `attach()` until `remove()`.
+    """Has a `run` to take the place of the `forward` of one module.
 
     `sees()` says whether an active function mode would see the module's rectifier.
     """
 
-    def __init__(self, module: nn.Module, sees: Callable[[], bool], on_call: OnCall) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        sees: Callable[[], bool],
+        on_call: OnCall,
+        guard: Guard | None = None,
+    ) -> None:
         self._module, self._sees = module, sees
+        self._guard = guard = guard or Guard()
         self._forward = module.forward
-        self._mode = _LayerMode(on_call) if isinstance(module, nn.TransformerEncoderLayer) else None
-
-    def attach(self) -> None:
-        """Replace the module's `forward`."""
-        self._module.forward = self._run
-
-    def remove(self) -> None:
-        """Restore the module's `forward`."""
-        del self._module.forward
+        is_layer = isinstance(module, nn.TransformerEncoderLayer)
+        self._mode = _LayerMode(on_call, guard) if is_layer else None
 
     def __reduce__(self) -> Any:
         """A copy made meanwhile uses its own `forward`."""
-        return FusedForward, (self._module, bool, None)  # bool() is False: the mode is hidden
+        # bool() is False: the mode is hidden
+        return FusedForward, (self._module, bool, None)
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward, without the function mode."""
         values = (*args, *kwargs.values())
         if (
-            self._module.training
+            self._guard.error is not None
+            or self._module.training
             or torch.is_grad_enabled()
             or not self._sees()
             or function_modes() > 1  # a function mode of the user makes it run unfused
@@ -88,9 +92,9 @@ def fusible(model: nn.Module) -> Iterator[nn.Module]:
 class _LayerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Passes the rectifier call of an encoder layer to `on_call`, fused or not."""
 
-    def __init__(self, on_call: OnCall) -> None:
+    def __init__(self, on_call: OnCall, guard: Guard) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._on_call = on_call
+        self._on_call, self._guard = on_call, guard
 
     def __torch_dispatch__(
         self,
@@ -109,7 +113,10 @@ class _LayerMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _rectify(self, x: Tensor, in_place: bool) -> Tensor:
         rectifier = rectifier_call("relu", (x,), {})
         call = x.relu_ if in_place else x.relu
-        return call() if rectifier is None else self._on_call(rectifier, x, in_place, call)
+        if rectifier is None:
+            return call()
+        result: Tensor = OnlyOnce(call).within(self._guard, self._on_call, rectifier, x, in_place)
+        return result
 
     def _layer(
         self,

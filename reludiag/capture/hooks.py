@@ -4,7 +4,6 @@ torch.compile traces hooks, and reludiag's code cannot be traced. In compiled co
 call of one opaque operator, which calls the hook.
 """
 
-import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
+from reludiag.sites.guard import Guard
 from reludiag.sites.rectifiers import rectifier_modules
 from reludiag.sites.torch_internals import is_exporting, is_tracing
 from reludiag.sites.weight_axes import PARAMETRIZATIONS
@@ -41,12 +41,13 @@ class Hook:
     def __init__(
         self,
         target: Callable[..., None] | None,
+        guard: Guard | None = None,
         module: nn.Module | None = None,
         reads: str | None = "",
         was_traced: Callable[[], None] = lambda: None,
     ) -> None:
         self._target, self._module, self._reads = target, module, reads
-        self._was_traced = was_traced
+        self._guard, self._was_traced = guard or Guard(), was_traced
         self._number = next(_numbers)
         _hooks[self._number] = self
 
@@ -65,17 +66,31 @@ class Hook:
                 tensors = [args[-1].detach()]
             _call_hook(_order, self._number, tensors)
         elif self._target is not None and not is_tracing():
-            self._target(*args)
+            guard = self._guard
+            try:
+                if guard.error is None:
+                    self._target(*args)
+                    return
+            except Exception as error:
+                guard.error = error
+            try:  # noqa: SIM105  where the stack is full, even suppress() would fail
+                guard.settle()
+            except Exception:
+                pass
 
     def traced(self, tensors: list[Tensor]) -> None:
         """Called by compiled code."""
-        if self._target is None:
+        target, guard = self._target, self._guard
+        if target is None or guard.error is not None:
             return
-        self._was_traced()
-        if self._reads == "input":
-            self._target(self._module, tuple(tensors), {})
-        else:
-            self._target(self._module, (), tensors[0] if tensors else ())
+        try:
+            self._was_traced()
+            if self._reads == "input":
+                target(self._module, tuple(tensors), {})
+            else:
+                target(self._module, (), tensors[0] if tensors else ())
+        except Exception as error:
+            guard.fail(error)
 
     def __deepcopy__(self, memo: Any) -> "Hook":
         return Hook(None)
@@ -84,18 +99,26 @@ class Hook:
         return Hook, (None,)
 
 
-class FrozenHook(functools.partial[None]):
-    """The same hook for passes without tracing, at no extra call."""
+class FrozenHook:
+    """The same hook for passes without tracing. Its error is raised when the pass is over."""
+
+    def __init__(self, target: Callable[..., None] | None, guard: Guard | None = None) -> None:
+        self._target, self._guard = target, guard or Guard()
+
+    def __call__(self, *args: Any) -> None:
+        """Called by PyTorch."""
+        guard = self._guard
+        if self._target is not None and guard.error is None:
+            try:
+                self._target(*args)
+            except Exception as error:
+                guard.error = error
 
     def __deepcopy__(self, memo: Any) -> "FrozenHook":
-        return FrozenHook(_nothing)
+        return FrozenHook(None)
 
     def __reduce__(self) -> Any:
-        return FrozenHook, (_nothing,)
-
-
-def _nothing(*args: Any) -> None:
-    """The hook of a copy: it does nothing."""
+        return FrozenHook, (None,)
 
 
 def hookable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -12,6 +12,7 @@ from reludiag.capture.hooks import Hook
 from reludiag.capture.missed import MissedCalls
 from reludiag.capture.sample_counter import SampleCounter
 from reludiag.capture.site_registry import SiteRegistry
+from reludiag.sites.guard import Guard
 from reludiag.sites.torch_internals import backward_task, innermost_transform
 
 _SETTLED = 32
@@ -37,6 +38,7 @@ class Idle:
         registry: SiteRegistry,
         counter: SampleCounter,
         missed: MissedCalls,
+        guard: Guard,
     ) -> None:
         """`rectifiers` are modules; `functions` are what `functional_calls` says of the model."""
         self._model, self._registry = model, registry
@@ -48,6 +50,7 @@ class Idle:
         self._complete = 0, False
         """Whether all rectifiers were called, as of that many sites."""
         self._rest: Rest | None = None
+        self._guard, self._undo = guard, guard.undo_list()
 
     @property
     def resting(self) -> bool:
@@ -88,6 +91,8 @@ class Idle:
             [(call, call.owner.training) for call in calls],
             self._counter,
             self._missed.note_traced,
+            self._guard,
+            self._undo,
         )
 
     def end(self) -> list[tuple[int, bool, int, int, int]]:
@@ -113,15 +118,17 @@ class Rest:
         calls: Sequence[tuple[ExpectedCall, bool]],
         counter: SampleCounter,
         was_traced: Callable[[], None],
+        guard: Guard,
+        undo: list[Callable[[], object]],
     ) -> None:
-        """`calls` are with the training flags of their owners."""
+        """`calls` are with the training flags of their owners; `undo` takes the hook off."""
         self._model, self._calls, self._counter = model, calls, counter
         self._forwards: list[tuple[bool, torch.Size | int | None]] = []
         """For each pass: whether it was in training mode, and the shape or the length of its input.
         """
-        self._handle = model.register_forward_hook(
-            Hook(self._count, model, "input", was_traced), with_kwargs=True
-        )
+        self._undo = undo
+        count = Hook(self._count, guard, model, "input", was_traced)
+        undo.append(model.register_forward_hook(count, with_kwargs=True).remove)
 
     def _count(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         # During training this code is never in the CPU's caches, so each operation saved is
@@ -140,7 +147,8 @@ class Rest:
         """(site, in training, calls, samples, samples of the passes) for each site called since;
         and the passes in eval mode.
         """
-        self._handle.remove()
+        while self._undo:
+            self._undo.pop()()
         forwards: Counter[int | None] = Counter()
         evaluations = 0
         for (training, shape), count in Counter(self._forwards).items():

@@ -1,5 +1,6 @@
 """PassTracker: begins and ends the forward passes of a model."""
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from reludiag.capture.sample_counter import SampleCounter, shape_of
 from reludiag.capture.site_registry import SiteRegistry
 from reludiag.loading.batch_contents import row_tensors, tensors_of
 from reludiag.sites.functional import OnCall, RectifierMode
+from reludiag.sites.guard import Guard
 from reludiag.sites.products import Product
 from reludiag.sites.provenance import OperatorObserver, ProvenanceMode
 from reludiag.sites.torch_internals import DisableTorchFunction, is_transformed, version_of
@@ -53,6 +55,7 @@ class PassTracker:
         counts_samples: bool,
         on_function: OnCall,
         on_operator: OperatorObserver,
+        guard: Guard,
     ) -> None:
         """`on_function` and `on_operator` are what the modes of a watched pass call."""
         self._model, self._registry, self._threads = model, registry, threads
@@ -61,6 +64,9 @@ class PassTracker:
         self._on_function, self._on_operator = on_function, on_operator
         self._finds_consumers, self._counts_samples = finds_consumers, counts_samples
         self._open_passes = threads.open_passes
+        self._guard = guard
+        self.model_error: BaseException | None = None
+        """What the model raised in the last `run` that raised."""
         self.passes = 0
         """Number of complete passes."""
         self.mixes_rows = False
@@ -83,13 +89,19 @@ class PassTracker:
         """Call the model, or a function that calls it, as one pass."""
         current = self._threads.current
         current.groups, current.group_count = groups or (None, 0)
-        self._open(self._model, [*args, *kwargs.values()])
         try:
-            output = call(*args, **kwargs)
+            self._open(self._model, [*args, *kwargs.values()])
+            try:
+                output = call(*args, **kwargs)
+            except BaseException as error:
+                self.model_error = error
+                raise
         except BaseException:
-            self._close(complete=False)
+            with contextlib.suppress(Exception):  # the error of the model is the one to tell
+                self._close(complete=False)
             raise
         self._close(complete=True, output=output)
+        self._guard.raise_error()
 
     def run_surely(
         self,
@@ -194,15 +206,19 @@ class PassTracker:
             current.first_layer = None
             current.unobserved = Counter()
             consumers = self._finds_consumers and not self._following.is_whole
-            current.provenance = ProvenanceMode(self._model, self._on_operator, consumers)
+            current.provenance = ProvenanceMode(
+                self._model, self._on_operator, consumers, guard=self._guard
+            )
             if current.samples is not None:
                 with DisableTorchFunction():
                     current.provenance.mark_inputs(row_tensors(values), current.samples)
                 if self._counts_samples:
                     current.provenance.follow_rows(values, current.samples, current.groups)
+            self._guard.modes.add(current.provenance)
             current.provenance.__enter__()
         if (self.functional and not traced) or follow:
-            current.function_mode = RectifierMode(self._on_function)
+            current.function_mode = RectifierMode(self._on_function, self._guard)
+            self._guard.modes.add(current.function_mode)
             current.function_mode.__enter__()  # type: ignore[no-untyped-call]
 
     def _close(self, complete: bool, output: Any = None) -> None:
@@ -219,9 +235,11 @@ class PassTracker:
             )
         if current.function_mode is not None:
             current.function_mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._guard.modes.discard(current.function_mode)
             current.function_mode = None
         if current.provenance is not None:
             current.provenance.__exit__(None, None, None)
+            self._guard.modes.discard(current.provenance)
             self.products = {**current.provenance.products, **self.products}
             self.feeding |= current.provenance.feeding
             if complete and not self._missed.elsewhere:

@@ -3,7 +3,6 @@
 It measures the first step and the last step before each snapshot; in all others it does nothing.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -11,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture.hooks import Hook
 from reludiag.evidence.budget import Budget, clock_of
@@ -25,6 +23,7 @@ from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import Death, Observations, Update
 from reludiag.sites.axes import UnitAxes
+from reludiag.sites.guard import Guard, described, warn
 from reludiag.sites.readable import readable
 from reludiag.sites.torch_internals import DisableTorchFunction, is_recomputed, is_transformed
 
@@ -46,8 +45,11 @@ class EvidenceCollector:
         unit_axes: UnitAxes | None,
         merge_calls: bool,
         share: float,
+        guard: Guard,
     ) -> None:
         """`share` is that of the run's time in which deaths may be examined."""
+        self._guard, self._undo = guard, guard.undo_list()
+        self._undo_last = guard.undo_list(of_optimizer=True)
         self._model, self._optimizers, self._every = model, optimizers, every
         self._unit_axes, self._merge_calls = unit_axes, merge_calls
         self._batches = list(probe or [])
@@ -62,8 +64,8 @@ class EvidenceCollector:
         self._updates: list[Update] = []
         self._producers: set[str] = set()
         self._expecting = False
-        self._handles: list[RemovableHandle] = []
-        self._failed = False
+        self._failed = ""
+        """The note on the error that ended the collection."""
         self._gradients: GradientFacts | None = None
         """Of the first step; of several optimizers, one may have cleared the others'."""
 
@@ -82,6 +84,11 @@ class EvidenceCollector:
             },
         }
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the recording must know of the evidence."""
+        return [self._failed] if self._failed else []
+
     def begin(self) -> None:
         """The run begins: from now on its time counts."""
         self._budget.begin()
@@ -89,16 +96,15 @@ class EvidenceCollector:
     def attach(self) -> None:
         """Watch the coming steps."""
         if not self._has_probe:
-            look = Hook(self._look_at_first_batch, self._model, None)
-            handle = self._model.register_forward_pre_hook(look, with_kwargs=True)
-            self._handles.append(handle)
+            look = Hook(self._look_at_first_batch, self._guard, self._model, None)
+            self._undo.append(self._model.register_forward_pre_hook(look, with_kwargs=True).remove)
         self._expect()
 
     def detach(self) -> None:
         """The run has ended."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        for undo in (self._undo, self._undo_last):
+            while undo:
+                undo.pop()()
 
     def next_wake(self, step: int) -> int:
         """The first step after `step` at whose end it must be called."""
@@ -152,7 +158,8 @@ class EvidenceCollector:
         """Prepare to measure the next step."""
         self._expecting = True
         for optimizer in self._optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(_BeforeMeasuredStep(self)))
+            before = BeforeMeasuredStep(self, self._guard)
+            self._undo_last.append(optimizer.register_step_pre_hook(before).remove)
         if not self._optimizers:
             self.keep_weights()
 
@@ -179,21 +186,24 @@ class EvidenceCollector:
             with torch.no_grad():
                 return observe()
         except Exception as error:  # it runs the model's code in unusual ways
-            self._failed = True
-            warnings.warn(
-                f"reludiag: evidence for causes is no longer collected ({type(error).__name__}: "
-                f"{error}). The training and the rest of the recording continue",
-                RuntimeWarning,
-                stacklevel=2,
+            what = f"no longer collected ({described(error)})"
+            self._failed = f"Evidence for causes was {what}: later deaths have no cause."
+            warn(
+                f"reludiag: evidence for causes is {what}. The training and the rest of the "
+                "recording continue"
             )
             return nothing
 
 
-class _BeforeMeasuredStep:
+class BeforeMeasuredStep:
     """A hook of an optimizer; a copy of the optimizer does not have it."""
 
-    def __init__(self, collector: EvidenceCollector) -> None:
-        self._collector = collector
+    def __init__(self, collector: EvidenceCollector, guard: Guard) -> None:
+        self._collector, self._guard = collector, guard
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._collector.keep_weights()
+        if self._guard.error is None:
+            try:
+                self._collector.keep_weights()
+            except Exception as error:
+                self._guard.fail(error)

@@ -280,15 +280,12 @@ class ProbePasses:
         reader = BatchReader(self._model)
         reader.settle(self._batches[0])
         call = partial(_call_with, self._model, dict(weights), inputs)
-        self._capture.attach()
-        try:
+        with self._capture.attached():
             for batch in self._batches:
                 for sums in inputs.values():
                     sums.begin()
                 args, kwargs = reader.arguments(batch)
                 self._capture.run(call, args, kwargs)
-        finally:
-            self._capture.detach()
 
     def _wants_pre_activation(self, training: bool, site: int | None) -> bool:
         return self._is_full

@@ -7,6 +7,7 @@ with mlflow.start_run():
 import re
 
 from reludiag.errors import MissingLibraryError
+from reludiag.integrations.sinks import failsafe
 from reludiag.monitoring.alerts import Snapshot
 
 try:
@@ -26,6 +27,7 @@ class MlflowSink:
     def __init__(self, run_id: str | None = None) -> None:
         self._run_id = run_id
 
+    @failsafe
     def __call__(self, snapshot: Snapshot) -> None:
         """Log it."""
         values = {_metric_name(name): value for name, value in snapshot.scalars().items()}

@@ -6,7 +6,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from reludiag.errors import ReludiagError
 from reludiag.monitoring.monitor import Monitor
+from reludiag.sites.guard import described, warn
 
 
 class Session:
@@ -21,8 +23,13 @@ class Session:
     def begin(self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> None:
         """Watch a training; a previous one that never ended is closed first."""
         self.end(RuntimeError("another training started"))
-        self.monitor = Monitor(model, optimizer, **self._settings)
-        self._open = self.monitor.__enter__()
+        try:
+            self.monitor = Monitor(model, optimizer, **self._settings)
+            self._open = self.monitor.__enter__()
+        except ReludiagError:  # settings that do not fit this training
+            raise
+        except Exception as error:
+            warn(f"reludiag: this training is not watched ({described(error)})")
 
     def end(self, error: BaseException | None = None) -> None:
         """Complete the recording, if there is one; `error` is what ended the training."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reludiag.errors import MissingLibraryError
+from reludiag.integrations.sinks import failsafe
 from reludiag.monitoring.alerts import Snapshot
 
 try:
@@ -22,6 +23,7 @@ class TensorBoardSink:
         is_folder = isinstance(target, str | Path)
         self._writer: Any = SummaryWriter(str(target)) if is_folder else target
 
+    @failsafe
     def __call__(self, snapshot: Snapshot) -> None:
         """Write it to disk at once, so that a killed run keeps it."""
         for name, value in snapshot.scalars().items():

@@ -7,6 +7,7 @@ with wandb.init(project="digits") as run:
 from typing import Any
 
 from reludiag.errors import MissingLibraryError, UsageError
+from reludiag.integrations.sinks import failsafe
 from reludiag.monitoring.alerts import Snapshot
 
 try:
@@ -31,6 +32,7 @@ class WandbSink:
         self._run.define_metric("reludiag/*", step_metric="reludiag/step")
         self._first: int | None = None
 
+    @failsafe
     def __call__(self, snapshot: Snapshot) -> None:
         """Log it."""
         row = {"reludiag/step": snapshot.step, **snapshot.scalars()}

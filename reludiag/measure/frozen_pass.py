@@ -132,8 +132,7 @@ class Scanner:
             first = list(itertools.islice(drawn, 1))
             for batch in first:
                 reader.settle(batch)
-            capture.attach()
-            try:
+            with capture.attached():
                 for batch in itertools.chain(first, drawn):
                     args, kwargs = reader.arguments(batch)
                     _check_inputs(batch, args, kwargs, done)
@@ -142,7 +141,7 @@ class Scanner:
                         look = (
                             nullcontext()
                             if scales is None or total_rows
-                            else scales.watch([args, kwargs])
+                            else scales.watch([args, kwargs], capture.guard)
                         )
                         with look:
                             _run(capture, reader, batch, args, kwargs, done, ids)
@@ -154,8 +153,6 @@ class Scanner:
                     done += 1
                     if progress is not None:
                         progress(done, total)
-            finally:
-                capture.detach()
         if done == 0 or total_rows == 0:
             raise DataError(
                 "the data gave no batch; expected at least one. A generator can be used only "
@@ -322,6 +319,8 @@ def _run(
         else:
             capture.run_surely(args, kwargs, groups)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        if error is not capture.model_error:  # an error of reludiag's own
+            raise
         reason = reader.refusal(batch, args, kwargs, error)
         if reason is not None:
             raise DataError(f"the model refused batch {index} of the data: {reason}") from error
@@ -337,4 +336,6 @@ def _run(
             f"{type(error).__name__}: {error}\n{advice}"
         ) from error
     except Exception as error:  # the user's forward may raise anything
+        if error is not capture.model_error:
+            raise
         raise user_code_error("the model's forward", error) from error

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from reludiag.capture.hooks import FrozenHook, hookable_modules
 from reludiag.loading.batch_contents import tensors_of
 from reludiag.measure.structure import FEWEST_ROWS, InputScale
+from reludiag.sites.guard import Guard
 from reludiag.sites.readable import readable
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
@@ -34,8 +36,8 @@ class InputScales:
         """Of each layer that reads the model's input unchanged, in the order of the calls."""
 
     @contextlib.contextmanager
-    def watch(self, arguments: Sequence[Any]) -> Iterator[None]:
-        """Look at a forward of the model with these arguments."""
+    def watch(self, arguments: Sequence[Any], guard: Guard) -> Iterator[None]:
+        """Look at a forward of the model with these arguments. `guard` keeps errors."""
         inputs = {storage_of(tensor) for tensor in tensors_of(list(arguments))}
         done = set[str]()
 
@@ -47,16 +49,16 @@ class InputScales:
                     scale = input_scale(path, layer, x)
                 self.scales += [] if scale is None else [scale]
 
-        handles = [
-            module.register_forward_pre_hook(FrozenHook(look, path))
-            for path, module in hookable_modules(self._model)
-            if isinstance(module, (nn.Linear, *_CONVOLUTIONS))
-        ]
+        undo = guard.undo_list()
+        for path, module in hookable_modules(self._model):
+            if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+                hook = FrozenHook(partial(look, path), guard)
+                undo.append(module.register_forward_pre_hook(hook).remove)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            while undo:
+                undo.pop()()
 
 
 def input_scale(path: str, layer: nn.Module, x: Tensor) -> InputScale | None:

@@ -125,6 +125,11 @@ _REASONS = {
         "Rectifier calls{detail} are not judged. They are on a path that was first taken by a "
         "batch that the model changed in place, so that the batch could not be run again.",
     ),
+    "unwatched": _Reason(
+        "not watched",
+        "Watching stopped in the middle of the run{detail}, and the training went on without it. "
+        "What happened later was not seen: whether units are dead now is not known.",
+    ),
     "compiled": _Reason(
         "cannot be read",
         "Rectifiers called as functions are not judged, because the model was compiled during "

@@ -174,7 +174,10 @@ class Alerts:
         self._born: dict[str, int] = {}
         self._rates: dict[str, float] = {}
         self._previous: int | None = None
-        self._news: Snapshot | None = None
+        # What `tell` is to do, from `note` to `tell`:
+        self._calls: list[tuple[Listener, Snapshot]] = []
+        self._warning = ""
+        self._stop: TooManyDeadError | None = None
 
     def note(
         self,
@@ -197,7 +200,7 @@ class Alerts:
         used = [rate for group, rate in self._rates.items() if group not in replaced]
         used += [rate for _, _, rate in new_rates]
         self._rates.update({group: rate for _, group, rate in new_rates})
-        self._news = Snapshot(
+        news = Snapshot(
             step=step,
             previous=self._previous,
             sites=sites,
@@ -206,6 +209,17 @@ class Alerts:
             largest_rate=max(used, default=None) if step else None,
         )
         self._previous = step
+        if self._on_snapshot is not None:
+            self._calls.append((self._on_snapshot, news))
+        if self._on_death is not None and news.died:
+            self._calls.append((self._on_death, news))
+        if self._warn_over is not None and self._warn_over.less_than(news.died, news.units):
+            limit, self._warn_over = self._warn_over, None
+            self._warning = (
+                f"reludiag: {news}. That is more than {limit.text} in one window (warn_over)"
+            )
+        # Units dead at step 0 were not killed by this run and may still revive.
+        self._stop = self._too_many(news) if step else None
 
     def tell(self, stopping: bool = True) -> None:
         """Report the last snapshot, once; raise TooManyDeadError if `stopping` and the limit is
@@ -213,30 +227,23 @@ class Alerts:
 
         An exception of a listener is not caught, so it also stops the run.
         """
-        news, self._news = self._news, None
-        if news is None:
-            return
-        if self._on_snapshot is not None:
-            self._on_snapshot(news)
-        if self._on_death is not None and news.died:
-            self._on_death(news)
-        if self._warn_over is not None and self._warn_over.less_than(news.died, news.units):
-            limit, self._warn_over = self._warn_over, None
-            warnings.warn(
-                f"reludiag: {news}. That is more than {limit.text} in one window (warn_over)",
-                RuntimeWarning,
-                stacklevel=6,  # the line that steps the optimizer
-            )
-        # Units dead at step 0 were not killed by this run and may still revive.
-        if stopping and news.step:
-            self._stop_if_due(news)
+        while self._calls:
+            listener, news = self._calls.pop(0)
+            listener(news)
+        warning, self._warning = self._warning, ""
+        if warning:
+            # The line that steps the optimizer.
+            warnings.warn(warning, RuntimeWarning, stacklevel=5)
+        stop, self._stop = self._stop, None
+        if stop is not None and stopping:
+            raise stop
 
-    def _stop_if_due(self, news: Snapshot) -> None:
+    def _too_many(self, news: Snapshot) -> TooManyDeadError | None:
         lost = news.dead + news.nonfinite
         if self._raise_over is None or not self._raise_over.less_than(lost, news.units):
-            return
+            return None
         finite = f", {news.nonfinite:,} of them not finite" if news.nonfinite else ""
-        raise TooManyDeadError(
+        return TooManyDeadError(
             f"{lost:,} of {news.units:,} units are dead at step {news.step:,}{finite}: more than "
             f"raise_over={self._raise_over.text!r} allows. {news}. The recording is complete. "
             "Try a lower learning rate or a warm-up first"

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture.compiled import is_compiled
 from reludiag.capture.hooks import Hook, entrances
+from reludiag.sites.guard import Guard
 
 FUSED = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
@@ -27,13 +27,13 @@ class TrainingAutocast:
     is then on the compiled module itself.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, guard: Guard) -> None:
         """`model` is the module that the training calls, compiled or not."""
-        self._model = model
+        self._model, self._guard = model, guard
         places = [model] if is_compiled(model) else entrances(model)
         # A hook on a fused layer turns off its fused path: the last bits of its output change.
         self._modules = [m for m in places if not isinstance(m, FUSED)]
-        self._handles: list[RemovableHandle] = []
+        self._undo = guard.undo_list()
         self.state: State | None = None
         """As of the last pass that was read; None if there was none."""
 
@@ -41,14 +41,13 @@ class TrainingAutocast:
         """Read the state in the next forward pass."""
         self.disarm()
         for module in self._modules:
-            hook = Hook(self._read, module, None)
-            self._handles.append(module.register_forward_pre_hook(hook))
+            hook = Hook(self._read, self._guard, module, None)
+            self._undo.append(module.register_forward_pre_hook(hook).remove)
 
     def disarm(self) -> None:
         """Remove what `arm` put on the model."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        while self._undo:
+            self._undo.pop()()
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

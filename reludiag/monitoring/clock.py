@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from reludiag.sites.guard import Guard
+
 
 class Clock:
     """Counts the steps of a run."""
@@ -28,18 +30,28 @@ class BeforeStep:
     `rates` are the known rates.
     """
 
-    def __init__(self, rates: list[float], changed: Callable[[Any, Any], Any]) -> None:
-        self._rates, self._changed = rates, changed
+    def __init__(
+        self, rates: list[float], changed: Callable[[Any, Any], Any], guard: Guard
+    ) -> None:
+        self._rates, self._changed, self._guard = rates, changed, guard
 
     def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Called before a step. Returns the new arguments of the step, or None."""
-        groups, rates = optimizer.param_groups, self._rates
-        if len(groups) != len(rates):
-            return self._changed(args, kwargs)
-        for group, rate in zip(groups, rates, strict=True):
-            if group["lr"] != rate:
-                return self._changed(args, kwargs)
-        return None
+        guard = self._guard
+        if guard.error is not None:
+            return None
+        try:
+            groups, rates = optimizer.param_groups, self._rates
+            if len(groups) == len(rates):
+                for group, rate in zip(groups, rates, strict=True):
+                    if group["lr"] != rate:
+                        break
+                else:
+                    return None
+        except Exception as error:
+            guard.fail(error)
+            return None
+        return self._changed(args, kwargs)
 
 
 class AfterStep:
@@ -54,7 +66,7 @@ class AfterStep:
         if clock.step + 1 < clock.idle_until:
             clock.step += 1
         else:
-            self._ended()
+            self._ended()  # lets no error of reludiag out
 
 
 def innermost(optimizer: Any) -> Any:

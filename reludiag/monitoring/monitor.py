@@ -5,10 +5,8 @@ snapshots. Without a probe, a snapshot is what the training batches of the windo
 """
 
 import contextlib
-import sqlite3
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,12 +15,11 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture.compiled import is_compiled
 from reludiag.diagnosis.diagnosis import Diagnosis
-from reludiag.diagnosis.from_recording import diagnose_run, load
-from reludiag.errors import ModelError, UsageError
+from reludiag.diagnosis.from_recording import diagnose_run
+from reludiag.errors import ModelError, ReludiagError, UsageError
 from reludiag.evidence.budget import DEFAULT_SHARE
 from reludiag.evidence.collector import EvidenceCollector
 from reludiag.loading.batch_contents import is_one_batch
@@ -30,7 +27,7 @@ from reludiag.loading.specs import call_user_code
 from reludiag.measure.blind_spots import no_rectifier
 from reludiag.measure.frozen_pass import eager_model
 from reludiag.measure.groups import Groups
-from reludiag.measure.unjudged import Unjudged
+from reludiag.measure.unjudged import Unjudged, unjudged
 from reludiag.measure.verdicts import Thresholds
 from reludiag.monitoring.alerts import WARN_OVER, Alerts, Listener
 from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock, innermost
@@ -38,9 +35,10 @@ from reludiag.monitoring.rates import RateLog
 from reludiag.monitoring.run_facts import run_facts, untrained_weights
 from reludiag.monitoring.snapshot_sources import ProbeSource, SnapshotSource, TrainingSource
 from reludiag.monitoring.unwatched import WeightCheck, nothing_watched
-from reludiag.recording import RecordingWriter, SiteState
+from reludiag.recording import RecordingWriter, SiteState, read_recording
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import may_rectify
+from reludiag.sites.guard import Guard, described, warn
 
 
 class Monitor:
@@ -77,6 +75,9 @@ class Monitor:
 
     The model can be compiled by torch.compile, before or later. The first step runs uncompiled;
     without a probe, a model that calls rectifiers as functions runs uncompiled until the end.
+
+    An error of reludiag during the run is a RuntimeWarning: the training goes on unwatched, and the
+    recording says since when.
 
     Raises UsageError for invalid settings, also for `groups` without a probe, ModelError for a
     model without rectifiers, RecordingError if `path` exists (unless `overwrite`) or cannot be
@@ -125,7 +126,7 @@ class Monitor:
         """Steps whose snapshots are stored in the recording."""
         self._path = None if path is None else Path(path)
         self._overwrite = overwrite
-        self._user_facts = dict(facts or {})
+        self._facts = {**(facts or {}), "every": every, "stats_every": stats_every}
         self._optimizers = _optimizers(optimizer)
         if groups is not None and probe is None:
             raise UsageError(
@@ -133,13 +134,23 @@ class Monitor:
                 "not counted: each step would have to wait for the device. Pass a probe, or scan"
             )
         batches = None if probe is None else _batches(probe)
+        self._guard = Guard(self._stop_watching)
         self._source: SnapshotSource = (
-            TrainingSource(model, every, stats_every, unit_axes, compiled, merge_calls)
+            TrainingSource(model, every, stats_every, unit_axes, compiled, merge_calls, self._guard)
             if batches is None
-            else ProbeSource(model, batches, every, unit_axes, merge_calls, groups, called)
+            else ProbeSource(
+                model, batches, every, unit_axes, merge_calls, groups, called, self._guard
+            )
         )
         self._collector = EvidenceCollector(
-            model, self._optimizers, every, batches, unit_axes, merge_calls, _share_of(evidence)
+            model,
+            self._optimizers,
+            every,
+            batches,
+            unit_axes,
+            merge_calls,
+            _share_of(evidence),
+            self._guard,
         )
         self._clock = Clock()
         self._after_step = AfterStep(self._clock, self._end_step)
@@ -153,40 +164,44 @@ class Monitor:
                 "the model?"
             )
         # From `__enter__` on:
-        self._facts: dict[str, Any] = {}
-        self._handles: list[RemovableHandle] = []
+        self._undo = self._guard.undo_list(of_optimizer=True)
         self._writer: RecordingWriter | None = None
-        self._broken = False  # the recording stopped by an error; the training continues without it
+        self._stopped: dict[str, Any] = {}
+        """The facts about an error that ended watching; the training continues without it."""
 
     def __enter__(self) -> Self:
         if self._writer is not None:
             raise UsageError("this Monitor was already used; make a new one for another run")
+        try:
+            try:
+                self._begin()
+            except ReludiagError:  # a path or a probe that cannot be used
+                raise
+            except Exception as error:
+                self._guard.fail(error)
+            self._alerts.tell()
+        except BaseException:
+            self._guard.let_go()
+            raise
+        return self
+
+    def _begin(self) -> None:
         self._writer = RecordingWriter(self._path, self._overwrite)
-        self._facts = {
-            **self._user_facts,
-            **run_facts(self.model, self._optimizers),
-            "every": self.every,
-            "stats_every": self.stats_every,
-        }
+        self._facts |= run_facts(self.model, self._optimizers)
         self._writer.write_facts(self._facts_now("running"))
         self._weights.begin()
         self._collector.begin()
-        try:
-            if self._source.ready:
-                self._snapshot()
-            self._source.attach()
-            last = len(self._optimizers) - 1
-            for index, optimizer in enumerate(self._optimizers):
-                changed = partial(self._before_step, index)
-                initial = BeforeStep(self._rates.current[index], changed)
-                self._handles.append(optimizer.register_step_pre_hook(initial))
-                if index == last:
-                    self._handles.append(optimizer.register_step_post_hook(self._after_step))
-            self._collector.attach()
-        except BaseException:
-            self._detach()
-            raise
-        return self
+        if self._source.ready:
+            self._snapshot()
+        self._source.attach()
+        last = len(self._optimizers) - 1
+        for index, optimizer in enumerate(self._optimizers):
+            changed = partial(self._before_step, index)
+            initial = BeforeStep(self._rates.current[index], changed, self._guard)
+            self._undo.append(optimizer.register_step_pre_hook(initial).remove)
+            if index == last:
+                self._undo.append(optimizer.register_step_post_hook(self._after_step).remove)
+        self._collector.attach()
 
     def __exit__(
         self,
@@ -194,29 +209,38 @@ class Monitor:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._detach()
-        status = "complete" if kind is None else f"interrupted by {kind.__name__}"
-        if self._writer is None or self._broken:
-            return
-        with self._keeping_the_run_alive():
-            if not self.snapshots or self.snapshots[-1] != self._clock.step:
-                self._snapshot(closing=True)
-            self._unwatched = nothing_watched(
-                self._clock.step,
-                bool(self._optimizers),
-                self._weights,
-                self._source.unseen(),
-                raised=kind is not None,
-            )
-            self._writer.write_facts(self._facts_now(status))
-            self._writer.close()
-        if self._unwatched is not None and kind is None:
-            warnings.warn(
-                f"reludiag: {self._unwatched.sentence}",
-                RuntimeWarning,
-                stacklevel=2,  # the `with` statement
-            )
+        try:
+            if self._guard.error is None:
+                self._end("complete" if kind is None else f"interrupted by {kind.__name__}")
+        except Exception as own_error:
+            self._guard.fail(own_error)
+        finally:
+            self._guard.let_go()
+            self._guard.settle()
+        if self._stopped and self._writer is not None:
+            with contextlib.suppress(Exception):  # now there may be room on the disk
+                self._writer.write_facts(self._stopped)
+                self._writer.close()
         self._alerts.tell(stopping=kind is None)
+
+    def _end(self, status: str) -> None:
+        self._source.detach()
+        self._collector.detach()
+        if self._writer is None:
+            return
+        if not self.snapshots or self.snapshots[-1] != self._clock.step:
+            self._snapshot(closing=True)
+        self._unwatched = nothing_watched(
+            self._clock.step,
+            bool(self._optimizers),
+            self._weights,
+            self._source.unseen(),
+            raised=status != "complete",
+        )
+        self._writer.write_facts(self._facts_now(status))
+        self._writer.close()
+        if self._unwatched is not None and status == "complete":
+            warn(f"reludiag: {self._unwatched.sentence}", stacklevel=3)  # the `with` statement
 
     def step(self) -> None:
         """Count one update of the weights, if there is no optimizer."""
@@ -231,14 +255,20 @@ class Monitor:
         """The Diagnosis of the run so far, as `reludiag.load` returns it."""
         if self._writer is None:
             raise UsageError("nothing is recorded yet: enter `with reludiag.Monitor(...):` first")
-        if self._path is None:
-            return diagnose_run(self._writer.read(), "this run", thresholds)
-        return load(self._path, thresholds)
+        run = self._writer.read() if self._path is None else read_recording(self._path)
+        if self._stopped:  # which a full disk may not have taken
+            run = replace(run, facts={**run.facts, **self._stopped})
+        return diagnose_run(run, str(self._path or "this run"), thresholds)
 
     def _before_step(self, index: int, args: Any, kwargs: Any) -> Any:
         """Called before an optimizer steps with changed learning rates."""
-        changed = self._with_initial_state(args, kwargs)
-        self._rates.note(index, self._clock.step + 1)
+        changed = None
+        try:
+            changed = self._with_initial_state(args, kwargs)
+            self._rates.note(index, self._clock.step + 1)
+        except Exception as error:
+            self._guard.fail(error)
+        self._alerts.tell()
         return changed
 
     def _with_initial_state(self, args: Any, kwargs: Any) -> Any:
@@ -256,9 +286,13 @@ class Monitor:
 
         def evaluate() -> Any:
             loss = closure()
-            if not self.snapshots:
-                self._snapshot()
-                self._collector.keep_weights()  # only now is it known which layers to keep
+            if self._guard.error is None and not self.snapshots:
+                try:
+                    self._snapshot()
+                    self._collector.keep_weights()  # only now is it known which layers to keep
+                except Exception as error:
+                    self._guard.fail(error)
+                self._alerts.tell()
             return loss
 
         if "closure" in kwargs:
@@ -266,6 +300,17 @@ class Monitor:
         return (args[0], evaluate, *args[2:]), kwargs
 
     def _end_step(self) -> None:
+        if self._guard.error is None:
+            try:
+                self._count_step()
+            except Exception as error:
+                self._guard.fail(error)
+        else:
+            self._clock.step += 1
+            self._guard.leave_contexts()
+        self._alerts.tell()
+
+    def _count_step(self) -> None:
         if self._clock.step == 0 and not self.snapshots:
             self._snapshot()
         step = self._clock.step = self._clock.step + 1
@@ -276,10 +321,10 @@ class Monitor:
         self._clock.idle_until = min(wake, self._collector.next_wake(step))
 
     def _snapshot(self, closing: bool = False) -> None:
-        if self._writer is None or self._broken:
+        if self._writer is None:
             return
         step = self._clock.step
-        with self._keeping_the_run_alive(), self._source.as_in_training():
+        with self._source.as_in_training():
             sites, first_step = self._source.take(step, closing)
             states = [SiteState.of(finding) for finding in sites]
             rates = self._rates.take_changes()
@@ -292,10 +337,8 @@ class Monitor:
                 self._facts_now("running"),
                 self._collector.at_snapshot(step, sites),
             )
-            self._alerts.note(step, states, rates, self._source.per_pass)
-            self.snapshots.append(step)
-        if not closing:
-            self._alerts.tell()
+        self.snapshots.append(step)
+        self._alerts.note(step, states, rates, self._source.per_pass)
 
     def _facts_now(self, status: str) -> dict[str, Any]:
         whole = [] if self._unwatched is None else [self._unwatched]
@@ -304,32 +347,28 @@ class Monitor:
             **self._facts,
             **self._source.facts(),
             **self._collector.facts,
-            "notes": [*untrained, *self._source.notes],
+            "notes": [*untrained, *self._source.notes, *self._collector.notes],
             "per_pass": [*self._source.per_pass],
             "unjudged": [asdict(place) for place in (*whole, *self._source.missed)],
             "status": status,
         }
 
-    def _detach(self) -> None:
-        self._source.detach()
-        self._collector.detach()
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    @contextlib.contextmanager
-    def _keeping_the_run_alive(self) -> Any:
-        """A full disk ends the recording with a warning, but not the training."""
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            self._broken = True
-            warnings.warn(
-                f"reludiag: the recording stopped at step {self._clock.step}: {error}. The "
-                "training continues",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+    def _stop_watching(self, error: Exception) -> None:
+        """Called once, after the first error of reludiag: the training goes on without it."""
+        step, what = self._clock.step, described(error)
+        place = unjudged("", "unwatched", f"after step {step:,}: {what}")
+        self._stopped = {
+            **self._facts,
+            "status": f"not watched after step {step:,}",
+            "unjudged": [asdict(each) for each in (place, *self._source.missed)],
+        }
+        if self._writer is not None:
+            with contextlib.suppress(Exception):
+                self._writer.write_facts(self._stopped)
+        warn(
+            f"reludiag: watching stopped after step {step:,} ({what}). The training continues "
+            "unwatched; the recording ends there, and says so",
+        )
 
 
 def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:

@@ -5,7 +5,6 @@ between snapshots. Without a probe, a snapshot is what the training batches of t
 """
 
 import contextlib
-import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -22,6 +21,7 @@ from reludiag.measure.unjudged import Unjudged
 from reludiag.monitoring.autocast import TrainingAutocast
 from reludiag.monitoring.window import Window
 from reludiag.sites.axes import UnitAxes
+from reludiag.sites.guard import Guard, warn
 from reludiag.sites.torch_internals import AnyBatchNorm
 
 _BEGAN_PLAIN = (
@@ -81,6 +81,7 @@ class ProbeSource:
         merge_calls: bool,
         groups: Groups | None,
         called: nn.Module,
+        guard: Guard,
     ) -> None:
         """`called` is what the training calls: the model, or its compiled form."""
         self.ready = True
@@ -91,7 +92,7 @@ class ProbeSource:
         self._scanner = Scanner(model, unit_axes, finds_consumers=True, merge_calls=merge_calls)
         self._batches, self._every, self._groups = batches, every, groups
         self._counted: dict[str, Any] = {"probe_samples": None}  # known from the first pass on
-        self._autocast = TrainingAutocast(called)
+        self._autocast = TrainingAutocast(called, guard)
         self._is_attached = False
         self._began_plain = False  # whether the first snapshot was taken without autocast
 
@@ -162,6 +163,7 @@ class TrainingSource:
         unit_axes: UnitAxes | None,
         compiled: bool,
         merge_calls: bool,
+        guard: Guard,
     ) -> None:
         self.missed: Sequence[Unjudged] = ()
         self.per_pass: Sequence[str] = ()
@@ -176,6 +178,7 @@ class TrainingSource:
             in_loop=True,
             finds_consumers=True,
             merge_calls=merge_calls,
+            guard=guard,
         )
         self.notes: Sequence[str] = _uncompiled_run(compiled and self._capture.functional)
         # Of the window: replaced as a whole when a snapshot is taken.
@@ -188,7 +191,7 @@ class TrainingSource:
         self._frozen_calls = 0  # of parts of the model in evaluation mode in a training pass
         # Whether compiled code may run as soon as a whole forward was followed.
         self._compiles_later = not (compiled and self._capture.functional)
-        self._compiler_settings = contextlib.ExitStack()  # from `attach` to `detach`
+        self._compiler_settings = guard.contexts  # from `attach` to `detach`
 
     @property
     def ready(self) -> bool:
@@ -212,11 +215,10 @@ class TrainingSource:
         if self._compiles_later and self._capture.followed:
             self._let_compile()
         if step == 1 and not self.ready:
-            warnings.warn(
+            warn(
                 "reludiag: the monitored model ran no forward pass before the first step. Is "
                 "another copy of the model being trained?",
-                RuntimeWarning,
-                stacklevel=5,  # the line that steps the optimizer
+                stacklevel=6,  # the line that steps the optimizer
             )
         place, counted = step % self._every, self._counted_steps
         # The first step of a window is always among those that are counted.

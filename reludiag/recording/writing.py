@@ -135,6 +135,7 @@ class RecordingWriter:
 
     def read(self) -> RecordedRun:
         """The content so far."""
+        _roll_back(self._db)
         return read_run(self._db)
 
     def close(self) -> None:
@@ -205,13 +206,20 @@ class _Transaction:
         self._db = db
 
     def __enter__(self) -> None:
+        _roll_back(self._db)
         self._db.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         if kind is None:
             self._db.execute("COMMIT")
-        elif self._db.in_transaction:  # a full disk has already rolled it back
-            self._db.execute("ROLLBACK")
+        else:
+            _roll_back(self._db)
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    """Leave a transaction that failed; a full disk has already rolled it back."""
+    if db.in_transaction:
+        db.execute("ROLLBACK")
 
 
 def _make_way(path: Path, overwrite: bool) -> None:

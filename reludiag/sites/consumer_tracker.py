@@ -23,6 +23,7 @@ from reludiag.sites import labels as _labels
 from reludiag.sites.axes import Axes
 from reludiag.sites.consumer_rules import PRODUCTS, Rules
 from reludiag.sites.consumers import Consumer, Kind
+from reludiag.sites.guard import Guard
 from reludiag.sites.operation import (
     BATCH_NORM,
     MOVES_COPIES,
@@ -72,8 +73,10 @@ class _Memory:
 class ConsumerTracker:
     """Notes what reads the units of sites, from `begin` of each to `end` of the forward."""
 
-    def __init__(self, model: nn.Module, producer_of: Callable[[Tensor], str | None]) -> None:
-        self.escapes = _EscapeMode(self._escaped)
+    def __init__(
+        self, model: nn.Module, producer_of: Callable[[Tensor], str | None], guard: Guard
+    ) -> None:
+        self.escapes = _EscapeMode(self._escaped, guard)
         """A function mode that sees tensors leave: to be active during the forward."""
         self._model = model
         self._rules = Rules(self._note, producer_of)
@@ -352,9 +355,9 @@ class ConsumerTracker:
 class _EscapeMode(TorchFunctionMode):
     """Tells where a tensor's values leave PyTorch's operators: `x.numpy()`, `x.tolist()`."""
 
-    def __init__(self, escaped: Callable[[str, Tensor], None]) -> None:
+    def __init__(self, escaped: Callable[[str, Tensor], None], guard: Guard) -> None:
         super().__init__()
-        self._escaped = escaped
+        self._escaped, self.guard = escaped, guard
 
     def __torch_function__(
         self,
@@ -364,8 +367,11 @@ class _EscapeMode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _ESCAPES and args and isinstance(args[0], Tensor):
-            self._escaped(name, args[0])
+        if name in _ESCAPES and args and isinstance(args[0], Tensor) and self.guard.error is None:
+            try:
+                self._escaped(name, args[0])
+            except Exception as error:
+                self.guard.error = error
         return func(*args, **(kwargs or {}))
 
 

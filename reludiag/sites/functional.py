@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from reludiag.sites.guard import Guard, OnlyOnce
 from reludiag.sites.rectifiers import is_zero, operator_names, rectifier_call, rectifier_of
 from reludiag.sites.site import Rectifier
 from reludiag.sites.torch_internals import holds_reals, version_of
@@ -39,9 +40,9 @@ class RectifierMode(TorchFunctionMode):
     `clamp(x, min=zeros)`, if it saw the zeros or the mask being made and they are unchanged since.
     """
 
-    def __init__(self, on_call: OnCall) -> None:
+    def __init__(self, on_call: OnCall, guard: Guard) -> None:
         super().__init__()
-        self._on_call = on_call
+        self._on_call, self.guard = on_call, guard
         self._parts = _Parts()
 
     def __torch_function__(
@@ -52,34 +53,43 @@ class RectifierMode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").partition(".")[0]  # relu.default: an overload
-        operator = name.strip("_")
-        if torch.is_inference_mode_enabled() and _writes(name) and operator not in _PARTS:
-            self._parts.clear()
-        if operator in _OPERATORS:
-            rectifier = rectifier_call(operator, args, kwargs)
-            lower = args[1] if len(args) > 1 else kwargs.get("min")
-            if isinstance(lower, Tensor) and self._parts.is_zero(lower):
-                rectifier = rectifier_call(operator, args[:1], {**kwargs, "min": 0})
-            if rectifier is not None:
-                x = args[0] if args else kwargs.get("input")
-                in_place = name.endswith("_") or bool(kwargs.get("inplace"))
-                return self._on_call(rectifier, x, in_place, lambda: func(*args, **kwargs))
-        elif operator in _PARTS:
-            parts = _in_order(operator, args, kwargs)
-            x = self._parts.rectified(operator, parts)
-            if x is not None and holds_reals(x):
-
-                def call() -> Any:
-                    result = func(*args, **kwargs)
-                    return x if operator == "setitem" else result  # that returns nothing
-
-                rectifier = Rectifier(operator, can_die=True, passes_input=True)
-                return self._on_call(rectifier, x, name.endswith("_"), call)
-            result = func(*args, **kwargs)
-            self._parts.note(operator, parts, result)
-            return result
-        return func(*args, **kwargs)
+        guard = self.guard
+        if guard.error is not None:
+            return func(*args, **kwargs)
+        rectifier = x = parts = None
+        try:
+            name = getattr(func, "__name__", "").partition(".")[0]  # relu.default: an overload
+            operator = name.strip("_")
+            in_place = name.endswith("_")
+            if torch.is_inference_mode_enabled() and _writes(name) and operator not in _PARTS:
+                self._parts.clear()
+            if operator in _OPERATORS:
+                rectifier = rectifier_call(operator, args, kwargs)
+                lower = args[1] if len(args) > 1 else kwargs.get("min")
+                if isinstance(lower, Tensor) and self._parts.is_zero(lower):
+                    rectifier = rectifier_call(operator, args[:1], {**kwargs, "min": 0})
+                if rectifier is not None:
+                    x = args[0] if args else kwargs.get("input")
+                    in_place |= bool(kwargs.get("inplace"))
+            elif operator in _PARTS:
+                parts = _in_order(operator, args, kwargs)
+                x = self._parts.rectified(operator, parts)
+                if x is not None and holds_reals(x):
+                    rectifier = Rectifier(operator, can_die=True, passes_input=True)
+        except Exception as error:
+            guard.error = error
+            return func(*args, **kwargs)
+        if rectifier is not None:
+            written = x if operator == "setitem" else None
+            call = OnlyOnce(func, args, kwargs, written)
+            return call.within(guard, self._on_call, rectifier, x, in_place)
+        result = func(*args, **kwargs)
+        if parts is not None:
+            try:
+                self._parts.note(operator, parts, result)
+            except Exception as error:
+                guard.error = error
+        return result
 
 
 def _writes(name: str) -> bool:

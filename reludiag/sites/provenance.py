@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from reludiag.sites.axes import UNKNOWN, Axes, Coordinate, Origin, moved
 from reludiag.sites.consumer_tracker import ConsumerTracker
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.followed_call import FollowedCall, FollowedInput
+from reludiag.sites.guard import Guard
+from reludiag.sites.operation import Operation
 from reludiag.sites.operator_call import PRODUCTS, tensors_in
 from reludiag.sites.origin_rules import OriginRules
 from reludiag.sites.product_rules import ProductObserver, ProductRules
@@ -43,6 +45,15 @@ OperatorObserver = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 """Called with the dispatcher's name of each operator (`relu_`) and its arguments."""
 
 
+class _Followed(NamedTuple):
+    """An operator that is about to run."""
+
+    call: FollowedCall
+    ancestors: int
+    row_call: RowCall | None
+    read: Operation | None
+
+
 class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows origins through the operators that run while it is active, without changing them.
 
@@ -58,11 +69,14 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finds_consumers: bool = False,
         on_product: ProductObserver | None = None,
         state: Mapping[str, Tensor] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """`state` are the parameters and buffers by name that the forward will use, if they are not
-        the model's own.
+        the model's own. An error of reludiag is kept by `guard`; without one it is raised on exit.
         """
         super().__init__()  # type: ignore[no-untyped-call]
+        self._raises = guard is None
+        self.guard = guard = guard or Guard()
         self._on_operator = on_operator
         self._rules = OriginRules()
         self._products = ProductRules(model, self.origin_of, on_product)
@@ -93,20 +107,21 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._returned = ReturnTracker()
         self._consumers: ConsumerTracker | None = None
         if finds_consumers:
-            self._consumers = ConsumerTracker(model, lambda tensor: self.origin_of(tensor).producer)
-        self._entered = 0
+            self._consumers = ConsumerTracker(
+                model, lambda tensor: self.origin_of(tensor).producer, guard
+            )
 
     def __enter__(self) -> Any:
-        self._entered += 1
-        if self._entered == 1 and self._consumers is not None:
+        if self._consumers is not None:
             self._consumers.escapes.__enter__()  # type: ignore[no-untyped-call]
         return super().__enter__()  # type: ignore[no-untyped-call]
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._entered -= 1
-        if self._entered == 0 and self._consumers is not None:
-            self._consumers.escapes.__exit__(*error)  # type: ignore[no-untyped-call]
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        if self._consumers is not None:
+            self._consumers.escapes.__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        if self._raises and kind is None:
+            self.guard.raise_error()
 
     def begin_site(self, site: int, path: str, output: Tensor, unit: Axes) -> None:
         """Follow the units of a site, at these coordinates of its output, from here on.
@@ -199,34 +214,80 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        operands = list(tensors_in([*args, *kwargs.values()]))
-        if any(tensor.is_nested for tensor in operands):
-            return self._run_unfollowed(func, args, kwargs)
-        # Under inference_mode composite operators arrive undivided; the rules are for their parts.
-        own_operators = any(map(has_own_operators, operands))
-        if not own_operators and is_composite(func):
-            with self:
+        guard = self.guard
+        if guard.error is not None:
+            return func(*args, **kwargs)
+        try:
+            operands = list(tensors_in([*args, *kwargs.values()]))
+            is_nested = any(tensor.is_nested for tensor in operands)
+            own_operators = any(map(has_own_operators, operands))
+            # Under inference_mode composite operators arrive undivided; the rules are for their
+            # parts.
+            is_divided = not (is_nested or own_operators) and is_composite(func)
+        except Exception as error:
+            guard.error = error
+            return func(*args, **kwargs)
+        if is_divided:
+            TorchDispatchMode.__enter__(self)  # type: ignore[no-untyped-call]
+            try:
                 return func.decompose(*args, **kwargs)
-        # Before it runs: an in-place operator may change a shape (squeeze_).
-        inputs = [self._input_of(tensor) for tensor in operands]
-        ancestors = self._ancestors_of(inputs)
-        call = FollowedCall(func, args, kwargs, inputs)
-        row_call = None if own_operators else self._row_call(call)
-        self._on_operator(operator_name(func), args, kwargs)
+            finally:
+                TorchDispatchMode.__exit__(self, None, None, None)  # type: ignore[no-untyped-call]
+        try:
+            followed = None
+            if is_nested:  # it has no shape to follow
+                self._lose(func, operands)
+            else:
+                followed = self._before(func, args, kwargs, operands, own_operators)
+        except Exception as error:
+            guard.error = error
         # Calling it here must not count as a call: a function mode would see what TorchScript
         # calls, and see it in this forward only. A subclass is to find what it always finds.
-        with contextlib.nullcontext() if own_operators else DisableTorchFunction():
-            tracker = self._consumers
-            read = None if tracker is None else tracker.prepare(call)
+        with contextlib.nullcontext() if is_nested or own_operators else DisableTorchFunction():
             result = func(*args, **kwargs)
+        if guard.error is None:
+            try:
+                self._after(func, operands, followed, result)
+            except Exception as error:
+                guard.error = error
+        return result
+
+    def _before(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        operands: list[Tensor],
+        own_operators: bool,
+    ) -> _Followed:
+        """An operator that is about to run: an in-place one may change a shape (squeeze_)."""
+        call = FollowedCall(func, args, kwargs, [self._input_of(tensor) for tensor in operands])
+        ancestors = self._ancestors_of(call.inputs)
+        row_call = None if own_operators else self._row_call(call)
+        self._on_operator(operator_name(func), args, kwargs)
+        read = None
+        if self._consumers is not None:
+            with contextlib.nullcontext() if own_operators else DisableTorchFunction():
+                read = self._consumers.prepare(call)
+        return _Followed(call, ancestors, row_call, read)
+
+    def _after(
+        self, func: Any, operands: list[Tensor], followed: _Followed | None, result: Any
+    ) -> None:
+        """Follow what an operator has made; without `followed` of nested tensors."""
         outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
+        if followed is None:
+            self._forget(outputs, operands, operator_name(func).strip("_"))
+            return
+        call, ancestors, row_call, read = followed
         self._forget(outputs, operands, call.name)
         if ancestors:
             for storage in map(_storage, outputs):
                 self._ancestors[storage] = self._ancestors.get(storage, 0) | ancestors
         if any(output.is_nested for output in outputs):
             self._lose(func, operands)
-            return result
+            return
+        tracker = self._consumers
         if tracker is None:
             self._returned.follow(call.name, map(_storage, operands), map(_storage, outputs))
         elif read is not None:
@@ -246,16 +307,6 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ):
             with DisableTorchFunction(), without_dispatch_modes():
                 self.row_ids.follow(row_call, outputs)
-        return result
-
-    def _run_unfollowed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operator on nested tensors, which have no shape to follow."""
-        inputs = list(tensors_in([*args, *kwargs.values()]))
-        self._lose(func, inputs)
-        result = func(*args, **kwargs)
-        outputs = list(tensors_in(result if isinstance(result, tuple | list) else (result,)))
-        self._forget(outputs, inputs, operator_name(func).strip("_"))
-        return result
 
     def _lose(self, func: Any, inputs: list[Tensor]) -> None:
         if self._consumers is not None:

@@ -14,6 +14,8 @@ one is gone, importing this file raises a TorchVersionError that names it.
 | `TorchDispatchMode` | follow every operator | `torch.utils._python_dispatch` |
 | `without_dispatch_modes` | run operators of our own unseen | `torch.utils._python_dispatch` |
 | `function_modes` | is a mode of the user's active? | `torch._C._len_torch_function_stack` |
+| `leave_modes` | take modes off after an error | the same, `torch._C._get_function_stack_at`, \
+`torch.utils._python_dispatch._get_current_dispatch_mode` |
 | `is_autocasting` | do not take operators apart then | `torch._C._is_any_autocast_enabled` |
 | `ENCODER_LAYER` | the fused encoder layer | `torch.ops.aten._transformer_encoder_layer_fwd` |
 | `multi_head_attention` | its attention | `torch._native_multi_head_attention` |
@@ -46,6 +48,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, compiler, nn
+from torch.overrides import TorchFunctionMode
 
 from reludiag.errors import TorchVersionError
 
@@ -87,6 +90,30 @@ innermost_transform: Callable[[], Any] = internal("torch._C._functorch.peek_inte
 is_autocasting: Callable[[], bool] = internal("torch._C._is_any_autocast_enabled")
 function_modes: Callable[[], int] = internal("torch._C._len_torch_function_stack")
 """Number of function modes that are active."""
+
+_function_mode_at: Callable[[int], Any] = internal("torch._C._get_function_stack_at")
+_dispatch_mode: Callable[[], Any] = internal(
+    "torch.utils._python_dispatch._get_current_dispatch_mode"
+)
+
+
+def leave_modes(owner: object) -> set[object]:
+    """Take the modes whose `guard` is `owner` off the tops of this thread's stacks. Returns them.
+
+    By PyTorch's own `__exit__`, whatever theirs does.
+    """
+    left: set[object] = set()
+    while count := function_modes():
+        mode = _function_mode_at(count - 1)
+        if getattr(mode, "guard", None) is not owner:
+            break
+        TorchFunctionMode.__exit__(mode, None, None, None)  # type: ignore[no-untyped-call]
+        left.add(mode)
+    while getattr(mode := _dispatch_mode(), "guard", None) is owner:
+        TorchDispatchMode.__exit__(mode, None, None, None)  # type: ignore[no-untyped-call]
+        left.add(mode)
+    return left
+
 
 internal("torch.compiler._is_exporting_flag")
 
