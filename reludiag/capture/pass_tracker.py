@@ -21,6 +21,7 @@ from reludiag.sites.functional import OnCall, RectifierMode
 from reludiag.sites.products import Product
 from reludiag.sites.provenance import OperatorObserver, ProvenanceMode
 from reludiag.sites.torch_internals import DisableTorchFunction, is_transformed, version_of
+from reludiag.sites.watching import THREAD, Watcher
 
 
 class PassTracker:
@@ -53,12 +54,16 @@ class PassTracker:
         counts_samples: bool,
         on_function: OnCall,
         on_operator: OperatorObserver,
+        watcher: Watcher,
     ) -> None:
-        """`on_function` and `on_operator` are what the modes of a watched pass call."""
+        """`on_function` and `on_operator` are what the modes of a watched pass call; `watcher` is
+        what functions ask for that the user has registered.
+        """
         self._model, self._registry, self._threads = model, registry, threads
         self._counter, self._following = counter, following
         self._idle, self._missed = idle, missed
         self._on_function, self._on_operator = on_function, on_operator
+        self._watcher = watcher
         self._finds_consumers, self._counts_samples = finds_consumers, counts_samples
         self._open_passes = threads.open_passes
         self.passes = 0
@@ -204,6 +209,7 @@ class PassTracker:
         if (self.functional and not traced) or follow:
             current.function_mode = RectifierMode(self._on_function)
             current.function_mode.__enter__()  # type: ignore[no-untyped-call]
+        current.outer_watcher, THREAD.watcher = THREAD.watcher, self._watcher
 
     def _close(self, complete: bool, output: Any = None) -> None:
         current = self._threads.current
@@ -212,6 +218,7 @@ class PassTracker:
             current.unwatched = False
             return
         self._open_passes.discard(current)
+        THREAD.watcher, current.outer_watcher = current.outer_watcher, None
         if complete:
             self.passes += 1
             self._idle.path_varies |= (

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture.hooks import Hook
+from reludiag.capture.watched import Watch
 from reludiag.evidence.budget import Budget, clock_of
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
@@ -46,15 +47,16 @@ class EvidenceCollector:
         unit_axes: UnitAxes | None,
         merge_calls: bool,
         share: float,
+        watch: Watch | None = None,
     ) -> None:
         """`share` is that of the run's time in which deaths may be examined."""
         self._model, self._optimizers, self._every = model, optimizers, every
-        self._unit_axes, self._merge_calls = unit_axes, merge_calls
+        self._unit_axes, self._merge_calls, self._watch = unit_axes, merge_calls, watch
         self._batches = list(probe or [])
         self._has_probe = probe is not None
         self._budget = Budget(share, clock_of(model))
         self._deaths = (
-            DeathWatch(model, self._batches, unit_axes, merge_calls, self._budget)
+            DeathWatch(model, self._batches, unit_axes, merge_calls, self._budget, watch)
             if self._has_probe and share
             else None
         )
@@ -138,7 +140,12 @@ class EvidenceCollector:
         if step == 0:
             observations = self._guarded(
                 lambda: observe_initial_state(
-                    self._model, states, self._batches, self._unit_axes, self._merge_calls
+                    self._model,
+                    states,
+                    self._batches,
+                    self._unit_axes,
+                    self._merge_calls,
+                    self._watch,
                 ),
                 observations,
             )

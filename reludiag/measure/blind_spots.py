@@ -4,13 +4,22 @@ from torch import nn
 
 from reludiag.capture.capture import Capture
 from reludiag.measure.unjudged import Unjudged, unjudged
+from reludiag.sites.functional import has_only_known
 
 
 def no_rectifier(model: nn.Module) -> str:
     """The error message for a model without rectifiers."""
+    name = type(model).__name__
+    kinds = (
+        "(ReLU, ReLU6, clamp(min=0), Hardtanh(0, x), Threshold(0, 0), Hardswish, ...), as a module "
+        "or as a function"
+    )
+    if has_only_known(model):
+        return f"{name} has no rectifier {kinds}, so no unit in it can die."
     return (
-        f"{type(model).__name__} has no rectifier (ReLU, ReLU6, clamp(min=0), Hardtanh(0, x), "
-        "Threshold(0, 0), Hardswish, ...), as a module or as a function, so no unit in it can die."
+        f"{name} has no rectifier that reludiag knows {kinds}. If it has one of its own, register "
+        "it with reludiag.register_rectifier(...), or watch the output of a module with "
+        "watch={name: path} (--watch NAME=MODULE)."
     )
 
 

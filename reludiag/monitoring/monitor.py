@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from reludiag.capture.compiled import is_compiled
+from reludiag.capture.watched import Watch
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.from_recording import diagnose_run, load
 from reludiag.errors import ModelError, UsageError
@@ -66,8 +67,8 @@ class Monitor:
     count them, each step would have to wait for the device.
 
     Without a probe, every training batch is checked for units that fired; firing rates and other
-    statistics are from every `stats_every`-th step (1: every step). `unit_axes` and
-    `merge_calls` are as in `scan`.
+    statistics are from every `stats_every`-th step (1: every step). `unit_axes`, `merge_calls` and
+    `watch` are as in `scan`.
     `facts` are stored in the recording as JSON, for other information about the run.
 
     After each snapshot `on_snapshot` is called with it (a `Snapshot`), and `on_death` if units
@@ -97,6 +98,7 @@ class Monitor:
         unit_axes: UnitAxes | None = None,
         merge_calls: bool = True,
         groups: Groups | None = None,
+        watch: Watch | None = None,
         overwrite: bool = False,
         facts: Mapping[str, Any] | None = None,
         on_snapshot: Listener | None = None,
@@ -116,7 +118,7 @@ class Monitor:
                 )
         called, compiled = model, is_compiled(model)
         model = eager_model(model)
-        if not may_rectify(model):
+        if not watch and not may_rectify(model):
             raise ModelError(no_rectifier(model))
         self.model = model
         self.every = every
@@ -134,12 +136,19 @@ class Monitor:
             )
         batches = None if probe is None else _batches(probe)
         self._source: SnapshotSource = (
-            TrainingSource(model, every, stats_every, unit_axes, compiled, merge_calls)
+            TrainingSource(model, every, stats_every, unit_axes, compiled, merge_calls, watch)
             if batches is None
-            else ProbeSource(model, batches, every, unit_axes, merge_calls, groups, called)
+            else ProbeSource(model, batches, every, unit_axes, merge_calls, groups, called, watch)
         )
         self._collector = EvidenceCollector(
-            model, self._optimizers, every, batches, unit_axes, merge_calls, _share_of(evidence)
+            model,
+            self._optimizers,
+            every,
+            batches,
+            unit_axes,
+            merge_calls,
+            _share_of(evidence),
+            watch,
         )
         self._clock = Clock()
         self._after_step = AfterStep(self._clock, self._end_step)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reludiag.capture.calls import Call, UnitView
 from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import forget_compiled, guarded, uncompiled
+from reludiag.capture.watched import Watch
 from reludiag.measure.blind_spots import missed_places
 from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.groups import Groups
@@ -81,6 +82,7 @@ class ProbeSource:
         merge_calls: bool,
         groups: Groups | None,
         called: nn.Module,
+        watch: Watch | None,
     ) -> None:
         """`called` is what the training calls: the model, or its compiled form."""
         self.ready = True
@@ -88,7 +90,9 @@ class ProbeSource:
         self.per_pass: Sequence[str] = ()
         self._lagging = _lagging_statistics(model)
         self.notes: Sequence[str] = self._lagging
-        self._scanner = Scanner(model, unit_axes, finds_consumers=True, merge_calls=merge_calls)
+        self._scanner = Scanner(
+            model, unit_axes, finds_consumers=True, merge_calls=merge_calls, watch=watch
+        )
         self._batches, self._every, self._groups = batches, every, groups
         self._counted: dict[str, Any] = {"probe_samples": None}  # known from the first pass on
         self._autocast = TrainingAutocast(called)
@@ -162,6 +166,7 @@ class TrainingSource:
         unit_axes: UnitAxes | None,
         compiled: bool,
         merge_calls: bool,
+        watch: Watch | None,
     ) -> None:
         self.missed: Sequence[Unjudged] = ()
         self.per_pass: Sequence[str] = ()
@@ -176,7 +181,9 @@ class TrainingSource:
             in_loop=True,
             finds_consumers=True,
             merge_calls=merge_calls,
+            watch=watch,
         )
+        self._compiled = compiled
         self.notes: Sequence[str] = _uncompiled_run(compiled and self._capture.functional)
         # Of the window: replaced as a whole when a snapshot is taken.
         self._windows: dict[int, Window] = {}
@@ -210,7 +217,10 @@ class TrainingSource:
         """Decide whether the next step is counted, and whether to rest until then."""
         self._capture.reset()
         if self._compiles_later and self._capture.followed:
-            self._let_compile()
+            if self._compiled and self._capture.functional:  # as only a call has shown
+                self._compiles_later, self.notes = False, _uncompiled_run(True)
+            else:
+                self._let_compile()
         if step == 1 and not self.ready:
             warnings.warn(
                 "reludiag: the monitored model ran no forward pass before the first step. Is "

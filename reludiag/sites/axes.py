@@ -52,6 +52,15 @@ def size_of(axes: Axes) -> int:
     return math.prod(coordinate.size for coordinate in axes)
 
 
+def coordinates_of(given: int | Sequence[int], shape: Sequence[int]) -> Axes | None:
+    """An axis that a user gave, or several; None if a tensor of this shape does not have them."""
+    axes = [given] if isinstance(given, int) else list(given)
+    if not axes or not all(-len(shape) <= axis < len(shape) for axis in axes):
+        return None
+    coordinates = tuple(Coordinate(a % len(shape), shape[a]) for a in axes)
+    return coordinates if len({*coordinates}) == len(coordinates) else None
+
+
 def label_of(axes: Axes) -> str:
     """How reports show them: `1`, `1//49`, or `1,3` for several."""
     return ",".join(map(str, axes))

@@ -158,6 +158,16 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sample = origin.sample or self.origin_of(tensor).sample
         self._set(tensor, replace(origin, sample=sample, order=self._rules.count))
 
+    def note_rectified(self, x: Any, output: Tensor) -> None:
+        """Declare that several operators together rectified `x`: each element stayed in its place.
+
+        Not where they have made a product of their own, which has other units.
+        """
+        if isinstance(x, Tensor) and x.shape == output.shape:
+            origin, made = self.origin_of(x.detach()), self.origin_of(output.detach())
+            if origin.unit is not None and made.order <= origin.order:
+                self._set(output.detach(), origin)
+
     @property
     def products(self) -> dict[str, Product]:
         """The first product with each weight, by the weight's name."""

@@ -1,7 +1,7 @@
 """The rectifiers: which activations have a zero-gradient region, and how to read their output.
 
 A rectifier is a row of `RECTIFIERS`, as a module, as an operator, or as both. To teach reludiag
-another one, add a row.
+another one, add a row; a user registers one (`registration.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from reludiag.sites.registration import registered_class, visible_modules
 from reludiag.sites.site import Rectifier
 from reludiag.sites.torch_internals import INT8_LAYERS, INT8_RECTIFIERS, holds_reals
 
@@ -64,7 +65,13 @@ class _Row:
 
     def rectifier(self, activation: str) -> Rectifier:
         """The description by its name in reports."""
-        return Rectifier(activation, bool(self.zero_gradient), self.signed, self.passes_input)
+        return Rectifier(
+            activation,
+            bool(self.zero_gradient),
+            self.signed,
+            self.passes_input,
+            self.zero_gradient,
+        )
 
 
 # The first matching row describes a module or an operator.
@@ -156,6 +163,9 @@ def is_int8_layer(module: nn.Module) -> bool:
 
 def rectifier_of(module: nn.Module) -> Rectifier | None:
     """How to read the output of `module`; None if it is not a known activation."""
+    registered = registered_class(module)
+    if registered is not None:
+        return registered
     for row in RECTIFIERS:
         if row.module is not None and isinstance(module, row.module) and row.module_if(module):
             return row.rectifier(type(module).__name__)
@@ -164,7 +174,7 @@ def rectifier_of(module: nn.Module) -> Rectifier | None:
 
 def rectifier_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rectifier]]:
     """Path, module and description of every rectifier module, leaky ones included."""
-    for path, module in model.named_modules():
+    for path, module in visible_modules(model):
         rectifier = rectifier_of(module)
         if rectifier is not None:
             yield path, module, rectifier
