@@ -330,3 +330,44 @@ def test_the_command_line_sees_what_the_file_of_the_model_registers(
         assert "Late" in done.output or (command, more) == ("scan", [])
     done = CliRunner().invoke(app, ["scan", "late.py:net", "--input-shape", "8", "--watch", "out"])
     assert done.exit_code != 0
+
+
+@reludiag.register_rectifier(zero_gradient="x <= 0", fired=lambda x, y: x > 0)
+class Raised(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.relu(x) + 7, x
+
+
+@pytest.mark.parametrize("kind", [Jump, Raised])
+def test_registered_and_watched_modules_are_read_in_compiled_code(kind: Any) -> None:
+    act = Jump(32) if kind is Jump else Raised()
+    model = nn.Sequential(nn.Linear(8, 32), act, First(), nn.Linear(32, 4))
+    planted(model, model[0])
+    compiled = torch.compile(model, backend="eager")
+    diagnosis = trained(compiled, 12, watch={"out": "2"})
+    assert sites(diagnosis) == {"1": (32, DEAD), "out": (32, DEAD if kind is Jump else 0)}
+    assert diagnosis.sites["samples"].tolist() == [256, 256]
+    assert not diagnosis.unjudged
+
+
+def test_nothing_is_left_behind() -> None:
+    from reludiag.sites.watching import THREAD
+
+    model = jumping()
+    before = [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()]
+    reludiag.scan(model, X, watch={"out": "2"})
+    trained(model, watch={"out": "2"})
+    assert [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()] == before
+    assert THREAD.watcher is None
+
+
+def test_a_forward_that_raises_leaves_no_watcher() -> None:
+    from reludiag.sites.watching import THREAD
+
+    class Raising(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("x")
+
+    with pytest.raises(reludiag.UserCodeError):
+        reludiag.scan(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), Raising()), X)
+    assert THREAD.watcher is None

@@ -71,10 +71,11 @@ class Attachment:
                 pre_hook = self._hook(module, reader.keep_input, None)
                 yield partial(module.register_forward_pre_hook, pre_hook)
             reads = reader.read_layer if is_rectifying_layer(module) else reader.read_module
-            hook = self._hook(module, reads, "output" if rectifier.fired is None else "both")
+            several = "first" if rectifier.is_composed else "output"
+            hook = self._hook(module, reads, "both" if rectifier.fired else several)
             yield partial(module.register_forward_hook, hook)
         for module in self._watched:
-            hook = self._hook(module, reader.read_watched, "output")
+            hook = self._hook(module, reader.read_watched, "first")
             yield partial(module.register_forward_hook, hook)
         for module in () if self._on_traced is None else entrances(self._model):
             end = self._hook(module, passes.end)  # after all that reads its output

@@ -122,9 +122,10 @@ class CallReader:
             current.pre_activation = None
             if copy[0] is module:
                 pre_activation = copy[1]
-        if not isinstance(output, Tensor):  # of a module of the user's
+        rectifier = self._rectifiers[module]
+        if rectifier.is_composed and not isinstance(output, Tensor):
             output = next(tensors_of(output), output)
-        self._hand_over(module, "", self._rectifiers[module], pre_activation, output)
+        self._hand_over(module, "", rectifier, pre_activation, output)
 
     def read_watched(self, module: nn.Module, args: Any, output: Any) -> None:
         """After a module whose output is a site because the user says so."""

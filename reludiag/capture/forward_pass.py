@@ -28,9 +28,8 @@ class ForwardPass:
 
     __slots__ = ("call_count", "depth", "expected_calls", "expected_count", "first_layer",
                  "function_mode", "group_count", "groups", "input_shape", "outer_watcher",
-                 "pre_activation",
-                 "producer", "provenance", "rectifier_depth", "root", "samples", "unobserved",
-                 "unwatched")  # fmt: skip
+                 "pre_activation", "producer", "provenance", "rectifier_depth", "root", "samples",
+                 "unobserved", "unwatched")  # fmt: skip
 
     def __init__(self) -> None:
         # Set by PassTracker, when a pass begins or ends:

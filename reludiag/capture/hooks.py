@@ -36,8 +36,8 @@ class Hook:
     """A hook that does nothing in a copy of the model, also after unpickling.
 
     `target` is called as PyTorch calls the hook. From compiled code it is called with the tensor
-    that it `reads`: the first "input", the "output", or "both". A hook that reads None is skipped
-    there.
+    that it `reads`: the first "input", the "output", the "first" of several outputs, or "both" the
+    first output and the first input. A hook that reads None is skipped there.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Hook:
             tensors: list[Tensor] = []
             if self._reads == "input":
                 tensors = [value.detach() for value in args[1][:1] if isinstance(value, Tensor)]
-            elif self._reads in ("output", "both"):
+            elif self._reads in ("output", "first", "both"):
                 output = args[-1]
-                if isinstance(output, tuple | list) and len(output):
+                if self._reads != "output" and isinstance(output, tuple | list) and len(output):
                     output = output[0]
                 tensors = [output.detach()] if isinstance(output, Tensor) else []
                 if self._reads == "both" and len(args[1]) and isinstance(args[1][0], Tensor):

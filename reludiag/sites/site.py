@@ -29,6 +29,9 @@ class Rectifier:
     """Its output is its input wherever it fires."""
     zero_gradient: str = ""
     """Where its gradient is zero, for a reader; empty if it cannot die, or if this is not known."""
+    upper: float | None = None
+    """Its largest output, where its gradient is zero again. None if there is none, or it is not
+    known."""
     is_composed: bool = False
     """It is made of several operators, each output from the input at the same place."""
     off_value: float = 0.0
