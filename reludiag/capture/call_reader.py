@@ -271,6 +271,8 @@ class CallReader:
                 call = self._unexpected(owner, operator)
             else:
                 current.call_count += 1
+            if call.is_left_out:
+                return
             view = call.view
             if (
                 view is None
@@ -440,6 +442,6 @@ class CallReader:
         if match.site is not None and match.view is None:
             why = f"its shape {list(output.shape)} does not fit that of its first call"
             self._missed.unreadable[path, call.operator] = why
-        if match.site is None:
+        if match.site is None and not match.left_out:
             following.deferred.add(call)
         return match.view

@@ -168,7 +168,8 @@ class ExpectedCall:
     made with another shape. All else stays.
     """
 
-    __slots__ = ("number", "operator", "ordinal", "owner", "producer", "site", "view")
+    __slots__ = ("is_left_out", "number", "operator", "ordinal", "owner", "producer", "site",
+                 "view")  # fmt: skip
 
     def __init__(
         self, owner: nn.Module, operator: str, producer: nn.Module | None, number: int, ordinal: int
@@ -180,6 +181,8 @@ class ExpectedCall:
         """How many of these were fed by the same producer."""
         self.site: KnownSite | None = None
         self.view: UnitView | None = None
+        self.is_left_out = False
+        """Whether it is known to be no site: set with the others."""
 
     @property
     def is_first(self) -> bool:

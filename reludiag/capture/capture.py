@@ -35,7 +35,7 @@ from reludiag.capture.idle import Idle
 from reludiag.capture.missed import MissedCalls
 from reludiag.capture.pass_tracker import PassTracker
 from reludiag.capture.sample_counter import SampleCounter
-from reludiag.capture.site_registry import SiteRegistry
+from reludiag.capture.site_registry import LeftOut, SiteRegistry
 from reludiag.capture.watched import Watch, watched_modules
 from reludiag.loading.batch_contents import rows_in
 from reludiag.sites.axes import UnitAxes
@@ -170,6 +170,11 @@ class Capture:
             if isinstance(module, nn.RNN) and module.num_layers > 1
         }
         return [site.name for site in self.sites if site.module in deep and not site.operator]
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """Calls of rectifiers that are no sites, because no layer's units can be there."""
+        return self._registry.left_out
 
     @property
     def overrides(self) -> set[str]:

@@ -200,6 +200,9 @@ class PassTracker:
             current.unobserved = Counter()
             consumers = self._finds_consumers and not self._following.is_whole
             current.provenance = ProvenanceMode(self._model, self._on_operator, consumers)
+            if root is self._model:  # what a part of it gets may come from another part
+                with DisableTorchFunction():
+                    current.provenance.mark_raw(tensors_of(values))
             if current.samples is not None:
                 with DisableTorchFunction():
                     current.provenance.mark_inputs(row_tensors(values), current.samples)

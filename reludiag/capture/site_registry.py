@@ -33,6 +33,16 @@ class SiteMatch(NamedTuple):
     """The name in `unit_axes` that the unit axis is from."""
     repeats: bool = False
     """Whether it is another call of a site that was called earlier in the forward."""
+    left_out: str = ""
+    """Why the call is no site, as `ProvenanceMode.no_units` says it."""
+
+
+class LeftOut(NamedTuple):
+    """A call of a rectifier that is no site."""
+
+    path: str
+    operator: str
+    reason: str
 
 
 class SiteRegistry:
@@ -60,6 +70,8 @@ class SiteRegistry:
         self._by_key: dict[tuple[Any, ...], tuple[KnownSite, Layout]] = {}
         self._by_feed: dict[tuple[Any, ...], list[KnownSite]] = {}
         """The sites of an owner, operator and producer."""
+        self._left_out: dict[tuple[Any, ...], LeftOut] = {}
+        """Calls that are no sites, by what tells them from others."""
         self._site_list: list[Site] | None = None
         """`sites`, until a site or a path is new."""
 
@@ -68,7 +80,14 @@ class SiteRegistry:
 
     def functions(self) -> Counter[tuple[str, str]]:
         """(path of the owner, operator) -> number of sites; the operator is empty for a module."""
-        return Counter((site.path, site.identity.operator) for site in self._sites)
+        calls = Counter((site.path, site.identity.operator) for site in self._sites)
+        calls.update((each.path, each.operator) for each in self._left_out.values())
+        return calls
+
+    @property
+    def left_out(self) -> list["LeftOut"]:
+        """The calls that are no sites, in the order of their first calls."""
+        return list(self._left_out.values())
 
     def has_functions(self) -> bool:
         """Whether a rectifier was called as a function."""
@@ -106,7 +125,7 @@ class SiteRegistry:
 
     def uncalled(self, rectifiers: Mapping[nn.Module, Rectifier]) -> list[Site]:
         """A site for each of these modules that no forward has called."""
-        paths_called = {site.path for site in self._sites if not site.identity.operator}
+        paths_called = {path for path, operator in self.functions() if not operator}
         paths = {self._paths[module]: rectifier for module, rectifier in rectifiers.items()}
         names = {path: path or type(self._model).__name__ for path in paths}
         names |= {self._paths[module]: name for module, name in self._names.items()}
@@ -135,6 +154,8 @@ class SiteRegistry:
         """
         key: tuple[Any, ...] = (call.owner, call.operator, call.producer, call.ordinal)
         site, layout = self._by_key.get(key, (None, None))
+        if key in self._left_out:
+            return SiteMatch(key, None, None, None, None, left_out=self._left_out[key].reason)
         weights: tuple[Any, ...] = ()
         if self._merge_calls and is_rectifying_layer(call.owner):
             weights = (call.owner,)  # its own, at each call
@@ -165,6 +186,11 @@ class SiteRegistry:
             producer = producer if producer is not None else identity.fed_by or None
             fed_name = NamedCall(identity, set(), self._paths[call.owner], producer).fed_name
             override, axis = self._override(identity, call.number, fed_name, output)
+            if site is None and provenance is not None and axis is None and axes is None:
+                reason = provenance.no_units(output.detach())
+                # A module is there to be an activation.
+                if reason and (call.operator or reason == "ranks"):
+                    return SiteMatch(key, None, None, None, None, left_out=reason)
             layout, label = find_layout(output, origin, call.producer, samples, axis or axes)
             unsure = layout.sample is None or label == UNKNOWN_AXIS
             unsure |= self._merge_calls and call.ordinal > 0  # of a loop that was shorter before?
@@ -182,6 +208,10 @@ class SiteRegistry:
 
     def add(self, call: ExpectedCall, match: SiteMatch) -> None:
         """Take in what `match` says of `call`."""
+        if match.left_out:
+            call.is_left_out = True
+            left_out = LeftOut(self._paths[call.owner], call.operator, match.left_out)
+            self._left_out.setdefault(match.key, left_out)
         if match.override is not None:
             self.overrides.add(match.override)
         site, layout = match.site, match.layout

@@ -22,7 +22,7 @@ from reludiag.loading.arguments import BatchReader
 from reludiag.loading.batch_contents import described, is_opaque, tensors_of
 from reludiag.loading.data import batches_of
 from reludiag.loading.specs import user_code_error
-from reludiag.measure.blind_spots import missed_places, no_rectifier
+from reludiag.measure.blind_spots import left_out_notes, missed_places, no_rectifier
 from reludiag.measure.groups import Grouping, Groups
 from reludiag.measure.input_scales import InputScales
 from reludiag.measure.reductions import all_finite
@@ -177,7 +177,7 @@ class Scanner:
             samples=grouping.count + ungrouped,
             batches=done,
             missed=missed_places(capture),
-            notes=reader.notes,
+            notes=(*reader.notes, *left_out_notes(capture)),
             dtype=reader.dtype,
             inputs=() if scales is None else tuple(scales.scales),
             rows=total_rows,

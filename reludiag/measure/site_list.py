@@ -28,6 +28,8 @@ class SiteList:
     """What a scan would not judge."""
     ran: bool
     """Whether a forward pass was made; without one, each module and function is listed once."""
+    notes: tuple[str, ...] = ()
+    """On calls that are no sites."""
     structure: tuple[StructureNote, ...] = ()
     """What in the build of the network keeps units from training."""
 
@@ -56,6 +58,7 @@ def list_sites(
             [each.site for each in measured.sites],
             measured.unjudged,
             ran=True,
+            notes=measured.notes,
             structure=structure_notes(structure_facts(measured, gradients)),
         )
     model = eager_model(model)

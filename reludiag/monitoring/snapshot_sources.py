@@ -15,7 +15,7 @@ from reludiag.capture.calls import Call, UnitView
 from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import forget_compiled, guarded, uncompiled
 from reludiag.capture.watched import Watch
-from reludiag.measure.blind_spots import missed_places
+from reludiag.measure.blind_spots import left_out_notes, missed_places
 from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.groups import Groups
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
@@ -184,7 +184,8 @@ class TrainingSource:
             watch=watch,
         )
         self._compiled = compiled
-        self.notes: Sequence[str] = _uncompiled_run(compiled and self._capture.functional)
+        self._slowed = compiled and self._capture.functional
+        self.notes: Sequence[str] = _uncompiled_run(self._slowed)
         # Of the window: replaced as a whole when a snapshot is taken.
         self._windows: dict[int, Window] = {}
         self._previous: dict[int, UnitCounts] = {}
@@ -218,7 +219,7 @@ class TrainingSource:
         self._capture.reset()
         if self._compiles_later and self._capture.followed:
             if self._compiled and self._capture.functional:  # as only a call has shown
-                self._compiles_later, self.notes = False, _uncompiled_run(True)
+                self._compiles_later, self._slowed = False, True
             else:
                 self._let_compile()
         if step == 1 and not self.ready:
@@ -257,6 +258,7 @@ class TrainingSource:
         self._in_passes = in_passes
         self._snapshots.append(step)
         self.missed = missed_places(self._capture)
+        self.notes = [*_uncompiled_run(self._slowed), *left_out_notes(self._capture)]
         self.per_pass = [
             site.name
             for index, site in enumerate(self._capture.sites)

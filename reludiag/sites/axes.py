@@ -82,6 +82,8 @@ class Origin:
     """Path of the BatchNorm that scaled it since."""
     order: int = 0
     """Number of earlier products: the later of two producers wins."""
+    is_ranked: bool = False
+    """Whether it is the largest of the units: each index is a rank, and no unit."""
 
     @property
     def producer(self) -> str | None:
@@ -258,4 +260,5 @@ def broadcast(parts: list[tuple[Origin, tuple[int, ...]]], shape: Sequence[int])
     with_unit = [o for (o, _), axes in zip(parts, aligned_units, strict=True) if axes == unit]
     latest = max(with_unit or [o for o, _ in parts], key=lambda origin: origin.order)
     sample = agreed([aligned(o.sample_axes, s) for o, s in parts])
-    return replace(latest, unit=unit, sample=sample[0] if sample else None)
+    is_ranked = all(origin.is_ranked for origin, _ in parts)
+    return replace(latest, unit=unit, sample=sample[0] if sample else None, is_ranked=is_ranked)
