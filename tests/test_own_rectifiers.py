@@ -371,3 +371,83 @@ def test_a_forward_that_raises_leaves_no_watcher() -> None:
     with pytest.raises(reludiag.UserCodeError):
         reludiag.scan(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), Raising()), X)
     assert THREAD.watcher is None
+
+
+def test_a_forward_may_name_its_first_argument_as_it_likes() -> None:
+    @reludiag.register_rectifier(zero_gradient="x <= 0")
+    class Odd(nn.Module):
+        def __init__(me) -> None:  # noqa: N805
+            super().__init__()
+            me.relu = nn.ReLU()
+
+        def forward(me, x: Tensor) -> Tensor:  # noqa: N805
+            return me.relu(x) + torch.relu(x)
+
+    assert list(reludiag.scan(nn.Sequential(nn.Linear(8, 4), Odd()), X).sites["site"]) == ["1"]
+
+
+def test_the_model_itself_may_be_registered() -> None:
+    @reludiag.register_rectifier(zero_gradient="x <= 0")
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.relu = nn.Linear(8, 32), nn.ReLU()
+            planted(self, self.fc)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.fc(x))
+
+    assert sites(reludiag.scan(Whole(), X)) == {"Whole": (32, DEAD)}
+    assert sites(trained(Whole())) == {"Whole": (32, DEAD)}
+    part = nn.Sequential(Whole(), nn.Linear(32, 4))
+    assert sites(trained(part)) == sites(trained(part, probe=X)) == {"0": (32, DEAD)}
+    assert list(reludiag.scan(part, X).sites["producer"]) == ["0.fc"]
+
+
+def test_a_custom_operator_is_seen_once_it_is_registered() -> None:
+    @torch.library.custom_op("reludiag_tests::rectify", mutates_args=())
+    def operator(z: Tensor) -> Tensor:
+        return torch.relu(z)
+
+    @reludiag.register_rectifier(zero_gradient="x <= 0")
+    def rectify(z: Tensor) -> Tensor:
+        return operator(z)
+
+    net = Calling(rectify)
+    planted(net, net.fc)
+    diagnosis = reludiag.scan(net, X)
+    assert sites(diagnosis) == {"fc:rectify": (32, DEAD)}
+    assert diagnosis.sites["unit_axis"].tolist() == ["1"]
+
+
+def test_of_several_tensors_that_a_function_returns_the_first_is_read() -> None:
+    def act(x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.relu(x), x
+
+    act = reludiag.register_rectifier(act, zero_gradient="x <= 0")
+    net = Calling(lambda x: act(x)[0])
+    planted(net, net.fc)
+    assert sites(reludiag.scan(net, X)) == {"fc:act": (32, DEAD)}
+
+
+def test_a_unit_that_is_off_now_and_then_by_its_own_rule_is_not_linear() -> None:
+    net = Calling(shifted)
+    assert set(reludiag.scan(net, X).units["verdict"]) <= {"alive", "rare", "dead"}
+
+
+def test_convolutions_are_counted_by_a_rule_of_their_own() -> None:
+    class Images(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return shifted(self.conv(x))
+
+    model, images = Images(), torch.randn(5, 3, 4, 4)
+    with torch.no_grad():
+        model.conv.bias[2] = -100.0
+    fires = model.conv(images) > 0
+    units = reludiag.scan(model, [images[:2], images[2:]]).units
+    assert units["fired"].tolist() == fires.flatten(2).any(2).sum(0).tolist()
+    assert (units["active_fraction"] * 20).round().tolist() == fires.sum((0, 2, 3)).tolist()

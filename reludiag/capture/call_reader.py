@@ -158,7 +158,10 @@ class CallReader:
             output = call()
         finally:
             current.rectifier_depth -= 1
-        self._hand_over(owner, operator, rectifier, pre_activation, output)
+        read = output
+        if rectifier.is_composed and not isinstance(output, Tensor):
+            read = next(tensors_of(output), output)
+        self._hand_over(owner, operator, rectifier, pre_activation, read)
         return output
 
     def observe(self, name: str, tensor: Any, unit_axis: int | Sequence[int] | None) -> None:

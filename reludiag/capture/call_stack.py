@@ -17,10 +17,11 @@ def calling_module(
     """
     while frame is not None:
         code = frame.f_code
-        if code.co_argcount and code is not MODULE_CALL:
+        if code.co_argcount:
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module) and module in paths:
-                return module, _is_hooked(module, frame.f_back)
+                # A forward whose first argument has another name is found by who calls it.
+                return module, code is MODULE_CALL or _is_hooked(module, frame.f_back)
         frame = frame.f_back
     return next(iter(paths)), False
 

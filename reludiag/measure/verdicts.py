@@ -199,7 +199,10 @@ VERDICT_TABLE = (
         meaning="it is > 0 everywhere, so it is linear",
         rule="its smallest output is above 0, and its largest below any upper bound: it is linear",
         holds=lambda counts, rectifier, thresholds: (
-            (counts.minimum > 0) & (counts.counted > 0) & ~at_upper(counts.maximum, rectifier.upper)
+            (counts.minimum > 0)
+            & (counts.counted > 0)
+            & (counts.active == counts.positions)
+            & ~at_upper(counts.maximum, rectifier.upper)
         ),
         glyph="█",
         plain="#",

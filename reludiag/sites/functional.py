@@ -74,7 +74,7 @@ class RectifierMode(TorchFunctionMode):
                 x = args[0] if args else kwargs.get("input")
                 in_place = name.endswith("_") or bool(kwargs.get("inplace"))
                 result = self._on_call(rectifier, x, in_place, lambda: func(*args, **kwargs))
-                if rectifier.passes_input:
+                if rectifier.passes_input and not in_place and isinstance(x, Tensor):
                     self._parts.note_rectified(x, result)
                 return result
         elif operator in SPELLING:

@@ -61,8 +61,8 @@ def register_rectifier(
     """Teach reludiag a rectifier of your own: a class of modules, or a function.
 
     Each module of the class, or of a subclass of it, is then one site: its units are those of the
-    first tensor that it returns, and nothing inside it is a site. Of a function, the calls are seen
-    that are made through what this returns; it is best used as a decorator, of a class as well:
+    first tensor that it returns, and nothing inside it is a site. So is each call of a function,
+    if it is made through what this returns; it is best used as a decorator, of a class as well:
 
         @reludiag.register_rectifier(zero_gradient="x <= theta")
         def jumprelu(x, theta): ...

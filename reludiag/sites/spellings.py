@@ -93,8 +93,6 @@ class _Part(NamedTuple):
     """Of a mask."""
     values_of: _Top | None = None
     indices_of: _Top | None = None
-    rectified: Any = None
-    """A weak reference to the tensor that was rectified to make it."""
 
 
 _NOTHING = _Part()
@@ -126,10 +124,13 @@ class Parts:
     def __init__(self) -> None:
         # id -> (a weak reference to the tensor, its version, what it is)
         self._parts: dict[int, tuple[Any, int, _Part]] = {}
+        # id -> weak references to what a rectifier returned, and to what it rectified
+        self._sources: dict[int, tuple[Any, Any]] = {}
 
     def clear(self) -> None:
         """Forget all: something was written in place where versions are not counted."""
         self._parts.clear()
+        self._sources.clear()
 
     def forget(self, tensor: Tensor) -> None:
         """Forget what was known of this tensor: it was written to."""
@@ -162,10 +163,11 @@ class Parts:
         if part != _NOTHING:
             self._keep(result, part)
 
-    def note_rectified(self, x: Any, result: Any) -> None:
+    def note_rectified(self, x: Tensor, result: Any) -> None:
         """Remember that `result` was made by a rectifier of `x`."""
-        if isinstance(x, Tensor) and isinstance(result, Tensor) and result is not x:
-            self._keep(result, _Part(rectified=weakref.ref(x)))
+        # Called at each ReLU of a training step: no version, no callback.
+        if result is not x and isinstance(result, Tensor):
+            self._sources[id(result)] = weakref.ref(result), weakref.ref(x)
 
     def _keep(self, result: Tensor, part: _Part) -> None:
         key = id(result)
@@ -213,8 +215,9 @@ class Parts:
         """A tensor, and what it was rectified from."""
         while isinstance(value, Tensor):
             yield value
-            source = self._part(value).rectified
-            value = None if source is None else source()
+            result, source = self._sources.get(id(value), (None, None))
+            is_unchanged = result is not None and result() is value and version_of(value) == 0
+            value = source() if is_unchanged else None
 
     def _sides(self, a: Any, b: Any, is_above: bool) -> Iterator[_Side]:
         """What the comparison of `a` with `b` marks; one of them may be a number."""
