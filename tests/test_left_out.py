@@ -126,3 +126,14 @@ def test_of_ranks_that_stay_ranks_no_unit_is_judged() -> None:
 def test_a_named_axis_makes_it_a_site() -> None:
     diagnosis = reludiag.scan(Beside(RAW["boxes"]), X, unit_axes={"Beside:clamp": 1})
     assert len(diagnosis.sites) == 3
+
+
+def test_what_the_user_asks_for_is_never_left_out() -> None:
+    def reported(self: Any, x: Tensor, h: Tensor) -> Tensor:
+        reludiag.observe("inputs", x[:, :4])
+        return h
+
+    assert "observed" in set(reludiag.scan(Beside(reported), X).sites["activation"])
+    act = reludiag.register_rectifier(lambda x: x.clamp(min=0), zero_gradient="x <= 0")
+    diagnosis = reludiag.scan(Beside(lambda self, x, h: act(x)), X)
+    assert len(diagnosis.sites) == 3

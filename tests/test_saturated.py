@@ -1,5 +1,6 @@
 """Units that pass no gradient and are not off: at an upper bound, or far below 0 of a leaky one."""
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,14 @@ def test_a_recording_knows_the_upper_bound(tmp_path: Path) -> None:
                 optimizer.step()
         for diagnosis in (monitor.diagnose(), reludiag.load(path)):
             assert list(diagnosis.units["verdict"]) == ["saturated", "alive", "dead", "alive"]
+
+
+def test_an_older_recording_opens_and_knows_no_upper_bound(tmp_path: Path) -> None:
+    model, path = Biased(nn.ReLU6(), 100.0, 0.0, -100.0, 0.0), tmp_path / "run.reludiag"
+    with reludiag.Monitor(model, path=path, probe=X) as monitor:
+        monitor.step()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE site DROP COLUMN upper")
+        db.execute("PRAGMA user_version = 5")
+    db.close()
+    assert list(reludiag.load(path).units["verdict"]) == ["constant", "alive", "dead", "alive"]

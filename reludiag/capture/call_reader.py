@@ -34,7 +34,7 @@ from reludiag.sites.torch_internals import (
 
 Receiver = Callable[[Call], None]
 
-_OBSERVED = Rectifier("observed", can_die=True, signed=True)
+_OBSERVED = Rectifier("observed", can_die=True, signed=True, is_asked_for=True)
 
 
 class CallReader:

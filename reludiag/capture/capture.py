@@ -92,7 +92,7 @@ class Capture:
         self._rectifiers = {module: rectifier for _, module, rectifier in rectifier_modules(model)}
         names = watched_modules(model, watch or {})
         self._watched = {
-            module: Rectifier(type(module).__name__, can_die=True, signed=True)
+            module: Rectifier(type(module).__name__, can_die=True, signed=True, is_asked_for=True)
             for module in names
             if module not in self._rectifiers
         }

@@ -186,7 +186,8 @@ class SiteRegistry:
             producer = producer if producer is not None else identity.fed_by or None
             fed_name = NamedCall(identity, set(), self._paths[call.owner], producer).fed_name
             override, axis = self._override(identity, call.number, fed_name, output)
-            if site is None and provenance is not None and axis is None and axes is None:
+            is_asked_for = rectifier.is_asked_for or axis is not None
+            if site is None and provenance is not None and not is_asked_for:
                 reason = provenance.no_units(output.detach())
                 # A module is there to be an activation.
                 if reason and (call.operator or reason == "ranks"):

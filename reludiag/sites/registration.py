@@ -85,6 +85,7 @@ def register_rectifier(
             signed=True,
             zero_gradient=zero_gradient,
             is_composed=True,
+            is_asked_for=True,
             off_value=float(off_value),
             fired=fired,
         )

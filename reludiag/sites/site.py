@@ -34,6 +34,8 @@ class Rectifier:
     known."""
     is_composed: bool = False
     """It is made of several operators, each output from the input at the same place."""
+    is_asked_for: bool = False
+    """Whether the user has registered it, reported its output, or watches its module."""
     off_value: float = 0.0
     """Of a registered one: its output where a unit is off."""
     fired: Callable[[Any, Any], Any] | None = field(default=None, compare=False)
