@@ -32,6 +32,8 @@ _HOMES = {
     "InitExamination": "reludiag.initialization.examination",
     "examine_initialization": "reludiag.initialization.examination",
     "load": "reludiag.diagnosis.from_recording",
+    "observe": "reludiag.sites.watching",
+    "register_rectifier": "reludiag.sites.registration",
     "reinitialize": "reludiag.initialization.schemes",
     "replay": "reludiag.experiments.replay",
     "scan": "reludiag.scanning",
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
     from reludiag.monitoring.alerts import Snapshot
     from reludiag.monitoring.monitor import Monitor
     from reludiag.scanning import scan
+    from reludiag.sites.registration import register_rectifier
+    from reludiag.sites.watching import observe
 
 __all__ = [
     "RANDOM_INPUT",
@@ -93,6 +97,8 @@ __all__ = [
     "effects",
     "examine_initialization",
     "load",
+    "observe",
+    "register_rectifier",
     "reinitialize",
     "replay",
     "scan",

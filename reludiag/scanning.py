@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from reludiag.capture.watched import Watch
 from reludiag.diagnosis.build import SiteFindings, counted_in_words, diagnose, grouping_notes
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import checkpoint_timeline
@@ -32,6 +33,7 @@ def scan(
     dtype: torch.dtype | None = None,
     unit_axes: UnitAxes | None = None,
     merge_calls: bool = True,
+    watch: Watch | None = None,
     groups: Groups | None = None,
     samples: str = "rows",
     thresholds: Thresholds | None = None,
@@ -63,12 +65,16 @@ def scan(
     `samples="positions"` (or `"tokens"`) each position counts as a sample, as if positions were
     independent.
 
+    `watch` makes the output of any modules a site: `{"latents": "encoder.codes"}`, the name of the
+    site and the path of the module. Of several tensors it is the first; a unit there fired if it
+    was other than 0.
+
     Declare random input by passing `RANDOM_INPUT` in `notes`. Raises ModelError for a model without
     rectifiers or without values (on the meta device), UsageError for a name in `unit_axes` that is
-    not a site, DataError if there is no batch, if a batch has non-finite values or lacks the
-    `groups`, or if the model refuses it.
+    not a site or a path in `watch` that is not a module, DataError if there is no batch, if a batch
+    has non-finite values or lacks the `groups`, or if the model refuses it.
     """
-    scanner = Scanner(model, unit_axes, merge_calls=merge_calls)
+    scanner = Scanner(model, unit_axes, merge_calls=merge_calls, watch=watch)
     measured = scanner.run(
         batches,
         limit=limit,
@@ -99,6 +105,7 @@ def scan_checkpoints(
     thresholds: Thresholds | None = None,
     unit_axes: UnitAxes | None = None,
     merge_calls: bool = True,
+    watch: Watch | None = None,
     train_mode: bool = False,
     **options: Any,
 ) -> Diagnosis:
@@ -110,7 +117,7 @@ def scan_checkpoints(
     """
     loaded: list[str] = []
     scans: list[Measurement] = []
-    scanner = Scanner(model, unit_axes, merge_calls=merge_calls)
+    scanner = Scanner(model, unit_axes, merge_calls=merge_calls, watch=watch)
     for checkpoint in checkpoints:
         loaded += load_weights(model, checkpoint, strict)
         is_last = len(scans) == len(checkpoints) - 1

@@ -34,12 +34,13 @@ def test_the_verdicts_are_those_of_the_table() -> None:
     columns = {
         "dead": [-1.0] * n,
         "rare": [1.0] * 9 + [-1.0] * (n - 9),
+        "saturated": [7.0] * n,
         "dormant": [0.001 * value for value in wave],
         "constant": [1.0] * n,
         "always_on": [1.0 + i / n for i in range(n)],
         "alive": wave,
     }
-    assert verdicts(list(columns.values())) == list(columns)
+    assert verdicts(list(columns.values()), nn.ReLU6()) == list(columns)
 
 
 def test_a_unit_is_lost_if_its_verdict_says_so() -> None:

@@ -73,6 +73,14 @@ UnitAxis = Annotated[
         "Repeatable.",
     ),
 ]
+Watch = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--watch",
+        metavar="NAME=MODULE",
+        help="Also watch the output of this module, as a site of this name. Repeatable.",
+    ),
+]
 MergeCalls = Annotated[
     bool,
     typer.Option(
@@ -235,6 +243,21 @@ def unit_axes(items: list[str] | None) -> dict[str, int | tuple[int, ...]]:
             )
         axes[site] = tuple(map(int, parts))
     return axes
+
+
+def watched(items: list[str] | None) -> dict[str, str]:
+    """Name of a site -> path of a module, parsed from NAME=MODULE."""
+    from reludiag.errors import UsageError
+
+    watch: dict[str, str] = {}
+    for item in items or []:
+        name, _, path = item.partition("=")
+        if not name or not path:
+            raise UsageError(
+                f"--watch {item!r} was given; expected NAME=MODULE, such as latents=encoder.codes"
+            )
+        watch[name] = path
+    return watch
 
 
 def numbers(option: str, text: str | None) -> list[float] | None:

@@ -27,6 +27,7 @@ def scan(
         int | None, typer.Option(metavar="N", min=1, help="Use at most N batches.")
     ] = None,
     unit_axis: options.UnitAxis = None,
+    watch: options.Watch = None,
     merge_calls: options.MergeCalls = True,
     group_by: options.GroupBy = None,
     samples: options.Samples = "rows",
@@ -68,7 +69,7 @@ def scan(
 
     gate = Gate.parse(request.fail_over, request.allow_unobserved)
     results.check_report(request)
-    axes = options.unit_axes(unit_axis)
+    axes, watched = options.unit_axes(unit_axis), options.watched(watch)
     network = options.build_model(model, model_arg, device, dtype)
     batches, notes = options.build_batches(data, data_arg, input_shape, batch_size)
     if batches is None:
@@ -91,6 +92,7 @@ def scan(
                 dtype=cast,
                 unit_axes=axes,
                 merge_calls=merge_calls,
+                watch=watched,
                 groups=group_by,
                 samples=samples,
                 progress=progress,
@@ -106,6 +108,7 @@ def scan(
                 dtype=cast,
                 unit_axes=axes,
                 merge_calls=merge_calls,
+                watch=watched,
                 groups=group_by,
                 samples=samples,
                 progress=progress,

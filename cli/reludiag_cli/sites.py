@@ -10,6 +10,7 @@ def sites(
     input_shape: options.InputShape = None,
     batch_size: options.BatchSize = 2,
     unit_axis: options.UnitAxis = None,
+    watch: options.Watch = None,
     merge_calls: options.MergeCalls = True,
     model_arg: options.ModelArg = None,
     device: options.Device = None,
@@ -22,7 +23,7 @@ def sites(
     from reludiag.measure.site_list import list_sites
     from reludiag.reports.site_list import print_sites, sites_document
 
-    axes = options.unit_axes(unit_axis)
+    axes, watched = options.unit_axes(unit_axis), options.watched(watch)
     network = options.build_model(model, model_arg, device, dtype)
     batches, _ = options.build_batches(data, data_arg, input_shape, batch_size)
     site_list = list_sites(
@@ -31,6 +32,7 @@ def sites(
         options.input_dtype(dtype),
         axes,
         merge_calls,
+        watched,
     )
     if as_json:
         print(sites_document(site_list), end="")

@@ -1,6 +1,6 @@
 """Attachment: the hooks of a capture on its model."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from torch import nn
@@ -13,6 +13,7 @@ from reludiag.capture.hooks import FrozenHook, Hook, entrances, hookable_modules
 from reludiag.capture.pass_tracker import PassTracker
 from reludiag.capture.rectifying_layers import is_rectifying_layer
 from reludiag.sites.guard import Guard
+from reludiag.sites.site import Rectifier
 
 
 class Attachment:
@@ -25,13 +26,14 @@ class Attachment:
     def __init__(
         self,
         model: nn.Module,
-        rectifiers: Collection[nn.Module],
+        rectifiers: Mapping[nn.Module, Rectifier],
+        watched: Mapping[nn.Module, Rectifier],
         passes: PassTracker,
         reader: CallReader,
         on_traced: Callable[[], None] | None,
         guard: Guard,
     ) -> None:
-        self._model, self._rectifiers = model, rectifiers
+        self._model, self._rectifiers, self._watched = model, rectifiers, watched
         self._passes, self._reader, self._on_traced = passes, reader, on_traced
         self._guard = guard
         self._registrations = list(self._make())
@@ -60,8 +62,6 @@ class Attachment:
         for module in () if self._on_traced is None else entrances(self._model):
             begin = self._hook(module, passes.begin, "input")
             yield partial(module.register_forward_pre_hook, begin, prepend=True, with_kwargs=True)
-            end = self._hook(module, passes.end)
-            yield partial(module.register_forward_hook, end, always_call=True)
         for _, module in hookable_modules(self._model):
             has_weights = is_parametrized(module) or any(
                 True for _ in module.parameters(recurse=False)
@@ -70,13 +70,20 @@ class Attachment:
             if own or (has_weights and module not in self._rectifiers):
                 hook = self._hook(module, reader.note_producer)
                 yield partial(module.register_forward_hook, hook)
-        for module in self._rectifiers:
+        for module, rectifier in self._rectifiers.items():
             if getattr(module, "inplace", False):
                 pre_hook = self._hook(module, reader.keep_input, None)
                 yield partial(module.register_forward_pre_hook, pre_hook)
             reads = reader.read_layer if is_rectifying_layer(module) else reader.read_module
-            hook = self._hook(module, reads, "output")
+            several = "first" if rectifier.is_composed else "output"
+            hook = self._hook(module, reads, "both" if rectifier.fired else several)
             yield partial(module.register_forward_hook, hook)
+        for module in self._watched:
+            hook = self._hook(module, reader.read_watched, "first")
+            yield partial(module.register_forward_hook, hook)
+        for module in () if self._on_traced is None else entrances(self._model):
+            end = self._hook(module, passes.end)  # after all that reads its output
+            yield partial(module.register_forward_hook, end, always_call=True)
 
     def _hook(
         self, module: nn.Module, target: Callable[..., None], reads: str | None = ""

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,10 @@ from reludiag.capture.idle import Idle
 from reludiag.capture.missed import MissedCalls
 from reludiag.capture.rectifying_layers import Part, parts_of, product_of
 from reludiag.capture.sample_counter import SampleCounter
+from reludiag.capture.signals import signal_of
 from reludiag.capture.site_registry import SiteRegistry
+from reludiag.loading.batch_contents import tensors_of
+from reludiag.sites.axes import Axes, coordinates_of
 from reludiag.sites.provenance import ProvenanceMode
 from reludiag.sites.readable import kind_of, readable
 from reludiag.sites.rectifiers import is_fused_rectifier, rectifier_call
@@ -30,6 +33,8 @@ from reludiag.sites.torch_internals import (
 )
 
 Receiver = Callable[[Call], None]
+
+_OBSERVED = Rectifier("observed", can_die=True, signed=True, is_asked_for=True)
 
 
 class CallReader:
@@ -47,6 +52,7 @@ class CallReader:
         note_pre_activation: Callable[[int, Tensor, UnitView], None] | None,
         paths: Mapping[nn.Module, str],
         rectifiers: Mapping[nn.Module, Rectifier],
+        watched: Mapping[nn.Module, Rectifier],
         registry: SiteRegistry,
         threads: PerThread,
         counter: SampleCounter,
@@ -57,7 +63,7 @@ class CallReader:
         self._receive = receive
         self._wants_pre_activation = wants_pre_activation
         self._note_pre_activation = note_pre_activation
-        self._paths, self._rectifiers = paths, rectifiers
+        self._paths, self._rectifiers, self._watched = paths, rectifiers, watched
         self._registry, self._threads = registry, threads
         self._counter, self._following = counter, following
         self._idle, self._missed = idle, missed
@@ -116,7 +122,16 @@ class CallReader:
             current.pre_activation = None
             if copy[0] is module:
                 pre_activation = copy[1]
-        self._hand_over(module, "", self._rectifiers[module], pre_activation, output)
+        rectifier = self._rectifiers[module]
+        if rectifier.is_composed and not isinstance(output, Tensor):
+            output = next(tensors_of(output), output)
+        self._hand_over(module, "", rectifier, pre_activation, output)
+
+    def read_watched(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After a module whose output is a site because the user says so."""
+        if not self._threads.current.unwatched:
+            output = next(tensors_of(output), output)
+            self._hand_over(module, "", self._watched[module], None, output)
 
     def read_layer(self, module: nn.Module, args: Any, output: Any) -> None:
         """After a layer that rectifies its own product: its input is not what is rectified."""
@@ -143,8 +158,23 @@ class CallReader:
             output = call()
         finally:
             current.rectifier_depth -= 1
-        self._hand_over(owner, operator, rectifier, pre_activation, output)
+        read = output
+        if rectifier.is_composed and not isinstance(output, Tensor):
+            read = next(tensors_of(output), output)
+        self._hand_over(owner, operator, rectifier, pre_activation, read)
         return output
+
+    def observe(self, name: str, tensor: Any, unit_axis: int | Sequence[int] | None) -> None:
+        """For a tensor that a module has reported under a name."""
+        owner, _ = calling_module(sys._getframe(1), self._paths)
+        axes: Axes | None = None
+        if unit_axis is not None and isinstance(tensor, Tensor):
+            axes = coordinates_of(unit_axis, tuple(tensor.shape))
+            if axes is None:
+                why = f"unit_axis={unit_axis} is no axis of its shape {list(tensor.shape)}"
+                self._missed.unreadable[self._paths[owner], name] = why
+                return
+        self._hand_over(owner, name, _OBSERVED, None, tensor, axes)
 
     def note_operator(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An operator of a followed forward pass; notes a rectifier that nothing else saw."""
@@ -171,7 +201,8 @@ class CallReader:
         current = self._threads.current
         call = current.expected(owner, operator)
         site = None if call is None else call.site
-        if type(x) is Tensor and x.is_quantized:
+        rectifier = self._rectifiers.get(owner)
+        if (type(x) is Tensor and x.is_quantized) or (rectifier and rectifier.fired):
             return x.detach().clone()
         if not self._wants_pre_activation(owner.training, None if site is None else site.index):
             return None
@@ -212,7 +243,9 @@ class CallReader:
         rectifier: Rectifier,
         pre_activation: Any,
         output: Any,
+        axes: Axes | None = None,
     ) -> None:
+        """`axes` are where its units are, if who calls this says so."""
         # Between the model's kernels this code is never in the CPU's caches: every line costs time.
         if backward_task() != -1:  # is_recomputed()
             return
@@ -228,12 +261,21 @@ class CallReader:
             if plain is None:
                 self._missed.unreadable[self._paths[owner], operator] = kind_of(output)
                 return
-            output = plain
+            output, signal = plain, None
+            if rectifier.has_own_rule:
+                signal, problem = signal_of(rectifier, pre_activation, output)
+                if signal is None:
+                    self._missed.unreadable[self._paths[owner], operator] = problem
+                    return
+            if current.provenance is not None and rectifier.is_composed:
+                current.provenance.note_rectified(pre_activation, output)
             call = current.expected(owner, operator)
             if call is None:
                 call = self._unexpected(owner, operator)
             else:
                 current.call_count += 1
+            if call.is_left_out:
+                return
             view = call.view
             if (
                 view is None
@@ -242,7 +284,7 @@ class CallReader:
                 or current.provenance is not None
                 or not current.depth
             ):
-                view = self._settle(call, rectifier, output, current)
+                view = self._settle(call, rectifier, output, current, axes=axes)
             site = call.site
             if site is None or view is None:
                 return
@@ -255,7 +297,9 @@ class CallReader:
                 if samples is None or not self._following.is_again(call):
                     return
                 samples = replace(samples, again=True)
-            self._receive(Call(site.index, owner.training, output, pre_activation, view, samples))
+            self._receive(
+                Call(site.index, owner.training, output, pre_activation, view, samples, signal)
+            )
 
     def _samples(
         self,
@@ -359,6 +403,7 @@ class CallReader:
         output: Tensor,
         current: ForwardPass,
         part: Part | None = None,
+        axes: Axes | None = None,
     ) -> UnitView | None:
         """Find and note of which site a call is. Returns its view, None if it cannot be read."""
         path = self._paths[call.owner]
@@ -375,7 +420,9 @@ class CallReader:
             may_wait = True
         deferred = following.deferred if may_wait else None
         if part is None:
-            match = self._registry.match(call, rectifier, output, samples, provenance, deferred)
+            match = self._registry.match(
+                call, rectifier, output, samples, provenance, deferred, axes=axes
+            )
         else:
             if provenance is not None:
                 origin = provenance.origin_of(part.returned.detach())
@@ -398,6 +445,6 @@ class CallReader:
         if match.site is not None and match.view is None:
             why = f"its shape {list(output.shape)} does not fit that of its first call"
             self._missed.unreadable[path, call.operator] = why
-        if match.site is None:
+        if match.site is None and not match.left_out:
             following.deferred.add(call)
         return match.view

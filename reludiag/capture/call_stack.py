@@ -17,13 +17,25 @@ def calling_module(
     """
     while frame is not None:
         code = frame.f_code
-        if code.co_argcount and code is not MODULE_CALL:
+        if code.co_argcount:
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module) and module in paths:
-                above = frame.f_back
-                return module, above is not None and above.f_code in (MODULE_CALL, HOOKED_FORWARD)
+                # A forward whose first argument has another name is found by who calls it.
+                return module, code is MODULE_CALL or _is_hooked(module, frame.f_back)
         frame = frame.f_back
     return next(iter(paths)), False
+
+
+def _is_hooked(module: nn.Module, above: FrameType | None) -> bool:
+    """Whether the innermost call of a module above this frame is of `module`.
+
+    Its forward may be decorated, and may have called other methods; or it was called directly.
+    """
+    if above is not None and above.f_code in (MODULE_CALL, HOOKED_FORWARD):
+        return True
+    while above is not None and above.f_code is not MODULE_CALL:
+        above = above.f_back
+    return above is not None and above.f_locals.get("self") is module
 
 
 def is_nested(frame: FrameType | None, model: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from reludiag.sites.site import Identity, Rectifier
 class Call:
     """One call of a rectifier. Its tensors are the model's own memory: read them at once."""
 
-    __slots__ = ("_pre_activation", "output", "samples", "site", "training", "view")
+    __slots__ = ("_pre_activation", "output", "samples", "signal", "site", "training", "view")
 
     def __init__(
         self,
@@ -28,6 +28,7 @@ class Call:
         pre_activation: Any,
         view: "UnitView",
         samples: "CallSamples | None" = None,
+        signal: Tensor | None = None,
     ) -> None:
         self.site = site
         """Index in `Capture.sites`."""
@@ -38,6 +39,10 @@ class Call:
         """How to view the output and the pre-activation as `[sample, unit, position]`."""
         self.samples = samples
         """None where the rows of the view are samples, and no other call of the site has them."""
+        self.signal = signal
+        """Of a rectifier with a rule of its own, like its output: positive where a unit fired, 0
+        where it did not, NaN where the output is not finite. None where the output itself says so.
+        """
         self._pre_activation = pre_activation
 
     def pre_activation(self) -> Tensor | None:
@@ -163,7 +168,8 @@ class ExpectedCall:
     made with another shape. All else stays.
     """
 
-    __slots__ = ("number", "operator", "ordinal", "owner", "producer", "site", "view")
+    __slots__ = ("is_left_out", "number", "operator", "ordinal", "owner", "producer", "site",
+                 "view")  # fmt: skip
 
     def __init__(
         self, owner: nn.Module, operator: str, producer: nn.Module | None, number: int, ordinal: int
@@ -175,6 +181,8 @@ class ExpectedCall:
         """How many of these were fed by the same producer."""
         self.site: KnownSite | None = None
         self.view: UnitView | None = None
+        self.is_left_out = False
+        """Whether it is known to be no site: set with the others."""
 
     @property
     def is_first(self) -> bool:

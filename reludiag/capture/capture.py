@@ -36,14 +36,17 @@ from reludiag.capture.idle import Idle
 from reludiag.capture.missed import MissedCalls
 from reludiag.capture.pass_tracker import PassTracker
 from reludiag.capture.sample_counter import SampleCounter
-from reludiag.capture.site_registry import SiteRegistry
+from reludiag.capture.site_registry import LeftOut, SiteRegistry
+from reludiag.capture.watched import Watch, watched_modules
 from reludiag.loading.batch_contents import rows_in
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import functional_calls
 from reludiag.sites.guard import Guard
 from reludiag.sites.products import Product
 from reludiag.sites.rectifiers import rectifier_modules
-from reludiag.sites.site import Site
+from reludiag.sites.registration import visible_modules
+from reludiag.sites.site import Rectifier, Site
+from reludiag.sites.watching import Watching
 
 
 class Capture:
@@ -66,7 +69,8 @@ class Capture:
     that callback it is copied. `unit_axes` maps names or modules of sites to the axis of their
     units; it overrides the axis that was found. `finds_consumers` says whether sites have
     `consumers`. `merge_calls` says whether calls of one rectifier that read the product of the same
-    weights are one site, as in a loop. `guard` keeps reludiag's errors away from the model.
+    weights are one site, as in a loop. `guard` keeps reludiag's errors away from the model. `watch`
+    are modules whose output is a site as well: its name -> path.
     """
 
     def __init__(
@@ -80,22 +84,29 @@ class Capture:
         finds_consumers: bool = False,
         merge_calls: bool = True,
         guard: Guard | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.model = model
         self.guard = guard = guard or Guard()
         self.missed = MissedCalls()
         paths: dict[nn.Module, str] = {}
-        for path, module in model.named_modules():
+        for path, module in visible_modules(model):
             paths.setdefault(module, path)
         self._functions = functions = functional_calls(model)
         self._paths = paths
         self._rectifiers = {module: rectifier for _, module, rectifier in rectifier_modules(model)}
-        self._registry = SiteRegistry(model, paths, dict(unit_axes or {}), merge_calls)
+        names = watched_modules(model, watch or {})
+        self._watched = {
+            module: Rectifier(type(module).__name__, can_die=True, signed=True, is_asked_for=True)
+            for module in names
+            if module not in self._rectifiers
+        }
+        self._registry = SiteRegistry(model, paths, dict(unit_axes or {}), merge_calls, names)
         self._following = Following()
         self._counter = SampleCounter()
         self._idle = Idle(
             model,
-            self._rectifiers.keys(),
+            self._rectifiers.keys() | self._watched.keys(),
             functions,
             self._registry,
             self._counter,
@@ -109,6 +120,7 @@ class Capture:
             note_pre_activation,
             paths,
             self._rectifiers,
+            self._watched,
             self._registry,
             threads,
             self._counter,
@@ -129,11 +141,13 @@ class Capture:
             not in_loop,
             reader.read_function,
             reader.note_operator,
+            Watching(reader, guard),
             guard,
         )
         self._attachment = Attachment(
             model,
             self._rectifiers,
+            self._watched,
             self._passes,
             reader,
             self.missed.note_traced if in_loop else None,
@@ -149,7 +163,7 @@ class Capture:
 
     def uncalled(self) -> list[Site]:
         """A site for each rectifier module that was never called."""
-        return self._registry.uncalled(self._rectifiers)
+        return self._registry.uncalled({**self._rectifiers, **self._watched})
 
     def uncalled_functions(self) -> list[tuple[str, str]]:
         """(path of the owner, operator) of functions in the source code that were never called."""
@@ -164,6 +178,11 @@ class Capture:
             if isinstance(module, nn.RNN) and module.num_layers > 1
         }
         return [site.name for site in self.sites if site.module in deep and not site.operator]
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """Calls of rectifiers that are no sites, because no layer's units can be there."""
+        return self._registry.left_out
 
     @property
     def overrides(self) -> set[str]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from reludiag.capture.calls import ExpectedCall
 from reludiag.sites.functional import RectifierMode
 from reludiag.sites.provenance import ProvenanceMode
+from reludiag.sites.watching import Watcher
 
 
 class ForwardPass:
@@ -26,9 +27,9 @@ class ForwardPass:
     """
 
     __slots__ = ("call_count", "depth", "expected_calls", "expected_count", "first_layer",
-                 "function_mode", "group_count", "groups", "input_shape", "pre_activation",
-                 "producer", "provenance", "rectifier_depth", "root", "samples", "unobserved",
-                 "unwatched")  # fmt: skip
+                 "function_mode", "group_count", "groups", "input_shape", "outer_watcher",
+                 "pre_activation", "producer", "provenance", "rectifier_depth", "root", "samples",
+                 "unobserved", "unwatched")  # fmt: skip
 
     def __init__(self) -> None:
         # Set by PassTracker, when a pass begins or ends:
@@ -51,6 +52,8 @@ class ForwardPass:
         """Length of `expected_calls` when it began."""
         self.function_mode: RectifierMode | None = None
         self.provenance: ProvenanceMode | None = None
+        self.outer_watcher: Watcher | None = None
+        """What watched the thread when this pass began, and does so again when it ends."""
         # Set by CallReader, from call to call; all but the first are reset for each pass:
         self.expected_calls: list[ExpectedCall] = []
         """The calls of the last pass, which this pass is expected to repeat."""

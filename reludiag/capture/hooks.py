@@ -15,6 +15,7 @@ from torch.compiler import is_dynamo_compiling
 
 from reludiag.sites.guard import Guard
 from reludiag.sites.rectifiers import rectifier_modules
+from reludiag.sites.registration import visible_modules
 from reludiag.sites.torch_internals import is_exporting, is_tracing
 from reludiag.sites.weight_axes import PARAMETRIZATIONS
 
@@ -35,7 +36,8 @@ class Hook:
     """A hook that does nothing in a copy of the model, also after unpickling.
 
     `target` is called as PyTorch calls the hook. From compiled code it is called with the tensor
-    that it `reads`: the first "input", or the "output". A hook that reads None is skipped there.
+    that it `reads`: the first "input", the "output", the "first" of several outputs, or "both" the
+    first output and the first input. A hook that reads None is skipped there.
     """
 
     def __init__(
@@ -62,8 +64,13 @@ class Hook:
             tensors: list[Tensor] = []
             if self._reads == "input":
                 tensors = [value.detach() for value in args[1][:1] if isinstance(value, Tensor)]
-            elif self._reads == "output" and isinstance(args[-1], Tensor):
-                tensors = [args[-1].detach()]
+            elif self._reads in ("output", "first", "both"):
+                output = args[-1]
+                if self._reads != "output" and isinstance(output, tuple | list) and len(output):
+                    output = output[0]
+                tensors = [output.detach()] if isinstance(output, Tensor) else []
+                if self._reads == "both" and len(args[1]) and isinstance(args[1][0], Tensor):
+                    tensors.append(args[1][0].detach())
             _call_hook(_order, self._number, tensors)
         elif self._target is not None and not is_tracing():
             guard = self._guard
@@ -88,7 +95,7 @@ class Hook:
             if self._reads == "input":
                 target(self._module, tuple(tensors), {})
             else:
-                target(self._module, (), tensors[0] if tensors else ())
+                target(self._module, tuple(tensors[1:]), tensors[0] if tensors else ())
         except Exception as error:
             guard.fail(error)
 
@@ -126,7 +133,8 @@ def hookable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
     A hook inside an encoder layer or an attention turns off its fused path, which changes the last
     bits of its output, and there is nothing to see there. TorchScript accepts no hooks. The
-    modules of a parametrization compute a weight, not activations: they are left out.
+    modules of a parametrization compute a weight, not activations: they are left out, as are those
+    inside a rectifier of the user's.
     """
     closed = tuple(
         path + "."
@@ -134,7 +142,7 @@ def hookable_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(module, nn.MultiheadAttention | torch.jit.ScriptModule)
         or (isinstance(module, nn.TransformerEncoderLayer) and not any(rectifier_modules(module)))
     )
-    for path, module in model.named_modules():
+    for path, module in visible_modules(model):
         if (
             module is not model
             and not path.startswith(closed)

@@ -75,6 +75,7 @@ class Idle:
         ) and not any(
             call.owner.training and (call.site is None or call.site.index not in learned)
             for call in calls
+            if not call.is_left_out
         )
 
     def _knows_all_rectifiers(self, calls: Sequence[ExpectedCall]) -> bool:

@@ -23,6 +23,7 @@ from reludiag.sites.guard import Guard
 from reludiag.sites.products import Product
 from reludiag.sites.provenance import OperatorObserver, ProvenanceMode
 from reludiag.sites.torch_internals import DisableTorchFunction, is_transformed, version_of
+from reludiag.sites.watching import THREAD, Watcher
 
 
 class PassTracker:
@@ -55,13 +56,17 @@ class PassTracker:
         counts_samples: bool,
         on_function: OnCall,
         on_operator: OperatorObserver,
+        watcher: Watcher,
         guard: Guard,
     ) -> None:
-        """`on_function` and `on_operator` are what the modes of a watched pass call."""
+        """`on_function` and `on_operator` are what the modes of a watched pass call; `watcher` is
+        what functions ask for that the user has registered.
+        """
         self._model, self._registry, self._threads = model, registry, threads
         self._counter, self._following = counter, following
         self._idle, self._missed = idle, missed
         self._on_function, self._on_operator = on_function, on_operator
+        self._watcher = watcher
         self._finds_consumers, self._counts_samples = finds_consumers, counts_samples
         self._open_passes = threads.open_passes
         self._guard = guard
@@ -209,6 +214,9 @@ class PassTracker:
             current.provenance = ProvenanceMode(
                 self._model, self._on_operator, consumers, guard=self._guard
             )
+            if root is self._model:  # what a part of it gets may come from another part
+                with DisableTorchFunction():
+                    current.provenance.mark_raw(tensors_of(values))
             if current.samples is not None:
                 with DisableTorchFunction():
                     current.provenance.mark_inputs(row_tensors(values), current.samples)
@@ -220,6 +228,7 @@ class PassTracker:
             current.function_mode = RectifierMode(self._on_function, self._guard)
             self._guard.modes.add(current.function_mode)
             current.function_mode.__enter__()  # type: ignore[no-untyped-call]
+        current.outer_watcher, THREAD.watcher = THREAD.watcher, self._watcher
 
     def _close(self, complete: bool, output: Any = None) -> None:
         current = self._threads.current
@@ -228,6 +237,7 @@ class PassTracker:
             current.unwatched = False
             return
         self._open_passes.discard(current)
+        THREAD.watcher, current.outer_watcher = current.outer_watcher, None
         if complete:
             self.passes += 1
             self._idle.path_varies |= (

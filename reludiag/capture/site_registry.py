@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reludiag.capture.calls import ExpectedCall, KnownSite, UnitView
 from reludiag.capture.rectifying_layers import is_rectifying_layer
-from reludiag.sites.axes import Axes, Coordinate, Origin, UnitAxes, size_of
+from reludiag.sites.axes import Axes, Origin, UnitAxes, coordinates_of, size_of
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import UNKNOWN_AXIS, Layout, find_layout
 from reludiag.sites.provenance import ProvenanceMode
@@ -33,13 +33,24 @@ class SiteMatch(NamedTuple):
     """The name in `unit_axes` that the unit axis is from."""
     repeats: bool = False
     """Whether it is another call of a site that was called earlier in the forward."""
+    left_out: str = ""
+    """Why the call is no site, as `ProvenanceMode.no_units` says it."""
+
+
+class LeftOut(NamedTuple):
+    """A call of a rectifier that is no site."""
+
+    path: str
+    operator: str
+    reason: str
 
 
 class SiteRegistry:
     """The sites of one model, in the order of their first calls.
 
-    `paths` are those of its modules; `unit_axes` and `merge_calls` as in `Capture`. `match` changes
-    nothing; `add` and `note_consumers` are the methods that do.
+    `paths` are those of its modules; `unit_axes` and `merge_calls` as in `Capture`; `names` are
+    those of modules that the user has named. `match` changes nothing; `add` and `note_consumers`
+    are the methods that do.
     """
 
     def __init__(
@@ -48,8 +59,10 @@ class SiteRegistry:
         paths: Mapping[nn.Module, str],
         unit_axes: UnitAxes,
         merge_calls: bool = True,
+        names: Mapping[nn.Module, str] | None = None,
     ) -> None:
         self._model, self._paths, self._unit_axes = model, paths, unit_axes
+        self._names = names or {}
         self._merge_calls = merge_calls
         self.overrides: set[str] = set()
         """Names of `unit_axes` that are sites'."""
@@ -57,6 +70,8 @@ class SiteRegistry:
         self._by_key: dict[tuple[Any, ...], tuple[KnownSite, Layout]] = {}
         self._by_feed: dict[tuple[Any, ...], list[KnownSite]] = {}
         """The sites of an owner, operator and producer."""
+        self._left_out: dict[tuple[Any, ...], LeftOut] = {}
+        """Calls that are no sites, by what tells them from others."""
         self._site_list: list[Site] | None = None
         """`sites`, until a site or a path is new."""
 
@@ -65,7 +80,14 @@ class SiteRegistry:
 
     def functions(self) -> Counter[tuple[str, str]]:
         """(path of the owner, operator) -> number of sites; the operator is empty for a module."""
-        return Counter((site.path, site.identity.operator) for site in self._sites)
+        calls = Counter((site.path, site.identity.operator) for site in self._sites)
+        calls.update((each.path, each.operator) for each in self._left_out.values())
+        return calls
+
+    @property
+    def left_out(self) -> list["LeftOut"]:
+        """The calls that are no sites, in the order of their first calls."""
+        return list(self._left_out.values())
 
     def has_functions(self) -> bool:
         """Whether a rectifier was called as a function."""
@@ -103,9 +125,10 @@ class SiteRegistry:
 
     def uncalled(self, rectifiers: Mapping[nn.Module, Rectifier]) -> list[Site]:
         """A site for each of these modules that no forward has called."""
-        paths_called = {site.path for site in self._sites if not site.identity.operator}
+        paths_called = {path for path, operator in self.functions() if not operator}
         paths = {self._paths[module]: rectifier for module, rectifier in rectifiers.items()}
         names = {path: path or type(self._model).__name__ for path in paths}
+        names |= {self._paths[module]: name for module, name in self._names.items()}
         return [
             Site(names[path], names[path], path, "", rectifier, "", None, None, None)
             for path, rectifier in paths.items()
@@ -121,15 +144,18 @@ class SiteRegistry:
         provenance: ProvenanceMode | None,
         deferred: Collection[ExpectedCall] | None = None,
         known: Origin | None = None,
+        axes: Axes | None = None,
     ) -> SiteMatch:
         """The site of a call, and how its output is viewed. Changes nothing.
 
         `provenance` is what follows this forward, if anything does. `deferred` are the calls that
         wait for a forward that is followed, None where none may wait. `known` is where the module
-        itself says that its units and samples are.
+        itself says that its units and samples are, `axes` where its units are.
         """
         key: tuple[Any, ...] = (call.owner, call.operator, call.producer, call.ordinal)
         site, layout = self._by_key.get(key, (None, None))
+        if key in self._left_out:
+            return SiteMatch(key, None, None, None, None, left_out=self._left_out[key].reason)
         weights: tuple[Any, ...] = ()
         if self._merge_calls and is_rectifying_layer(call.owner):
             weights = (call.owner,)  # its own, at each call
@@ -149,7 +175,7 @@ class SiteRegistry:
         override: str | None = None
         if site is None or layout is None or (provenance is not None and layout.of_one):
             identity = Identity(
-                owner=self._paths[call.owner] or type(self._model).__name__,
+                owner=self._owner(call),
                 operator=call.operator,
                 fed_by="" if call.producer is None else self._paths[call.producer],
                 ordinal=call.ordinal,
@@ -160,7 +186,13 @@ class SiteRegistry:
             producer = producer if producer is not None else identity.fed_by or None
             fed_name = NamedCall(identity, set(), self._paths[call.owner], producer).fed_name
             override, axis = self._override(identity, call.number, fed_name, output)
-            layout, label = find_layout(output, origin, call.producer, samples, axis)
+            is_asked_for = rectifier.is_asked_for or axis is not None
+            if site is None and provenance is not None and not is_asked_for:
+                reason = provenance.no_units(output.detach())
+                # A module is there to be an activation.
+                if reason and (call.operator or reason == "ranks"):
+                    return SiteMatch(key, None, None, None, None, left_out=reason)
+            layout, label = find_layout(output, origin, call.producer, samples, axis or axes)
             unsure = layout.sample is None or label == UNKNOWN_AXIS
             unsure |= self._merge_calls and call.ordinal > 0  # of a loop that was shorter before?
             # Sites are in the order of their first calls.
@@ -177,6 +209,10 @@ class SiteRegistry:
 
     def add(self, call: ExpectedCall, match: SiteMatch) -> None:
         """Take in what `match` says of `call`."""
+        if match.left_out:
+            call.is_left_out = True
+            left_out = LeftOut(self._paths[call.owner], call.operator, match.left_out)
+            self._left_out.setdefault(match.key, left_out)
         if match.override is not None:
             self.overrides.add(match.override)
         site, layout = match.site, match.layout
@@ -197,6 +233,11 @@ class SiteRegistry:
             site = self._sites[index]
             site.consumers = tuple(dict.fromkeys((*(site.consumers or ()), *site_consumers)))
         self._site_list = None
+
+    def _owner(self, call: ExpectedCall) -> str:
+        if not call.operator and call.owner in self._names:
+            return self._names[call.owner]
+        return self._paths[call.owner] or type(self._model).__name__
 
     def _longer_loop(self, call: ExpectedCall) -> tuple[KnownSite | None, Layout | None]:
         """The only site of this feed, if followed forwards have shown that it is called again."""
@@ -262,10 +303,7 @@ class SiteRegistry:
             f"{identity.base}#{number}" if number else identity.base,
             f"{identity.base}@{identity.fed_by}",
         ):
-            given = self._unit_axes.get(name, ())
-            axes = [given] if isinstance(given, int) else given
-            if axes and all(-output.ndim <= axis < output.ndim for axis in axes):
-                coordinates = [Coordinate(a % output.ndim, output.shape[a]) for a in axes]
-                if len({*coordinates}) == len(coordinates):
-                    return name, tuple(coordinates)
+            coordinates = coordinates_of(self._unit_axes.get(name, ()), output.shape)
+            if coordinates is not None:
+                return name, coordinates
         return None, None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reludiag.capture.hooks import Hook
+from reludiag.capture.watched import Watch
 from reludiag.evidence.budget import Budget, clock_of
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
@@ -46,17 +47,18 @@ class EvidenceCollector:
         merge_calls: bool,
         share: float,
         guard: Guard,
+        watch: Watch | None = None,
     ) -> None:
         """`share` is that of the run's time in which deaths may be examined."""
         self._guard, self._undo = guard, guard.undo_list()
         self._undo_last = guard.undo_list(of_optimizer=True)
         self._model, self._optimizers, self._every = model, optimizers, every
-        self._unit_axes, self._merge_calls = unit_axes, merge_calls
+        self._unit_axes, self._merge_calls, self._watch = unit_axes, merge_calls, watch
         self._batches = list(probe or [])
         self._has_probe = probe is not None
         self._budget = Budget(share, clock_of(model))
         self._deaths = (
-            DeathWatch(model, self._batches, unit_axes, merge_calls, self._budget)
+            DeathWatch(model, self._batches, unit_axes, merge_calls, self._budget, watch)
             if self._has_probe and share
             else None
         )
@@ -144,7 +146,12 @@ class EvidenceCollector:
         if step == 0:
             observations = self._guarded(
                 lambda: observe_initial_state(
-                    self._model, states, self._batches, self._unit_axes, self._merge_calls
+                    self._model,
+                    states,
+                    self._batches,
+                    self._unit_axes,
+                    self._merge_calls,
+                    self._watch,
                 ),
                 observations,
             )

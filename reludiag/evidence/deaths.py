@@ -31,6 +31,7 @@ from reludiag.capture.calls import Call
 from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import uncompiled
 from reludiag.capture.model_state import preserve_state
+from reludiag.capture.watched import Watch
 from reludiag.evidence.budget import Budget
 from reludiag.evidence.decomposition import Folded, InputSums, Layer, Weights, drift
 from reludiag.loading.arguments import BatchReader
@@ -78,9 +79,10 @@ class DeathWatch:
         unit_axes: UnitAxes | None,
         merge_calls: bool,
         budget: Budget,
+        watch: Watch | None = None,
     ) -> None:
         self._model, self._budget = model, budget
-        self._passes = ProbePasses(model, batches, unit_axes, merge_calls)
+        self._passes = ProbePasses(model, batches, unit_axes, merge_calls, watch)
         self._states: dict[str, UnitState] = {}
         self._step = 0
         self._weights: dict[str, Tensor] = {}
@@ -234,6 +236,7 @@ class ProbePasses:
         batches: Sequence[Any],
         unit_axes: UnitAxes | None,
         merge_calls: bool,
+        watch: Watch | None,
     ) -> None:
         self._model, self._batches = model, batches
         self._capture = Capture(
@@ -242,6 +245,7 @@ class ProbePasses:
             self._wants_pre_activation,
             unit_axes=unit_axes,
             merge_calls=merge_calls,
+            watch=watch,
         )
         self._sites: Mapping[str, Site] = {}
         self._is_full = False
@@ -297,7 +301,7 @@ class ProbePasses:
                 self._add(site, call)
 
     def _add(self, site: Site, call: Call) -> None:
-        x = call.view.of(call.output)
+        x = call.view.of(call.output if call.signal is None else call.signal)
         places = [dim for dim in range(x.ndim) if dim != 1]
         fired = (x != 0 if site.rectifier.signed else x > 0).any(dim=0)
         fired = fired.flatten(1).any(dim=1) if fired.ndim > 1 else fired

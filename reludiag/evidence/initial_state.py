@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from reludiag.capture.rectifying_layers import is_rectifying_layer
+from reludiag.capture.watched import Watch
 from reludiag.errors import ReludiagError
 from reludiag.evidence.deaths import UnitState
 from reludiag.initialization.layer_init import described_layer
@@ -38,6 +39,7 @@ def observe_initial_state(
     batches: Sequence[Any],
     unit_axes: UnitAxes | None = None,
     merge_calls: bool = True,
+    watch: Watch | None = None,
 ) -> Observations:
     """Describe the layers that feed the sites in `states`, and run `batches` through a copy.
 
@@ -70,7 +72,7 @@ def observe_initial_state(
         for path, layer_input in measured.items()
     )
     born = any(bool((state.dead & state.has_state).any()) for state in mortal)
-    baselines = _baselines(twin, batches, unit_axes, merge_calls) if born else ()
+    baselines = _baselines(twin, batches, unit_axes, merge_calls, watch) if born else ()
     return Observations(starts, inputs, baselines)
 
 
@@ -97,9 +99,10 @@ def _baselines(
     batches: Sequence[Any],
     unit_axes: UnitAxes | None,
     merge_calls: bool,
+    watch: Watch | None,
 ) -> tuple[Baseline, ...]:
     """Of the sites all of whose weights can be drawn anew."""
-    scanner = Scanner(twin, unit_axes, merge_calls=merge_calls)
+    scanner = Scanner(twin, unit_axes, merge_calls=merge_calls, watch=watch)
     shares: dict[str, list[float]] = {}
     # Their weights are not drawn again, so their units would be dead again.
     kept = {path for path, module in twin.named_modules() if is_rectifying_layer(module)}

@@ -3,14 +3,23 @@
 from torch import nn
 
 from reludiag.capture.capture import Capture
-from reludiag.measure.unjudged import Unjudged, unjudged
+from reludiag.measure.unjudged import Unjudged, named, unjudged
+from reludiag.sites.functional import has_only_known
 
 
 def no_rectifier(model: nn.Module) -> str:
     """The error message for a model without rectifiers."""
+    name = type(model).__name__
+    kinds = (
+        "(ReLU, ReLU6, clamp(min=0), Hardtanh(0, x), Threshold(0, 0), Hardswish, ...), as a module "
+        "or as a function"
+    )
+    if has_only_known(model):
+        return f"{name} has no rectifier {kinds}, so no unit in it can die."
     return (
-        f"{type(model).__name__} has no rectifier (ReLU, ReLU6, clamp(min=0), Hardtanh(0, x), "
-        "Threshold(0, 0), Hardswish, ...), as a module or as a function, so no unit in it can die."
+        f"{name} has no rectifier that reludiag knows {kinds}. If it has one of its own, register "
+        "it with reludiag.register_rectifier(...), or watch the output of a module with "
+        "watch={name: path} (--watch NAME=MODULE)."
     )
 
 
@@ -52,10 +61,42 @@ def missed_places(capture: Capture) -> tuple[Unjudged, ...]:
         anywhere.append(unjudged("", "replica"))
     if missed.elsewhere and capture.functional:
         anywhere.append(unjudged("", "other_thread"))
+    if not _puts_ranks_back(capture):
+        for each in capture.left_out:
+            if each.reason == "ranks":
+                where, why = place(each.path, each.operator), "its units are in order of their rank"
+                places.setdefault(where, unjudged(where, "unreadable", why))
     lower = [
         unjudged(where, "lower_layers") for where in capture.partly_read() if where not in places
     ]
     return (*places.values(), *lower, *anywhere)
+
+
+_NO_UNITS = {
+    "raw": "No layer feeds what is rectified there (boxes, lengths, targets), so it has no units.",
+    "ranks": "What is rectified there are the largest values by rank. Their units are judged where "
+    "they are in their places again.",
+}
+
+
+def _puts_ranks_back(capture: Capture) -> bool:
+    """Whether what was ranked is a site where it is in its place again: the codes of a TopK."""
+    return any(site.rectifier.activation == "topk" for site in capture.sites)
+
+
+def left_out_notes(capture: Capture) -> list[str]:
+    """A note for each reason why calls of rectifiers are no sites."""
+    model = type(capture.model).__name__
+    notes: list[str] = []
+    for reason, sentence in _NO_UNITS.items():
+        places = [each for each in capture.left_out if each.reason == reason]
+        names = [
+            f"{each.path or model}:{each.operator}" if each.operator else each.path
+            for each in places
+        ]
+        if names and (reason != "ranks" or _puts_ranks_back(capture)):
+            notes.append(f"Left out: {named(list(dict.fromkeys(names)))}. {sentence}")
+    return notes
 
 
 def _calls(count: int) -> str:

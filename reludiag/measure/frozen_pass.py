@@ -16,12 +16,13 @@ from reludiag.capture.calls import Call, UnitView
 from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import uncompiled
 from reludiag.capture.model_state import preserve_state
+from reludiag.capture.watched import Watch
 from reludiag.errors import DataError, ModelError, UsageError
 from reludiag.loading.arguments import BatchReader
 from reludiag.loading.batch_contents import described, is_opaque, tensors_of
 from reludiag.loading.data import batches_of
 from reludiag.loading.specs import user_code_error
-from reludiag.measure.blind_spots import missed_places, no_rectifier
+from reludiag.measure.blind_spots import left_out_notes, missed_places, no_rectifier
 from reludiag.measure.groups import Grouping, Groups
 from reludiag.measure.input_scales import InputScales
 from reludiag.measure.reductions import all_finite
@@ -79,9 +80,10 @@ class Scanner:
         unit_axes: UnitAxes | None = None,
         finds_consumers: bool = False,
         merge_calls: bool = True,
+        watch: Watch | None = None,
     ) -> None:
         self.model = eager_model(model)
-        if not may_rectify(self.model):
+        if not watch and not may_rectify(self.model):
             raise ModelError(no_rectifier(self.model))
         self._unit_axes = dict(unit_axes or {})
         self._stats: dict[int, UnitStats] = {}
@@ -95,6 +97,7 @@ class Scanner:
             unit_axes,
             finds_consumers=finds_consumers,
             merge_calls=merge_calls,
+            watch=watch,
         )
 
     def run(
@@ -171,7 +174,7 @@ class Scanner:
             samples=grouping.count + ungrouped,
             batches=done,
             missed=missed_places(capture),
-            notes=reader.notes,
+            notes=(*reader.notes, *left_out_notes(capture)),
             dtype=reader.dtype,
             inputs=() if scales is None else tuple(scales.scales),
             rows=total_rows,
@@ -194,7 +197,7 @@ class Scanner:
         if call.samples is not None:
             self._open[call.site] = stats
         pre_activation = call.pre_activation() if stats.asks else None
-        stats.update(call.output, pre_activation, call.view, call.samples)
+        stats.update(call.output, pre_activation, call.view, call.samples, call.signal)
 
     def _end_samples(self) -> None:
         for stats in self._open.values():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from reludiag.capture.capture import Capture
+from reludiag.capture.watched import Watch
 from reludiag.loading.data import batches_of
 from reludiag.measure.frozen_pass import Scanner, eager_model, limited
 from reludiag.measure.structure import StructureNote, structure_notes
@@ -27,6 +28,8 @@ class SiteList:
     """What a scan would not judge."""
     ran: bool
     """Whether a forward pass was made; without one, each module and function is listed once."""
+    notes: tuple[str, ...] = ()
+    """On calls that are no sites."""
     structure: tuple[StructureNote, ...] = ()
     """What in the build of the network keeps units from training."""
 
@@ -37,25 +40,29 @@ def list_sites(
     dtype: torch.dtype | None = None,
     unit_axes: UnitAxes | None = None,
     merge_calls: bool = True,
+    watch: Watch | None = None,
 ) -> SiteList:
     """The sites of a model, from one batch if there is one, else from its source code.
 
-    `unit_axes` and `merge_calls` are as in `scan`.
+    `unit_axes`, `merge_calls` and `watch` are as in `scan`.
     Raises DataError if the model refuses the batch.
     """
     if batches is not None:
         batch = list(limited(batches_of(batches), 1))
-        scanner = Scanner(model, unit_axes, finds_consumers=True, merge_calls=merge_calls)
+        scanner = Scanner(
+            model, unit_axes, finds_consumers=True, merge_calls=merge_calls, watch=watch
+        )
         measured = scanner.run(batch, dtype=dtype, reads_inputs=True)
         gradients = copied_gradients(scanner.model, batch[0], measured)
         return SiteList(
             [each.site for each in measured.sites],
             measured.unjudged,
             ran=True,
+            notes=measured.notes,
             structure=structure_notes(structure_facts(measured, gradients)),
         )
     model = eager_model(model)
-    sites = Capture(model, lambda call: None).uncalled()
+    sites = Capture(model, lambda call: None, watch=watch).uncalled()
     for path, operator in functional_calls(model, certain=True):
         name = f"{path or type(model).__name__}:{operator}"
         rectifier = Rectifier(operator, can_die=True)

@@ -90,11 +90,12 @@ class UnitStats:
         pre_activation: Tensor | None = None,
         view: UnitView | None = None,
         samples: CallSamples | None = None,
+        signal: Tensor | None = None,
     ) -> None:
         """Add one call's output and, if available, its pre-activation with the same shape.
 
         Without a `view` both are `[sample, unit, position]`, or `[sample, unit]`. With `samples`
-        they are counted at `end_samples`.
+        they are counted at `end_samples`. `signal` is as in `Call`.
         """
         if samples is not None and view is not None:
             if samples.has_empty and samples.positions is not None:
@@ -106,8 +107,11 @@ class UnitStats:
                 x = _positions(view.of(x), kept)
                 if pre_activation is not None:
                     pre_activation = _positions(view.of(pre_activation), kept)
+                if signal is not None:
+                    signal = _positions(view.of(signal), kept)
                 view = None
-            if self._add_samples(x if view is None else view.of(x), samples):
+            firing = x if signal is None else signal
+            if self._add_samples(firing if view is None else view.of(firing), samples):
                 return
         if view is not None:
             rows, positions = view.rows, view.positions
@@ -117,7 +121,13 @@ class UnitStats:
         if samples is None:
             self.samples += rows
         self.positions += rows * positions
+        earlier = None if signal is None else self.sums[[ACTIVE, FIRED]]
         add_sums(x, view, self.signed, self.sums, self.maximum, self.minimum)
+        if signal is not None and earlier is not None:
+            fired = (signal if view is None else view.of(signal)) > 0
+            fired = fired if fired.ndim == 3 else fired.unsqueeze(2)
+            counts = torch.stack([fired.sum((0, 2)), fired.any(2).sum(0)])
+            self.sums[[ACTIVE, FIRED]] = earlier + counts
         if not self.asks:
             return
         if pre_activation is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from reludiag.measure.saturation import SLOPE, at_upper, is_saturated
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.sites.site import Rectifier
 
@@ -146,6 +147,24 @@ VERDICT_TABLE = (
         is_listed=True,
     ),
     Verdict(
+        name="saturated",
+        meaning=(
+            "it is stuck where its activation is flat and not off: at the upper bound of ReLU6 or "
+            "clamp(0, 1), or far below 0 of GELU, SiLU, Softplus, ELU; it passes no gradient"
+        ),
+        rule=(
+            "its output is always the upper bound of a clipped rectifier; or its pre-activation is "
+            f"always where the slope of a leaky activation is at most {SLOPE:g}"
+        ),
+        holds=lambda counts, rectifier, thresholds: is_saturated(counts, rectifier),
+        glyph="▓",
+        plain="s",
+        style="blue",
+        light="#0072b2",
+        dark="#2f7fc1",
+        is_listed=True,
+    ),
+    Verdict(
         name="dormant",
         meaning=(
             f"its mean absolute activation is at most {Thresholds.dormant:g} of the site's mean "
@@ -178,8 +197,13 @@ VERDICT_TABLE = (
     Verdict(
         name="always_on",
         meaning="it is > 0 everywhere, so it is linear",
-        rule="its smallest output is above 0, so it is linear",
-        holds=lambda counts, rectifier, thresholds: (counts.minimum > 0) & (counts.counted > 0),
+        rule="its smallest output is above 0, and its largest below any upper bound: it is linear",
+        holds=lambda counts, rectifier, thresholds: (
+            (counts.minimum > 0)
+            & (counts.counted > 0)
+            & (counts.active == counts.positions)
+            & ~at_upper(counts.maximum, rectifier.upper)
+        ),
         glyph="█",
         plain="#",
         style="green",

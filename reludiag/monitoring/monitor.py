@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reludiag.capture.compiled import is_compiled
+from reludiag.capture.watched import Watch
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.from_recording import diagnose_run
 from reludiag.errors import ModelError, ReludiagError, UsageError
@@ -64,8 +65,8 @@ class Monitor:
     count them, each step would have to wait for the device.
 
     Without a probe, every training batch is checked for units that fired; firing rates and other
-    statistics are from every `stats_every`-th step (1: every step). `unit_axes` and
-    `merge_calls` are as in `scan`.
+    statistics are from every `stats_every`-th step (1: every step). `unit_axes`, `merge_calls` and
+    `watch` are as in `scan`.
     `facts` are stored in the recording as JSON, for other information about the run.
 
     After each snapshot `on_snapshot` is called with it (a `Snapshot`), and `on_death` if units
@@ -98,6 +99,7 @@ class Monitor:
         unit_axes: UnitAxes | None = None,
         merge_calls: bool = True,
         groups: Groups | None = None,
+        watch: Watch | None = None,
         overwrite: bool = False,
         facts: Mapping[str, Any] | None = None,
         on_snapshot: Listener | None = None,
@@ -117,7 +119,7 @@ class Monitor:
                 )
         called, compiled = model, is_compiled(model)
         model = eager_model(model)
-        if not may_rectify(model):
+        if not watch and not may_rectify(model):
             raise ModelError(no_rectifier(model))
         self.model = model
         self.every = every
@@ -136,10 +138,12 @@ class Monitor:
         batches = None if probe is None else _batches(probe)
         self._guard = Guard(self._stop_watching)
         self._source: SnapshotSource = (
-            TrainingSource(model, every, stats_every, unit_axes, compiled, merge_calls, self._guard)
+            TrainingSource(
+                model, every, stats_every, unit_axes, compiled, merge_calls, self._guard, watch
+            )
             if batches is None
             else ProbeSource(
-                model, batches, every, unit_axes, merge_calls, groups, called, self._guard
+                model, batches, every, unit_axes, merge_calls, groups, called, self._guard, watch
             )
         )
         self._collector = EvidenceCollector(
@@ -151,6 +155,7 @@ class Monitor:
             merge_calls,
             _share_of(evidence),
             self._guard,
+            watch,
         )
         self._clock = Clock()
         self._after_step = AfterStep(self._clock, self._end_step)

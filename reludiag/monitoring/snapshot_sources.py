@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from reludiag.capture.calls import Call, UnitView
 from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import forget_compiled, guarded, uncompiled
-from reludiag.measure.blind_spots import missed_places
+from reludiag.capture.watched import Watch
+from reludiag.measure.blind_spots import left_out_notes, missed_places
 from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.groups import Groups
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
@@ -82,6 +83,7 @@ class ProbeSource:
         groups: Groups | None,
         called: nn.Module,
         guard: Guard,
+        watch: Watch | None,
     ) -> None:
         """`called` is what the training calls: the model, or its compiled form."""
         self.ready = True
@@ -89,7 +91,9 @@ class ProbeSource:
         self.per_pass: Sequence[str] = ()
         self._lagging = _lagging_statistics(model)
         self.notes: Sequence[str] = self._lagging
-        self._scanner = Scanner(model, unit_axes, finds_consumers=True, merge_calls=merge_calls)
+        self._scanner = Scanner(
+            model, unit_axes, finds_consumers=True, merge_calls=merge_calls, watch=watch
+        )
         self._batches, self._every, self._groups = batches, every, groups
         self._counted: dict[str, Any] = {"probe_samples": None}  # known from the first pass on
         self._autocast = TrainingAutocast(called, guard)
@@ -164,6 +168,7 @@ class TrainingSource:
         compiled: bool,
         merge_calls: bool,
         guard: Guard,
+        watch: Watch | None,
     ) -> None:
         self.missed: Sequence[Unjudged] = ()
         self.per_pass: Sequence[str] = ()
@@ -179,8 +184,11 @@ class TrainingSource:
             finds_consumers=True,
             merge_calls=merge_calls,
             guard=guard,
+            watch=watch,
         )
-        self.notes: Sequence[str] = _uncompiled_run(compiled and self._capture.functional)
+        self._compiled = compiled
+        self._slowed = compiled and self._capture.functional
+        self.notes: Sequence[str] = _uncompiled_run(self._slowed)
         # Of the window: replaced as a whole when a snapshot is taken.
         self._windows: dict[int, Window] = {}
         self._previous: dict[int, UnitCounts] = {}
@@ -213,7 +221,10 @@ class TrainingSource:
         """Decide whether the next step is counted, and whether to rest until then."""
         self._capture.reset()
         if self._compiles_later and self._capture.followed:
-            self._let_compile()
+            if self._compiled and self._capture.functional:  # as only a call has shown
+                self._compiles_later, self._slowed = False, True
+            else:
+                self._let_compile()
         if step == 1 and not self.ready:
             warn(
                 "reludiag: the monitored model ran no forward pass before the first step. Is "
@@ -249,6 +260,7 @@ class TrainingSource:
         self._in_passes = in_passes
         self._snapshots.append(step)
         self.missed = missed_places(self._capture)
+        self.notes = [*_uncompiled_run(self._slowed), *left_out_notes(self._capture)]
         self.per_pass = [
             site.name
             for index, site in enumerate(self._capture.sites)

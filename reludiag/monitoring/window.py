@@ -41,14 +41,17 @@ class Window:
         if self.done and not counting:
             return
         pre_activation = call.pre_activation() if asks else None
+        signal = call.signal
         if x.device != self._stats.sums.device:  # the model was moved to another device
             x = x.to(self._stats.sums.device)
             if pre_activation is not None:
                 pre_activation = pre_activation.to(x.device)
+            if signal is not None:
+                signal = signal.to(x.device)
         if counting:
-            self._stats.update(x, pre_activation, view, samples)
+            self._stats.update(x, pre_activation, view, samples, signal)
         if live is not None:
-            live.observe(x, view)
+            live.observe(x if signal is None else signal, view)
 
     def note_pre_activation(self, x: Tensor, view: UnitView) -> None:
         """Add a pre-activation that will be overwritten."""

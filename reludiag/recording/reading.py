@@ -126,9 +126,10 @@ def read_run(db: sqlite3.Connection) -> RecordedRun:
         version = db.execute("PRAGMA user_version").fetchone()[0]
         consumers = "consumers" if version > 3 else "NULL"
         names = "key, alias" if version > 4 else "name, ''"
+        upper = "upper" if version > 6 else "NULL"
         rows = db.execute(
             "SELECT id, name, module, operator, activation, can_die, signed, unit_axis, units,"
-            f" producer, norm, param_group, {consumers}, {names} FROM site ORDER BY id"
+            f" producer, norm, param_group, {consumers}, {names}, {upper} FROM site ORDER BY id"
         ).fetchall()
         sites = tuple(_read_site(db, row, steps, version) for row in rows)
         observations = _read_observations(db, version)
@@ -196,8 +197,8 @@ def _read_site(
     db: sqlite3.Connection, row: Any, steps: tuple[int, ...], version: int
 ) -> RecordedSite:
     site_id, name, module, operator, activation, can_die, signed, axis, units, *rest = row
-    producer, norm, group, consumers, key, alias = rest
-    rectifier = Rectifier(activation, bool(can_die), bool(signed))
+    producer, norm, group, consumers, key, alias, upper = rest
+    rectifier = Rectifier(activation, bool(can_die), bool(signed), upper=upper)
     read_by = None
     if consumers is not None:
         read_by = tuple(Consumer.from_json(content) for content in json.loads(consumers))

@@ -6,7 +6,7 @@ import numpy as np
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 OLDEST_READ = 3
 """The oldest version that can be read: what a later one added is then not known."""
 # What each version changed:
@@ -18,6 +18,7 @@ OLDEST_READ = 3
 #   4  site: consumers.
 #   5  site: key, alias; input: scale.
 #   6  state: rare, dormant; death: examined.
+#   7  site: upper.
 
 SCHEMA = """
 CREATE TABLE run (                  -- facts about the whole run
@@ -34,6 +35,7 @@ CREATE TABLE site (                 -- places where rectifiers run, in forward o
     activation TEXT NOT NULL,       -- ReLU
     can_die INTEGER NOT NULL,       -- 0 for a leaky activation
     signed INTEGER NOT NULL,        -- 1 if it also fires where it is negative
+    upper REAL,                     -- of a clipped rectifier its upper bound
     unit_axis TEXT NOT NULL,        -- 1, 1,3, 1//49, unknown; empty if never called
     units INTEGER,                  -- null if never called
     producer TEXT,                  -- path of the module whose weights feed it, or name of the

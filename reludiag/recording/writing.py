@@ -173,6 +173,7 @@ class RecordingWriter:
             site.rectifier.activation,
             site.rectifier.can_die,
             site.rectifier.signed,
+            site.rectifier.upper,
             site.unit_axis,
             site.units,
             site.producer,
@@ -187,8 +188,9 @@ class RecordingWriter:
         if self._site_rows.get(index) != row:
             self._db.execute(
                 "INSERT OR REPLACE INTO site (id, name, module, operator, activation, can_die,"
-                " signed, unit_axis, units, producer, norm, param_group, consumers, key, alias)"
-                f" VALUES ({'?, ' * 14}?)",
+                " signed, upper, unit_axis, units, producer, norm, param_group, consumers, key,"
+                " alias)"
+                f" VALUES ({'?, ' * 15}?)",
                 (index, *row),
             )
             self._site_rows[index] = row

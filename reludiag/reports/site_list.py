@@ -45,7 +45,7 @@ def print_sites(site_list: SiteList, console: Console) -> None:
 def site_notes(site_list: SiteList) -> list[str]:
     """What the reader of the list must know."""
     if site_list.ran:
-        return sentences(site_list.unjudged)
+        return [*sentences(site_list.unjudged), *site_list.notes]
     if not site_list.sites:
         return ["No rectifier was found in this model's modules or their source code."]
     return [

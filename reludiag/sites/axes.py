@@ -52,6 +52,15 @@ def size_of(axes: Axes) -> int:
     return math.prod(coordinate.size for coordinate in axes)
 
 
+def coordinates_of(given: int | Sequence[int], shape: Sequence[int]) -> Axes | None:
+    """An axis that a user gave, or several; None if a tensor of this shape does not have them."""
+    axes = [given] if isinstance(given, int) else list(given)
+    if not axes or not all(-len(shape) <= axis < len(shape) for axis in axes):
+        return None
+    coordinates = tuple(Coordinate(a % len(shape), shape[a]) for a in axes)
+    return coordinates if len({*coordinates}) == len(coordinates) else None
+
+
 def label_of(axes: Axes) -> str:
     """How reports show them: `1`, `1//49`, or `1,3` for several."""
     return ",".join(map(str, axes))
@@ -73,6 +82,8 @@ class Origin:
     """Path of the BatchNorm that scaled it since."""
     order: int = 0
     """Number of earlier products: the later of two producers wins."""
+    is_ranked: bool = False
+    """Whether it is the largest of the units: each index is a rank, and no unit."""
 
     @property
     def producer(self) -> str | None:
@@ -249,4 +260,5 @@ def broadcast(parts: list[tuple[Origin, tuple[int, ...]]], shape: Sequence[int])
     with_unit = [o for (o, _), axes in zip(parts, aligned_units, strict=True) if axes == unit]
     latest = max(with_unit or [o for o, _ in parts], key=lambda origin: origin.order)
     sample = agreed([aligned(o.sample_axes, s) for o, s in parts])
-    return replace(latest, unit=unit, sample=sample[0] if sample else None)
+    is_ranked = all(origin.is_ranked for origin, _ in parts)
+    return replace(latest, unit=unit, sample=sample[0] if sample else None, is_ranked=is_ranked)

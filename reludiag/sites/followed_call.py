@@ -23,6 +23,8 @@ class FollowedInput:
     """Whether it is made of parameters and constants alone."""
     is_raw: bool
     """Whether it depends on no parameter."""
+    is_raw_input: bool = False
+    """Whether it is an input of the model, or made of inputs by operators without weights."""
 
 
 @dataclass(frozen=True)

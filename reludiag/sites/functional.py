@@ -7,8 +7,9 @@ decide whether the mode is needed and to list them without running the model.
 import ast
 import functools
 import inspect
+import sys
 import textwrap
-import weakref
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -19,9 +20,16 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from reludiag.sites.guard import Guard, OnlyOnce
-from reludiag.sites.rectifiers import is_zero, operator_names, rectifier_call, rectifier_of
+from reludiag.sites.rectifiers import operator_names, rectifier_call, rectifier_of
+from reludiag.sites.registration import (
+    registered_class,
+    registered_function,
+    registered_functions,
+    visible_modules,
+)
 from reludiag.sites.site import Rectifier
-from reludiag.sites.torch_internals import holds_reals, version_of
+from reludiag.sites.spellings import OPERATORS as SPELLING
+from reludiag.sites.spellings import Parts, in_order
 
 
 class OnCall(Protocol):
@@ -36,14 +44,15 @@ class RectifierMode(TorchFunctionMode):
     """Passes each functional rectifier call made while it is active to `on_call`.
 
     Besides the operators of the table it knows these spellings: `maximum(x, 0)`,
-    `where(x > 0, x, 0)`, `x * (x > 0)`, `x.masked_fill(x < 0, 0)`, `x[x < 0] = 0` and
-    `clamp(x, min=zeros)`, if it saw the zeros or the mask being made and they are unchanged since.
+    `where(x > theta, x, 0)`, `x * (x > theta)`, `x.masked_fill(x < theta, 0)`, `x[x < theta] = 0`,
+    `clamp(x, min=zeros)`, and `zeros.scatter(-1, indices, values)` of what `topk` returned; if it
+    saw the zeros or the mask being made and they are unchanged since.
     """
 
     def __init__(self, on_call: OnCall, guard: Guard) -> None:
         super().__init__()
         self._on_call, self.guard = on_call, guard
-        self._parts = _Parts()
+        self._parts = Parts()
 
     def __torch_function__(
         self,
@@ -61,7 +70,7 @@ class RectifierMode(TorchFunctionMode):
             name = getattr(func, "__name__", "").partition(".")[0]  # relu.default: an overload
             operator = name.strip("_")
             in_place = name.endswith("_")
-            if torch.is_inference_mode_enabled() and _writes(name) and operator not in _PARTS:
+            if torch.is_inference_mode_enabled() and _writes(name) and operator not in SPELLING:
                 self._parts.clear()
             if operator in _OPERATORS:
                 rectifier = rectifier_call(operator, args, kwargs)
@@ -71,25 +80,47 @@ class RectifierMode(TorchFunctionMode):
                 if rectifier is not None:
                     x = args[0] if args else kwargs.get("input")
                     in_place |= bool(kwargs.get("inplace"))
-            elif operator in _PARTS:
-                parts = _in_order(operator, args, kwargs)
-                x = self._parts.rectified(operator, parts)
-                if x is not None and holds_reals(x):
-                    rectifier = Rectifier(operator, can_die=True, passes_input=True)
+            elif operator in SPELLING:
+                parts = in_order(operator, args, kwargs)
+                spelled = self._parts.spelled(operator, parts)
+                if spelled is not None:
+                    rectifier, x = spelled
+                    in_place &= operator != "scatter"  # it writes to the zeros
         except Exception as error:
             guard.error = error
             return func(*args, **kwargs)
-        if rectifier is not None:
-            written = x if operator == "setitem" else None
+        if rectifier is None:
+            result = func(*args, **kwargs)
+            if parts is None:
+                return result
+        else:
+            written = x if operator == "setitem" else None  # that returns nothing
             call = OnlyOnce(func, args, kwargs, written)
-            return call.within(guard, self._on_call, rectifier, x, in_place)
-        result = func(*args, **kwargs)
-        if parts is not None:
-            try:
-                self._parts.note(operator, parts, result)
-            except Exception as error:
-                guard.error = error
+            result = call.within(guard, self._on_call, rectifier, x, in_place)
+        try:
+            self._note(operator, rectifier, x, parts, in_place, result)
+        except Exception as error:
+            guard.error = error
         return result
+
+    def _note(
+        self,
+        operator: str,
+        rectifier: Rectifier | None,
+        x: Any,
+        parts: tuple[Any, ...] | None,
+        in_place: bool,
+        result: Any,
+    ) -> None:
+        """What later calls may be composed of."""
+        if rectifier is None:
+            assert parts is not None
+            self._parts.note(operator, parts, result)
+        elif parts is None:
+            if rectifier.passes_input and not in_place and isinstance(x, Tensor):
+                self._parts.note_rectified(x, result)
+        elif operator == "scatter":
+            self._parts.forget(result)
 
 
 def _writes(name: str) -> bool:
@@ -98,100 +129,9 @@ def _writes(name: str) -> bool:
 
 
 _OPERATORS = operator_names()
-_ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
-_FILLED = frozenset({"full", "full_like", "new_full"})
-_MASKS = {"gt": True, "ge": True, "lt": False, "le": False}
-_CASTS = frozenset({"float", "double", "half", "bfloat16", "to", "type_as", "type"})
-_MAXIMA = frozenset({"maximum", "max", "fmax"})
-_PARTS = (
-    _ZEROS | _FILLED | _MASKS.keys() | _CASTS | _MAXIMA | {"where", "mul", "masked_fill", "setitem"}
-)
-_NAMES = frozenset({"input", "condition", "self", "other", "mask", "value", "fill_value"})
 
 
-def _in_order(operator: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """The arguments by position, as the function has them."""
-    parts = args
-    if kwargs:  # in the order of the signature, or it is a call that is not known
-        parts = (*args, *(value for name, value in kwargs.items() if name in _NAMES))
-    if operator == "where" and len(parts) == 3 and getattr(parts[1], "dtype", None) == torch.bool:
-        return parts[1], parts[0], parts[2]  # x.where(mask, other)
-    return parts
-
-
-class _Parts:
-    """Zeros and the masks `x > 0` and `x < 0`, from which a rectifier can be composed."""
-
-    def __init__(self) -> None:
-        # id -> (the tensor, its version, and of a mask: whose, that one's version, its sense)
-        self._parts: dict[int, tuple[Any, ...]] = {}
-
-    def clear(self) -> None:
-        """Forget all: something was written in place where versions are not counted."""
-        self._parts.clear()
-
-    def note(self, operator: str, args: tuple[Any, ...], result: Any) -> None:
-        """Remember a result from which a rectifier may be composed."""
-        if not isinstance(result, Tensor) or not args:
-            return
-        what: tuple[Any, ...] | None = None
-        if operator in _ZEROS or (operator in _FILLED and is_zero(args[-1])):
-            what = ()
-        elif operator in _MASKS and len(args) > 1 and self.is_zero(args[1]):
-            what = (weakref.ref(args[0]), version_of(args[0]), _MASKS[operator])
-        elif operator in _CASTS and (of := self._mask(args[0])) is not None:
-            what = of
-        if what is not None:
-            key = id(result)
-            reference = weakref.ref(result, lambda _: self._parts.pop(key, None))
-            self._parts[key] = (reference, version_of(result), *what)
-
-    def rectified(self, operator: str, args: tuple[Any, ...]) -> Tensor | None:
-        """The tensor that this call rectifies; None if it is not a rectifier or this is unknown."""
-        if operator in _MAXIMA and len(args) == 2:
-            for x, other in (args, args[::-1]):
-                if isinstance(x, Tensor) and isinstance(other, Tensor) and self.is_zero(other):
-                    return x
-        elif operator == "where" and len(args) == 3:
-            mask, a, b = args
-            for x, other, sense in ((a, b, True), (b, a, False)):
-                if self._is_mask(mask, x, sense) and self.is_zero(other):
-                    return x  # type: ignore[no-any-return]
-        elif operator == "mul" and len(args) == 2:
-            for x, mask in (args, args[::-1]):
-                if self._is_mask(mask, x, True):
-                    return x  # type: ignore[no-any-return]
-        elif operator in {"masked_fill", "setitem"} and len(args) == 3:
-            x, mask, value = args
-            if self._is_mask(mask, x, False) and self.is_zero(value):
-                return x  # type: ignore[no-any-return]
-        return None
-
-    def _part(self, value: Any) -> tuple[Any, ...] | None:
-        part = self._parts.get(id(value)) if isinstance(value, Tensor) else None
-        if part is None or part[0]() is not value or version_of(value) != part[1]:
-            return None
-        return part[2:]
-
-    def is_zero(self, value: Any) -> bool:
-        """Whether this is 0, or a tensor of zeros that was seen being made."""
-        return self._part(value) == () or is_zero(value)
-
-    def _mask(self, value: Any) -> tuple[Any, ...] | None:
-        return self._part(value) or None
-
-    def _is_mask(self, mask: Any, x: Any, sense: bool) -> bool:
-        """Whether `mask` marks where `x` is positive (with a false `sense`: negative)."""
-        source = self._mask(mask)
-        return (
-            source is not None
-            and isinstance(x, Tensor)
-            and source[0]() is x
-            and version_of(x) == source[1]
-            and source[2] is sense
-        )
-
-
+_CLIPPED = (nn.Hardtanh, nn.Threshold)
 _FROM_ZERO = frozenset({"clamp", "clamp_min", "clip", "hardtanh"})
 _CERTAIN = frozenset({"relu", "relu6", "hardswish", "hardsigmoid"})
 _FUNCTIONS = frozenset(
@@ -212,17 +152,22 @@ def functional_calls(model: nn.Module, certain: bool = False) -> Counter[tuple[s
         else set()
     )
     calls: Counter[tuple[str, str]] = Counter()
-    for path, module in model.named_modules():
+    registered_names = registered_functions()
+    for path, module in visible_modules(model):
+        if registered_class(module) is not None:
+            continue
         for value in vars(module).values():
             # nn.TransformerEncoderLayer(activation="relu") keeps F.relu as an attribute.
             if id(value) in _FUNCTIONS:
                 calls[path, value.__name__] += 1
+            elif (registered := registered_function(value)) is not None:
+                calls[path, registered.activation] += 1
         for cls in type(module).__mro__:
             if cls.__module__.startswith("torch.nn."):
                 break
             calls.update(
                 (path, name)
-                for name, attribute, method, other in _written_in(cls)
+                for name, attribute, method, other in _written_in(cls, registered_names)
                 # `self.relu(...)` is a submodule, which hooks do see.
                 if not isinstance(getattr(module, attribute, None), nn.Module)
                 and other not in children
@@ -239,6 +184,22 @@ def may_rectify(model: nn.Module) -> bool:
     )
 
 
+def has_only_known(model: nn.Module) -> bool:
+    """Whether it can contain no activation that is not in the table: all of it is PyTorch's own."""
+    return all(
+        type(module).__module__.startswith("torch.nn.")
+        # With other bounds than those in the table they are flat as well.
+        and (rectifier_of(module) is not None or not isinstance(module, _CLIPPED))
+        and all(value.__module__.startswith("torch") for value in _functions_of(module))
+        for module in model.modules()
+    )
+
+
+def _functions_of(module: nn.Module) -> Iterator[types.FunctionType]:
+    """Functions that it holds, as an encoder layer does its activation."""
+    return (value for value in vars(module).values() if isinstance(value, types.FunctionType))
+
+
 def _is_replaced(cls: type, base: type, method: str) -> bool:
     """Whether `cls` has a method in place of this one of `base`, which does not call it."""
     owner = next((each for each in cls.__mro__ if method in vars(each)), base)
@@ -247,9 +208,12 @@ def _is_replaced(cls: type, base: type, method: str) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _written_in(cls: type) -> tuple[tuple[str, str, str, str], ...]:
+def _written_in(
+    cls: type, registered_names: frozenset[str]
+) -> tuple[tuple[str, str, str, str], ...]:
     """(operator, attribute of `self`, method that it is in, attribute of something else) of the
-    calls in the source of `cls`; empty where there is none.
+    calls in the source of `cls`; empty where there is none. Registered functions are those of
+    `registered_names` that the module of `cls` has.
     """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
@@ -257,15 +221,22 @@ def _written_in(cls: type) -> tuple[tuple[str, str, str, str], ...]:
         return ()  # no source: made by exec, or not written in Python
     definition = tree.body[0]
     parts = definition.body if isinstance(definition, ast.ClassDef) else tree.body
-    return tuple(call for part in parts for call in _calls_in(part))
+    names = vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
+    if not registered_names:
+        names = {}
+    return tuple(call for part in parts for call in _calls_in(part, names))
 
 
-def _calls_in(part: ast.stmt) -> Iterator[tuple[str, str, str, str]]:
+def _calls_in(part: ast.stmt, names: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Of one statement; `names` are what it can call by name."""
     method = part.name if isinstance(part, ast.FunctionDef) else ""
     for node in ast.walk(part):
         if not isinstance(node, ast.Call):
             continue
         function, attribute, other = node.func, "", ""
+        if (registered := _registered(function, names)) is not None:
+            yield registered.activation, "", method, ""
+            continue
         if isinstance(function, ast.Name):
             name = function.id
         elif isinstance(function, ast.Attribute):
@@ -279,6 +250,17 @@ def _calls_in(part: ast.stmt) -> Iterator[tuple[str, str, str, str]]:
         name = name.strip("_")
         if name in _CERTAIN or (name in _FROM_ZERO and _starts_at_zero(node, function)):
             yield name, attribute, method, other
+
+
+def _registered(function: ast.expr, names: dict[str, Any]) -> Rectifier | None:
+    """What was registered for a function that is called as `jump(x)` or `library.jump(x)`."""
+    if isinstance(function, ast.Name):
+        return registered_function(names.get(function.id))
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+        library = names.get(function.value.id)
+        if isinstance(library, types.ModuleType):
+            return registered_function(vars(library).get(function.attr))
+    return None
 
 
 def _is_library(value: ast.expr) -> bool:

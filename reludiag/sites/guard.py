@@ -14,6 +14,7 @@ runs the user's operator |
 | dispatch modes | `ProvenanceMode` (sites/provenance.py) | following an operator |
 | hooks of an optimizer | `BeforeStep`, `AfterStep` (monitoring/clock.py), `BeforeMeasuredStep` \
 (evidence/collector.py) | `Monitor`, `EvidenceCollector` |
+| functions of the user's own, `observe` | `Watching` (sites/watching.py) | the same |
 | a step's closure | `Monitor._before_step` | the initial state |
 | the end of the run | `Monitor.__exit__` | the last snapshot, the writer |
 

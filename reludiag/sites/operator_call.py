@@ -13,6 +13,14 @@ from reludiag.sites.torch_internals import operator_arguments, operator_name
 BIASED = frozenset({"addmm", "baddbmm", "addmm_activation", "sparse_addmm"})
 PRODUCTS = frozenset({"mm", "bmm", "linear"}) | BIASED
 """Matrix products; what is added is the first argument of those that are biased."""
+_PLAIN = frozenset(
+    {
+        *("view", "unsafe_view", "reshape", "squeeze", "unsqueeze", "alias", "detach", "clone"),
+        *("to_copy", "flatten", "permute", "transpose", "t", "expand", "select", "unbind", "slice"),
+        *("split", "split_with_sizes", "chunk", "index", "index_select", "gather", "cat", "stack"),
+        *("copy", "sum", "mean", "amax", "amin", "max", "min", "sort", "topk", "cumsum"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,11 @@ class OperatorCall:
     @property
     def is_pointwise(self) -> bool:
         return torch.Tag.pointwise in self.function.tags
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it moves, compares or combines single elements, and is no layer's product."""
+        return self.is_pointwise or self.name in _PLAIN
 
     @property
     def is_quantized(self) -> bool:

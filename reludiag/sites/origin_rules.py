@@ -112,7 +112,9 @@ class OriginRules:
             return reduced(first, call.arguments["dim"], len(shape), out)
         move = move_of(name, call.arguments, shape, tuple(out.shape))
         if move is not None:
-            return moved(first, move)
+            after = moved(first, move)
+            is_rank = name == "topk" and first.unit is not None and after.unit is None
+            return replace(after, is_ranked=True) if is_rank and index == 0 else after
         if len(activations) == 1 and shape == tuple(out.shape):
             return first  # one input of the same shape: every axis stays in place
         return UNKNOWN

@@ -101,6 +101,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Memory that depends on no input: buffers, and what is made from nothing else."""
         self._origins: dict[int, dict[tuple[Any, ...], Origin]] = {}
         self.row_ids: RowIds | None = None
+        self._raw: set[int] = set()
+        """Memory of the model's inputs, and of what is computed from them alone and by operators
+        without weights."""
         self._product_weights: dict[int, tuple[Any, ...]] = {}
         """What `weights_of` says of each product, by its number."""
         self._readings: Counter[tuple[Any, ...]] = Counter()
@@ -163,6 +166,21 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not tensor.is_nested and tensor.ndim and tensor.shape[0] == samples:
                 self._set(tensor, Origin(sample=Coordinate(0, samples)))
 
+    def mark_raw(self, tensors: Iterator[Tensor]) -> None:
+        """Declare tensors that no layer has made: the inputs of a whole model."""
+        for tensor in tensors:
+            if not tensor.requires_grad and not self._ancestors.get(_storage(tensor), 0):
+                self._raw.add(_storage(tensor))
+
+    def no_units(self, tensor: Tensor) -> str:
+        """Why a tensor cannot be a layer's units, in a few words; empty if it may be."""
+        origin = self.origin_of(tensor)
+        if origin.unit is not None:
+            return ""
+        if origin.is_ranked:
+            return "ranks"
+        return "raw" if _storage(tensor) in self._raw else ""
+
     def note_product(self, tensor: Tensor, origin: Origin) -> None:
         """Declare where units and samples are in what a layer made of its own weights.
 
@@ -172,6 +190,16 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._rules.count += 1
         sample = origin.sample or self.origin_of(tensor).sample
         self._set(tensor, replace(origin, sample=sample, order=self._rules.count))
+
+    def note_rectified(self, x: Any, output: Tensor) -> None:
+        """Declare that several operators together rectified `x`: each element stayed in its place.
+
+        Not where they have made a product of their own, which has other units.
+        """
+        if isinstance(x, Tensor) and x.shape == output.shape:
+            origin, made = self.origin_of(x.detach()), self.origin_of(output.detach())
+            if origin.unit is not None and made.order <= origin.order:
+                self._set(output.detach(), origin)
 
     @property
     def products(self) -> dict[str, Product]:
@@ -280,7 +308,14 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._forget(outputs, operands, operator_name(func).strip("_"))
             return
         call, ancestors, row_call, read = followed
+        is_raw = call.is_plain and all(each.is_raw_input for each in call.inputs)
         self._forget(outputs, operands, call.name)
+        for storage in map(_storage, outputs):
+            # A write makes no memory raw that was not.
+            if is_raw and not (call.in_place and storage not in self._raw):
+                self._raw.add(storage)
+            else:
+                self._raw.discard(storage)
         if ancestors:
             for storage in map(_storage, outputs):
                 self._ancestors[storage] = self._ancestors.get(storage, 0) | ancestors
@@ -354,6 +389,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             is_constant=is_constant,
             is_inner=is_constant or storage in self._weights,
             is_raw=not self._ancestors.get(storage, 0),
+            is_raw_input=is_constant or storage in self._raw,
         )
 
     def _weight_or_origin(self, tensor: Tensor) -> Origin | Weight:

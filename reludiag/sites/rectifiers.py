@@ -1,7 +1,7 @@
 """The rectifiers: which activations have a zero-gradient region, and how to read their output.
 
 A rectifier is a row of `RECTIFIERS`, as a module, as an operator, or as both. To teach reludiag
-another one, add a row.
+another one, add a row; a user registers one (`registration.py`).
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from reludiag.sites.registration import registered_class, visible_modules
 from reludiag.sites.site import Rectifier
 from reludiag.sites.torch_internals import INT8_LAYERS, INT8_RECTIFIERS, holds_reals
 
@@ -43,6 +44,19 @@ def _threshold(args: Arguments, kwargs: Keywords) -> bool:
     return bool(values["threshold"] >= 0) and is_zero(values["value"])
 
 
+def _upper_of_module(module: Any) -> float | None:
+    """The upper bound of a clipped module."""
+    upper = getattr(module, "max_val", None)
+    return upper if isinstance(upper, int | float) else None
+
+
+def _upper_of_call(args: Arguments, kwargs: Keywords) -> float | None:
+    """The upper bound of `clamp(x, 0, 1)` and its like."""
+    names = ("max", "max_val")
+    upper = args[2] if len(args) > 2 else next((kwargs[n] for n in names if n in kwargs), None)
+    return upper if isinstance(upper, int | float) else None
+
+
 def _no_slope(args: Arguments, kwargs: Keywords) -> bool:
     return is_zero(args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01))
 
@@ -61,16 +75,25 @@ class _Row:
     passes_input: bool = False
     module_if: Callable[[Any], bool] = _always
     operator_if: Callable[[Arguments, Keywords], bool] = _always
+    upper: float | None = None
+    """Its upper bound, where that is always the same."""
 
-    def rectifier(self, activation: str) -> Rectifier:
-        """The description by its name in reports."""
-        return Rectifier(activation, bool(self.zero_gradient), self.signed, self.passes_input)
+    def rectifier(self, activation: str, upper: float | None = None) -> Rectifier:
+        """The description by its name in reports, and by its upper bound if it has one."""
+        return Rectifier(
+            activation,
+            bool(self.zero_gradient),
+            self.signed,
+            self.passes_input,
+            self.zero_gradient,
+            self.upper if upper is None else upper,
+        )
 
 
 # The first matching row describes a module or an operator.
 # In each of these regions the output is exactly 0; ReLU6 and similar ones are also flat above.
 RECTIFIERS: tuple[_Row, ...] = (
-    _Row("x <= 0, x >= 6", nn.ReLU6, ("relu6",)),
+    _Row("x <= 0, x >= 6", nn.ReLU6, ("relu6",), upper=6.0),
     _Row("x <= 0", nn.ReLU, ("relu",), passes_input=True),
     _Row(
         "x <= 0, x >= max_val",
@@ -88,7 +111,7 @@ RECTIFIERS: tuple[_Row, ...] = (
         operator_if=_threshold,
     ),
     _Row("x <= -3", nn.Hardswish, ("hardswish",), signed=True),
-    _Row("x <= -3, x >= 3", nn.Hardsigmoid, ("hardsigmoid",)),
+    _Row("x <= -3, x >= 3", nn.Hardsigmoid, ("hardsigmoid",), upper=1.0),
     _Row("|x| <= lambd", nn.Hardshrink, ("hardshrink",), signed=True),
     _Row("|x| <= lambd", nn.Softshrink, ("softshrink",), signed=True),
     _Row(
@@ -156,15 +179,18 @@ def is_int8_layer(module: nn.Module) -> bool:
 
 def rectifier_of(module: nn.Module) -> Rectifier | None:
     """How to read the output of `module`; None if it is not a known activation."""
+    registered = registered_class(module)
+    if registered is not None:
+        return registered
     for row in RECTIFIERS:
         if row.module is not None and isinstance(module, row.module) and row.module_if(module):
-            return row.rectifier(type(module).__name__)
+            return row.rectifier(type(module).__name__, _upper_of_module(module))
     return None
 
 
 def rectifier_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, Rectifier]]:
     """Path, module and description of every rectifier module, leaky ones included."""
-    for path, module in model.named_modules():
+    for path, module in visible_modules(model):
         rectifier = rectifier_of(module)
         if rectifier is not None:
             yield path, module, rectifier
@@ -182,7 +208,8 @@ def rectifier_call(operator: str, args: Arguments, kwargs: Keywords) -> Rectifie
     rows = _BY_OPERATOR.get(operator.strip("_"))
     for row in rows or ():
         if row.operator_if(args, kwargs):
-            return row.rectifier(operator.strip("_"))
+            upper = _upper_of_call(args, kwargs) if row.module is nn.Hardtanh else None
+            return row.rectifier(operator.strip("_"), upper)
     return None
 
 

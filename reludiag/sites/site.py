@@ -7,9 +7,9 @@ records: a recording is read without torch.
 """
 
 from collections import Counter
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.products import SEPARATOR, Product
@@ -27,6 +27,24 @@ class Rectifier:
     """Its output may be negative outside that region, so a unit fires if it is not 0."""
     passes_input: bool = False
     """Its output is its input wherever it fires."""
+    zero_gradient: str = ""
+    """Where its gradient is zero, for a reader; empty if it cannot die, or if this is not known."""
+    upper: float | None = None
+    """Its largest output, where its gradient is zero again. None if there is none, or it is not
+    known."""
+    is_composed: bool = False
+    """It is made of several operators, each output from the input at the same place."""
+    is_asked_for: bool = False
+    """Whether the user has registered it, reported its output, or watches its module."""
+    off_value: float = 0.0
+    """Of a registered one: its output where a unit is off."""
+    fired: Callable[[Any, Any], Any] | None = field(default=None, compare=False)
+    """Of a registered one: from its input and output, a mask of where units fired."""
+
+    @property
+    def has_own_rule(self) -> bool:
+        """Whether it takes more than the sign of the output to say where a unit fired."""
+        return self.fired is not None or self.off_value != 0
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,8 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
             )
         if head.frozen and RANDOM_INPUT not in head.notes:  # noise is not a sample of any data
             lines.append(_bound_sentence(diagnosis))
+    if diagnosis.dead and (saturated := saturated_sentence(diagnosis)):
+        lines.append(saturated)
     rare = int(sites["rare"].sum())
     if rare:
         lines.append(
@@ -153,8 +155,28 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     return lines
 
 
+def saturated_sentence(diagnosis: Diagnosis) -> str:
+    """How many units are saturated, and where; empty if none is."""
+    sites = diagnosis.sites[diagnosis.sites["saturated"] > 0]
+    count = int(sites["saturated"].sum())
+    if not count:
+        return ""
+    names = sorted(sites["activation"].unique())
+    be, pass_on = ("is", "passes") if count == 1 else ("are", "pass")
+    return (
+        f"{plural(count, 'unit')} of {_named(sites['site'])} {be} saturated: always where "
+        f"{' or '.join(names)} is flat but not off, so {'it' if count == 1 else 'they'} "
+        f"{pass_on} no gradient."
+    )
+
+
 def no_dead_sentence(diagnosis: Diagnosis) -> str:
     """What can be said where no unit is known to be dead."""
+    saturated = saturated_sentence(diagnosis)
+    return f"{_no_dead(diagnosis)} {saturated}" if saturated else _no_dead(diagnosis)
+
+
+def _no_dead(diagnosis: Diagnosis) -> str:
     if not diagnosis.unjudged:
         return "No unit is dead."
     if not diagnosis.judged_units:
