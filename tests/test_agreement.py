@@ -35,7 +35,7 @@ class Network(nn.Module):
 
 
 def healthy(model: Network, step: int) -> None:
-    pass
+    model.second.bias[0] += 1e-3
 
 
 def dying(model: Network, step: int) -> None:

@@ -161,8 +161,9 @@ def with_weight_made() -> nn.Module:
 OTHERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     # Of an odd number of heads PyTorch has no fused operator.
     "odd heads": (lambda: layer(heads=1), ["0:relu"]),
-    "own forward": (lambda: layer(kind=Own), ["0:relu", "0:relu#1"]),
-    "replaced forward": (replaced, ["0:relu", "0:relu#1"]),
+    # The one ahead is left out: no layer feeds it.
+    "own forward": (lambda: layer(kind=Own), ["0:relu#1"]),
+    "replaced forward": (replaced, ["0:relu#1"]),
     "rectified weight": (with_weight_made, ["0:relu"]),
     "GELU": (lambda: layer(activation="gelu"), ["0:gelu"]),
     "a module": (lambda: layer(activation=nn.ReLU()), ["0.activation"]),
