@@ -6,7 +6,7 @@ Everything is measured on a copy of the model, before the first step.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -18,6 +18,7 @@ from reludiag.evidence.deaths import UnitState
 from reludiag.initialization.layer_init import described_layer
 from reludiag.initialization.layer_inputs import measure_inputs
 from reludiag.initialization.layers import LayerWeights, Structure, layers_of, structure_from
+from reludiag.initialization.norms import norm_problem, reset_norms
 from reludiag.initialization.schemes import redraw, scheme_named
 from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.unit_counts import SiteCounts
@@ -27,7 +28,9 @@ from reludiag.sites.axes import UnitAxes
 from reludiag.sites.torch_internals import forward_hooks_of
 
 BASELINE = "kaiming_normal"
-"""The scheme of the baseline, with biases of 0: the right one for a ReLU."""
+"""The scheme of the baseline, with biases of 0 and normalization layers at their start: the right
+one for a ReLU.
+"""
 DRAWS = 3
 """Number of draws, each with one frozen pass; only made if units are born dead."""
 _SEED = 1_903_067  # unlike the seeds of users: the model may have been drawn by the same function
@@ -52,8 +55,10 @@ def observe_initial_state(
     twin = _copied(model)
     # A copy, because a weight that is computed must not be computed by others than the training.
     layers = layers_of(model if twin is None else twin, structure)
+    # A sum has no norm of its own: one of its branches may start at 0, as in residual networks.
+    norms = {s.site.producers[0]: s.site.norm for s in mortal if len(s.site.producers) == 1}
     starts = tuple(
-        _start(model if twin is None else twin, layer)
+        _start(model if twin is None else twin, layer, norms.get(path))
         for path, layer in layers.items()
         if path in producers and (twin is not None or layer.is_stored)
     )
@@ -76,8 +81,13 @@ def observe_initial_state(
     return Observations(starts, inputs, baselines)
 
 
-def _start(model: nn.Module, layer: LayerWeights) -> InitialLayer:
-    return InitialLayer(layer.path, asdict(described_layer(model, layer)))
+def _start(model: nn.Module, layer: LayerWeights, norm: str | None) -> InitialLayer:
+    """A layer, and what is wrong with the BatchNorm between it and its site."""
+    described = described_layer(model, layer)
+    problem = None if norm is None else norm_problem(norm, model.get_submodule(norm))
+    if problem is not None:
+        described = replace(described, problems=(*described.problems, problem))
+    return InitialLayer(layer.path, asdict(described))
 
 
 def _copied(model: nn.Module) -> nn.Module | None:
@@ -113,6 +123,7 @@ def _baselines(
         structure = structure_from(scanner, [p for site in sites for p in site.products])
         for draw in range(DRAWS):
             drawn = set(redraw(twin, scheme, _SEED + draw, structure).drawn)
+            reset_norms(twin)
             for counts in scanner.run(batches).sites:
                 site = counts.site
                 if not (site.units and site.rectifier.can_die) or site.producer in kept:

@@ -6,7 +6,7 @@ All measurements use a copy; the model itself is only read.
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from reludiag.initialization.layers import (
     structure_from,
     structure_of,
 )
+from reludiag.initialization.norms import norm_problem
 from reludiag.initialization.schemes import NOTHING_DRAWN, redraw, scheme_named
 from reludiag.loading.data import batches_of
 from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, limited
@@ -161,18 +162,15 @@ def examine_initialization(
         # Kept, because the copy will be drawn again.
         biases = {path: _array(layer.bias(scanner.model)) for path, layer in layers.items()}
         inputs = measure_inputs(scanner.model, batch_list, layers, dtype)
-        norms = {
-            layer_inits.site.norm
-            for layer_inits in measured.sites
-            if layer_inits.site.norm is not None
-        }
-        normed = [m for path, m in scanner.model.named_modules() if path in norms]
+        norms = {found.site.norm for found in measured.sites if found.site.norm is not None}
+        normed = {path: m for path, m in scanner.model.named_modules() if path in norms}
+        of_norms = {path: norm_problem(path, module) for path, module in normed.items()}
         redrawn, refused = _redraw(scanner, structure, batch_list, seeds, dtype, progress)
     first = {path: layer_input for path, layer_input in inputs.items() if layer_input.is_first}
     births = _births(measured, inputs, described, biases, redrawn)
     return InitExamination(
         model=name,
-        layers=tuple(_as_used(layer, measured, births) for layer in described.values()),
+        layers=tuple(_as_used(layer, measured, births, of_norms) for layer in described.values()),
         problems=(
             *_width_problems(measured),
             *_input_problems(first),
@@ -193,7 +191,7 @@ def examine_initialization(
             UNTRAINED,
             *measured.notes,
             *sentences(measured.unjudged),
-            *_unfilled(normed),
+            *_unfilled([*normed.values()]),
             *refused,
         ),
     )
@@ -215,8 +213,13 @@ def _array(parameter: Any) -> Floats:
     return np.asarray(parameter.detach().cpu().double().numpy()).ravel()
 
 
-def _as_used(layer: LayerInit, measured: Measurement, births: pd.DataFrame) -> LayerInit:
-    """Only problems that matter: a BatchNorm removes any bias, mean and scale."""
+def _as_used(
+    layer: LayerInit,
+    measured: Measurement,
+    births: pd.DataFrame,
+    of_norms: Mapping[str, InitProblem | None],
+) -> LayerInit:
+    """Only problems that matter: a BatchNorm removes any bias, mean and scale, and has its own."""
     sites = [f.site for f in measured.sites if layer.module in f.site.producers]
     if not any(site.rectifier.can_die for site in sites):
         wrong = {"nonfinite", "not_drawn"}
@@ -224,8 +227,14 @@ def _as_used(layer: LayerInit, measured: Measurement, births: pd.DataFrame) -> L
         wrong = {"nonfinite", "constant", "not_drawn"}
     else:
         return replace(layer, problems=(*layer.problems, *_outweighing(layer, births)))
-    problems = tuple(problem for problem in layer.problems if problem.kind in wrong)
-    return replace(layer, problems=problems)
+    problems = [problem for problem in layer.problems if problem.kind in wrong]
+    # A sum has no norm of its own: one of its branches may start at 0, as in residual networks.
+    alone = [s for s in sites if s.rectifier.can_die and len(s.producers) == 1]
+    for norm in dict.fromkeys(site.norm for site in alone):
+        problem = None if norm is None else of_norms[norm]
+        if problem is not None:
+            problems.append(problem)
+    return replace(layer, problems=tuple(problems))
 
 
 def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:

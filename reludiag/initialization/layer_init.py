@@ -49,13 +49,14 @@ class InitProblem:
     """One thing that is wrong with an initialization, with its number."""
 
     kind: str
-    """negative_bias, weight_mean, constant, variance, nonfinite, not_drawn; with data also
+    """negative_bias, weight_mean, constant, variance, nonfinite, not_drawn; with data also norm,
     bias_outweighs; for a network too_narrow, input_shift, and what the lints of
     `measure.structure` find.
     """
     value: float
     """Depth of the bias or number of deep biases; mean of the weights; their variance / He's;
-    number of non-finite weights; of units with only weights of 0; probability of a dead layer.
+    number of non-finite weights; of units with only weights of 0, or silenced by a norm;
+    probability of a dead layer.
     """
     sentence: str
     advice: str
