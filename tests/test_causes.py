@@ -53,7 +53,7 @@ def run_of(
 ) -> RecordedRun:
     steps = tuple(range(0, every * len(dead), every))
     return RecordedRun(
-        {"every": every},
+        {"every": every, "probe_samples": 100},
         steps,
         tuple(recorded(dead, rates, str(index)) for index in range(sites)),
         tuple((step, "0/0", rate) for step, rate in rates),
@@ -560,3 +560,22 @@ def test_what_was_wrong_with_the_input_is_to_be_seen_to_before_the_learning_rate
     centre, _, lower = run.advice.partition("; then ")
     assert "mean of each feature" in centre
     assert "learning rate" in lower
+
+
+def test_without_a_probe_deaths_may_be_of_the_window_before() -> None:
+    """A unit that dies in a window still fired in it: it is first silent in all of the next."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with reludiag.Monitor(model, optimizer, every=10, warn_over=None) as monitor:
+        for step in range(40):
+            optimizer.param_groups[0]["lr"] = 0.5 if step < 10 else 1e-6
+            if step == 5:
+                with torch.no_grad():
+                    model[0].bias[:6] = -100.0  # type: ignore[union-attr, operator]
+            model(torch.randn(64, 8))
+            optimizer.step()  # without gradients: only what is done by hand changes
+    units = monitor.diagnose().units
+    died = units[units["died_step"].notna()]
+    assert died["unit"].tolist() == list(range(6)) and set(died["died_step"]) == {20}
+    assert set(died["lr_at_death"]) == {0.5}

@@ -141,3 +141,15 @@ def test_an_older_recording_opens_and_knows_no_upper_bound(tmp_path: Path) -> No
         db.execute("PRAGMA user_version = 5")
     db.close()
     assert list(reludiag.load(path).units["verdict"]) == ["constant", "alive", "dead", "alive"]
+
+
+def test_a_network_of_saturated_units_is_not_called_healthy(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 16), nn.Hardtanh(0.0, 1.0), nn.Linear(16, 2)]
+    with torch.no_grad():
+        layers[0].bias[:] = 90.0
+    diagnosis = reludiag.scan(nn.Sequential(*layers), torch.randn(64, 8))
+    diagnosis.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "16 of 16 units are saturated: they pass no gradient" in page
+    assert "<b>Yes." not in page and ">Yes.<" not in page

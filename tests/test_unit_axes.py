@@ -373,3 +373,14 @@ def test_several_axes_can_be_set_by_hand() -> None:
     for axes in ((1, 1), (2, 9)):
         with pytest.raises(reludiag.UsageError, match="does not have that axis"):
             reludiag.scan(model, [TOKENS], unit_axes={"relu": axes})
+
+
+def test_a_monitor_says_that_no_site_has_a_unit_axis_that_was_given() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.warns(RuntimeWarning, match="a unit axis was given for zz"):  # noqa: SIM117
+        with reludiag.Monitor(model, optimizer, every=2, unit_axes={"zz": 1}) as monitor:
+            for _ in range(4):
+                model(torch.randn(8, 4)).sum().backward()
+                optimizer.step()
+    assert any("given for zz" in note for note in monitor.diagnose().head.notes)

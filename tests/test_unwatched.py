@@ -225,3 +225,26 @@ def test_a_training_that_was_watched_is_not_accused(
     diagnosis, told = run(loop, tmp_path / "run.reludiag", optimizer, probe)
     assert told == [] and diagnosis.watched
     assert "No unit is dead." in str(diagnosis)
+
+
+def test_of_a_run_that_was_not_watched_no_cause_is_named() -> None:
+    """Its first snapshot without a probe is of trained weights, which no draw has made."""
+    model = network()
+    with torch.no_grad():
+        model[0].bias[:6] = -50.0  # type: ignore[union-attr, operator]
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    with pytest.warns(RuntimeWarning, match="Nothing was watched"):  # noqa: SIM117
+        with reludiag.Monitor(model) as monitor:
+            for _ in range(20):
+                update(model)
+                optimizer.step()
+    diagnosis = monitor.diagnose()
+    shown = str(diagnosis)
+    assert not diagnosis.causes and "before any training" not in shown
+    assert "nothing was watched" in shown and "units dead (" not in shown
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, 0.1, "sgd"])
+def test_what_is_no_optimizer_is_refused(optimizer: object) -> None:
+    with pytest.raises(reludiag.ReludiagError, match="expected a torch"):
+        reludiag.Monitor(network(), optimizer)  # type: ignore[arg-type]

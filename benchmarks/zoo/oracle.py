@@ -384,7 +384,8 @@ def _rectifies(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
             mask.shape == x.shape
             and mask.dtype == torch.bool
             and not bool(mask.all())
-            and bool((mask == (x > 0)).all())
+            and bool((x[mask] > 0).all())
+            and _is_above_thresholds(x, mask)
         )
     if name == "masked_fill":
         mask = args[1]
@@ -395,6 +396,14 @@ def _rectifies(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
             and _is_zero(args[2])
         )
     return False
+
+
+def _is_above_thresholds(x: Tensor, mask: Tensor) -> bool:
+    """Whether a mask is where each unit of the last axis is above a number of its own."""
+    rows, marked = x.reshape(-1, x.shape[-1]), mask.reshape(-1, x.shape[-1])
+    least = rows.masked_fill(~marked, math.inf).amin(0)
+    most = rows.masked_fill(marked, -math.inf).amax(0)
+    return bool((least > most).all())
 
 
 def _input_of(name: str, args: tuple[Any, ...]) -> Any:

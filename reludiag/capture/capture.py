@@ -101,6 +101,7 @@ class Capture:
             for module in names
             if module not in self._rectifiers
         }
+        self._unit_axes = frozenset(unit_axes or {})
         self._registry = SiteRegistry(model, paths, dict(unit_axes or {}), merge_calls, names)
         self._following = Following()
         self._counter = SampleCounter()
@@ -184,10 +185,16 @@ class Capture:
         """Calls of rectifiers that are no sites, because no layer's units can be there."""
         return self._registry.left_out
 
-    @property
-    def overrides(self) -> set[str]:
-        """Names of `unit_axes` that are sites'."""
-        return self._registry.overrides
+    def unmatched_axes(self) -> str:
+        """What is wrong with those `unit_axes` that no site has, in words; empty if nothing is."""
+        unknown = sorted(map(str, self._unit_axes - self._registry.overrides))
+        if not unknown:
+            return ""
+        names = ", ".join(site.name for site in self.sites)
+        return (
+            f"a unit axis was given for {', '.join(unknown)}, which is not a site, or does not "
+            f"have that axis. The sites are {names}"
+        )
 
     @property
     def products(self) -> list[Product]:

@@ -18,6 +18,11 @@ def watched_modules(model: nn.Module, watch: Watch) -> dict[nn.Module, str]:
 
     Raises UsageError if there is no such module, it cannot be watched, or a name is taken.
     """
+    if not isinstance(watch, Mapping):
+        raise UsageError(
+            f"watch={watch!r} was given; expected names of sites with the paths of their modules, "
+            'such as watch={"latents": "encoder.codes"}'
+        )
     modules = dict(visible_modules(model))
     names: dict[nn.Module, str] = {}
     for name, path in watch.items():

@@ -97,5 +97,4 @@ KIND = CauseKind(
     ),
     births=_births,
     account=_account,
-    advice_order=3,
 )

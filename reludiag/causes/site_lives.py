@@ -110,7 +110,9 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
                 never_alive=never_alive,
                 new=states[-1] & ~never_alive,
                 nonfinite=int(recorded.nonfinite[-1].sum()),
-                window_rates=np.array(rates.by_window(recorded, run.steps)[1:], dtype=np.float64),
+                window_rates=np.array(
+                    rates.by_window(recorded, run.steps, of_deaths=True)[1:], dtype=np.float64
+                ),
                 exposure=(np.diff(steps) * (~states[:-1]).sum(axis=1)).astype(np.float64),
                 died=ledger.died[1:].sum(axis=1),
                 rate_at_death=rates.at_death(recorded, ledger),

@@ -12,7 +12,7 @@ from reludiag.diagnosis.build import SiteFindings, counted_in_words, diagnose, g
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import states_of, timeline_rows, timeline_table
 from reludiag.measure.structure import GradientFacts, SiteFacts, StructureFacts, structure_notes
-from reludiag.measure.unjudged import Unjudged
+from reludiag.measure.unjudged import Unjudged, is_whole
 from reludiag.measure.verdicts import Thresholds
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.recording.learning_rates import LearningRates
@@ -31,7 +31,10 @@ def load(path: str | Path, thresholds: Thresholds | None = None) -> Diagnosis:
 def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None = None) -> Diagnosis:
     """The Diagnosis of a recording: the verdicts of its last snapshot, and the ledger."""
     findings, timelines, rates = [], [], LearningRates(run)
-    explained = explain(run)
+    missed = [Unjudged(**place) for place in run.facts.get("unjudged", [])]
+    # Of a run that was not watched, the first snapshot may be of trained weights.
+    is_told = not any(is_whole(place.reason) for place in missed)
+    explained = explain(run) if is_told else Explanation((), {})
     for recorded in run.sites:
         ledger = trace_lives(run.steps, recorded.dead, recorded.has_state)
         findings.append(
@@ -53,7 +56,7 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
         timeline_table(timelines),
         explained.causes,
         structure_notes(_structure_facts(run)),
-        [Unjudged(**place) for place in run.facts.get("unjudged", [])],
+        missed,
     )
 
 

@@ -85,7 +85,6 @@ class Scanner:
         self.model = eager_model(model)
         if not watch and not may_rectify(self.model):
             raise ModelError(no_rectifier(self.model))
-        self._unit_axes = dict(unit_axes or {})
         self._stats: dict[int, UnitStats] = {}
         self._open: dict[int, UnitStats] = {}
         """Those with samples whose calls may not be over."""
@@ -220,13 +219,8 @@ class Scanner:
 
     def _site_counts(self) -> list[SiteCounts]:
         sites = self._capture.sites
-        unknown = self._unit_axes.keys() - self._capture.overrides
-        if unknown:
-            names = ", ".join(site.name for site in sites)
-            raise UsageError(
-                f"a unit axis was given for {', '.join(sorted(unknown))}, which is not a site, "
-                f"or does not have that axis. The sites are {names}"
-            )
+        if wrong := self._capture.unmatched_axes():
+            raise UsageError(wrong)
         counts = [
             SiteCounts(
                 site,

@@ -379,10 +379,15 @@ class Monitor:
 def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
     if optimizer is None:
         return []
-    each = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    each = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
     optimizers = [innermost(one) for one in each]
-    if not all(isinstance(one, Optimizer) for one in optimizers):
-        raise UsageError("expected a torch.optim.Optimizer, or a list of them, or None")
+    for one in optimizers:
+        if not isinstance(one, Optimizer):
+            given = one.__name__ if isinstance(one, type) else type(one).__name__
+            raise UsageError(
+                f"optimizer={given} was given; expected a torch.optim.Optimizer such as "
+                "Adam(model.parameters()), or a list of them, or None"
+            )
     return optimizers
 
 

@@ -188,6 +188,7 @@ class TrainingSource:
         )
         self._compiled = compiled
         self._slowed = compiled and self._capture.functional
+        self._has_warned_of_axes = False
         self.notes: Sequence[str] = _uncompiled_run(self._slowed)
         # Of the window: replaced as a whole when a snapshot is taken.
         self._windows: dict[int, Window] = {}
@@ -260,7 +261,11 @@ class TrainingSource:
         self._in_passes = in_passes
         self._snapshots.append(step)
         self.missed = missed_places(self._capture)
-        self.notes = [*_uncompiled_run(self._slowed), *left_out_notes(self._capture)]
+        self.notes = [
+            *_uncompiled_run(self._slowed),
+            *left_out_notes(self._capture),
+            *self._axes_note(),
+        ]
         self.per_pass = [
             site.name
             for index, site in enumerate(self._capture.sites)
@@ -301,6 +306,14 @@ class TrainingSource:
         self._compiler_settings.close()
         forget_compiled()
         self._compiler_settings.enter_context(guarded())
+
+    def _axes_note(self) -> list[str]:
+        """The note on axes that no site has; the first time it is a warning, too."""
+        wrong = self._capture.unmatched_axes() if self._capture.followed else ""
+        if wrong and not self._has_warned_of_axes:
+            self._has_warned_of_axes = True
+            warn(f"reludiag: {wrong}")
+        return [f"{wrong[0].upper()}{wrong[1:]}."] if wrong else []
 
     def _wake(self) -> None:
         for site, training, calls, samples, in_passes in self._capture.wake():

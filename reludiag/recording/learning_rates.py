@@ -1,5 +1,6 @@
 """Which learning rate trained a site's units, and when."""
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,10 @@ class LearningRates:
     """The learning rates of a run, by parameter group."""
 
     def __init__(self, run: RecordedRun) -> None:
+        self._steps = run.steps
+        # Training batches show a death in the first window in which a unit is silent throughout:
+        # it may have died in the window before.
+        self._is_seen_late = run.facts.get("probe_samples") is None
         groups: dict[str, list[tuple[int, float]]] = {}
         for first_step, group, rate in run.learning_rates:
             groups.setdefault(group, []).append((first_step, rate))
@@ -39,18 +44,31 @@ class LearningRates:
             largest += [float(used.max())] if len(used) else []
         return max(largest, default=float("nan"))
 
-    def by_window(self, recorded: RecordedSite, steps: Sequence[int]) -> list[float]:
-        """The largest rate in the window that ends at each snapshot; NaN for the first."""
-        windows = [self.largest(recorded, *window) for window in itertools.pairwise(steps)]
+    def by_window(
+        self, recorded: RecordedSite, steps: Sequence[int], of_deaths: bool = False
+    ) -> list[float]:
+        """The largest rate in the window that ends at each snapshot; NaN for the first.
+
+        With `of_deaths`, in the time in which units may have died that are dead in that window.
+        """
+        windows = [
+            self.largest(recorded, self._begin(previous) if of_deaths else previous, step)
+            for previous, step in itertools.pairwise(steps)
+        ]
         return [float("nan"), *windows][: len(steps)]
 
+    def _begin(self, previous: int) -> int:
+        """The step after which a unit may have died that is dead in the window after `previous`."""
+        index = bisect.bisect_left(self._steps, previous)
+        return self._steps[max(0, index - 1)] if self._is_seen_late else previous
+
     def at_death(self, recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, Any]:
-        """For each unit, the largest rate in the window in which it died; NaN if it did not die."""
+        """For each unit, the largest rate in the time in which it died; NaN if it did not die."""
         rates = np.full(len(ledger.died_step), np.nan)
         died = (ledger.died_step != NEVER) & (ledger.previous_step != NEVER)
         for previous, step in {
             *zip(ledger.previous_step[died], ledger.died_step[died], strict=True)
         }:
             inside = died & (ledger.died_step == step) & (ledger.previous_step == previous)
-            rates[inside] = self.largest(recorded, int(previous), int(step))
+            rates[inside] = self.largest(recorded, self._begin(int(previous)), int(step))
         return rates

@@ -126,8 +126,20 @@ def answer(diagnosis: Diagnosis) -> Answer:
             f"{lost:,} of {plural(units, 'unit')} {verb} not finite"
             + (f"; {dead:,} more {'is' if dead == 1 else 'are'} dead." if dead else "."),
         )
+    if not diagnosis.watched:
+        return Answer("unknown", "Not known.", "Nothing was watched.")
     if diagnosis.head.samples == 0 or not (units or diagnosis.unjudged):
         return Answer("unknown", "Not known.", "No unit has been observed yet.")
+    saturated = int(diagnosis.sites["saturated"].sum())
+    if not dead and saturated:
+        is_much = saturated > _MOSTLY * units
+        return Answer(
+            "bad" if is_much else "fair",
+            "No." if is_much else "Mostly.",
+            f"No unit is dead, but {saturated:,} of {plural(units, 'unit')} "
+            f"{'is' if saturated == 1 else 'are'} saturated: "
+            f"{'it passes' if saturated == 1 else 'they pass'} no gradient.",
+        )
     if not dead and not diagnosis.unjudged:
         return Answer("good", "Yes.", f"None of {plural(units, 'unit')} is dead.")
     if not dead:

@@ -57,7 +57,7 @@ def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     others = [
         f"{int(sites[verdict].sum()):,} {verdict.replace('_', ' ')}"
         for verdict in VERDICTS
-        if verdict != "dead" and int(sites[verdict].sum()) and (diagnosis.watched or diagnosis.dead)
+        if verdict != "dead" and int(sites[verdict].sum()) and diagnosis.watched
     ]
     if diagnosis.unjudged:
         others.append(f"**{plural(len(diagnosis.unjudged), 'place')} not judged**")

@@ -117,7 +117,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
             f"{names}: every unit is dead{_on(silent, head)}, so later layers get only "
             "constants from it, and earlier layers get no gradient through it."
         )
-    if diagnosis.timeline is not None:
+    if diagnosis.timeline is not None and diagnosis.watched:
         lines += _life_sentences(diagnosis)
     if diagnosis.dead:
         worst = sites.sort_values(["dead_fraction", "dead"], ascending=False, kind="stable").iloc[0]
@@ -188,8 +188,8 @@ def _no_dead(diagnosis: Diagnosis) -> str:
 
 
 def dead_count(diagnosis: Diagnosis) -> str:
-    """`3 of 64 units dead`; that none is dead is not said where nothing was watched."""
-    if not (diagnosis.watched or diagnosis.dead):
+    """`3 of 64 units dead`; nothing is said of units where nothing was watched."""
+    if not diagnosis.watched:
         return "nothing was watched"
     return f"{diagnosis.dead:,} of {plural(diagnosis.unit_count, 'unit')} dead"
 

@@ -96,7 +96,7 @@ def _head(diagnosis: Diagnosis) -> RenderableType:
     totals.append(dead_count(diagnosis), style=dead_style)
     if counts["dead"]:
         totals.append(f" ({share(counts['dead'], units)})", style=dead_style)
-    for verdict in VERDICTS if diagnosis.watched or diagnosis.dead else ():
+    for verdict in VERDICTS if diagnosis.watched else ():
         if verdict != "dead" and counts[verdict]:
             style = _LOOKS[verdict].style
             totals.append("  ")
