@@ -379,10 +379,10 @@ def _rectifies(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool
             for mask, other in ((args[0], args[2]), (~args[0], args[1]))
         )
     if name == "mul" and len(args) == 2 and isinstance(args[1], Tensor):
-        mask = args[1]
+        mask = args[1] != 0
         return (
             mask.shape == x.shape
-            and mask.dtype == torch.bool
+            and bool((args[1] == mask).all())  # also one that was cast
             and not bool(mask.all())
             and bool((x[mask] > 0).all())
             and _is_above_thresholds(x, mask)
