@@ -45,15 +45,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", help="a regular expression for `cause: name`")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each training")
-    parser.add_argument("--part", default="1/1", help="1/4 is the first of four parts")
+    parser.add_argument("--part", type=part, default=(1, 1), help="1/4 is the first of four parts")
     parser.add_argument("--replay", action="store_true", help="also ask `reludiag replay`")
     parser.add_argument("--no-probe", action="store_true", help="the Monitor has no probe")
     parser.add_argument("--write", action="store_true", help="write the section of RESULTS.md")
     options = parser.parse_args()
     chosen = select(trainings(), options.only, options.part)
     if not chosen:
-        parser.error(f"no training matches --only {options.only!r} in part {options.part}")
-    if options.write and (options.only or options.part != "1/1" or options.no_probe):
+        parser.error(f"no training of this part matches --only {options.only!r}")
+    if options.write and (options.only or options.part != (1, 1) or options.no_probe):
         parser.error("--write needs all trainings with their probes")
     torch.set_num_threads(1)
     began = time.process_time()
@@ -72,10 +72,18 @@ def main() -> None:
         write_section("deadbench", f"{METHOD}\n\n{text}\n\nBy training:", table)
 
 
-def select(every: list[Training], only: str, part: str) -> list[Training]:
-    """Those of one part, such as 1/4, that match."""
-    index, _, parts = part.partition("/")
-    mine = every[int(index) - 1 :: int(parts)]
+def part(text: str) -> tuple[int, int]:
+    """Which part, of how many."""
+    index, parts = (int(number) for number in text.split("/"))
+    if not 1 <= index <= parts:
+        raise ValueError
+    return index, parts
+
+
+def select(every: list[Training], only: str, part: tuple[int, int]) -> list[Training]:
+    """Those of one part that match."""
+    index, parts = part
+    mine = every[index - 1 :: parts]
     return [each for each in mine if re.search(only, f"{each.cause}: {each.name}")]
 
 

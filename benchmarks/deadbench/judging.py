@@ -14,8 +14,8 @@ DOWN = 0.80
 WORSE, LEAST_WORSE = 0.05, 0.02
 """and the loss may be this share higher, or this much if that is more."""
 ADVICE, TRUE = "advice", "true fix"
-BLIND = ("rate / 10", "rate / 3", "LeakyReLU")
-FIXES = (ADVICE, *BLIND, TRUE)
+TENTH, THIRD, LEAKY = "rate / 10", "rate / 3", "LeakyReLU"
+FIXES = (ADVICE, TENTH, THIRD, LEAKY, TRUE)
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def judge(training: Training, seed: int, probe: bool = True) -> Row:
     if followed.change:
         effects[ADVICE] = effect_of(followed.change(settings))
     if training.cause != "none":
-        effects["rate / 10"] = effect_of(scaled_rate(1 / 10, settings))
-        effects["rate / 3"] = effect_of(scaled_rate(1 / 3, settings))
-        effects["LeakyReLU"] = effect_of(settings.but(leak=0.01))
+        effects[TENTH] = effect_of(scaled_rate(1 / 10, settings))
+        effects[THIRD] = effect_of(scaled_rate(1 / 3, settings))
+        effects[LEAKY] = effect_of(settings.but(leak=0.01))
         effects[TRUE] = effect(faulty, proof.without[training.cause], training.site)
     critical = None
     if answer.critical and "learning_rate" in proof.proved and _is_constant(settings):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 import reludiag
-from benchmarks.deadbench.diagnosing import EVERY
 from benchmarks.deadbench.loop import train
 from benchmarks.deadbench.training import Training
 from reludiag.experiments.analysis.counterfactual import BOTH, FACTUAL, INIT, RATE, answer
@@ -18,6 +17,8 @@ from reludiag.experiments.replay import INIT_SCHEME, LR_SCALE
 from reludiag.experiments.trial_table import trials_table
 from reludiag.initialization.schemes import DEFAULT
 
+EVERY = 50
+"""Steps between snapshots: the answer needs the first and the last alone."""
 ARMS = {
     FACTUAL: (1.0, DEFAULT),
     RATE: (LR_SCALE, DEFAULT),

@@ -4,7 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from benchmarks.deadbench.judging import ADVICE, FIXES, Row
+from benchmarks.deadbench.judging import ADVICE, FIXES, TENTH, Row
 from benchmarks.deadbench.replaying import is_right
 from benchmarks.deadbench.training import CAUSES, Training
 from benchmarks.report import markdown
@@ -60,6 +60,7 @@ def summary(rows: Sequence[Row], replays: Mapping[str, str]) -> str:
         "What is said (columns) of what is proved (rows):",
         _confusion(proved),
         _sure_and_wrong(proved),
+        _also_slower(ill),
         "Fixes that remove 80 % of the deaths without a worse loss, of the runs in which units "
         "died:",
         _efficacy(ill),
@@ -109,6 +110,18 @@ def _sure_and_wrong(rows: Sequence[Row]) -> str:
         for (cause, name, said), count in wrong.items()
     ]
     return "\n".join([f"Sure and wrong in {wrong.total()} of {len(rows)} runs:", "", *lines])
+
+
+def _also_slower(rows: Sequence[Row]) -> str:
+    """How many wrong blames of the rate name something that would do, though it is not what is
+    wrong.
+    """
+    blamed = [row for row in rows if not row.is_right and row.answer.cause == "learning_rate"]
+    return (
+        f"`learning_rate` is said wrongly in {len(blamed)} runs; in "
+        f"{sum(row.effects[TENTH].works for row in blamed)} of them a tenth of the rate would "
+        "have been a fix too."
+    )
 
 
 def _efficacy(rows: Sequence[Row]) -> str:

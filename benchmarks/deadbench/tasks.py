@@ -143,8 +143,8 @@ def cnn(norm: bool = False) -> nn.Sequential:
         return [nn.BatchNorm2d(channels)] if norm else []
 
     return nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), *normed(16), nn.ReLU()),
-        *(nn.Conv2d(16, 32, 3, padding=1), *normed(32), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(1, 16, 3, padding=1), *normed(16), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), *normed(32), nn.ReLU()),
         *(nn.Conv2d(32, 32, 3, padding=1), *normed(32), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)),
     )

@@ -19,7 +19,7 @@ def of_other_data(model: nn.Module) -> None:
     """Statistics of other data, which this training hardly moves."""
     slow(1e-4, model)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.running_mean += 3.0
             module.running_var.fill_(0.25)
 
@@ -29,11 +29,16 @@ def raised(by: float, x: Tensor) -> Tensor:
 
 
 NORMED = partial(mlp, 64, (64, 64), 10, nn.BatchNorm1d)
-IMAGES_NORMED = Settings(IMAGES, partial(cnn, norm=True), lr=0.1, steps=100)
+IMAGES_NORMED = Settings(IMAGES, partial(cnn, norm=True), batch=32, lr=0.1, steps=100)
 TRAININGS = (
     Training(
         "statistics that follow too slowly",
         Settings(network=NORMED, inputs=(partial(raised, 10.0),), init=(partial(slow, 1e-4),)),
+        {"batchnorm_statistics": {"init": ()}, "input": {"inputs": ()}},
+    ),
+    Training(
+        "statistics of other data",
+        Settings(network=NORMED, init=(of_other_data,)),
         {"batchnorm_statistics": {"init": ()}},
     ),
     Training(
@@ -44,6 +49,6 @@ TRAININGS = (
     Training(
         "too few steps for the statistics",
         Settings(network=NORMED, inputs=(partial(raised, 30.0),), steps=20),
-        {"batchnorm_statistics": {"init": (partial(slow, 0.9),)}},
+        {"batchnorm_statistics": {"init": (partial(slow, 0.9),)}, "input": {"inputs": ()}},
     ),
 )

@@ -50,7 +50,9 @@ TRAININGS = (
     ),
     Training(
         "a wrong state loaded, CNN",
-        Settings(IMAGES, cnn, optimizer="adam", lr=1e-3, steps=150, edit=partial(loaded, 75)),
+        Settings(
+            IMAGES, cnn, batch=32, optimizer="adam", lr=1e-3, steps=150, edit=partial(loaded, 75)
+        ),
         {"edited": {"edit": no_edit}},
     ),
     Training(

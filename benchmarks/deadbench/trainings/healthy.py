@@ -21,8 +21,10 @@ ADAM = Settings(optimizer="adam", lr=1e-3)
 TRAININGS = (
     Training("Adam", ADAM),
     Training("SGD at a high rate, clipped", Settings(lr=1.0, clip=1.0, init=(kaiming,))),
-    Training("CNN", Settings(IMAGES, cnn, optimizer="adam", lr=1e-3, steps=150)),
-    Training("transformer", Settings(TEXT, Transformer, optimizer="adam", lr=3e-3, steps=150)),
+    Training("CNN", Settings(IMAGES, cnn, batch=32, optimizer="adam", lr=1e-3, steps=150)),
+    Training(
+        "transformer", Settings(TEXT, Transformer, batch=16, optimizer="adam", lr=3e-3, steps=150)
+    ),
     Training("deep", ADAM.but(network=partial(mlp, 64, (64,) * 12, 10), init=(kaiming,), lr=3e-4)),
     Training("highly sparse", Settings(lr=0.05, init=(kaiming, sparse_bias))),
     Training("mild sparsity penalty", Settings(lr=0.05, penalty=partial(sparsity, 0.1))),

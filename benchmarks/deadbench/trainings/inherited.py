@@ -18,8 +18,8 @@ def pruned_half(at: int, step: int, model: nn.Module) -> None:
 
 SANE = Settings(optimizer="adam", lr=1e-3, steps=100)
 HOT = SANE.but(lr=0.06)
-IMAGES_SANE = Settings(IMAGES, cnn, optimizer="adam", lr=1e-3, steps=100)
-TEXT_SANE = Settings(TEXT, Transformer, optimizer="adam", lr=3e-3, steps=100)
+IMAGES_SANE = Settings(IMAGES, cnn, batch=32, optimizer="adam", lr=1e-3, steps=100)
+TEXT_SANE = Settings(TEXT, Transformer, batch=16, optimizer="adam", lr=3e-3, steps=100)
 TRAININGS = (
     Training(
         "fine-tuned from a killed checkpoint",

@@ -56,7 +56,13 @@ TRAININGS = (
     Training(
         "biases of -3, transformer",
         Settings(
-            TEXT, Transformer, optimizer="adam", lr=1e-3, steps=100, init=(partial(bias, -3),)
+            TEXT,
+            Transformer,
+            batch=16,
+            optimizer="adam",
+            lr=1e-3,
+            steps=100,
+            init=(partial(bias, -3),),
         ),
         {"initialization": {"init": ()}},
     ),
@@ -67,7 +73,7 @@ TRAININGS = (
     ),
     Training(
         "one-sided weights, CNN",
-        Settings(IMAGES, cnn, optimizer="adam", lr=1e-3, steps=100, init=(one_sided,)),
+        Settings(IMAGES, cnn, batch=32, optimizer="adam", lr=1e-3, steps=100, init=(one_sided,)),
         {"initialization": {"init": ()}},
     ),
     Training(

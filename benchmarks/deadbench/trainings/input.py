@@ -46,7 +46,13 @@ TRAININGS = (
     Training(
         "input + 30, CNN",
         Settings(
-            IMAGES, cnn, optimizer="adam", lr=1e-3, steps=100, inputs=(partial(shifted, 30.0),)
+            IMAGES,
+            cnn,
+            batch=32,
+            optimizer="adam",
+            lr=1e-3,
+            steps=100,
+            inputs=(partial(shifted, 30.0),),
         ),
         {"input": {"inputs": ()}},
     ),

@@ -29,8 +29,8 @@ def restarts(length: int, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step % length) / length))
 
 
-CONVOLUTIONS = Settings(IMAGES, cnn, optimizer="adam", lr=0.1, steps=150)
-LANGUAGE = Settings(TEXT, Transformer, optimizer="adam", lr=0.1, steps=150)
+CONVOLUTIONS = Settings(IMAGES, cnn, batch=32, optimizer="adam", lr=0.1, steps=150)
+LANGUAGE = Settings(TEXT, Transformer, batch=16, optimizer="adam", lr=0.1, steps=150)
 CELLS = Settings(CANCER, lambda: mlp(30, (48, 48), 2), optimizer="adam", lr=0.3)
 PENDULUM = Settings(VALUES, lambda: mlp(4, (64, 64), 1), optimizer="adam", lr=0.1)
 WEIGHTS_AND_BIASES = (Group("weight"), Group("bias", rate=300.0))

@@ -41,6 +41,7 @@ TRAININGS = (
         Settings(
             IMAGES,
             cnn,
+            batch=32,
             lr=0.05,
             momentum=0.9,
             steps=150,

@@ -28,7 +28,15 @@ TRAININGS = (
     ),
     Training(
         "sparsity penalty, CNN",
-        Settings(IMAGES, cnn, optimizer="adam", lr=1e-3, steps=200, penalty=partial(sparsity, 5.0)),
+        Settings(
+            IMAGES,
+            cnn,
+            batch=32,
+            optimizer="adam",
+            lr=1e-3,
+            steps=200,
+            penalty=partial(sparsity, 5.0),
+        ),
         {"regularization": {"penalty": None}},
     ),
     Training(
@@ -63,6 +71,7 @@ TRAININGS = (
         Settings(
             TEXT,
             Transformer,
+            batch=16,
             optimizer="adam",
             lr=3e-3,
             steps=150,

@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from benchmarks.deadbench.tasks import REBUILD, VALUES, mlp
-from benchmarks.deadbench.training import Settings, Training
+from benchmarks.deadbench.training import Settings, Training, same
 
 
 class Negated(nn.Module):
@@ -27,6 +27,7 @@ def negated(second: Callable[[], nn.Module]) -> nn.Module:
 
 
 def low_targets(y: Tensor) -> Tensor:
+    """Costs, rather than returns."""
     return y - 3
 
 
@@ -37,13 +38,12 @@ TRAININGS = (
             REBUILD,
             partial(mlp, 64, (64,), 64, last=(nn.ReLU(),)),
             optimizer="adam",
-            lr=3e-3,
-            targets=low_targets,
+            lr=0.01,
         ),
         {"structure": {"network": partial(mlp, 64, (64,), 64)}},
     ),
     Training(
-        "ReLU as the output, one value",
+        "ReLU as the output, values below 0",
         Settings(
             VALUES,
             partial(mlp, 4, (64, 64), 1, last=(nn.ReLU(),)),
@@ -51,7 +51,10 @@ TRAININGS = (
             lr=3e-3,
             targets=low_targets,
         ),
-        {"structure": {"network": partial(mlp, 4, (64, 64), 1)}},
+        {
+            "structure": {"network": partial(mlp, 4, (64, 64), 1)},
+            "scale_of_targets": {"targets": same},
+        },
         site="5",
     ),
     Training(
