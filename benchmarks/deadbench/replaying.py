@@ -35,7 +35,7 @@ RIGHT = {
 
 
 def replayed(training: Training, seeds: int) -> str:
-    """The answer from all seeds together: one of `counterfactual.ANSWERS`."""
+    """The answer from all seeds together: one of `counterfactual.ANSWERS`, or `refused`."""
     settings = training.settings
 
     def run(trial: reludiag.Trial) -> dict[str, float]:
@@ -53,8 +53,11 @@ def replayed(training: Training, seeds: int) -> str:
         Cell(number, seed, lr_scale=ARMS[arm][0], init=ARMS[arm][1])
         for number, (seed, arm) in enumerate(plan)
     ]
-    with TemporaryDirectory(prefix="deadbench-") as folder:
-        trials = trials_table([(cell, run_cell(run, cell, Path(folder))) for cell in cells])
+    try:
+        with TemporaryDirectory(prefix="deadbench-") as folder:
+            trials = trials_table([(cell, run_cell(run, cell, Path(folder))) for cell in cells])
+    except reludiag.ReludiagError:  # such as weights that cannot be drawn again
+        return "refused"
     trials.insert(1, "arm", [arm for _, arm in plan])
     return answer(trials).kind
 

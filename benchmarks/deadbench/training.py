@@ -42,7 +42,9 @@ CAUSES = (
     "none",
     "undetermined",
 )
-"""The answers; a training has one of them but the last as its cause."""
+"""The answers."""
+NAMEABLE = frozenset(CAUSES) - {"none", "undetermined"}
+"""Those that something can be undone for."""
 FOLDER = Path(__file__).with_name("trainings")
 
 Init = Callable[[nn.Module], None]
@@ -145,17 +147,17 @@ class Training:
 def trainings(folder: Path = FOLDER) -> list[Training]:
     """Those of all files of the folder, by file name.
 
-    Raises ValueError if two have one name, or if a cause is not in `CAUSES`.
+    Raises ValueError if two have one name, or if a cause is not in `NAMEABLE`.
     """
     every = [training for module in _modules(folder) for training in module.TRAININGS]
     names = [training.name for training in every]
     if double := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two trainings are called {sorted(double)}; expected different names")
     for training in every:
-        if unknown := {*training.undo} - {*CAUSES}:
+        if unknown := {*training.undo} - NAMEABLE:
             raise ValueError(
                 f"training {training.name!r} has the cause {sorted(unknown)}; expected one of "
-                f"{', '.join(CAUSES)}"
+                f"{', '.join(sorted(NAMEABLE))}"
             )
     return every
 
