@@ -3,6 +3,7 @@
 How right reludiag is, is for the benchmark to say: nothing here depends on it.
 """
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from benchmarks.deadbench.proof import prove
 from benchmarks.deadbench.scores import cells, summary
 from benchmarks.deadbench.tasks import mlp
 from benchmarks.deadbench.training import CAUSES, Settings, Training, trainings
+from benchmarks.deadbench.trainings.initialization import low_norm
 
 NEW_FILE = """
 from benchmarks.deadbench.training import Settings, Training
@@ -161,6 +163,16 @@ def test_an_advice_on_the_layers_before_is_followed() -> None:
     model = untrained(followed.change(Settings()), 0)
     assert [int(model[layer].bias.count_nonzero()) for layer in (0, 2, 4, 6)] == [0, 0, 0, 10]
     assert model[0].weight.var() > 1.5 / 64  # He's 2/64; PyTorch's is a sixth of it
+
+
+def test_an_advice_on_a_norm_is_followed() -> None:
+    followed = follow("start the weight of 1 at 1 and its bias at 0")
+    assert followed.change is not None
+    network = partial(mlp, 64, (64, 64), 10, nn.BatchNorm1d)
+    model = untrained(
+        followed.change(Settings(network=network, init=(partial(low_norm, -4.0),))), 0
+    )
+    assert [model[norm].bias.mean().item() for norm in (1, 4)] == [0.0, -4.0]
 
 
 def test_an_advice_in_unknown_words_is_not_followed() -> None:

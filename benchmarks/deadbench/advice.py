@@ -127,6 +127,16 @@ def _mean_zero(match: re.Match[str], settings: Settings) -> Settings:
     return _with_init(change, settings)
 
 
+def _fresh_norm(match: re.Match[str], settings: Settings) -> Settings:
+    def change(model: nn.Module) -> None:
+        for name in _layers(match):
+            norm = model.get_submodule(name)
+            nn.init.ones_(norm.weight)
+            nn.init.zeros_(norm.bias)
+
+    return _with_init(change, settings)
+
+
 def _centred(match: re.Match[str], settings: Settings) -> Settings:
     return settings.but(inputs=(*settings.inputs, centred))
 
@@ -153,6 +163,7 @@ FORMS: tuple[tuple[str, Callable[[re.Match[str], Settings], Settings]], ...] = (
     (rf"the bias of {_NAMES} starts (?:at|as low as) [^:]+: start \w+ at 0", _zero_bias),
     (rf"start the bias of {_NAMES} at 0$", _zero_bias),
     (rf"start the bias of {_NAMES} at 0, and the layers before", _zero_bias_and_kaiming_before),
+    (rf"start the weight of {_NAMES} at 1 and \w+ bias(?:es)? at 0", _fresh_norm),
     (rf"start {_NAMES} with kaiming_normal", _kaiming),
     (rf"draw the weights of {_NAMES} with mean 0", _mean_zero),
     (rf"draw the weights of {_NAMES} at random, as kaiming_normal does", _kaiming),

@@ -40,7 +40,9 @@ def ask(settings: Settings, seed: int, site: str = "", probe: bool = True) -> An
     monitors: list[reludiag.Monitor] = []
 
     def watch(model: nn.Module, optimizer: Optimizer, x: Tensor) -> reludiag.Monitor:
-        monitors.append(reludiag.Monitor(model, optimizer, every=EVERY, probe=x if probe else None))
+        # No limit on the time for evidence: the machine's speed must not decide an answer.
+        settings = {"every": EVERY, "probe": x if probe else None, "evidence": 1.0}
+        monitors.append(reludiag.Monitor(model, optimizer, **settings))
         return monitors[0]
 
     with warnings.catch_warnings(record=True) as caught:

@@ -61,7 +61,7 @@ TRAININGS = (
     Training(
         "Adam too high, warm restarts",
         Settings(optimizer="adam", lr=0.05, schedule=partial(restarts, 50)),
-        {"learning_rate": {"lr": 1e-3}},
+        {"learning_rate": {"lr": 5e-3}},
     ),
     Training(
         "raised in the middle",
