@@ -9,7 +9,7 @@ BROWSER := $(VENV)/.browser
 INTEGRATIONS := $(VENV)/.integrations
 DOCS := $(VENV)/.docs
 
-.PHONY: setup demo test lint bench bench-causes bench-zoo pages docs clean
+.PHONY: setup demo test lint bench bench-causes bench-deadbench bench-zoo pages docs clean
 .PHONY: check-lowest check-size check-wheel native-sanitize
 
 setup: $(READY)
@@ -82,6 +82,11 @@ bench-gpu: $(READY)
 # Of many trainings: half an hour.
 bench-causes: $(READY)
 	$(BIN)/python benchmarks/causes.py
+
+# Of trainings whose cause is proved in the run: what is said of it, and what the advice does. A part
+# in some minutes: `python -m benchmarks.deadbench --part 1/4`.
+bench-deadbench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.deadbench --replay --write
 
 # What an oracle sees in the models of many libraries, in an environment of its own. A library that
 # cannot be had is a row that says so. None may bring another torch.

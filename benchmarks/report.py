@@ -24,11 +24,13 @@ class Table:
         print("  ".join(f"{cell:16}" for cell in cells), flush=True)
 
     def __str__(self) -> str:
-        head, *rows = self._rows
-        return "\n".join(
-            [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-            + [f"| {' | '.join(row)} |" for row in rows]
-        )
+        return markdown(*self._rows)
+
+
+def markdown(head: Sequence[str], *rows: Sequence[str]) -> str:
+    """A table of these rows under the headings."""
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
 def write_section(name: str, method: str, table: Table) -> None:
