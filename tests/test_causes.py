@@ -579,3 +579,29 @@ def test_without_a_probe_deaths_may_be_of_the_window_before() -> None:
     died = units[units["died_step"].notna()]
     assert died["unit"].tolist() == list(range(6)) and set(died["died_step"]) == {20}
     assert set(died["lr_at_death"]) == {0.5}
+
+
+class Negated(nn.Module):
+    """A ReLU of a ReLU with its sign changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(nn.functional.relu(-nn.functional.relu(self.first(x))))
+
+
+def test_a_rectifier_that_no_weights_make_fire_is_in_the_wrong_place() -> None:
+    torch.manual_seed(0)
+    model = Negated()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x = torch.randn(64, 8)
+    with reludiag.Monitor(model, optimizer, every=2, probe=x) as monitor:
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+    cause = monitor.diagnose().causes[0]
+    assert (cause.kind, cause.identifiable) == ("structure", True)
+    assert "with other weights" in cause.sentence

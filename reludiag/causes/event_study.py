@@ -31,6 +31,8 @@ LATE = 0.5
 """Deaths are late if this share of the exposure at the high rate had passed"""
 FEW_EARLY = 0.2
 """before this share of the deaths at it: an event killed them, not the rate."""
+FEWEST_WINDOWS = 3
+"""and at least as many windows: only some steps of the first may have had the high rate."""
 SPLITS = 16
 """Largest number of thresholds between high and low rates; the best is used, with its p-value
 multiplied by their number (Bonferroni).
@@ -157,7 +159,9 @@ def _come_late(exposure: Floats, died: Integers) -> bool:
     """Whether few units had died when much of the exposure had passed; both are `[window]`."""
     passed = np.cumsum(exposure) / exposure.sum()
     until = np.cumsum(died) / died.sum()
-    return bool(((passed >= LATE) & (passed < 1) & (until <= FEW_EARLY)).any())
+    windows = np.cumsum(exposure > 0)
+    is_late = (passed >= LATE) & (passed < 1) & (windows >= FEWEST_WINDOWS)
+    return bool((is_late & (until <= FEW_EARLY)).any())
 
 
 def study_of(run: RunLives) -> EventStudy | None:

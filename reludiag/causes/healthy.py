@@ -3,14 +3,20 @@
 from reludiag.causes.cause import Evidence
 from reludiag.causes.chance import FEW, FEWEST_BORN, chance_evidence, lacks_baseline, more_died
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
+from reludiag.recording.ledger import NEVER
 
 
 def _births(site: SiteAttribution) -> bool:
-    return not lacks_baseline(site)
+    return not lacks_baseline(site) and not _is_wholly_dead(site)
 
 
 def _deaths(site: SiteAttribution) -> bool:
-    return not site.run.once(more_died)
+    return not site.run.once(more_died) and not _is_wholly_dead(site)
+
+
+def _is_wholly_dead(site: SiteAttribution) -> bool:
+    """Whether it blocks all signal and gradient, which is usual nowhere."""
+    return site.lives.units > 1 and site.lives.dead_since != NEVER
 
 
 def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
@@ -40,7 +46,7 @@ KIND = CauseKind(
     rule=(
         f"fewer than {FEWEST_BORN} units of its site were born dead, or at most {100 * FEW:g} % of "
         "all units died in training, as in a healthy run; or more were born dead, but no more than "
-        "in the baseline"
+        "in the baseline; never of a site that is wholly dead"
     ),
     births=_births,
     deaths=_deaths,

@@ -1,9 +1,13 @@
 """Undetermined: units died, and nothing that was recorded says why."""
 
+import math
+
+from reludiag.causes.chance import born_by_chance
 from reludiag.causes.drift import drift_evidence
 from reludiag.causes.event_study import study_evidence, study_of
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.causes.learning_rate import update_evidence
+from reludiag.causes.site_lives import SiteLives
 from reludiag.causes.wording import FALLBACK_SCALE, replay_command
 
 
@@ -13,6 +17,14 @@ def _births(site: SiteAttribution) -> bool:
 
 def _deaths(site: SiteAttribution) -> bool:
     return True  # what no other kind has claimed
+
+
+def _compared(lives: SiteLives) -> str:
+    """What is known of the same units with other weights."""
+    chance = born_by_chance(lives)
+    if math.isnan(chance):
+        return "no other draw of its weights is there to compare with"
+    return f"with weights of Kaiming and zero biases {chance:.1%} are"
 
 
 MORE_TIME = "pass the Monitor a larger `evidence`, a smaller probe, or a larger `every`"
@@ -45,8 +57,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             identifiable=False,
             evidence=(),
             sentence=f"{int(lives.born.sum())} of {lives.units} units of '{lives.name}' were dead "
-            "before any training, and the recording does not show why: no other draw of its "
-            "weights is there to compare with.",
+            f"before any training, and the recording does not show why: {_compared(lives)}.",
             advice=f"check the initial weights and biases of {names}, and that the input is "
             "centred",
             confirm="reludiag init MODEL --data DATA",

@@ -32,8 +32,8 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
     """The Diagnosis of a recording: the verdicts of its last snapshot, and the ledger."""
     findings, timelines, rates = [], [], LearningRates(run)
     missed = [Unjudged(**place) for place in run.facts.get("unjudged", [])]
-    # Of a run that was not watched, the first snapshot may be of trained weights.
-    is_told = not any(is_whole(place.reason) for place in missed)
+    # Where no step was seen, the only snapshot may be of trained weights.
+    is_told = run.steps[-1:] != (0,) or not any(is_whole(place.reason) for place in missed)
     explained = explain(run) if is_told else Explanation((), {})
     for recorded in run.sites:
         ledger = trace_lives(run.steps, recorded.dead, recorded.has_state)

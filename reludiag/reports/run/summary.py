@@ -117,7 +117,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
             f"{names}: every unit is dead{_on(silent, head)}, so later layers get only "
             "constants from it, and earlier layers get no gradient through it."
         )
-    if diagnosis.timeline is not None and diagnosis.watched:
+    if diagnosis.timeline is not None and (diagnosis.watched or diagnosis.timeline["step"].any()):
         lines += _life_sentences(diagnosis)
     if diagnosis.dead:
         worst = sites.sort_values(["dead_fraction", "dead"], ascending=False, kind="stable").iloc[0]
