@@ -14,10 +14,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import reludiag
+from reludiag.initialization.births import BIRTH_COLUMNS, REDRAW_COLUMNS
 from reludiag.initialization.examination import (
-    BIRTH_COLUMNS,
     INPUT_COLUMNS,
-    REDRAW_COLUMNS,
     UNFILLED,
     _outweighing,
 )

@@ -227,7 +227,7 @@ def test_what_is_observed_is_a_site(unit_axis: Any) -> None:
 
 def test_observing_raises_nothing_and_says_what_is_wrong() -> None:
     diagnosis = reludiag.scan(nn.Sequential(Observing(5), nn.ReLU()), X)
-    assert "unit_axis=5 is no axis" in diagnosis.unjudged[0].sentence
+    assert "unit_axis=5 is not an axis" in diagnosis.unjudged[0].sentence
     reludiag.observe("nothing", X)
 
 

@@ -82,7 +82,7 @@ SNAPSHOT = """\
 
  What to look at next
  - 4 of 4 deaths came in steps 2-4, at a learning rate of 0.5.
- - 1 unit was dead at step 0 (silent on 1,000 samples), before any training.
+ - 1 unit was dead at step 0 (silent on 1,000 samples).
  - The worst site is '1' (its weights: '0'): 5 of 8 units dead.
  - Dead here means 0 of 1,000 samples: a firing rate below 0.30 % on data like
    this, with 95 % confidence.

@@ -151,5 +151,5 @@ def test_a_network_of_saturated_units_is_not_called_healthy(tmp_path: Path) -> N
     diagnosis = reludiag.scan(nn.Sequential(*layers), torch.randn(64, 8))
     diagnosis.to_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "16 of 16 units are saturated: they pass no gradient" in page
+    assert "16 of 16 units are saturated: none is dead, but they pass no gradient" in page
     assert "<b>Yes." not in page and ">Yes.<" not in page

@@ -1,4 +1,4 @@
-"""Of what did the units die? Trainings of proved causes, and what reludiag says of them.
+"""Why did the units die? Trainings with a proved cause, and what reludiag says about them.
 
 Method: each training has one thing wrong. That this is the cause is proved in the run: without the
 one thing, with the same seed, at least 70 % of the lost units live. Lost is a unit that is never

@@ -46,7 +46,7 @@ def prove(training: Training, seed: int, faulty: Outcome) -> Proof:
     elif training.cause == "divergence" and not faulty.nonfinite:
         reason = "all units are finite"
     proved = frozenset(cause for cause, share in gone.items() if share >= LEAST_GONE)
-    if faulty.nonfinite:  # whatever made them so, it is no mistake to say that they are
+    if faulty.nonfinite:  # to say so is right, whatever the cause is
         proved |= {"divergence"}
     return Proof(without, gone, frozenset() if reason else proved, reason)
 

@@ -171,7 +171,7 @@ class CallReader:
         if unit_axis is not None and isinstance(tensor, Tensor):
             axes = coordinates_of(unit_axis, tuple(tensor.shape))
             if axes is None:
-                why = f"unit_axis={unit_axis} is no axis of its shape {list(tensor.shape)}"
+                why = f"unit_axis={unit_axis} is not an axis of its shape {list(tensor.shape)}"
                 self._missed.unreadable[self._paths[owner], name] = why
                 return
         self._hand_over(owner, name, _OBSERVED, None, tensor, axes)

@@ -182,7 +182,7 @@ class ExpectedCall:
         self.site: KnownSite | None = None
         self.view: UnitView | None = None
         self.is_left_out = False
-        """Whether it is known to be no site: set with the others."""
+        """Whether it is known not to be a site: set with the others."""
 
     @property
     def is_first(self) -> bool:

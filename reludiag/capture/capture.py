@@ -32,7 +32,7 @@ from reludiag.capture.calls import UnitView
 from reludiag.capture.compiled import forget_compiled
 from reludiag.capture.following import Following
 from reludiag.capture.forward_pass import PerThread
-from reludiag.capture.idle import Idle
+from reludiag.capture.idle import Idle, RestedCall
 from reludiag.capture.missed import MissedCalls
 from reludiag.capture.pass_tracker import PassTracker
 from reludiag.capture.sample_counter import SampleCounter
@@ -182,7 +182,7 @@ class Capture:
 
     @property
     def left_out(self) -> list[LeftOut]:
-        """Calls of rectifiers that are no sites, because no layer's units can be there."""
+        """Calls of rectifiers that are not sites, because no layer's units can be there."""
         return self._registry.left_out
 
     def unmatched_axes(self) -> str:
@@ -249,12 +249,8 @@ class Capture:
         """Whether it is resting."""
         return self._idle.resting
 
-    def wake(self) -> list[tuple[int, bool, int, int, int]]:
-        """Watch again.
-
-        Returns (site, in training, calls, samples, samples of the passes) for each site called
-        meanwhile.
-        """
+    def wake(self) -> list[RestedCall]:
+        """Watch again. Returns what was called meanwhile."""
         if not self._idle.resting:
             return []
         calls = self._idle.end()

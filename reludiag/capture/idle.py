@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,18 @@ from reludiag.sites.torch_internals import backward_task, innermost_transform
 
 _SETTLED = 32
 """After this number of equal passes, the next one is expected to be the same."""
+
+
+class RestedCall(NamedTuple):
+    """One call of a forward, and how often it came while the hooks rested."""
+
+    site: int
+    in_training: bool
+    calls: int
+    samples: int
+    """That reached the site."""
+    in_passes: int
+    """In the passes that called it."""
 
 
 class Idle:
@@ -96,12 +108,8 @@ class Idle:
             self._undo,
         )
 
-    def end(self) -> list[tuple[int, bool, int, int, int]]:
-        """Watch again.
-
-        Returns (site, in training, calls, samples, samples of the passes) for each site called
-        meanwhile.
-        """
+    def end(self) -> list[RestedCall]:
+        """Watch again. Returns what was called meanwhile."""
         if self._rest is None:
             return []
         calls, evaluations = self._rest.end()
@@ -144,10 +152,8 @@ class Rest:
             shape = self._counter.of(module, [*args, *kwargs.values()])
         self._forwards.append((module.training, shape))
 
-    def end(self) -> tuple[list[tuple[int, bool, int, int, int]], int]:
-        """(site, in training, calls, samples, samples of the passes) for each site called since;
-        and the passes in eval mode.
-        """
+    def end(self) -> tuple[list[RestedCall], int]:
+        """What was called since, and the number of passes in eval mode."""
         while self._undo:
             self._undo.pop()()
         forwards: Counter[int | None] = Counter()
@@ -158,7 +164,7 @@ class Rest:
             else:
                 evaluations += count
         calls = [
-            (
+            RestedCall(
                 call.site.index,
                 in_training,
                 count,

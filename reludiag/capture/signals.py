@@ -17,7 +17,7 @@ def signal_of(
         fired: Any = output != rectifier.off_value
         if rectifier.fired is not None:
             if not isinstance(pre_activation, Tensor):
-                return None, "its first argument is no tensor"
+                return None, "its first argument is not a tensor"
             x = pre_activation.detach()
             if x.numel() and x.data_ptr() == output.data_ptr():
                 return None, "its input was overwritten in place"

@@ -34,11 +34,11 @@ class SiteMatch(NamedTuple):
     repeats: bool = False
     """Whether it is another call of a site that was called earlier in the forward."""
     left_out: str = ""
-    """Why the call is no site, as `ProvenanceMode.no_units` says it."""
+    """Why the call is not a site, as `ProvenanceMode.no_units` says it."""
 
 
 class LeftOut(NamedTuple):
-    """A call of a rectifier that is no site."""
+    """A call of a rectifier that is not a site."""
 
     path: str
     operator: str
@@ -71,7 +71,7 @@ class SiteRegistry:
         self._by_feed: dict[tuple[Any, ...], list[KnownSite]] = {}
         """The sites of an owner, operator and producer."""
         self._left_out: dict[tuple[Any, ...], LeftOut] = {}
-        """Calls that are no sites, by what tells them from others."""
+        """Calls that are not sites, by what tells them from others."""
         self._site_list: list[Site] | None = None
         """`sites`, until a site or a path is new."""
 
@@ -86,7 +86,7 @@ class SiteRegistry:
 
     @property
     def left_out(self) -> list["LeftOut"]:
-        """The calls that are no sites, in the order of their first calls."""
+        """The calls that are not sites, in the order of their first calls."""
         return list(self._left_out.values())
 
     def has_functions(self) -> bool:

@@ -91,7 +91,7 @@ def event_study(sites: Sequence[SiteLives], steps: Sequence[int]) -> EventStudy 
     low = float(positive.min())
     windows = list(itertools.pairwise(steps))
     deaths = int(died[rates_known].sum())
-    # Sites of groups at different rates are no contrast: each is compared with itself.
+    # Different rates of two groups prove nothing: each site is compared with itself.
     highest = np.where(rates_known, rates, -np.inf).max(axis=1)
     lowest = np.where(rates_known, rates, np.inf).min(axis=1)
     if (highest < CONTRAST * lowest).all():

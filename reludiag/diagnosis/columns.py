@@ -73,7 +73,8 @@ LEDGER_COLUMNS = (
     Column(
         "lr_at_death",
         "float64",
-        "largest learning rate of its parameter group in the window in which it died",
+        "largest learning rate of its parameter group in the window in which it died; without a "
+        "probe in the window before it, too",
     ),
     Column("cause", "str", "kind of cause that best explains its death"),
     Column(

@@ -21,7 +21,7 @@ class Check:
     """The result of a gate: of one site, of the whole model, or of a place that was not judged."""
 
     site: str | None
-    """Its name, also of a place that is no site; None for the whole model."""
+    """Its name, also of a place that is not a site; None for the whole model."""
     limit: Limit | None
     """None if there is no limit."""
     lost: int
@@ -143,7 +143,7 @@ class Gate:
         return Check(name, limit, lost, None if never_called else units, over, place, fails)
 
     def _other_checks(self, places: Sequence[Unjudged]) -> Iterator[Check]:
-        """Of places that are no site. What may be anywhere concerns every limit."""
+        """Of places that are not sites. What may be anywhere concerns every limit."""
         for place in places:
             limit = self._own_limit(place.where) or self.whole
             limits = [limit] if place.where else [self.whole, *(each for _, each in self.rules)]

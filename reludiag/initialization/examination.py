@@ -4,7 +4,6 @@ All measurements use a copy; the model itself is only read.
 """
 
 import copy
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,8 @@ import torch
 from torch import nn
 
 from reludiag.capture.model_state import preserve_state
-from reludiag.errors import ModelError, UsageError
-from reludiag.initialization.chance_deaths import silent_on_all, silent_with_bias
+from reludiag.errors import ModelError
+from reludiag.initialization.births import birth_table, redraw_table, redrawn_passes
 from reludiag.initialization.layer_init import (
     InitProblem,
     LayerInit,
@@ -27,54 +26,26 @@ from reludiag.initialization.layer_init import (
 )
 from reludiag.initialization.layer_inputs import LayerInput, measure_inputs
 from reludiag.initialization.layers import (
-    Structure,
     layers_of,
     structure_from,
     structure_of,
 )
 from reludiag.initialization.norms import norm_problem
-from reludiag.initialization.schemes import NOTHING_DRAWN, redraw, scheme_named
 from reludiag.loading.data import batches_of
 from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, limited
 from reludiag.measure.structure import UNCENTRED, StructureFacts, structure_notes
 from reludiag.measure.structure_facts import batch_gradients, structure_facts
 from reludiag.measure.unjudged import sentences
-from reludiag.measure.verdicts import is_dead
 from reludiag.tables import Column, table_of
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-BIRTH_COLUMNS = (
-    Column("site", "str", "as in the unit table of a scan"),
-    Column("layer", "str", "module (or parameter) whose weights feed the site; all of several"),
-    Column("norm", "str", "BatchNorm between that module and the site"),
-    Column("units", "Int64", "number of units"),
-    Column("born_dead", "Int64", "units that fired in no sample"),
-    Column("nonfinite", "Int64", "units with a NaN or an infinity; never counted as dead"),
-    Column("cosine", "float64", "mean cosine of two inputs of the layer"),
-    Column("expected", "float64", "share that is dead by chance alone at that cosine, by formula"),
-    Column(
-        "with_bias", "float64", "the same with the model's own biases, at the scale of the inputs"
-    ),
-    Column("bias_ratio", "float64", "standard deviation of the biases / that of w.x"),
-    Column("redrawn", "float64", "mean share when the model is drawn again by kaiming_normal"),
-)
-REDRAW_COLUMNS = (
-    Column("scheme", "str", "scheme by which the copy's weights were drawn"),
-    Column("seed", "Int64", "seed of the draw"),
-    Column("units", "Int64", "units that can die"),
-    Column("born_dead", "Int64", "of these, units that fired in no sample"),
-    Column("nonfinite", "Int64", "of these, units with a NaN or an infinity"),
-)
 INPUT_COLUMNS = (
     Column("layer", "str", "a layer that is fed only by the model's input"),
     Column("samples", "Int64", "samples seen"),
     Column("gamma", "float64", "norm of the input's mean / norm of its standard deviation"),
 )
 
-REDRAWN = ("pytorch", "kaiming_normal", "xavier_normal", "orthogonal")
-"""Schemes that the model is compared with."""
-BASELINE = "kaiming_normal"
 OUTWEIGHED = 0.5
 """A bias_ratio above which biases largely decide which units fire: a fifth of the variance."""
 EXCESS = 0.05
@@ -165,9 +136,9 @@ def examine_initialization(
         norms = {found.site.norm for found in measured.sites if found.site.norm is not None}
         normed = {path: m for path, m in scanner.model.named_modules() if path in norms}
         of_norms = {path: norm_problem(path, module) for path, module in normed.items()}
-        redrawn, refused = _redraw(scanner, structure, batch_list, seeds, dtype, progress)
+        redrawn, refused = redrawn_passes(scanner, structure, batch_list, seeds, dtype, progress)
     first = {path: layer_input for path, layer_input in inputs.items() if layer_input.is_first}
-    births = _births(measured, inputs, described, biases, redrawn)
+    births = birth_table(measured, inputs, described, biases, redrawn)
     return InitExamination(
         model=name,
         layers=tuple(_as_used(layer, measured, births, of_norms) for layer in described.values()),
@@ -178,7 +149,7 @@ def examine_initialization(
         ),
         samples=measured.samples,
         births=births,
-        redraws=_redraw_table(redrawn),
+        redraws=redraw_table(redrawn),
         inputs=table_of(
             INPUT_COLUMNS,
             [
@@ -309,122 +280,3 @@ def _structure_problems(facts: StructureFacts) -> list[InitProblem]:
         for note in structure_notes(facts)
         if note.kind != "uncentred_input"
     ]
-
-
-@dataclass(frozen=True)
-class _Redraw:
-    scheme: str
-    seed: int
-    drawn: tuple[str, ...]
-    measured: Measurement
-
-
-def _redraw(
-    scanner: Scanner,
-    structure: Structure | None,
-    batches: Sequence[Any],
-    seeds: int,
-    dtype: torch.dtype | None,
-    progress: ProgressCallback | None,
-) -> tuple[list[_Redraw], list[str]]:
-    """The same pass with the weights drawn again; and sentences on schemes that failed."""
-    done: list[_Redraw] = []
-    draws = list(itertools.product(REDRAWN, range(seeds)))
-    left: list[str] = []
-    for index, (name, seed) in enumerate(draws):
-        scheme = scheme_named(name)
-        assert scheme is not None
-        try:
-            change = redraw(scanner.model, scheme, seed, structure)
-        except UsageError as error:
-            return [], [f"Other schemes were not tried: {error}."]
-        if not change.drawn:
-            return [], [f"Other schemes were not tried: {NOTHING_DRAWN}{change.left_in_words()}."]
-        left = change.notes()
-        done.append(_Redraw(name, seed, change.drawn, scanner.run(batches, dtype=dtype)))
-        if progress is not None:
-            progress(index + 1, len(draws))
-    return done, left
-
-
-@dataclass(frozen=True)
-class _Chance:
-    """Share of a layer's units that is dead by chance alone; see `BIRTH_COLUMNS`."""
-
-    expected: float = math.nan
-    with_bias: float = math.nan
-    bias_ratio: float = math.nan
-
-    @classmethod
-    def of(cls, layer_input: LayerInput, layer: LayerInit, bias: Floats, samples: int) -> "_Chance":
-        """By the integrals of `chance_deaths`."""
-        if math.isnan(layer_input.cosine) or layer.std is None or not np.isfinite(bias).all():
-            return cls()
-        expected = silent_on_all(layer_input.cosine, samples)
-        spreads = layer.std * layer_input.lengths
-        signal = math.sqrt(np.square(spreads).mean())
-        if not bias.any() or signal == 0 or not math.isfinite(signal):
-            return cls(expected, expected, 0.0)
-        with_bias = silent_with_bias(layer_input.cosine, spreads, bias)
-        return cls(expected, with_bias, float(bias.std()) / signal)
-
-
-def _births(
-    measured: Measurement,
-    inputs: dict[str, LayerInput],
-    layers: dict[str, LayerInit],
-    biases: dict[str, Floats],
-    redrawn: Sequence[_Redraw],
-) -> pd.DataFrame:
-    again: dict[str, list[float]] = {}
-    for draw in redrawn:
-        for site_counts in draw.measured.sites if draw.scheme == BASELINE else ():
-            # Where a weight was left, the site says nothing of a new draw.
-            if site_counts.site.units and site_counts.site.layers <= set(draw.drawn):
-                share = (
-                    is_dead(site_counts.counts, site_counts.site.rectifier).sum()
-                    / site_counts.site.units
-                )
-                again.setdefault(site_counts.site.key, []).append(float(share))
-    rows = []
-    for site_counts in measured.sites:
-        site = site_counts.site
-        if not site.rectifier.can_die or not site.units:
-            continue
-        producer = site.producer
-        layer_input = None if producer is None else inputs.get(producer)
-        layer = None if producer is None else layers.get(producer)
-        chance = _Chance()
-        if layer_input is not None and layer is not None and site.is_exact:
-            chance = _Chance.of(
-                layer_input, layer, biases[layer.module], site_counts.counts.samples
-            )
-        shares = again.get(site.key)
-        row = {
-            "site": site.name,
-            "layer": site.producer,
-            "norm": site.norm,
-            "units": site.units,
-            "born_dead": int(is_dead(site_counts.counts, site.rectifier).sum()),
-            "nonfinite": int(site_counts.counts.nonfinite.sum()),
-            "cosine": math.nan if layer_input is None else layer_input.cosine,
-            **vars(chance),
-            "redrawn": float(np.mean(shares)) if shares else math.nan,
-        }
-        rows.append(row)
-    return table_of(BIRTH_COLUMNS, rows)
-
-
-def _redraw_table(redrawn: Sequence[_Redraw]) -> pd.DataFrame:
-    rows = []
-    for draw in redrawn:
-        mortal = [f for f in draw.measured.sites if f.site.rectifier.can_die and f.site.units]
-        row = {
-            "scheme": draw.scheme,
-            "seed": draw.seed,
-            "units": sum(counts.site.units or 0 for counts in mortal),
-            "born_dead": sum(int(is_dead(f.counts, f.site.rectifier).sum()) for f in mortal),
-            "nonfinite": sum(int(counts.counts.nonfinite.sum()) for counts in mortal),
-        }
-        rows.append(row)
-    return table_of(REDRAW_COLUMNS, rows)

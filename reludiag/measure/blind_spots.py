@@ -85,7 +85,7 @@ def _puts_ranks_back(capture: Capture) -> bool:
 
 
 def left_out_notes(capture: Capture) -> list[str]:
-    """A note for each reason why calls of rectifiers are no sites."""
+    """A note for each reason why calls of rectifiers are not sites."""
     model = type(capture.model).__name__
     notes: list[str] = []
     for reason, sentence in _NO_UNITS.items():

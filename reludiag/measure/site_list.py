@@ -29,7 +29,7 @@ class SiteList:
     ran: bool
     """Whether a forward pass was made; without one, each module and function is listed once."""
     notes: tuple[str, ...] = ()
-    """On calls that are no sites."""
+    """On calls that are not sites."""
     structure: tuple[StructureNote, ...] = ()
     """What in the build of the network keeps units from training."""
 

@@ -225,7 +225,7 @@ def sentences(places: Iterable[Unjudged]) -> list[str]:
 def unjudged_sites(
     names: Sequence[str], places: Iterable[Unjudged]
 ) -> tuple[dict[str, Unjudged], list[Unjudged]]:
-    """By the name of its site, and those that are no site's."""
+    """By the name of its site, and those that belong to no site."""
     by_site: dict[str, Unjudged] = {}
     others = []
     known = set(names)

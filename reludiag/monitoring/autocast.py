@@ -23,8 +23,8 @@ State = dict[str, torch.dtype | None]
 class TrainingAutocast:
     """The state of autocast in the training's forward passes, read in one pass after each `arm`.
 
-    A pass without gradients is no pass of a training. In compiled code no hook runs, so the hook
-    is then on the compiled module itself.
+    A pass without gradients does not belong to the training. In compiled code no hook runs, so the
+    hook is then on the compiled module itself.
     """
 
     def __init__(self, model: nn.Module, guard: Guard) -> None:

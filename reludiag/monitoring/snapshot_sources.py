@@ -316,12 +316,12 @@ class TrainingSource:
         return [f"{wrong[0].upper()}{wrong[1:]}."] if wrong else []
 
     def _wake(self) -> None:
-        for site, training, calls, samples, in_passes in self._capture.wake():
-            if training:
-                self._windows[site].samples += samples
-                self._windows[site].in_passes += in_passes
+        for call in self._capture.wake():
+            if call.in_training:
+                self._windows[call.site].samples += call.samples
+                self._windows[call.site].in_passes += call.in_passes
             else:
-                self._frozen_calls += calls
+                self._frozen_calls += call.calls
 
     # What the capture calls
 

@@ -53,7 +53,7 @@ def _norm(tensor: Tensor) -> Tensor | None:
     if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
         return None
     values = readable(tensor)
-    if values is None or values.element_size() < 2:  # there is no norm of 8 bits
+    if values is None or values.element_size() < 2:  # torch cannot take the norm of 8-bit floats
         return None
     # The smallest change must be seen; Apple's GPUs have no double precision.
     precise = torch.float32 if values.device.type == "mps" else torch.float64

@@ -56,12 +56,12 @@ class OperatorCall:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it moves, compares or combines single elements, and is no layer's product."""
+        """Whether it moves, compares or combines single elements, unlike the product of a layer."""
         return self.is_pointwise or self.name in _PLAIN
 
     @property
     def is_quantized(self) -> bool:
-        """Whether its weight is packed in an object that is no tensor."""
+        """Whether its weight is packed in an object that is not a tensor."""
         return "quantized::" in self.function.name()
 
     @property

@@ -32,7 +32,7 @@ _BATCH_NORMS = (
     "batch_norm_elemt",
 )
 _PACKED_PRODUCTS = ("linear", "conv1d", "conv2d", "conv3d")
-"""Of the quantized operators, whose weights are packed in an object that is no tensor."""
+"""Of the quantized operators, whose weights are packed in an object that is not a tensor."""
 _NORMS = {"native_layer_norm": -1, "fused_rms_norm": -1, "native_group_norm": 1}
 """Which axis they scale."""
 _RECURRENT = ("mkldnn_rnn_layer", "lstm", "gru", "rnn_tanh", "rnn_relu")

@@ -136,9 +136,9 @@ def answer(diagnosis: Diagnosis) -> Answer:
         return Answer(
             "bad" if is_much else "fair",
             "No." if is_much else "Mostly.",
-            f"No unit is dead, but {saturated:,} of {plural(units, 'unit')} "
-            f"{'is' if saturated == 1 else 'are'} saturated: "
-            f"{'it passes' if saturated == 1 else 'they pass'} no gradient.",
+            f"{saturated:,} of {plural(units, 'unit')} {'is' if saturated == 1 else 'are'} "
+            f"saturated: none is dead, but {'it passes' if saturated == 1 else 'they pass'} no "
+            "gradient.",
         )
     if not dead and not diagnosis.unjudged:
         return Answer("good", "Yes.", f"None of {plural(units, 'unit')} is dead.")
@@ -155,7 +155,9 @@ def answer(diagnosis: Diagnosis) -> Answer:
 
 
 def bar(diagnosis: Diagnosis) -> list[Part]:
-    """The units by verdict, the worst first."""
+    """The units by verdict, the worst first; none of a run that was not watched."""
+    if not diagnosis.watched:
+        return []
     units = int(diagnosis.sites["units"].sum())
     counts = {verdict: int(diagnosis.sites[verdict].sum()) for verdict in VERDICTS}
     return [

@@ -276,7 +276,7 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
             noun = "sample" if start["samples"].max() == 1 else "samples"
             on = f" (silent on {_range(start['samples'])} {noun})"
         lines.append(
-            f"{plural(born, 'unit')} {was} dead at step 0{on}, before any training"
+            f"{plural(born, 'unit')} {was} dead at step 0{on}"
             + ("." if diagnosis.causes else ": look at the initialization and at the input.")
         )
     return lines
