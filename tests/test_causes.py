@@ -567,7 +567,10 @@ def test_without_a_probe_deaths_may_be_of_the_window_before() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    with reludiag.Monitor(model, optimizer, every=10, warn_over=None) as monitor:
+    with (
+        pytest.warns(RuntimeWarning, match="at a learning rate of 0.5"),
+        reludiag.Monitor(model, optimizer, every=10) as monitor,
+    ):
         for step in range(40):
             optimizer.param_groups[0]["lr"] = 0.5 if step < 10 else 1e-6
             if step == 5:
@@ -575,8 +578,10 @@ def test_without_a_probe_deaths_may_be_of_the_window_before() -> None:
                     model[0].bias[:6] = -100.0  # type: ignore[union-attr, operator]
             model(torch.randn(64, 8))
             optimizer.step()  # without gradients: only what is done by hand changes
-    units = monitor.diagnose().units
+    diagnosis = monitor.diagnose()
+    units = diagnosis.units
     died = units[units["died_step"].notna()]
+    assert "at a learning rate of 0.5" in str(diagnosis)
     assert died["unit"].tolist() == list(range(6)) and set(died["died_step"]) == {20}
     assert set(died["lr_at_death"]) == {0.5}
 

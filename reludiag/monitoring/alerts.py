@@ -70,6 +70,10 @@ class Snapshot:
     """The rates of the last step by "optimizer/group"; empty before the first step."""
     largest_rate: float | None
     """The largest learning rate of any step since `previous`."""
+    rate_at_deaths: float | None = None
+    """The largest at which the units that died may have died: without a probe also of the window
+    before, since a unit that dies in a window still fired in it.
+    """
 
     @property
     def units(self) -> int:
@@ -135,7 +139,8 @@ class Snapshot:
         steps = f"by step {self.step:,}"
         if self.previous is not None:
             steps = f"in steps {self.previous:,}-{self.step:,}"
-        rate = "" if self.largest_rate is None else f", at a learning rate of {self.largest_rate:g}"
+        highest = self.rate_at_deaths
+        rate = "" if highest is None else f", at a learning rate of {highest:g}"
         worst = max(self.sites, key=lambda site: site.died, default=None)
         most = ""
         if worst is not None and worst.died:
@@ -164,7 +169,12 @@ class Alerts:
         on_death: Listener | None,
         warn_over: str | None,
         raise_over: str | None,
+        is_seen_late: bool,
     ) -> None:
+        """`is_seen_late` says whether a unit that is dead in a window may have died in the one
+        before, as training batches show it.
+        """
+        self._is_seen_late = is_seen_late
         self._on_snapshot, self._on_death = on_snapshot, on_death
         self._warn_over = None if warn_over is None else Limit.parse(str(warn_over), "warn_over")
         self._raise_over = (
@@ -174,6 +184,8 @@ class Alerts:
         self._born: dict[str, int] = {}
         self._rates: dict[str, float] = {}
         self._previous: int | None = None
+        self._largest_before: float | None = None
+        """In the window before, if deaths are seen late."""
         # What `tell` is to do, from `note` to `tell`:
         self._calls: list[tuple[Listener, Snapshot]] = []
         self._warning = ""
@@ -200,13 +212,17 @@ class Alerts:
         used = [rate for group, rate in self._rates.items() if group not in replaced]
         used += [rate for _, _, rate in new_rates]
         self._rates.update({group: rate for _, group, rate in new_rates})
+        largest = max(used, default=None) if step else None
+        rates = [r for r in (largest, self._largest_before) if r is not None]
+        self._largest_before = largest if self._is_seen_late else None
         news = Snapshot(
             step=step,
             previous=self._previous,
             sites=sites,
             # With a closure, the rates of the first step are known before the initial state.
             learning_rates=dict(self._rates) if step else {},
-            largest_rate=max(used, default=None) if step else None,
+            largest_rate=largest,
+            rate_at_deaths=max(rates, default=None) if step else None,
         )
         self._previous = step
         if self._on_snapshot is not None:

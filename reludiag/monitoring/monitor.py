@@ -159,7 +159,7 @@ class Monitor:
         )
         self._clock = Clock()
         self._after_step = AfterStep(self._clock, self._end_step)
-        self._alerts = Alerts(on_snapshot, on_death, warn_over, raise_over)
+        self._alerts = Alerts(on_snapshot, on_death, warn_over, raise_over, batches is None)
         self._rates = RateLog(model, self._optimizers)
         self._weights = WeightCheck(model)
         self._unwatched: Unjudged | None = None  # set when the run ends

@@ -251,12 +251,19 @@ def _bound_sentence(diagnosis: Diagnosis) -> str:
     return f"Dead here means {meaning} on data like this, with 95 % confidence{condition}."
 
 
+def _rate_of_deaths(units: pd.DataFrame, window: LifeWindow) -> float:
+    """The largest learning rate at the last deaths in a window; NaN if it is not known."""
+    is_inside = units["died_step"].gt(window.first) & units["died_step"].le(window.last)
+    rates = units.loc[is_inside.fillna(False), "lr_at_death"].dropna()
+    return window.learning_rate if rates.empty else float(rates.max())
+
+
 def _life_sentences(diagnosis: Diagnosis) -> list[str]:
     assert diagnosis.timeline is not None
     lines = []
     most = thick_of_deaths(diagnosis.timeline)
     if most is not None:
-        rate = most.learning_rate
+        rate = _rate_of_deaths(diagnosis.units, most)
         at = "" if math.isnan(rate) else f", at a learning rate of {rate:.4g}"
         total = int(diagnosis.timeline["died"].sum())
         windows = life_windows(diagnosis.timeline)
