@@ -358,7 +358,7 @@ def test_nothing_is_left_behind() -> None:
     reludiag.scan(model, X, watch={"out": "2"})
     trained(model, watch={"out": "2"})
     assert [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.modules()] == before
-    assert THREAD.watcher is None
+    assert THREAD.current.watcher is None
 
 
 def test_a_forward_that_raises_leaves_no_watcher() -> None:
@@ -370,7 +370,7 @@ def test_a_forward_that_raises_leaves_no_watcher() -> None:
 
     with pytest.raises(reludiag.UserCodeError):
         reludiag.scan(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), Raising()), X)
-    assert THREAD.watcher is None
+    assert THREAD.current.watcher is None
 
 
 def test_a_forward_may_name_its_first_argument_as_it_likes() -> None:

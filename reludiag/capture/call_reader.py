@@ -125,18 +125,20 @@ class CallReader:
         rectifier = self._rectifiers[module]
         if rectifier.is_composed and not isinstance(output, Tensor):
             output = next(tensors_of(output), output)
-        self._hand_over(module, "", rectifier, pre_activation, output)
+        self._hand_over(current, module, "", rectifier, pre_activation, output)
 
     def read_watched(self, module: nn.Module, args: Any, output: Any) -> None:
         """After a module whose output is a site because the user says so."""
-        if not self._threads.current.unwatched:
+        current = self._threads.current
+        if not current.unwatched:
             output = next(tensors_of(output), output)
-            self._hand_over(module, "", self._watched[module], None, output)
+            self._hand_over(current, module, "", self._watched[module], None, output)
 
     def read_layer(self, module: nn.Module, args: Any, output: Any) -> None:
         """After a layer that rectifies its own product: its input is not what is rectified."""
-        if not self._threads.current.unwatched:
-            self._hand_over(module, "", self._rectifiers[module], None, output)
+        current = self._threads.current
+        if not current.unwatched:
+            self._hand_over(current, module, "", self._rectifiers[module], None, output)
 
     def read_function(
         self, rectifier: Rectifier, pre_activation: Any, in_place: bool, call: Callable[[], Any]
@@ -161,7 +163,7 @@ class CallReader:
         read = output
         if rectifier.is_composed and not isinstance(output, Tensor):
             read = next(tensors_of(output), output)
-        self._hand_over(owner, operator, rectifier, pre_activation, read)
+        self._hand_over(current, owner, operator, rectifier, pre_activation, read)
         return output
 
     def observe(self, name: str, tensor: Any, unit_axis: int | Sequence[int] | None) -> None:
@@ -174,7 +176,7 @@ class CallReader:
                 why = f"unit_axis={unit_axis} is not an axis of its shape {list(tensor.shape)}"
                 self._missed.unreadable[self._paths[owner], name] = why
                 return
-        self._hand_over(owner, name, _OBSERVED, None, tensor, axes)
+        self._hand_over(self._threads.current, owner, name, _OBSERVED, None, tensor, axes)
 
     def note_operator(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An operator of a followed forward pass; notes a rectifier that nothing else saw."""
@@ -238,6 +240,7 @@ class CallReader:
 
     def _hand_over(
         self,
+        current: ForwardPass,
         owner: nn.Module,
         operator: str,
         rectifier: Rectifier,
@@ -253,9 +256,8 @@ class CallReader:
             self._missed.transformed[self._paths[owner], operator] += 1
             return
         if not isinstance(output, Tensor) or (type(output) is Tensor and output.is_quantized):
-            self._hand_over_parts(owner, operator, rectifier, pre_activation, output)
+            self._hand_over_parts(current, owner, operator, rectifier, pre_activation, output)
             return
-        current = self._threads.current
         with self._lock if current.function_mode is None else self._hidden(current):
             plain = readable(output)
             if plain is None:
@@ -322,7 +324,8 @@ class CallReader:
             in_order = view.rows == current.samples and rows.are_in_order(
                 ids, output.shape, view.sample
             )
-            self._following.always |= ids.is_chosen or not in_order
+            if ids.is_chosen or not in_order:
+                self._following.follow_always()
             if not in_order:
                 view = view.without_samples(output)
                 return view, view.call_samples(ids.values, count)
@@ -346,6 +349,7 @@ class CallReader:
 
     def _hand_over_parts(
         self,
+        current: ForwardPass,
         owner: nn.Module,
         operator: str,
         rectifier: Rectifier,
@@ -353,7 +357,6 @@ class CallReader:
         output: Any,
     ) -> None:
         """The same for an output of which parts are read, or a copy in real numbers."""
-        current = self._threads.current
         call = current.expected(owner, operator)
         if call is None:
             call = self._unexpected(owner, operator)

@@ -41,6 +41,10 @@ class Following:
         self.extent = Extent.NOTHING
         self.always = False
         """Whether a site has rows that only a followed forward can assign to samples."""
+        self.is_over = False
+        """Whether no forward is followed any more. For `PassTracker`, at every step of a training:
+        a call of `is_needed` takes longer.
+        """
         self.deferring = False
         """Whether a call that only a followed forward can tell is to wait for it."""
         self.deferred: set[ExpectedCall] = set()
@@ -70,10 +74,15 @@ class Following:
         """A forward was followed to its end."""
         extent = Extent.ONE_SAMPLE if samples == 1 else Extent.WHOLE
         self.extent = max(self.extent, extent)
+        self.is_over = self.is_whole and not self.always
+
+    def follow_always(self) -> None:
+        """A site has rows that only a followed forward can assign to samples."""
+        self.always, self.is_over = True, False
 
     def begin_again(self) -> None:
         """A path was taken that no followed forward took."""
-        self.extent = Extent.NOTHING
+        self.extent, self.is_over = Extent.NOTHING, False
 
     def begin_first_run(self) -> None:
         """The batch that is run now can be run again."""

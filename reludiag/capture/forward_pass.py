@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from reludiag.capture.calls import ExpectedCall
 from reludiag.sites.functional import RectifierMode
 from reludiag.sites.provenance import ProvenanceMode
-from reludiag.sites.watching import Watcher
+from reludiag.sites.watching import THREAD, Watcher
 
 
 class ForwardPass:
@@ -29,9 +29,11 @@ class ForwardPass:
     __slots__ = ("call_count", "depth", "expected_calls", "expected_count", "first_layer",
                  "function_mode", "group_count", "groups", "input_shape", "outer_watcher",
                  "pre_activation", "producer", "provenance", "rectifier_depth", "root", "samples",
-                 "unobserved", "unwatched")  # fmt: skip
+                 "thread", "unobserved", "unwatched")  # fmt: skip
 
     def __init__(self) -> None:
+        self.thread = THREAD.current
+        """The thread that it is in."""
         # Set by PassTracker, when a pass begins or ends:
         self.depth = 0
         self.unwatched = False
@@ -80,8 +82,8 @@ class ForwardPass:
             and root is self.root
             and self.groups is None
             and not x.is_nested
-            and x.shape == self.input_shape
-            and self.input_shape[:1] == (self.samples,)
+            and x.shape == self.input_shape != ()
+            and self.input_shape[0] == self.samples
         )
 
     def expected(self, owner: nn.Module, operator: str) -> ExpectedCall | None:

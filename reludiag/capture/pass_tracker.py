@@ -23,7 +23,7 @@ from reludiag.sites.guard import Guard
 from reludiag.sites.products import Product
 from reludiag.sites.provenance import OperatorObserver, ProvenanceMode
 from reludiag.sites.torch_internals import DisableTorchFunction, is_transformed, version_of
-from reludiag.sites.watching import THREAD, Watcher
+from reludiag.sites.watching import Watcher
 
 
 class PassTracker:
@@ -189,11 +189,10 @@ class PassTracker:
         current.depth = 1
         self._open_passes.add(current)
         current.call_count, current.expected_count = 0, len(current.expected_calls)
-        is_usual = current.is_input_usual(root, values)
-        current.root = root
         current.producer = current.pre_activation = None
         current.rectifier_depth = 0
-        if not is_usual:
+        if not current.is_input_usual(root, values):
+            current.root = root
             with DisableTorchFunction():  # a subclass of tensors must not notice
                 current.samples = self._counter.of(root, values)
                 if current.groups is not None and current.samples is not None:
@@ -202,7 +201,8 @@ class PassTracker:
             current.first_layer = None
         traced = self._missed.traced
         follow = (
-            self._following.is_needed(current.samples)
+            not self._following.is_over
+            and self._following.is_needed(current.samples)
             and not traced
             and current.samples != 0  # an empty batch has no coordinates to follow
             and not is_transformed()
@@ -228,7 +228,8 @@ class PassTracker:
             current.function_mode = RectifierMode(self._on_function, self._guard)
             self._guard.modes.add(current.function_mode)
             current.function_mode.__enter__()  # type: ignore[no-untyped-call]
-        current.outer_watcher, THREAD.watcher = THREAD.watcher, self._watcher
+        thread = current.thread
+        current.outer_watcher, thread.watcher = thread.watcher, self._watcher
 
     def _close(self, complete: bool, output: Any = None) -> None:
         current = self._threads.current
@@ -237,7 +238,7 @@ class PassTracker:
             current.unwatched = False
             return
         self._open_passes.discard(current)
-        THREAD.watcher, current.outer_watcher = current.outer_watcher, None
+        current.thread.watcher, current.outer_watcher = current.outer_watcher, None
         if complete:
             self.passes += 1
             self._idle.path_varies |= (

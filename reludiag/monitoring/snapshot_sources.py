@@ -197,6 +197,7 @@ class TrainingSource:
         self._snapshots: list[int] = []  # steps
         self._has_counted = False  # whether there was ever a window
         self._counting = True  # whether the coming step is counted: set at the end of each
+        self._last_counted = 0  # step
         self._frozen_calls = 0  # of parts of the model in evaluation mode in a training pass
         # Whether compiled code may run as soon as a whole forward was followed.
         self._compiles_later = not (compiled and self._capture.functional)
@@ -237,12 +238,17 @@ class TrainingSource:
         self._counting = place * counted % self._every < counted
         if self._counting:
             self._wake()
-        elif all(window.done for window in self._windows.values()):
+            self._last_counted = step + 1
+            return step + 1
+        ahead = -(-self._every * (place * counted // self._every + 1) // counted) - place
+        if all(window.done for window in self._windows.values()):
             self._capture.rest(self._windows.keys())
             if self._capture.resting:
-                ahead = -(-self._every * (place * counted // self._every + 1) // counted) - place
                 return step + ahead
-        return step + 1
+        if self._compiles_later:
+            return step + 1
+        # What has not fired for a while need not be asked for after each step.
+        return step + min(ahead, step - self._last_counted + 1)
 
     def take(self, step: int, closing: bool) -> tuple[list[SiteCounts], int]:
         """What the training batches since the last snapshot showed."""

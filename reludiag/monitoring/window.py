@@ -17,6 +17,7 @@ class Window:
 
     def __init__(self, site: Site, device: torch.device, dtype: torch.dtype) -> None:
         units, signed = site.units or 0, site.rectifier.signed
+        self._device = device
         self._stats = UnitStats.empty(units, device, dtype, signed, site.rectifier.passes_input)
         self._liveness = Liveness(units, device, dtype, signed) if site.rectifier.can_die else None
         self.samples = 0
@@ -37,13 +38,14 @@ class Window:
         if samples is None or samples.is_first:
             self.samples += view.rows
             self.in_passes += view.samples or 1
-            self._stats.end_samples()
-        if self.done and not counting:
+            if self._stats.span is not None:
+                self._stats.end_samples()
+        if not counting and (live is None or live.done):
             return
         pre_activation = call.pre_activation() if asks else None
         signal = call.signal
-        if x.device != self._stats.sums.device:  # the model was moved to another device
-            x = x.to(self._stats.sums.device)
+        if x.device != self._device:  # the model was moved to another device
+            x = x.to(self._device)
             if pre_activation is not None:
                 pre_activation = pre_activation.to(x.device)
             if signal is not None:
@@ -55,7 +57,7 @@ class Window:
 
     def note_pre_activation(self, x: Tensor, view: UnitView) -> None:
         """Add a pre-activation that will be overwritten."""
-        self._stats.note_pre_activation(x.to(self._stats.sums.device), view)
+        self._stats.note_pre_activation(x.to(self._device), view)
 
     def counts(self) -> UnitCounts:
         """The counts in host memory, for the recording."""

@@ -151,7 +151,7 @@ def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
     def rectifier(*args: Any, **kwargs: Any) -> Any:
         if is_compiling():
             return function(*args, **kwargs)
-        watcher = THREAD.watcher
+        watcher = THREAD.current.watcher
         if watcher is None:
             return function(*args, **kwargs)
         tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))

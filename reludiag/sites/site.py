@@ -9,6 +9,7 @@ records: a recording is read without torch.
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from reludiag.sites.consumers import Consumer
@@ -41,7 +42,7 @@ class Rectifier:
     fired: Callable[[Any, Any], Any] | None = field(default=None, compare=False)
     """Of a registered one: from its input and output, a mask of where units fired."""
 
-    @property
+    @cached_property
     def has_own_rule(self) -> bool:
         """Whether it takes more than the sign of the output to say where a unit fired."""
         return self.fired is not None or self.off_value != 0

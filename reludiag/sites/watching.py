@@ -37,14 +37,14 @@ class Watching:
     ) -> Any:
         """Make the call of a rectifier once, whatever becomes of reading it."""
         if self._guard.error is not None:
-            THREAD.watcher = None
+            THREAD.current.watcher = None
         read = self._watcher.read_function
         return OnlyOnce(call).within(self._guard, read, rectifier, pre_activation, in_place)
 
     def observe(self, name: str, tensor: Any, unit_axis: int | Sequence[int] | None) -> None:
         """Read a tensor that a module has reported."""
         if self._guard.error is not None:
-            THREAD.watcher = None
+            THREAD.current.watcher = None
             return
         try:
             self._watcher.observe(name, tensor, unit_axis)
@@ -52,12 +52,23 @@ class Watching:
             self._guard.error = error
 
 
-class _Thread(threading.local):
-    watcher: Watcher | None = None
-    """Set when a watched pass of this thread begins, and put back when it ends."""
+class WatchedThread:
+    """One thread of the program."""
+
+    __slots__ = ("watcher",)
+
+    def __init__(self) -> None:
+        self.watcher: Watcher | None = None
+        """Set when a watched pass of this thread begins, and put back when it ends."""
 
 
-THREAD = _Thread()
+class _PerThread(threading.local):
+    # Attributes of thread-local objects are slow: a forward pass keeps the thread that it is in.
+    def __init__(self) -> None:
+        self.current = WatchedThread()
+
+
+THREAD = _PerThread()
 
 
 def observe(name: str, tensor: Tensor, unit_axis: int | Sequence[int] | None = None) -> None:
@@ -71,6 +82,6 @@ def observe(name: str, tensor: Tensor, unit_axis: int | Sequence[int] | None = N
     """
     if is_compiling():
         return
-    watcher = THREAD.watcher
+    watcher = THREAD.current.watcher
     if watcher is not None:
         watcher.observe(name, tensor, unit_axis)
