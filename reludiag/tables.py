@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.extensions import ExtensionDtype
 
 
 @dataclass(frozen=True)
@@ -62,5 +63,9 @@ def _joined(pieces: Sequence[Any], heights: Sequence[int], dtype: Any) -> Any:
     joined = np.concatenate(arrays) if arrays else np.empty(0, dtype=object)
     if dtype == "float64":
         return joined.astype(dtype)
+    kind = pd.api.types.pandas_dtype(dtype)
+    if isinstance(kind, ExtensionDtype):  # a Series of it takes ten times as long
+        array: Any = kind.construct_array_type()
+        return array._from_sequence(joined, dtype=kind)
     # pd.array writes out None, as "None", before pandas 3. A frame need not align arrays.
     return pd.Series(joined, dtype=dtype).array

@@ -160,7 +160,7 @@ def functional_calls(model: nn.Module, certain: bool = False) -> Counter[tuple[s
             # nn.TransformerEncoderLayer(activation="relu") keeps F.relu as an attribute.
             if id(value) in _FUNCTIONS:
                 calls[path, value.__name__] += 1
-            elif (registered := registered_function(value)) is not None:
+            elif registered_names and (registered := registered_function(value)) is not None:
                 calls[path, registered.activation] += 1
         for cls in type(module).__mro__:
             if cls.__module__.startswith("torch.nn."):
