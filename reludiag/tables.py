@@ -65,7 +65,7 @@ def _joined(pieces: Sequence[Any], heights: Sequence[int], dtype: Any) -> Any:
         return joined.astype(dtype)
     kind = pd.api.types.pandas_dtype(dtype)
     if isinstance(kind, ExtensionDtype):  # a Series of it takes ten times as long
-        array: Any = kind.construct_array_type()
-        return array._from_sequence(joined, dtype=kind)
+        array_type: Any = kind.construct_array_type()
+        return array_type._from_sequence(joined, dtype=kind)
     # pd.array writes out None, as "None", before pandas 3. A frame need not align arrays.
     return pd.Series(joined, dtype=dtype).array
