@@ -17,8 +17,9 @@ from benchmarks.deadbench.loop import in_eval_mode, lost_units, train, untrained
 from benchmarks.deadbench.proof import prove
 from benchmarks.deadbench.scores import cells, summary
 from benchmarks.deadbench.tasks import mlp
-from benchmarks.deadbench.training import CAUSES, Settings, Training, trainings
+from benchmarks.deadbench.training import CAUSES, Group, Settings, Training, trainings
 from benchmarks.deadbench.trainings.initialization import low_norm
+from reludiag.causes.cause import Change
 
 NEW_FILE = """
 from benchmarks.deadbench.training import Settings, Training
@@ -125,56 +126,48 @@ def test_counting_leaves_every_module_in_its_mode() -> None:
     assert [module.training for module in model.modules()] == [True, False, True, True]
 
 
-@pytest.mark.parametrize(
-    ("advice", "expected"),
-    [
-        ("lower the learning rate of group 0 from 0.4 to 0.1", 0.25),
-        ("lower the learning rate of group 0 from 0.4 to 0.1; a warm-up alone may only delay "
-         "the deaths", 0.25),
-        ("fix '1' first: lower the learning rate", 0.1),
-    ],
-)  # fmt: skip
-def test_an_advice_on_the_rate_is_followed(advice: str, expected: float) -> None:
-    followed = follow(advice)
-    assert followed.change is not None
-    changed = followed.change(Settings(lr=1.0))
-    assert changed.lr * changed.groups[0].rate == pytest.approx(expected)
-    assert followed.left == ()
+def followed(*changes: Change) -> Settings:
+    every = follow(changes)
+    assert every.change is not None and every.left == ()
+    return every.change(Settings())
+
+
+def test_an_advice_on_the_rate_is_followed_in_the_groups_that_it_names() -> None:
+    groups = (Group("weight"), Group())
+    every = follow([Change("lr", "lower", ("0/1",), 0.4, 0.1)])
+    assert every.change is not None
+    changed = every.change(Settings(lr=1.0, groups=groups))
+    assert [group.rate for group in changed.groups] == pytest.approx([1.0, 0.25])
+    assert followed(Change("lr", "lower")).groups[0].rate == pytest.approx(0.1)
 
 
 def test_an_advice_on_some_steps_leaves_the_others() -> None:
-    followed = follow("lower the learning rate of group 0 from 0.4 to 0.1 in steps 11-20")
-    assert followed.change is not None
-    schedule = followed.change(Settings()).schedule
+    schedule = followed(Change("lr", "lower", ("0/0",), 0.4, 0.1, (11, 20))).schedule
     assert [schedule(step) for step in (9, 10, 19, 20)] == [1.0, 0.25, 0.25, 1.0]
 
 
 def test_an_advice_on_two_layers_is_followed() -> None:
-    followed = follow("the bias of 0 and of 2 starts at -3: start them at 0; then sing")
-    assert followed.change is not None
-    assert followed.left == ("sing",)
-    biases = untrained(followed.change(Settings()), 0)
+    every = follow([Change("init.bias", "start", ("0", "2"), -3.0, 0.0), Change("song", "sing")])
+    assert every.change is not None and every.left == ("sing",)
+    biases = untrained(every.change(Settings()), 0)
     assert [int(biases[layer].bias.count_nonzero()) for layer in (0, 2, 4)] == [0, 0, 64]
 
 
-def test_an_advice_on_the_layers_before_is_followed() -> None:
-    followed = follow("start the bias of 4 at 0, and the layers before it with kaiming_normal")
-    assert followed.change is not None
-    model = untrained(followed.change(Settings()), 0)
-    assert [int(model[layer].bias.count_nonzero()) for layer in (0, 2, 4, 6)] == [0, 0, 0, 10]
+def test_an_advice_on_the_draw_of_layers_is_followed() -> None:
+    model = untrained(followed(Change("init", "draw", ("0", "2"), after="kaiming_normal")), 0)
+    assert [int(model[layer].bias.count_nonzero()) for layer in (0, 2, 4, 6)] == [0, 0, 64, 10]
     assert model[0].weight.var() > 1.5 / 64  # He's 2/64; PyTorch's is a sixth of it
 
 
 def test_an_advice_on_a_norm_is_followed() -> None:
-    followed = follow("start the weight of 1 at 1 and its bias at 0")
-    assert followed.change is not None
+    every = follow([Change("init", "start", ("1",), after="norm")])
+    assert every.change is not None
     network = partial(mlp, 64, (64, 64), 10, nn.BatchNorm1d)
-    model = untrained(
-        followed.change(Settings(network=network, init=(partial(low_norm, -4.0),))), 0
-    )
+    model = untrained(every.change(Settings(network=network, init=(partial(low_norm, -4.0),))), 0)
     assert [model[norm].bias.mean().item() for norm in (1, 4)] == [0.0, -4.0]
 
 
-def test_an_advice_in_unknown_words_is_not_followed() -> None:
-    assert follow("stand on one leg").change is None
-    assert follow("").left == ()
+def test_an_advice_that_changes_no_setting_is_not_followed() -> None:
+    assert follow((), "stand on one leg").change is None
+    assert follow((), "stand on one leg").left == ("stand on one leg",)
+    assert follow(()).left == ()

@@ -1,21 +1,18 @@
-"""Follows an advice mechanically: from its words to a change of settings.
+"""Follows an advice mechanically: from the changes that a `Cause` holds to changed settings.
 
-reludiag's advice is text. `FORMS` is the only place that knows its words; a sentence that none of
-them matches is not followed, and counted. Where a `Cause` offers its advice as values, read them
-here instead.
+`FOLLOWERS` says how each setting is changed. A change that it does not know, and an advice that is
+no change of a setting, are not followed, and counted.
 """
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
 
-from benchmarks.deadbench.training import Change, Settings
-
-REMARKS = (r"a warm-up alone may only delay the deaths",)
-"""Parts of an advice that ask for nothing."""
+from benchmarks.deadbench.training import Change, Group, Settings
+from reludiag.causes import cause
 
 
 @dataclass(frozen=True)
@@ -28,20 +25,15 @@ class Followed:
     """The parts that could not be followed."""
 
 
-def follow(advice: str) -> Followed:
-    changes, left = [], []
-    text = re.sub(r"fix '[^']*' first: ", "", advice)
-    for part in re.split(r"; (?:then )?", text) if text else ():
-        if any(re.fullmatch(remark, part) for remark in REMARKS):
-            continue
-        matches = ((re.match(form, part), made) for form, made in FORMS)
-        found = next(((match, made) for match, made in matches if match), None)
-        if found is None:
-            left.append(part)
+def follow(changes: Sequence[cause.Change], advice: str = "") -> Followed:
+    """`advice` is the text, which is all there is where nothing is to be changed."""
+    made, left = [], [] if changes or not advice else [advice]
+    for change in changes:
+        if change.setting in FOLLOWERS:
+            made.append(partial(FOLLOWERS[change.setting], change))
         else:
-            match, made = found
-            changes.append(partial(made, match))
-    return Followed(partial(_all, changes) if changes else None, tuple(left))
+            left.append(change.sentence)
+    return Followed(partial(_all, made) if made else None, tuple(left))
 
 
 def _all(changes: Sequence[Change], settings: Settings) -> Settings:
@@ -70,103 +62,103 @@ def centred(x: Tensor) -> Tensor:
     return x - x.mean(0)
 
 
-def _rate(match: re.Match[str], settings: Settings) -> Settings:
-    group = int(match["group"] or 0)
-    factor = float(match["to"]) / float(match["from"]) if match["to"] else 0.1
-    if match["first"]:
-        return settings.but(schedule=partial(_in_steps, settings.schedule, match, factor))
-    if not match["group"]:
-        return scaled_rate(factor, settings)
-    groups = [*settings.groups]
-    old = groups[group]
-    groups[group] = type(old)(old.names, old.rate * factor, old.decays)
-    return settings.but(groups=tuple(groups))
+def _rate(change: cause.Change, settings: Settings) -> Settings:
+    known = isinstance(change.before, float) and isinstance(change.after, float)
+    factor = change.after / change.before if known else 0.1  # type: ignore[operator]
+    if change.steps is not None:
+        return settings.but(schedule=partial(_in_steps, settings.schedule, change.steps, factor))
+    return _with_groups(change, settings, lambda group: replace(group, rate=group.rate * factor))
+
+
+def _with_groups(
+    change: cause.Change, settings: Settings, changed: Callable[[Group], Group]
+) -> Settings:
+    """The groups that the change names, or all of them."""
+    numbers = [int(group.partition("/")[2]) for group in change.where]
+    groups = enumerate(settings.groups)
+    return settings.but(
+        groups=tuple(
+            changed(group) if number in numbers or not numbers else group
+            for number, group in groups
+        )
+    )
 
 
 def _in_steps(
-    schedule: Callable[[int], float], match: re.Match[str], factor: float, step: int
+    schedule: Callable[[int], float], steps: tuple[int, int], factor: float, step: int
 ) -> float:
-    inside = int(match["first"]) <= step + 1 <= int(match["last"])  # reludiag counts from 1
+    inside = steps[0] <= step + 1 <= steps[1]  # reludiag counts from 1
     return schedule(step) * (factor if inside else 1.0)
+
+
+def _decay(change: cause.Change, settings: Settings) -> Settings:
+    if change.after == 0.0:
+        return _with_groups(change, settings, lambda group: replace(group, decays=False))
+    return settings.but(weight_decay=change.after)
+
+
+def _value(name: str, change: cause.Change, settings: Settings) -> Settings:
+    """Set the setting of this name to the value that the change gives."""
+    return settings.but(**{name: change.after})
 
 
 def _with_init(change: Callable[[nn.Module], None], settings: Settings) -> Settings:
     return settings.but(init=(*settings.init, change))
 
 
-def _layers(match: re.Match[str]) -> list[str]:
-    return [name.strip("'") for name in re.split(r" and (?:of )?", match["layers"])]
+def _drawn(change: cause.Change, settings: Settings) -> Settings:
+    if change.after != "norm":
+        return _with_init(partial(kaiming, names=change.where), settings)
 
-
-def _zero_bias(match: re.Match[str], settings: Settings) -> Settings:
-    def change(model: nn.Module) -> None:
-        for name in _layers(match):
-            nn.init.zeros_(model.get_submodule(name).bias)
-
-    return _with_init(change, settings)
-
-
-def _zero_bias_and_kaiming_before(match: re.Match[str], settings: Settings) -> Settings:
-    def change(model: nn.Module) -> None:
-        names = [name for name, module in model.named_modules() if hasattr(module, "weight")]
-        kaiming(model, names[: names.index(_layers(match)[0])])
-
-    return _with_init(change, _zero_bias(match, settings))
-
-
-def _kaiming(match: re.Match[str], settings: Settings) -> Settings:
-    return _with_init(partial(kaiming, names=_layers(match)), settings)
-
-
-def _mean_zero(match: re.Match[str], settings: Settings) -> Settings:
-    def change(model: nn.Module) -> None:
-        for name in _layers(match):
-            weight = model.get_submodule(name).weight
-            weight -= weight.mean()
-
-    return _with_init(change, settings)
-
-
-def _fresh_norm(match: re.Match[str], settings: Settings) -> Settings:
-    def change(model: nn.Module) -> None:
-        for name in _layers(match):
+    def fresh(model: nn.Module) -> None:
+        for name in change.where:
             norm = model.get_submodule(name)
             nn.init.ones_(norm.weight)
             nn.init.zeros_(norm.bias)
 
-    return _with_init(change, settings)
+    return _with_init(fresh, settings)
 
 
-def _centred(match: re.Match[str], settings: Settings) -> Settings:
+def _bias(change: cause.Change, settings: Settings) -> Settings:
+    def at(model: nn.Module) -> None:
+        for name in change.where:
+            nn.init.constant_(model.get_submodule(name).bias, float(change.after or 0))
+
+    return _with_init(at, settings)
+
+
+def _weight_mean(change: cause.Change, settings: Settings) -> Settings:
+    def at(model: nn.Module) -> None:
+        for name in change.where:
+            weight = model.get_submodule(name).weight
+            weight += float(change.after or 0) - weight.mean()
+
+    return _with_init(at, settings)
+
+
+def _centred(change: cause.Change, settings: Settings) -> Settings:
     return settings.but(inputs=(*settings.inputs, centred))
 
 
-def _bare_output(match: re.Match[str], settings: Settings) -> Settings:
+def _bare_output(change: cause.Change, settings: Settings) -> Settings:
     def network() -> nn.Module:
         model = settings.network()
-        name = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)][-1]
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, nn.Identity())
+        for site in change.where:
+            parent, _, child = re.sub(r"#\d+$", "", site).rpartition(".")
+            setattr(model.get_submodule(parent), child, nn.Identity())
         return model
 
     return settings.but(network=network)
 
 
-_NAMES = r"(?P<layers>'?[\w.]+'?(?: and (?:of )?'?[\w.]+'?)*)"
-_RATE = (
-    r"lower the learning rate(?: of group (?P<group>\d+)(?: of optimizer \d+)?)?"
-    r"(?: from (?P<from>[\d.e+-]+) to (?P<to>[\d.e+-]+))?"
-    r"(?: in steps (?P<first>\d+)-(?P<last>\d+))?"
-)
-FORMS: tuple[tuple[str, Callable[[re.Match[str], Settings], Settings]], ...] = (
-    (_RATE, _rate),
-    (rf"the bias of {_NAMES} starts (?:at|as low as) [^:]+: start \w+ at 0", _zero_bias),
-    (rf"start the bias of {_NAMES} at 0$", _zero_bias),
-    (rf"start the bias of {_NAMES} at 0, and the layers before", _zero_bias_and_kaiming_before),
-    (rf"start the weight of {_NAMES} at 1 and \w+ bias(?:es)? at 0", _fresh_norm),
-    (rf"start {_NAMES} with kaiming_normal", _kaiming),
-    (rf"draw the weights of {_NAMES} with mean 0", _mean_zero),
-    (rf"draw the weights of {_NAMES} at random, as kaiming_normal does", _kaiming),
-    (r"subtract the mean of each feature from the input", _centred),
-    (r"return .+ without a rectifier", _bare_output),
-)
+FOLLOWERS: dict[str, Callable[[cause.Change, Settings], Settings]] = {
+    "lr": _rate,
+    "weight_decay": _decay,
+    "momentum": partial(_value, "momentum"),
+    "clip_grad_norm": partial(_value, "clip"),
+    "init": _drawn,
+    "init.bias": _bias,
+    "init.weight_mean": _weight_mean,
+    "input": _centred,
+    "rectifier": _bare_output,
+}

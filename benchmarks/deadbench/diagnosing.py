@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 import reludiag
 from benchmarks.deadbench.loop import Outcome, train
 from benchmarks.deadbench.training import Settings
+from reludiag.causes.cause import Change
 
 EVERY = 10
 """Steps between two snapshots of the Monitor."""
@@ -25,6 +26,8 @@ class Answer:
     """Whether reludiag says that this run alone proves it."""
     sentence: str
     advice: str
+    changes: tuple[Change, ...]
+    """The advice as values."""
     critical: float | None
     """The learning rate at which half of the deaths would have been prevented, if it is given."""
     alarms: int
@@ -55,13 +58,14 @@ def ask(settings: Settings, seed: int, site: str = "", probe: bool = True) -> An
     )
     found = [each for each in diagnosis.causes if each.site == (site or None)]
     if not found:  # a site without deaths has no cause
-        return Answer("none", True, "", "", None, alarms, outcome)
+        return Answer("none", True, "", "", (), None, alarms, outcome)
     cause = found[0]
     return Answer(
         cause=ALIASES.get(cause.kind, cause.kind),
         sure=cause.identifiable and cause.kind != "undetermined",
         sentence=cause.sentence,
         advice=cause.advice,
+        changes=cause.changes,
         critical=_critical(cause),
         alarms=alarms,
         outcome=outcome,

@@ -58,7 +58,7 @@ class Row:
 def judge(training: Training, seed: int, probe: bool = True) -> Row:
     answer = ask(training.settings, seed, training.site, probe)
     proof = prove(training, seed, answer.outcome)
-    followed = follow(answer.advice)
+    followed = follow(answer.changes, answer.advice)
     if not proof.proved:
         return Row(training, seed, answer, proof, followed, {}, None)
     settings, faulty = training.settings, answer.outcome

@@ -5,8 +5,10 @@ import math
 import numpy as np
 
 from reludiag.causes.cause import Evidence, rounded
-from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
-from reludiag.causes.wording import FALLBACK_SCALE, group_in_words, one_digit, replay_command
+from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
+from reludiag.causes.learning_rate import LARGE_UPDATE
+from reludiag.causes.rate_changes import lowered_rates
+from reludiag.causes.wording import FALLBACK_SCALE, replay_command
 
 
 def _of_run(attribution: RunAttribution) -> float:
@@ -22,7 +24,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     rates = first.window_rates
     highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
     at = f" at a learning rate of up to {highest:.3g}" if math.isfinite(highest) else ""
-    lower = f" from {highest:.3g} to {one_digit(FALLBACK_SCALE * highest):.1g}" if at else ""
+    scale = _scale(attribution.run, step)
     return Account(
         identifiable=True,
         evidence=(
@@ -37,11 +39,27 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             f"The run diverged by step {step}{at}: its units are NaN or infinite, so they are "
             "neither dead nor alive."
         ),
-        advice=(
-            f"lower the learning rate of {group_in_words(run, first)}{lower}, or clip the gradients"
+        advice="",
+        confirm=replay_command(scale=scale),
+        changes=lowered_rates(
+            run,
+            [site.lives for site in attribution.sites if site.lives.nonfinite],
+            scale=scale,
+            remark=", or clip the gradients",
         ),
-        confirm=replay_command(scale=FALLBACK_SCALE),
     )
+
+
+def _scale(run: RunLives, step: int) -> float:
+    """The factor of the learning rate at which the first measured update would have been healthy.
+
+    A step is proportional to the rate, so where it was thousands of times the weights, a tenth of
+    the rate diverges, too. The first is of the initial weights, whatever the later ones did.
+    """
+    updates = [each for each in run.recorded.observations.updates if each.step <= step]
+    first = min((each.step for each in updates), default=0)
+    largest = max((each.ratio for each in updates if each.step == first), default=0.0)
+    return min(FALLBACK_SCALE, LARGE_UPDATE / largest) if largest > 0 else FALLBACK_SCALE
 
 
 KIND = CauseKind(

@@ -79,12 +79,13 @@ def _with_others(
     ordered = sorted(
         (other.advice_order, other.name) for other in others if other.advice_order is not None
     )
-    advice = [attribution.run.kinds[name].account(attribution, None).advice for _, name in ordered]
-    advice += [account.advice] if account.advice else []
+    accounts = [attribution.run.kinds[name].account(attribution, None) for _, name in ordered]
+    accounts.append(account)
     return replace(
         account,
         sentence=f"{account.sentence[:-1]}; {seconds}.",
-        advice="; then ".join(advice),
+        advice="; then ".join(each.advice for each in accounts if each.advice),
+        changes=tuple(change for each in accounts for change in each.changes),
     )
 
 
@@ -114,6 +115,7 @@ def _cause(
         sentence=account.sentence,
         advice=account.advice,
         confirm=account.confirm,
+        changes=account.changes,
     )
 
 

@@ -27,7 +27,8 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     if dead:
         verb = "is" if dead == 1 else "are"
         sentence = (
-            f"{dead} of {units} units {where}{verb} dead, which is not more than in a healthy run."
+            f"{dead} of {units} units {where}{verb} dead, which is not more than in a healthy run "
+            "of a network of this depth and width: nothing needs to be done."
         )
     else:
         sentence = f"No unit {where}is dead."

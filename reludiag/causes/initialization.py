@@ -1,9 +1,9 @@
 """Initialization: units were dead before any training that would live with other weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reludiag.causes.cause import Evidence, rounded
+from reludiag.causes.cause import Change, Evidence, rounded
 from reludiag.causes.chance import (
     FEW,
     FEW_UNEXPLAINED,
@@ -13,7 +13,7 @@ from reludiag.causes.chance import (
     several_born,
 )
 from reludiag.causes.inherited import edited_layers
-from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
+from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.causes.site_lives import Mask
 from reludiag.causes.wording import replay_command
 
@@ -81,7 +81,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         names = " and ".join(f"'{each.lives.name}'" for each in counted)
         sentence = f"{born} of {units} units of {names} were dead before any training: "
         sentence += f"{_problems_in_words(problems)}."
-        advice = _advice_on(problems)
+        changes = problem_changes(attribution.run, problems)
     else:
         sentence = (
             f"{int(lives.born.sum())} of {lives.units} units of '{lives.name}' were dead before "
@@ -90,7 +90,8 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         )
         producers = lives.recorded.site.producers or (lives.name,)
         its = "their biases" if len(producers) > 1 else "its bias"
-        advice = f"start {' and '.join(producers)} with kaiming_normal and {its} at 0"
+        start = f"start {' and '.join(producers)} with kaiming_normal and {its} at 0"
+        changes = (Change("init", start, tuple(producers), after="kaiming_normal"),)
     return Account(
         # At step 0 no learning rate has acted yet, so this run can prove births: unless other
         # layers came from elsewhere, and these may have, too.
@@ -98,8 +99,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         and not attribution.run.once(edited_layers),
         evidence=tuple(evidence),
         sentence=sentence,
-        advice=advice,
+        advice="",
         confirm=replay_command(init="kaiming"),
+        changes=changes,
     )
 
 
@@ -115,20 +117,56 @@ def _problems_in_words(problems: Mapping[str, Problem]) -> str:
     )
 
 
-def _advice_on(problems: Mapping[str, Problem]) -> str:
-    """The advice for each layer; layers with the same advice are named together."""
-    alike: dict[tuple[str, ...], list[str]] = {}
+_SETTINGS: Mapping[str, tuple[str, float | str]] = {
+    "negative_bias": ("init.bias", 0.0),
+    "bias_outweighs": ("init.bias", 0.0),
+    "weight_mean": ("init.weight_mean", 0.0),
+    "norm": ("init", "norm"),
+}
+"""Kind of problem -> the setting that is wrong and its right value; of others, `init`."""
+
+
+def problem_changes(run: RunLives, problems: Mapping[str, Problem]) -> tuple[Change, ...]:
+    """The change for each layer; layers with the same one are named together."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for module, problem in problems.items():
-        parts = problem["advice"].partition(f" of {module} ")
-        alike.setdefault((parts[0], parts[2]), []).append(module)
-    sentences = []
-    for (start, rest), modules in alike.items():
-        if not rest:  # an advice without a layer
-            sentences.append(start)
-            continue
-        end = rest.replace("start it at", "start them at") if len(modules) > 1 else rest
-        sentences.append(f"{start} of {' and of '.join(modules)} {end}")
-    return "; ".join(sentences)
+        start, _, rest = problem["advice"].partition(f" of {module} ")
+        alike.setdefault((problem["kind"], start, rest), []).append(module)
+    changes = []
+    for (kind, start, rest), modules in alike.items():
+        setting, after = _SETTINGS.get(kind, ("init", "kaiming_normal"))
+        sentence = start  # an advice without a layer
+        if rest:
+            end = rest.replace("start it at", "start them at") if len(modules) > 1 else rest
+            sentence = f"{start} of {' and of '.join(modules)} {end}"
+        if kind == "bias_outweighs":  # the signal has shrunk in the layers before it
+            sentence, _, _ = sentence.partition(", and the layers before")
+        where = tuple(_norm_of(run, each) if kind == "norm" else each for each in modules)
+        changes.append(Change(setting, sentence, where, _start(run, setting, modules), after))
+        if kind == "bias_outweighs" and (before := _layers_before(run, modules[0])):
+            start = f"start {' and '.join(before)} with kaiming_normal and bias at 0"
+            changes.append(Change("init", start, before, after="kaiming_normal"))
+    return tuple(changes)
+
+
+def _norm_of(run: RunLives, module: str) -> str:
+    """The normalization behind a layer."""
+    sites = [site.recorded.site for site in run.sites if module in site.recorded.site.producers]
+    return next((site.norm for site in sites if site.norm), module)
+
+
+def _start(run: RunLives, setting: str, modules: Sequence[str]) -> float | None:
+    """The value at which these layers start; None if it is not the same, or not one value."""
+    name = {"init.bias": "bias_mean", "init.weight_mean": "mean"}.get(setting, "")
+    layers = [start.layer for start in run.recorded.observations.initial_layers]
+    values = {layer.get(name) for layer in layers if layer["module"] in modules}
+    return values.pop() if len(values) == 1 else None
+
+
+def _layers_before(run: RunLives, module: str) -> tuple[str, ...]:
+    """The layers with weights that come before this one in the model."""
+    names = [start.module for start in run.recorded.observations.initial_layers]
+    return tuple(names[: names.index(module)]) if module in names else ()
 
 
 KIND = CauseKind(

@@ -7,7 +7,7 @@ et al. 2026, arXiv 2605.31518); subtracting the mean takes it away.
 
 import math
 
-from reludiag.causes.cause import Evidence, rounded
+from reludiag.causes.cause import Change, Evidence, rounded
 from reludiag.causes.chance import FEW, born_by_chance, chance_evidence, more_died, several_born
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.causes.site_lives import Mask
@@ -73,8 +73,16 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         sentence=f"The input is not centred: its mean is {uncentred.gamma:.2g} times as long as "
         f"its standard deviation, so samples point the same way. {born} of {lives.units} units of "
         f"'{lives.name}' were dead before any training{comparison}.",
-        advice=f"subtract the mean of each feature from the input of '{uncentred.module}'",
+        advice="",
         confirm="reludiag init MODEL --data CENTRED",
+        changes=(
+            Change(
+                "input",
+                f"subtract the mean of each feature from the input of '{uncentred.module}'",
+                (uncentred.module,),
+                after="centred",
+            ),
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from reludiag.causes.cause import Evidence
+from reludiag.causes.cause import Change, Evidence, text_of
 from reludiag.causes.site_lives import Mask, SiteLives, trace_sites
 from reludiag.recording import RecordedRun
 
@@ -109,7 +109,13 @@ class Account:
     evidence: tuple[Evidence, ...]
     sentence: str
     advice: str
+    """Leave it empty if `changes` say all of it: then it is made from them."""
     confirm: str
+    changes: tuple[Change, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.advice:
+            object.__setattr__(self, "advice", text_of(self.changes))
 
 
 def _no_units(site: SiteAttribution) -> bool:

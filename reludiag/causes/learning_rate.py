@@ -8,18 +8,23 @@
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from reludiag.causes.cause import Evidence, rounded
+from reludiag.causes.cause import Change, Evidence, rounded
 from reludiag.causes.chance import FEW, more_died
 from reludiag.causes.drift import drift_evidence
 from reludiag.causes.event_study import EventStudy, study_evidence, study_of
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
+from reludiag.causes.rate_changes import (
+    CriticalRates,
+    critical_rates,
+    lowered_rates,
+    scale_of,
+)
 from reludiag.causes.site_lives import Mask, SiteLives
-from reludiag.causes.wording import FALLBACK_SCALE, group_in_words, one_digit, replay_command
+from reludiag.causes.wording import replay_command
 from reludiag.recording.observations import Update
 
 LARGE_UPDATE = 0.02
@@ -27,39 +32,10 @@ LARGE_UPDATE = 0.02
 0.03 to 0.1 times killed 30 %: this lies between. 0.001 is the rule of thumb for healthy
 training.
 """
-SMALLEST_SCALE = 0.03
-"""Critical rates are estimates over windows, so advice lowers the rate by at most this factor."""
 WARMS_UP = 2.0
 """A rate up to this many times the critical one may be kept behind a warm-up. On digits with Adam,
 at 0.03 (1.8 times) a warm-up cut deaths from 0.12 to 0.04, at 0.1 (2.9 times) it only delayed
 them."""
-
-
-@dataclass(frozen=True)
-class CriticalRates:
-    """Estimated learning rates at which units would not have died."""
-
-    deaths: int
-    """Number of deaths with a known critical rate."""
-    quarter: float
-    """At this rate a quarter of the deaths would still have happened,"""
-    half: float
-    """and at this rate half of them."""
-
-
-def critical_rates(sites: Iterable[SiteLives]) -> CriticalRates | None:
-    """For units dead at the end that died between two snapshots on a probe."""
-    rates = []
-    for site in sites:
-        for death in site.deaths:
-            last = death.step == site.ledger.died_step[death.unit] and site.new[death.unit]
-            rate = death.critical_fraction * site.rate_at_death[death.unit]
-            if last and math.isfinite(rate):
-                rates.append(rate)
-    if not rates:
-        return None
-    quarter, half = np.quantile(rates, [0.25, 0.5])
-    return CriticalRates(len(rates), float(quarter), float(half))
 
 
 def largest_update(site: SiteAttribution) -> Update | None:
@@ -91,7 +67,8 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     study, critical = run.once(study_of), critical_rates(lives)
     rates = np.concatenate([each.rate_at_death[each.new] for each in lives])
     highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
-    target = _target(critical, highest)
+    update = largest_update(site)
+    changes = _changes(run, lives, update)
     return Account(
         identifiable=study is not None and study.is_conclusive,
         evidence=(
@@ -101,9 +78,10 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             *_critical_evidence(critical),
             *drift_evidence(lives),
         ),
-        sentence=_sentence(study, critical, highest, largest_update(site)),
-        advice=_advice(attribution, site, critical, highest, target),
-        confirm=replay_command(scale=target / highest if highest > 0 else FALLBACK_SCALE),
+        sentence=_sentence(study, critical, highest, update),
+        advice="",
+        confirm=replay_command(scale=scale_of(changes)),
+        changes=changes,
     )
 
 
@@ -137,25 +115,25 @@ def _sentence(
     return f"Units died in training{at}{large}{below}. {why}: this run alone cannot prove it."
 
 
-def _advice(
-    attribution: RunAttribution,
-    site: SiteAttribution,
-    critical: CriticalRates | None,
-    highest: float,
-    target: float,
-) -> str:
-    if not math.isfinite(target):
-        return "lower the learning rate"
-    run = attribution.run
-    study, group = run.once(study_of), group_in_words(run.recorded, site.lives)
-    lower = f"lower the learning rate of {group} from {highest:.3g} to {target:.1g}"
+def _changes(
+    run: RunLives, lives: Sequence[SiteLives], update: Update | None
+) -> tuple[Change, ...]:
+    """Lower the rate of all groups that train these sites, or the layer with the largest update."""
+    study, steps, remark = run.once(study_of), None, ""
     if study is not None and study.regime == "spike" and study.is_conclusive:
-        lower += f" in steps {study.first}-{study.last}"
-    if study is None or study.regime != "constant":
-        return lower
-    if critical is None or critical.half <= 0 or highest > WARMS_UP * critical.half:
-        return f"{lower}; a warm-up alone may only delay the deaths"
-    return f"{lower}, or warm it up over {_warm_up_steps(run)} steps"
+        steps = study.first, study.last
+    if study is not None and study.regime == "constant":
+        critical = critical_rates(lives, relative=True)
+        if critical is None or WARMS_UP * critical.half < 1:
+            remark = "; a warm-up alone may only delay the deaths"
+        else:
+            remark = f", or warm it up over {_warm_up_steps(run)} steps"
+    module = "" if update is None else update.module
+    names = {site.name for site in lives}
+    concerned = [
+        site for site in run.sites if site.name in names or module in site.recorded.site.producers
+    ]
+    return lowered_rates(run.recorded, concerned, steps=steps, remark=remark)
 
 
 def _warm_up_steps(run: RunLives) -> int:
@@ -164,13 +142,6 @@ def _warm_up_steps(run: RunLives) -> int:
     reached = int(np.searchsorted(np.cumsum(died), 0.5 * died.sum()))
     half = steps[1:][min(reached, len(died) - 1)]
     return int(max(1, min(2 * half, steps[-1] // 2)))
-
-
-def _target(critical: CriticalRates | None, highest: float) -> float:
-    """The learning rate to try: one digit, at most half of the rate that killed."""
-    if critical is None:
-        return one_digit(FALLBACK_SCALE * highest)
-    return one_digit(min(0.5 * highest, max(SMALLEST_SCALE * highest, critical.quarter)))
 
 
 def update_evidence(site: SiteAttribution) -> list[Evidence]:

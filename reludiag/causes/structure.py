@@ -7,7 +7,7 @@
   sign changed.
 """
 
-from reludiag.causes.cause import Evidence
+from reludiag.causes.cause import Change, Evidence
 from reludiag.causes.chance import chance_evidence
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.recording.ledger import NEVER
@@ -68,9 +68,18 @@ def _of_output(site: SiteAttribution) -> Account:
         "model returns its output unchanged: only zeros. A rectifier that is silent passes no "
         "gradient back, so the layers before it learn nothing from this output that would make it "
         "fire.",
-        advice=f"return {fed_by} without a rectifier, or with softplus if the outputs must not be "
-        "below 0",
+        advice="",
         confirm="",
+        changes=(
+            Change(
+                "rectifier",
+                f"return {fed_by} without a rectifier, or with softplus if the outputs must not be "
+                "below 0",
+                (lives.name,),
+                before=recorded.site.rectifier.activation,
+                after="none",
+            ),
+        ),
     )
 
 

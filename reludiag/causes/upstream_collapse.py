@@ -2,10 +2,14 @@
 
 import numpy as np
 
-from reludiag.causes.cause import Evidence
+from reludiag.causes.cause import Change, Evidence, text_of
 from reludiag.causes.chance import more_born, several_born
 from reludiag.causes.drift import shares_of
-from reludiag.causes.initialization import birth_problem, has_bad_initialization
+from reludiag.causes.initialization import (
+    birth_problem,
+    has_bad_initialization,
+    problem_changes,
+)
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.causes.site_lives import NEARLY, Mask, SiteLives
 from reludiag.recording.ledger import NEVER
@@ -68,14 +72,18 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         ),
     )
     root = attribution.site(above.name)
+    changes: tuple[Change, ...]
     if root.kind is KIND or root.kind.claim == "nothing":
-        advice, confirm = f"fix '{above.name}' first", ""
+        advice, changes, confirm = f"fix '{above.name}' first", (), ""
     else:
         account = root.kind.account(attribution, root)
-        advice, confirm = f"fix '{above.name}' first: {account.advice}", account.confirm
+        advice = f"fix '{above.name}' first" + (f": {account.advice}" if account.advice else "")
+        changes, confirm = account.changes, account.confirm
     problem = birth_problem(site)
     if problem is not None and has_bad_initialization(site):
-        advice += f"; then {problem['advice']}"
+        own = problem_changes(attribution.run, {str(site.lives.recorded.site.producer): problem})
+        advice += f"; then {text_of(own)}"
+        changes += own
     silenced = f"silenced {site.tally[KIND.name]} units of '{site.lives.name}'."
     sentence = (
         f"All units of '{above.name}' are dead since step {step}: its output is constant, which "
@@ -84,7 +92,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         else f"{dead} of {above.units} units of '{above.name}' are dead, nearly all since step "
         f"{step}: little of its signal is left, which {silenced}"
     )
-    return Account(is_complete, evidence, sentence, advice, confirm)
+    return Account(is_complete, evidence, sentence, advice, confirm, changes)
 
 
 KIND = CauseKind(

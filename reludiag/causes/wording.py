@@ -1,19 +1,23 @@
 """Wording: settings of a run and commands, as the accounts of several kinds of cause write them."""
 
 import math
+from collections.abc import Sequence
 
-from reludiag.causes.site_lives import SiteLives
 from reludiag.recording import RecordedRun
 
 FALLBACK_SCALE = 0.1
 """Factor of the learning rate to try if no critical rate is known."""
 
 
-def group_in_words(run: RecordedRun, site: SiteLives) -> str:
-    """The parameter group that trains a site, in words."""
-    optimizer, _, group = (site.recorded.param_group or "0/0").partition("/")
-    several = len(run.facts.get("optimizers", ())) > 1
-    return f"group {group} of optimizer {optimizer}" if several else f"group {group}"
+def groups_in_words(run: RecordedRun, groups: Sequence[str]) -> str:
+    """Parameter groups, "optimizer/group", in words."""
+    pairs = [group.partition("/") for group in groups]
+    if len(run.facts.get("optimizers", ())) > 1:
+        return " and ".join(f"group {group} of optimizer {optim}" for optim, _, group in pairs)
+    numbers = [group for _, _, group in pairs]
+    if len(numbers) == 1:
+        return f"group {numbers[0]}"
+    return f"groups {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
 def one_digit(value: float) -> float:

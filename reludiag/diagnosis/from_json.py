@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reludiag.causes.cause import Cause, Evidence
+from reludiag.causes.cause import Cause, Change, Evidence
 from reludiag.diagnosis.columns import (
     LEDGER_COLUMNS,
     SCHEMA_VERSION,
@@ -118,7 +118,14 @@ def _unjudged(sites: pd.DataFrame) -> tuple[Unjudged, ...]:
 
 def _cause(content: dict[str, Any]) -> Cause:
     evidence = tuple(Evidence(**item) for item in content["evidence"])
-    return Cause(**{**content, "evidence": evidence})
+    changes = tuple(_change(item) for item in content.get("changes", ()))  # not in older documents
+    return Cause(**{**content, "evidence": evidence, "changes": changes})
+
+
+def _change(content: dict[str, Any]) -> Change:
+    steps = content["steps"]
+    where = tuple(content["where"])
+    return Change(**{**content, "where": where, "steps": steps and (steps[0], steps[1])})
 
 
 def _structure_note(content: dict[str, Any]) -> StructureNote:

@@ -352,6 +352,7 @@ class Monitor:
             **self._facts,
             **self._source.facts(),
             **self._collector.facts,
+            **self._rates.facts,
             "notes": [*untrained, *self._source.notes, *self._collector.notes],
             "per_pass": [*self._source.per_pass],
             "unjudged": [asdict(place) for place in (*whole, *self._source.missed)],

@@ -1,6 +1,7 @@
 """The learning rates that each step of a run really used, and which module each of them trains."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,13 +13,21 @@ class RateLog:
     """Learning rates by parameter group, "optimizer/group"; recorded when they change."""
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
-        self.param_groups = _param_groups(model, optimizers)
-        """Path of each module with weights, and name of each plain parameter -> the group that
-        trains it."""
+        self.all_groups = _all_groups(model, optimizers)
+        """Path of each module with weights, and name of each plain parameter -> the groups that
+        train it, that of its largest parameter first: biases often have a group of their own."""
+        self.param_groups = {owner: groups[0] for owner, groups in self.all_groups.items()}
+        """The same, with the first group only."""
         self.current: list[list[float]] = [[] for _ in optimizers]
         """`[optimizer][group]`, as of the last step; updated in place."""
         self._optimizers = optimizers
         self._changes: list[tuple[int, str, float]] = []
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the recording stores as facts about the run, as JSON."""
+        several = sum(map(len, self.current)) > 1
+        return {"param_groups": self.all_groups} if several else {}
 
     def note(self, index: int, step: int) -> None:
         """Optimizer `index` is about to take `step`."""
@@ -35,16 +44,17 @@ class RateLog:
         return changes
 
 
-def _param_groups(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, str]:
+def _all_groups(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, tuple[str, ...]]:
     modules = dict(model.named_modules(remove_duplicate=False))
-    owners = {
-        id(parameter): {name.rpartition(".")[0], producer_name(name, modules)}
-        for name, parameter in model.named_parameters()
-    }
-    return {
-        owner: f"{index}/{group}"
+    group_of = {
+        id(parameter): f"{index}/{number}"
         for index, optimizer in enumerate(optimizers)
-        for group, settings in enumerate(optimizer.param_groups)
-        for parameter in settings["params"]
-        for owner in owners.get(id(parameter), ())
+        for number, group in enumerate(optimizer.param_groups)
+        for parameter in group["params"]
     }
+    groups: dict[str, dict[str, None]] = {}
+    for name, parameter in sorted(model.named_parameters(), key=lambda each: -each[1].numel()):
+        if id(parameter) in group_of:
+            for owner in {name.rpartition(".")[0], producer_name(name, modules)}:
+                groups.setdefault(owner, {})[group_of[id(parameter)]] = None
+    return {owner: tuple(names) for owner, names in groups.items()}
