@@ -49,13 +49,13 @@ def recorded(dead: Any, rates: list[tuple[int, float]], name: str = "1") -> Reco
 
 
 def run_of(
-    dead: Any, rates: list[tuple[int, float]], every: int = 10, sites: int = 1
+    dead: Any, rates: list[tuple[int, float]], every: int = 10, sites: int = 1, name: str = ""
 ) -> RecordedRun:
     steps = tuple(range(0, every * len(dead), every))
     return RecordedRun(
         {"every": every, "probe_samples": 100},
         steps,
-        tuple(recorded(dead, rates, str(index)) for index in range(sites)),
+        tuple(recorded(dead, rates, name or str(index)) for index in range(sites)),
         tuple((step, "0/0", rate) for step, rate in rates),
     )
 
@@ -126,6 +126,23 @@ def test_two_groups_at_constant_rates_are_no_contrast() -> None:
     assert study is not None and study.regime == "constant"
 
 
+def test_optimizers_of_two_networks_are_not_one_schedule() -> None:
+    # One network dies at its constant rate, in the steps in which the other's rate is high.
+    constant = trace_sites(run_of(dying(20, {7: 40, 9: 20}), [(1, 0.1)], name="constant"))[0]
+    varied = trace_sites(run_of(dying(20, {}), UP_AND_DOWN, name="varied"))[0]
+    study = event_study([constant, varied], range(0, 201, 10))
+    assert study is not None and study.sites == {"varied"}
+    assert study.deaths == 0 and not study.is_conclusive
+    # Both are high in the same steps, each by its own measure.
+    lower = [(step, rate / 50) for step, rate in UP_AND_DOWN]
+    both = [
+        trace_sites(run_of(dying(20, {6: 20, 8: 10}), rates, name=name))[0]
+        for name, rates in (("low", lower), ("high", UP_AND_DOWN))
+    ]
+    study = event_study(both, range(0, 201, 10))
+    assert study is not None and study.is_conclusive and study.deaths_high == 60
+
+
 def test_a_handful_of_deaths_tells_nothing() -> None:
     assert not study_of({10: 4}, [(1, 1e-3), (101, 0.1), (106, 1e-3)]).is_conclusive
 
@@ -161,8 +178,9 @@ def watched(
     at: Callable[[int], None] = lambda step: None,
     shift: float = 0.0,
     probe: bool = True,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> reludiag.Diagnosis:
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(1)
     monitor = reludiag.Monitor(
         model, optimizer, path=path, every=4, probe=PROBE + shift if probe else None
@@ -373,6 +391,55 @@ def test_a_learning_rate_is_named_with_one_at_which_units_would_have_lived(tmp_p
     assert 0 < lower <= 0.25
     assert cause.confirm.startswith("reludiag replay TRAIN --lr-scale 0.")
     assert reludiag.load(path).causes == diagnosis.causes
+
+
+def groups_of_weights_and_biases(model: nn.Module, lr: float) -> list[dict[str, Any]]:
+    return [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "lr": lr},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "lr": lr, "weight_decay": 0.0},
+    ]
+
+
+def test_the_advice_names_all_groups_that_train_a_layer(tmp_path: Path) -> None:
+    path, model = tmp_path / "run", mlp()
+    optimizer = torch.optim.Adam(groups_of_weights_and_biases(model, 0.5))
+    diagnosis = watched(model, path, optimizer=optimizer)
+    cause = diagnosis.causes[0]
+    (change,) = cause.changes
+    assert (change.setting, change.where, change.before) == ("lr", ("0/0", "0/1"), 0.5)
+    assert isinstance(change.after, float) and change.after <= 0.25
+    assert cause.advice.startswith("lower the learning rate of groups 0 and 1 from 0.5 to ")
+    assert f"--lr-scale {change.after / 0.5:.1g}" in cause.confirm
+    diagnosis.to_json(tmp_path / "run.json")
+    assert open_diagnosis(tmp_path / "run.json").causes == diagnosis.causes
+
+
+def test_a_report_of_an_older_version_has_no_changes(tmp_path: Path) -> None:
+    diagnosis = watched(mlp(), tmp_path / "run", lr=0.5)
+    diagnosis.to_json(tmp_path / "run.json")
+    content = json.loads((tmp_path / "run.json").read_text())
+    for cause in content["causes"]:
+        del cause["changes"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    old = open_diagnosis(tmp_path / "old.json").causes[0]
+    assert old.changes == () and old.advice == diagnosis.causes[0].advice
+
+
+@pytest.mark.parametrize("lr", [0.3, 3.0, 30.0])
+def test_no_rate_is_advised_above_the_critical_one_beside_it(lr: float) -> None:
+    cause = watched(mlp(), lr=lr).causes[0]
+    assert cause.kind == "learning_rate"
+    critical = next(row.value for row in cause.evidence if row.what == "critical learning rate")
+    (change,) = cause.changes
+    assert isinstance(change.after, float) and isinstance(critical, float)
+    assert 0 < change.after <= 0.9 * critical
+
+
+def test_a_run_that_diverged_is_advised_a_rate_at_which_its_first_step_is_small() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e6)
+    (change,) = watched(model, optimizer=optimizer).causes[0].changes
+    assert isinstance(change.after, float) and change.after < 1  # a tenth is still 100,000
 
 
 def test_a_run_that_is_not_finite_has_diverged_and_names_no_death() -> None:

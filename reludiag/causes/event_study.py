@@ -66,7 +66,10 @@ class EventStudy:
     """First and last step at the high rate."""
     last: int
     level: float = math.nan
-    """Rates from this one on are high."""
+    """Rates from this one on are high: of the group with the highest; of another, the same share of
+    its own highest rate."""
+    sites: frozenset[str] = frozenset()
+    """The sites whose rate varied: of others it says nothing."""
 
     @property
     def is_conclusive(self) -> bool:
@@ -91,21 +94,22 @@ def event_study(sites: Sequence[SiteLives], steps: Sequence[int]) -> EventStudy 
     low = float(positive.min())
     windows = list(itertools.pairwise(steps))
     deaths = int(died[rates_known].sum())
-    # Different rates of two groups prove nothing: each site is compared with itself.
     highest = np.where(rates_known, rates, -np.inf).max(axis=1)
     lowest = np.where(rates_known, rates, np.inf).min(axis=1)
     if (highest < CONTRAST * lowest).all():
         span = windows[0][0], windows[-1][1]
         return EventStudy("constant", low, high, deaths, deaths, 1.0, False, math.nan, 1.0, *span)
-    levels = np.unique(rates[rates_known])[1:]
+    # Each site against its own highest rate: optimizers of two networks are not one schedule.
+    varied = (highest >= CONTRAST * lowest) & (highest > 0)
+    exposure, died = (exposure * rates_known)[varied], (died * rates_known)[varied]
+    rates = rates[varied] * (highest[varied].max() / highest[varied, None])
+    levels = np.unique(rates[exposure > 0])[1:]
     levels = levels[np.unique(np.linspace(0, len(levels) - 1, SPLITS).round().astype(int))]
-    studies = [
-        _divided(float(level), rates, exposure * rates_known, died * rates_known, windows)
-        for level in levels
-    ]
+    studies = [_divided(float(level), rates, exposure, died, windows) for level in levels]
     # The low rate is several times lower; among equal p-values, the split with the largest ratio.
     best = min(studies, key=lambda study: (study.p_value, -study.exposure_high))
-    return replace(best, p_value=min(1.0, best.p_value * len(studies)))
+    names = frozenset(site.name for site, took_part in zip(sites, varied, strict=True) if took_part)
+    return replace(best, p_value=min(1.0, best.p_value * len(studies)), sites=names)
 
 
 def _divided(

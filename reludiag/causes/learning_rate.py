@@ -52,7 +52,7 @@ def largest_update(site: SiteAttribution) -> Update | None:
 
 def _deaths(site: SiteAttribution) -> Mask | bool:
     study = site.run.once(study_of)
-    if study is not None and study.is_conclusive:
+    if study is not None and study.is_conclusive and site.lives.name in study.sites:
         return True  # by when units died: it needs no evidence of single deaths
     update = largest_update(site)
     if not site.run.once(more_died) or update is None or update.ratio < LARGE_UPDATE:
