@@ -93,10 +93,13 @@ def lit(lightning: ModuleType, fail_at: int | None = None) -> Any:
             if index == fail_at:
                 raise StopError
             inputs, targets = batch
-            return cross_entropy(self.layers(inputs), targets)
+            loss = cross_entropy(self.layers(inputs), targets)
+            self.log("loss", loss)
+            return loss
 
         def validation_step(self, batch: Any, index: int) -> None:
             self.layers(batch[0])
+            self.log("seen", 1.0)
 
         def configure_optimizers(self) -> Any:
             optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
@@ -129,6 +132,9 @@ def test_lightning_is_recorded_rightly(lightning: ModuleType, accumulated: int) 
     validations = STEPS * accumulated // 2
     assert f"Left out: {validations} passes in evaluation mode." in diagnosis.head.notes
     assert no_hooks(module)
+    metrics = diagnosis.metrics.set_index("metric")
+    assert metrics.loc["loss", "count"].sum() == STEPS * accumulated
+    assert metrics.loc["seen", "last"].tolist() == [1.0] * len(metrics.loc["seen"])
 
 
 def test_a_lightning_fit_that_raises_leaves_its_recording(
@@ -214,6 +220,9 @@ def test_transformers_is_recorded_rightly(tmp_path: Path) -> None:
     assert_recorded_rightly(diagnosis)
     assert "Left out: 3 passes in evaluation mode." in diagnosis.head.notes
     assert no_hooks(model)
+    metrics = diagnosis.metrics.set_index("metric")
+    assert metrics.loc[["eval_loss"], "step"].tolist() == [2, 4, 5]
+    assert (metrics["last"] > 0).any()
 
 
 def test_a_transformers_training_that_raises_leaves_its_recording(tmp_path: Path) -> None:
@@ -260,6 +269,8 @@ def test_ignite_is_recorded_rightly(scheduler_first: bool) -> None:
     trainer, validation = ignite_trainer(model, optimizer), torch.randn(24, 6)
     evaluator = engine.create_supervised_evaluator(model)
     handler = ReludiagHandler(model, optimizer, every=1, stats_every=1)
+    metrics = pytest.importorskip("ignite.metrics")
+    metrics.RunningAverage(output_transform=lambda loss: loss).attach(trainer, "loss")
 
     def decay() -> None:
         if trainer.state.iteration % 2 == 0:
@@ -277,6 +288,8 @@ def test_ignite_is_recorded_rightly(scheduler_first: bool) -> None:
     assert_recorded_rightly(diagnosis)
     assert "Left out: 5 passes in evaluation mode." in diagnosis.head.notes
     assert no_hooks(model)
+    assert set(diagnosis.metrics["metric"]) == {"loss"}
+    assert diagnosis.metrics["count"].sum() == 2 * STEPS
 
 
 def test_what_an_ignite_run_raised_is_raised_and_its_recording_is_left(tmp_path: Path) -> None:

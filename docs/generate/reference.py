@@ -80,6 +80,13 @@ def tables() -> str:
             diagnosis.TIMELINE_COLUMNS,
         ),
         (
+            "Metrics",
+            "`diagnosis.metrics`: a row per window of `every` steps and metric, of what "
+            "`Monitor.log` was given; without rows where that is nothing. In the JSON document, a "
+            "value that is not finite is null.",
+            diagnosis.METRIC_COLUMNS,
+        ),
+        (
             "Trials",
             "`reludiag.sweep`, `reludiag.compare`, `Replay.trials`, and `--csv` of these three "
             f"commands: a row per run. A column `{trials.METRIC}NAME` follows for each number that "

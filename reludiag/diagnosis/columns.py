@@ -142,3 +142,12 @@ TIMELINE_COLUMNS = (
     Column("revived", "Int64", "revived in the window that ends here"),
     Column("nonfinite", "Int64", "units with a NaN or an infinity"),
 )
+
+METRIC_COLUMNS = (
+    Column("step", "Int64", "optimizer steps taken when the last value of the window was logged"),
+    Column("window", "Int64", "step at which the window of `every` steps ends"),
+    Column("metric", "str", "the name that it was logged under"),
+    Column("last", "float64", "last value of the window"),
+    Column("mean", "float64", "mean of all values of the window; not finite if one is not"),
+    Column("count", "Int64", "values of the window"),
+)

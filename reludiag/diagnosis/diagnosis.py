@@ -8,10 +8,12 @@ from typing import IO, Any
 import pandas as pd
 
 from reludiag.causes.cause import Cause
+from reludiag.diagnosis.columns import METRIC_COLUMNS
 from reludiag.measure.structure import StructureNote
 from reludiag.measure.unjudged import Unjudged, is_partial, is_whole
 from reludiag.measure.verdicts import LOST, Thresholds
 from reludiag.recording.ledger import Lives
+from reludiag.tables import table_of
 
 RANDOM_INPUT = (
     "RANDOM INPUT: this was seeded noise, not data. A unit that is silent on noise may fire on "
@@ -71,6 +73,8 @@ class Diagnosis:
     """The places of the model whose units got no verdict, or one that may hide deaths, and why.
     Of these, nothing may be said to be alive.
     """
+    metrics: pd.DataFrame = field(default_factory=lambda: table_of(METRIC_COLUMNS, []))
+    """What was logged with `Monitor.log`, a row per window and name: `METRIC_COLUMNS`."""
 
     @property
     def dead(self) -> int:

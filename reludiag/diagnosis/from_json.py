@@ -12,6 +12,7 @@ import pandas as pd
 from reludiag.causes.cause import Cause, Change, Evidence
 from reludiag.diagnosis.columns import (
     LEDGER_COLUMNS,
+    METRIC_COLUMNS,
     SCHEMA_VERSION,
     SITE_COLUMNS,
     SITE_LEDGER_COLUMNS,
@@ -99,6 +100,7 @@ def _diagnosis(content: dict[str, Any]) -> Diagnosis:
         unjudged=tuple(Unjudged(**place) for place in content["unjudged"])
         if "unjudged" in content
         else _unjudged(sites),
+        metrics=table_of(METRIC_COLUMNS, [pd.DataFrame(content.get("metrics", []))]),
     )
 
 

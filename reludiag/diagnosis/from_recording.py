@@ -1,6 +1,7 @@
 """The Diagnosis of a recording or of several checkpoints."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from reludiag.causes.drift import shares_of
 from reludiag.causes.explain import Explanation, explain
 from reludiag.diagnosis.build import SiteFindings, counted_in_words, diagnose, grouping_notes
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
-from reludiag.diagnosis.timeline import states_of, timeline_rows, timeline_table
+from reludiag.diagnosis.timeline import metric_table, states_of, timeline_rows, timeline_table
 from reludiag.measure.structure import GradientFacts, SiteFacts, StructureFacts, structure_notes
 from reludiag.measure.unjudged import Unjudged, is_whole
 from reludiag.measure.verdicts import Thresholds
@@ -49,7 +50,7 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
         by_window = rates.by_window(recorded, run.steps)
         timelines.append(timeline_rows(run.steps, recorded, ledger, by_window))
     head = _run_head(run, findings, subject)
-    return diagnose(
+    diagnosis = diagnose(
         head,
         findings,
         thresholds or Thresholds(),
@@ -58,6 +59,7 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
         structure_notes(_structure_facts(run)),
         missed,
     )
+    return replace(diagnosis, metrics=metric_table(run.metrics))
 
 
 def _structure_facts(run: RecordedRun) -> StructureFacts:

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from reludiag.diagnosis.build import SiteFindings
-from reludiag.diagnosis.columns import TIMELINE_COLUMNS
+from reludiag.diagnosis.columns import METRIC_COLUMNS, TIMELINE_COLUMNS
 from reludiag.measure.unit_counts import SiteCounts
-from reludiag.recording import RecordedSite, SiteState
+from reludiag.recording import Metric, RecordedSite, SiteState
 from reludiag.recording.ledger import Ledger, life_states, trace_lives
 from reludiag.tables import table_of
 
@@ -56,6 +56,19 @@ def timeline_table(rows: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """The sites' rows as one timeline, in order of steps."""
     table = table_of(TIMELINE_COLUMNS, rows)
     return table.sort_values("step", kind="stable", ignore_index=True)
+
+
+def metric_table(metrics: Sequence[Metric]) -> pd.DataFrame:
+    """What the user logged, in order of windows."""
+    columns: dict[str, list[Any]] = {
+        "step": [metric.step for metric in metrics],
+        "window": [metric.window for metric in metrics],
+        "metric": [metric.name for metric in metrics],
+        "last": [metric.last for metric in metrics],
+        "mean": [metric.mean for metric in metrics],
+        "count": [metric.count for metric in metrics],
+    }
+    return table_of(METRIC_COLUMNS, [columns])
 
 
 def timeline_rows(

@@ -24,7 +24,8 @@ except ImportError as error:
 class ReludiagHandler:
     """A Monitor around each `run` of the engine; takes all settings of Monitor.
 
-    It can be attached before or after a learning rate scheduler.
+    It can be attached before or after a learning rate scheduler. The metrics of the engine are
+    recorded.
     """
 
     def __init__(
@@ -45,10 +46,14 @@ class ReludiagHandler:
         engine.add_event_handler(Events.STARTED, self._begin)
         for ended in (Events.COMPLETED, Events.TERMINATE):  # terminated, it may not complete
             engine.add_event_handler(ended, lambda: self._session.end())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._log)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
     def _begin(self) -> None:
         self._session.begin(self._model, self._optimizer)
+
+    def _log(self, engine: Any) -> None:
+        self._session.log(engine.state.metrics)
 
     def _fail(self, engine: Any, error: BaseException) -> None:
         self._session.end(error)

@@ -22,8 +22,8 @@ class ReludiagCallback(Callback):
     """A Monitor around `fit`, starting after the sanity check; takes all settings of Monitor.
 
     For Trainers of `lightning` and of `pytorch_lightning`. Validation runs in eval mode and is not
-    watched. A step is one step of the optimizer, also with gradient accumulation. With several
-    processes, the first one is watched.
+    watched. What `self.log` is given is recorded. A step is one step of the optimizer, also with
+    gradient accumulation. With several processes, the first one is watched.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -38,6 +38,18 @@ class ReludiagCallback(Callback):
         """Start; the optimizers exist by now."""
         if trainer.is_global_zero:
             self._session.begin(pl_module, trainer.optimizers)
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        """Record what was logged with `self.log`."""
+        self._session.log(trainer.callback_metrics)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Tell what the validation measures from what is there before it."""
+        self._session.skip(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Record what was logged in the validation."""
+        self._session.log(trainer.callback_metrics)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Complete the recording."""

@@ -1,14 +1,16 @@
 """Session: a Monitor that is started and stopped by events of a framework instead of `with`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reludiag.errors import ReludiagError
+from reludiag.monitoring.metric_log import LONGEST_NAME
 from reludiag.monitoring.monitor import Monitor
 from reludiag.sites.guard import described, warn
+from reludiag.sites.readable import readable
 
 
 class Session:
@@ -17,6 +19,7 @@ class Session:
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
         self._open: Monitor | None = None
+        self._known: dict[str, Any] = {}
         self.monitor: Monitor | None = None
         """The Monitor of the last training."""
 
@@ -31,8 +34,28 @@ class Session:
         except Exception as error:
             warn(f"reludiag: this training is not watched ({described(error)})")
 
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Pass on the numbers among a framework's metrics that it has measured since the last call:
+        it keeps old ones, too.
+        """
+        new = {name: x for name, x in metrics.items() if self._known.get(name) is not x}
+        self.skip(metrics)
+        if self._open is not None:
+            named = {str(name)[:LONGEST_NAME]: value for name, value in new.items()}
+            self._open.log({name: value for name, value in named.items() if _is_number(value)})
+
+    def skip(self, metrics: Mapping[str, Any]) -> None:
+        """Do not pass these on, as long as they are not measured again."""
+        self._known = dict(metrics)
+
     def end(self, error: BaseException | None = None) -> None:
         """Complete the recording, if there is one; `error` is what ended the training."""
         monitor, self._open = self._open, None
         if monitor is not None:
             monitor.__exit__(None if error is None else type(error), error, None)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return readable(value) is not None and value.numel() == 1 and not value.is_complex()
+    return isinstance(value, int | float)  # NumPy's float64 is a float

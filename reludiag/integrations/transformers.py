@@ -18,7 +18,7 @@ except ImportError as error:
 class ReludiagCallback(TrainerCallback):
     """A Monitor around `train`; takes all settings of Monitor.
 
-    Evaluation runs in eval mode and is not watched.
+    Evaluation runs in eval mode and is not watched. What the Trainer logs is recorded.
 
     A step is one step of the optimizer, also with gradient accumulation. With several processes,
     the first one is watched. The Trainer does not tell callbacks about an exception. The recording
@@ -38,6 +38,10 @@ class ReludiagCallback(TrainerCallback):
         """Start; the optimizer exists by now."""
         if state.is_world_process_zero:
             self._session.begin(kwargs["model"], kwargs["optimizer"])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Record the metrics that the Trainer logs."""
+        self._session.log(logs or {})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Complete the recording."""

@@ -32,6 +32,7 @@ from reludiag.measure.unjudged import Unjudged, unjudged
 from reludiag.measure.verdicts import Thresholds
 from reludiag.monitoring.alerts import WARN_OVER, Alerts, Listener
 from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock, innermost
+from reludiag.monitoring.metric_log import MetricLog
 from reludiag.monitoring.rates import RateLog
 from reludiag.monitoring.run_facts import run_facts, untrained_weights
 from reludiag.monitoring.snapshot_sources import ProbeSource, SnapshotSource, TrainingSource
@@ -161,6 +162,7 @@ class Monitor:
         self._after_step = AfterStep(self._clock, self._end_step)
         self._alerts = Alerts(on_snapshot, on_death, warn_over, raise_over, batches is None)
         self._rates = RateLog(model, self._optimizers)
+        self._metrics = MetricLog(every)
         self._weights = WeightCheck(model)
         self._unwatched: Unjudged | None = None  # set when the run ends
         if self._optimizers and not self._rates.param_groups:
@@ -171,6 +173,7 @@ class Monitor:
         # From `__enter__` on:
         self._undo = self._guard.undo_list(of_optimizer=True)
         self._writer: RecordingWriter | None = None
+        self._has_ended = False
         self._stopped: dict[str, Any] = {}
         """The facts about an error that ended watching; the training continues without it."""
 
@@ -220,6 +223,7 @@ class Monitor:
         except Exception as own_error:
             self._guard.fail(own_error)
         finally:
+            self._has_ended = True
             self._guard.let_go()
             self._guard.settle()
         if self._stopped and self._writer is not None:
@@ -235,6 +239,7 @@ class Monitor:
             return
         if not self.snapshots or self.snapshots[-1] != self._clock.step:
             self._snapshot(closing=True)
+        self._writer.write_metrics(self._metrics.take(self._clock.step))
         self._unwatched = nothing_watched(
             self._clock.step,
             bool(self._optimizers),
@@ -255,6 +260,40 @@ class Monitor:
                 "without an optimizer"
             )
         self._after_step()
+
+    def log(self, metrics: Mapping[str, Any] | None = None, /, **named: Any) -> None:
+        """Record what you measure, such as `monitor.log(loss=loss, accuracy=0.9)`.
+
+        Values are numbers or tensors with one element; names that are no identifiers are in a
+        mapping: `log({"val/loss": 0.3})`. A tensor is not waited for: it is copied on its device,
+        and read at the next snapshot. Of each window of `every` steps, the recording keeps the
+        last value and the mean of each name, also where they are not finite.
+
+        Raises UsageError for what is no number, and before the run. After it, values are lost,
+        with a RuntimeWarning.
+        """
+        if metrics is not None and not isinstance(metrics, Mapping):
+            raise UsageError(
+                f"log({type(metrics).__name__}) was given; expected names with numbers, such as "
+                "log(loss=loss) or log({'val/loss': loss})"
+            )
+        if self._may_note("log"):
+            self._metrics.add(self._clock.step, {**(metrics or {}), **named})
+
+    def _may_note(self, method: str) -> bool:
+        """Whether the run is being watched; raises UsageError if it has not begun."""
+        if self._writer is None:
+            raise UsageError(
+                f"{method}() was called before the run; expected it inside of "
+                "`with reludiag.Monitor(...) as monitor:`"
+            )
+        if self._has_ended:
+            warn(
+                f"reludiag: {method}() was called after the run and is not recorded; call it "
+                "inside of the `with` block",
+                stacklevel=3,
+            )
+        return not self._has_ended and self._guard.error is None
 
     def diagnose(self, thresholds: Thresholds | None = None) -> Diagnosis:
         """The Diagnosis of the run so far, as `reludiag.load` returns it."""
@@ -342,6 +381,7 @@ class Monitor:
                 self._facts_now("running"),
                 self._collector.at_snapshot(step, sites),
             )
+            self._writer.write_metrics(self._metrics.take(step))
         self.snapshots.append(step)
         self._alerts.note(step, states, rates, self._source.per_pass)
 

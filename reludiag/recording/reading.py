@@ -23,7 +23,13 @@ from reludiag.recording.observations import (
     Observations,
     Update,
 )
-from reludiag.recording.records import RecordedRun, RecordedSite, RecordingProgress
+from reludiag.recording.records import (
+    Mark,
+    Metric,
+    RecordedRun,
+    RecordedSite,
+    RecordingProgress,
+)
 from reludiag.recording.schema import (
     APPLICATION_ID,
     OLDEST_READ,
@@ -133,10 +139,24 @@ def read_run(db: sqlite3.Connection) -> RecordedRun:
         ).fetchall()
         sites = tuple(_read_site(db, row, steps, version) for row in rows)
         observations = _read_observations(db, version)
+        metrics, marks = _read_logged(db) if version > 7 else ((), ())
     finally:
         db.execute("COMMIT")
     first_steps = tuple(first_step for _, first_step in snapshots)
-    return RecordedRun(facts, steps, sites, rates, observations, first_steps)
+    return RecordedRun(facts, steps, sites, rates, observations, first_steps, metrics, marks)
+
+
+def _read_logged(db: sqlite3.Connection) -> tuple[tuple[Metric, ...], tuple[Mark, ...]]:
+    rows = db.execute(
+        "SELECT window, name, step, last, mean, count FROM metric ORDER BY window, name"
+    )
+    metrics = tuple(
+        Metric(window, name, step, _nan_if_null(last), _nan_if_null(mean), count)
+        for window, name, step, last, mean, count in rows
+    )
+    return metrics, tuple(
+        Mark(*row) for row in db.execute("SELECT step, name FROM mark ORDER BY step, id")
+    )
 
 
 def _read_observations(db: sqlite3.Connection, version: int) -> Observations:

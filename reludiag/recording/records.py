@@ -63,6 +63,31 @@ class RecordedSite:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What the user logged under one name in one window of `every` steps."""
+
+    window: int
+    """The step at which the window ends: a multiple of `every`."""
+    name: str
+    step: int
+    """Optimizer steps taken when the last value was logged."""
+    last: float
+    mean: float
+    """Of all values of the window, also of those that are not finite."""
+    count: int
+    """Values of the window."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A mark that the user set in a run."""
+
+    step: int
+    """Optimizer steps taken then."""
+    name: str
+
+
+@dataclass(frozen=True)
 class RecordedRun:
     """The content of a recording."""
 
@@ -75,6 +100,10 @@ class RecordedRun:
     """The evidence for the causes of deaths."""
     first_steps: tuple[int, ...] = ()
     """Of each snapshot: it covers the training batches after this step; with a probe, its own."""
+    metrics: tuple[Metric, ...] = ()
+    """What the user logged, in order of windows; in a window in alphabetical order."""
+    marks: tuple[Mark, ...] = ()
+    """The user's own, in order of steps."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 OLDEST_READ = 3
 """The oldest version that can be read: what a later one added is then not known."""
 # What each version changed:
@@ -19,6 +19,7 @@ OLDEST_READ = 3
 #   5  site: key, alias; input: scale.
 #   6  state: rare, dormant; death: examined.
 #   7  site: upper.
+#   8  metric, mark.
 
 SCHEMA = """
 CREATE TABLE run (                  -- facts about the whole run
@@ -122,6 +123,20 @@ CREATE TABLE death (                -- each unit that died between two snapshots
     examined INTEGER NOT NULL,      -- 0 if there was no time for it: all of the above is null then
     PRIMARY KEY (site, unit, step)
 ) WITHOUT ROWID;
+CREATE TABLE metric (               -- what the user logged, in windows of `every` steps
+    window INTEGER NOT NULL,        -- the step at which the window ends, a multiple of `every`
+    name TEXT NOT NULL,             -- loss, accuracy
+    step INTEGER NOT NULL,          -- optimizer steps taken when the last value was logged
+    last REAL,                      -- the last value of the window; null: NaN
+    mean REAL,                      -- of all values of the window; null: NaN
+    count INTEGER NOT NULL,         -- values of the window
+    PRIMARY KEY (window, name)
+) WITHOUT ROWID;
+CREATE TABLE mark (                 -- the user's own marks, such as the tasks of a stream
+    id INTEGER PRIMARY KEY,
+    step INTEGER NOT NULL,          -- optimizer steps taken then
+    name TEXT NOT NULL              -- task 3
+);
 """
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]

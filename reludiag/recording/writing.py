@@ -19,7 +19,7 @@ from reludiag.errors import RecordingError
 from reludiag.measure.structure import InputScale
 from reludiag.recording.observations import Observations
 from reludiag.recording.reading import read_run
-from reludiag.recording.records import RecordedRun, SiteState
+from reludiag.recording.records import Metric, RecordedRun, SiteState
 from reludiag.recording.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, packed
 from reludiag.sites.site import Site
 
@@ -50,6 +50,14 @@ class RecordingWriter:
         rows = [(key, json.dumps(value)) for key, value in facts.items()]
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
+
+    def write_metrics(self, metrics: Sequence[Metric]) -> None:
+        """Write what was logged; a window that grew since replaces itself."""
+        if not metrics:
+            return
+        rows = [(m.window, m.name, m.step, m.last, m.mean, m.count) for m in metrics]
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO metric VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def write_snapshot(
         self,

@@ -9,10 +9,14 @@ import numpy as np
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.recording.ledger import Life
 from reludiag.reports.csv_file import write_frame
+from reludiag.reports.json_text import finite
 from reludiag.reports.run.lifelines import LifelineChart, SiteLine
 
 MOST_LISTED = 10_000
 """Largest number of dead units that a page lists; the CSV has all."""
+MOST_METRICS = 12
+"""Metrics that a page draws; the JSON has all."""
+MOST_POINTS = 1_000
 _BINS = 20  # of firing rates above 0: 5 % each
 
 
@@ -22,6 +26,7 @@ def charts(diagnosis: Diagnosis, lives: LifelineChart | None) -> dict[str, Any]:
         "lives": None if lives is None else _lives(lives),
         "states": {life.name.lower(): int(life) for life in Life},
         "firing": _firing(diagnosis),
+        "metrics": _metrics(diagnosis),
         "csv": dead_csv(diagnosis),
     }
 
@@ -52,6 +57,25 @@ def _line(line: SiteLine) -> dict[str, Any]:
         **{kind: packed(getattr(line, kind)) for kind in ("dead", "nonfinite", "died", "revived")},
         "states": None if line.states is None else packed(line.states),
     }
+
+
+def _metrics(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    """Of each metric the mean and the last value of each window, at the step of the last value.
+
+    If there are more windows than a picture has room for, evenly chosen ones.
+    """
+    lines = []
+    for name, rows in list(diagnosis.metrics.groupby("metric", sort=False))[:MOST_METRICS]:
+        chosen = rows.iloc[:: -(-len(rows) // MOST_POINTS)]
+        lines.append(
+            {
+                "name": str(name),
+                "steps": chosen["step"].astype(int).tolist(),
+                "mean": finite(chosen["mean"].tolist()),
+                "last": finite(chosen["last"].tolist()),
+            }
+        )
+    return lines
 
 
 def _firing(diagnosis: Diagnosis) -> list[dict[str, Any]]:

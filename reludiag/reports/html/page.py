@@ -4,10 +4,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.reports.html import content
-from reludiag.reports.html.charts import MOST_LISTED, charts
+from reludiag.reports.html.charts import MOST_LISTED, MOST_METRICS, charts
 from reludiag.reports.html.shell import fragment_of, page_of
 from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.lifelines import MOST_UNITS, LifelineChart, lifelines
+from reludiag.reports.run.metrics import MOST_SHOWN, metric_cells
 from reludiag.reports.run.summary import instruction
 from reludiag.reports.wording import plural
 
@@ -39,6 +40,7 @@ def page(diagnosis: Diagnosis, effects: "Effects | None" = None) -> str:
         grid=grid,
         abridged=_abridged(diagnosis, lives),
         listed=MOST_LISTED,
+        drawn=MOST_METRICS,
     )
 
 
@@ -51,6 +53,8 @@ def fragment(diagnosis: Diagnosis) -> str:
 
 def _report_content(diagnosis: Diagnosis) -> dict[str, Any]:
     causes = content.cause_panels(diagnosis)
+    windows = content.windows(diagnosis)
+    metrics = metric_cells(diagnosis, windows)
     return {
         "head": diagnosis.head,
         "answer": content.answer(diagnosis),
@@ -59,7 +63,9 @@ def _report_content(diagnosis: Diagnosis) -> dict[str, Any]:
         "named": len(diagnosis.sites) <= content.MOST_TILES_NAMED,
         "ledger": diagnosis.timeline is not None,
         "since": content.death_sentence(diagnosis),
-        "windows": content.windows(diagnosis),
+        "windows": windows,
+        "metrics": metrics,
+        "tabled": list(metrics)[:MOST_SHOWN],
         "causes": causes,
         "advice": content.advice(diagnosis, causes),
         "structure": [(note.sentence, instruction(note)) for note in diagnosis.structure],

@@ -330,10 +330,32 @@ function drawRates(line) {
   }), options("rates"));
 }
 
+// Below the lives, with the same steps: a picture with its own axis for each metric.
+function drawMetrics() {
+  if (!$("metrics")) return;
+  const count = data.metrics.length, part = 1 / count, each = 110;
+  const key = (at) => (at === 0 ? "y" : `y${at + 1}`);
+  const traces = data.metrics.map(({ name, steps, mean, last }, at) => ({
+    type: "scatter", mode: steps.length < 60 ? "lines+markers" : "lines", x: steps, y: mean, yaxis: key(at), connectgaps: false,
+    line: { color: colour("rate"), width: 2 },
+    customdata: steps.map((step, row) => `${plain(name)} at step ${step.toLocaleString("en")}: mean ${mean[row] === null ? "not finite" : Number(mean[row].toPrecision(4))}, last ${last[row] === null ? "not finite" : Number(last[row].toPrecision(4))}`),
+    hovertemplate: "%{customdata}<extra></extra>",
+  }));
+  const axes = Object.fromEntries(data.metrics.map((_, at) => [`yaxis${at === 0 ? "" : at + 1}`,
+    axis("", { domain: [1 - (at + 1) * part + 0.06 * part, 1 - at * part - 0.22 * part], nticks: 3, tickformat: "~g" })]));
+  Plotly.react($("metrics"), traces, base({
+    height: 70 + each * count,
+    ...axes,
+    xaxis: axis("Optimizer steps", { range: [edges[0], Math.max(edges.at(-1), ...data.metrics.map(({ steps }) => steps.at(-1)))], showgrid: false, tickformat: ",d", anchor: key(count - 1) }),
+    annotations: data.metrics.map(({ name }, at) => above(plain(short(name, 60)), 1 - at * part - 0.22 * part)),
+  }), options("metrics"));
+}
+
 function draw() {
   if (!globalThis.Plotly) return;
   drawFiring();
   if (lives) drawLife();
+  if (lives) drawMetrics();
 }
 
 async function unpackPlotly() {

@@ -36,5 +36,6 @@ def document(diagnosis: Diagnosis, all_units: bool = False) -> str:
         "sites": records(sites),
         "units": records(chosen_units(diagnosis, all_units)),
         "timeline": None if diagnosis.timeline is None else records(diagnosis.timeline),
+        "metrics": records(diagnosis.metrics),
     }
     return text_of(content)

@@ -13,6 +13,7 @@ from reludiag.measure.unjudged import label, unjudged_sites
 from reludiag.measure.verdicts import LOST, VERDICTS
 from reludiag.printable import printable
 from reludiag.reports.run.formats import ReportOptions
+from reludiag.reports.run.metrics import MOST_SHOWN, left_out, metric_cells
 from reludiag.reports.run.summary import (
     dead_count,
     instruction,
@@ -41,6 +42,7 @@ def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
         _headline(diagnosis, checks),
         _site_table(diagnosis, checks),
         _life_table(diagnosis),
+        _metric_table(diagnosis),
         _why(diagnosis),
         _structure(diagnosis),
         "\n".join(f"- {_text(line)}" for line in next_steps(diagnosis)),
@@ -132,6 +134,23 @@ def _life_table(diagnosis: Diagnosis) -> str:
         counts += [window.nonfinite] if diverged else []
         lines.append(_row([window.steps, rate, *(f"{count:,}" for count in counts)]))
     return "\n".join(lines)
+
+
+def _metric_table(diagnosis: Diagnosis) -> str:
+    """The means of what was logged, in the same windows."""
+    if diagnosis.metrics.empty or diagnosis.timeline is None or diagnosis.timeline.empty:
+        return ""
+    windows = life_windows(diagnosis.timeline)
+    cells = metric_cells(diagnosis, windows)
+    names = list(cells)[:MOST_SHOWN]
+    titles = ["Steps", *(f"Mean {_name(name)}" for name in names)]
+    lines = [_row(titles), "|" + "--:|" * len(titles)]
+    lines += [
+        _row([window.steps, *(cells[name][at] for name in names)])
+        for at, window in enumerate(windows)
+    ]
+    note = left_out(list(cells))
+    return "\n".join([*lines, *(["", note] if note else [])])
 
 
 def _row(cells: Sequence[str]) -> str:

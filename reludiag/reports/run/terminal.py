@@ -21,6 +21,7 @@ from reludiag.reports.console import WIDTH, SanitizedText, plain_text, speaks_un
 from reludiag.reports.output import encoding_of
 from reludiag.reports.run.cause_section import why
 from reludiag.reports.run.formats import ReportOptions
+from reludiag.reports.run.metrics import metric_section
 from reludiag.reports.run.structure_section import structure
 from reludiag.reports.run.summary import (
     WINDOWS,
@@ -78,6 +79,7 @@ def render(
     parts.append(_site_table(diagnosis, all_sites, ascii_only, wide))
     if diagnosis.timeline is not None and len(diagnosis.timeline):
         parts.append(life_table(diagnosis, ascii_only))
+        parts += metric_section(diagnosis)
     parts += why(diagnosis.causes)
     parts += structure(diagnosis.structure)
     parts.append(_next_steps(diagnosis))
