@@ -150,6 +150,29 @@ def test_a_lightning_fit_that_raises_leaves_its_recording(
     assert no_hooks(module)
 
 
+def test_a_lightning_fit_from_a_checkpoint_goes_on_with_its_recording(
+    lightning: ModuleType, tmp_path: Path
+) -> None:
+    from reludiag.integrations.lightning import ReludiagCallback
+
+    settings = {
+        "accelerator": "cpu", "logger": False, "enable_model_summary": False,
+        "enable_progress_bar": False, "default_root_dir": tmp_path, "limit_val_batches": 0,
+    }  # fmt: skip
+    data, run = DataLoader(examples(24), batch_size=8), tmp_path / "run.reludiag"
+    callback = ReludiagCallback(path=run, every=2, stats_every=1)
+    trainer = lightning.Trainer(max_epochs=1, callbacks=[callback], **settings)
+    trainer.fit(lit(lightning), data)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    again = ReludiagCallback(path=run, every=2, stats_every=1)
+    trainer = lightning.Trainer(max_epochs=3, callbacks=[again], **settings)
+    trainer.fit(lit(lightning), data, ckpt_path=tmp_path / "one.ckpt")
+    diagnosis = reludiag.load(run)
+    assert diagnosis.timeline["step"].tolist() == [0, 2, 3, 6, 8, 9]
+    assert diagnosis.sites["born_dead"].tolist() == [2]
+    assert "The run was resumed at step 3." in diagnosis.head.notes
+
+
 def test_too_many_deaths_stop_a_lightning_fit(lightning: ModuleType) -> None:
     from reludiag.integrations.lightning import ReludiagCallback
 
@@ -190,7 +213,9 @@ class Scored(nn.Module):
         return {"loss": cross_entropy(scores, labels), "logits": scores}
 
 
-def train_with_transformers(model: nn.Module, callback: Any, folder: Path) -> None:
+def train_with_transformers(
+    model: nn.Module, callback: Any, folder: Path, resume: bool = False, **more: Any
+) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -200,13 +225,14 @@ def train_with_transformers(model: nn.Module, callback: Any, folder: Path) -> No
         transformers.TrainingArguments(
             str(folder), num_train_epochs=1, per_device_train_batch_size=8,
             gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=2, report_to=[],
-            save_strategy="no", use_cpu=True, disable_tqdm=True, per_device_eval_batch_size=24,
+            use_cpu=True, disable_tqdm=True, per_device_eval_batch_size=24,
+            **{"save_strategy": "no", **more},
         ),
         train_dataset=data,
         eval_dataset=data[:24],
         optimizers=(optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)),
         callbacks=[callback],
-    ).train()  # fmt: skip
+    ).train(resume_from_checkpoint=resume)  # fmt: skip
 
 
 def test_transformers_is_recorded_rightly(tmp_path: Path) -> None:
@@ -223,6 +249,24 @@ def test_transformers_is_recorded_rightly(tmp_path: Path) -> None:
     metrics = diagnosis.metrics.set_index("metric")
     assert metrics.loc[["eval_loss"], "step"].tolist() == [2, 4, 5]
     assert (metrics["last"] > 0).any()
+
+
+def test_a_transformers_training_from_a_checkpoint_goes_on_with_its_recording(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("transformers")
+    from reludiag.integrations.transformers import ReludiagCallback
+
+    settings = {"path": tmp_path / "run.reludiag", "every": 1, "stats_every": 1}
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    with pytest.raises(StopError):  # in step 4
+        train_with_transformers(Scored(8), ReludiagCallback(**settings), tmp_path, **saving)
+    callback = ReludiagCallback(**settings)
+    train_with_transformers(Scored(), callback, tmp_path, resume=True, **saving)
+    diagnosis = callback.monitor.diagnose()
+    assert diagnosis.timeline["step"].tolist() == list(range(STEPS + 1))
+    assert diagnosis.sites["born_dead"].tolist() == [2]
+    assert any(note.startswith("The run was resumed at step 2.") for note in diagnosis.head.notes)
 
 
 def test_a_transformers_training_that_raises_leaves_its_recording(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The Diagnosis of a recording or of several checkpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,23 @@ def _evidence_notes(run: RecordedRun) -> list[str]:
     ]
 
 
+def _resumed_note(place: Mapping[str, Any]) -> str:
+    """The note on a place where the run was resumed."""
+    step, last, dropped = place["step"], place["last_step"], place["dropped"]
+    note = f"The run was resumed at step {step:,}."
+    if dropped:
+        are = f"{dropped:,} later snapshots were" if dropped > 1 else "The later snapshot was"
+        note += f" {are} dropped: the run took these steps again."
+    elif last < step:
+        note += f" Steps {last:,}-{step:,} were not watched."
+    if place["is_other_probe"]:
+        note += (
+            " The probe is another one since then, so a unit may seem to have died or revived "
+            "there for this alone."
+        )
+    return note
+
+
 def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) -> Head:
     facts = run.facts
     # Older recordings only have what reached the sites of training batches.
@@ -160,6 +177,7 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
         )
     if str(facts.get("status", "")).startswith("interrupted"):
         notes.append(f"The run was {facts['status']}.")
+    notes += [_resumed_note(place) for place in facts.get("resumed", ())]
     passes, calls = facts.get("evaluation_passes", 0), facts.get("evaluation_calls", 0)
     if passes:
         notes.append(f"Left out: {passes:,} pass{'es' * (passes != 1)} in evaluation mode.")

@@ -21,9 +21,9 @@ except ImportError:
 class ReludiagCallback(Callback):
     """A Monitor around `fit`, starting after the sanity check; takes all settings of Monitor.
 
-    For Trainers of `lightning` and of `pytorch_lightning`. Validation runs in eval mode and is not
-    watched. What `self.log` is given is recorded. A step is one step of the optimizer, also with
-    gradient accumulation. With several processes, the first one is watched.
+    What `self.log` is given is recorded. Validation runs in eval mode and is not watched. A step is
+    one of the optimizer, also with gradient accumulation. With several processes, the first one is
+    watched. A fit from a checkpoint of its own goes on with its recording.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -36,20 +36,19 @@ class ReludiagCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start; the optimizers exist by now."""
+        step = trainer.global_step if len(trainer.optimizers) == 1 else 0  # it counts those of all
         if trainer.is_global_zero:
-            self._session.begin(pl_module, trainer.optimizers)
+            self._session.begin(pl_module, trainer.optimizers, step)
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         """Record what was logged with `self.log`."""
         self._session.log(trainer.callback_metrics)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Tell what the validation measures from what is there before it."""
+        """What is there before it is not of the validation."""
         self._session.skip(trainer.callback_metrics)
 
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Record what was logged in the validation."""
-        self._session.log(trainer.callback_metrics)
+    on_validation_end = on_train_batch_end
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Complete the recording."""

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from reludiag.errors import ReludiagError
-from reludiag.monitoring.metric_log import LONGEST_NAME
+from reludiag.monitoring.metric_log import LONGEST_NAME, is_number
 from reludiag.monitoring.monitor import Monitor
+from reludiag.monitoring.resuming import resuming_at
 from reludiag.sites.guard import described, warn
-from reludiag.sites.readable import readable
 
 
 class Session:
@@ -23,11 +23,16 @@ class Session:
         self.monitor: Monitor | None = None
         """The Monitor of the last training."""
 
-    def begin(self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> None:
-        """Watch a training; a previous one that never ended is closed first."""
+    def begin(
+        self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer], step: int = 0
+    ) -> None:
+        """Watch a training; a previous one that never ended is closed first.
+
+        After the `step` steps of an earlier training, it goes on with the recording of that one.
+        """
         self.end(RuntimeError("another training started"))
         try:
-            self.monitor = Monitor(model, optimizer, **self._settings)
+            self.monitor = Monitor(model, optimizer, **resuming_at(step, self._settings))
             self._open = self.monitor.__enter__()
         except ReludiagError:  # settings that do not fit this training
             raise
@@ -42,7 +47,7 @@ class Session:
         self.skip(metrics)
         if self._open is not None:
             named = {str(name)[:LONGEST_NAME]: value for name, value in new.items()}
-            self._open.log({name: value for name, value in named.items() if _is_number(value)})
+            self._open.log({name: value for name, value in named.items() if is_number(value)})
 
     def skip(self, metrics: Mapping[str, Any]) -> None:
         """Do not pass these on, as long as they are not measured again."""
@@ -53,9 +58,3 @@ class Session:
         monitor, self._open = self._open, None
         if monitor is not None:
             monitor.__exit__(None if error is None else type(error), error, None)
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return readable(value) is not None and value.numel() == 1 and not value.is_complex()
-    return isinstance(value, int | float)  # NumPy's float64 is a float

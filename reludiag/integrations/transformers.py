@@ -18,7 +18,8 @@ except ImportError as error:
 class ReludiagCallback(TrainerCallback):
     """A Monitor around `train`; takes all settings of Monitor.
 
-    Evaluation runs in eval mode and is not watched. What the Trainer logs is recorded.
+    Evaluation runs in eval mode and is not watched. What the Trainer logs is recorded. A training
+    that goes on from a checkpoint goes on with its recording.
 
     A step is one step of the optimizer, also with gradient accumulation. With several processes,
     the first one is watched. The Trainer does not tell callbacks about an exception. The recording
@@ -37,7 +38,7 @@ class ReludiagCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start; the optimizer exists by now."""
         if state.is_world_process_zero:
-            self._session.begin(kwargs["model"], kwargs["optimizer"])
+            self._session.begin(kwargs["model"], kwargs["optimizer"], state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Record the metrics that the Trainer logs."""

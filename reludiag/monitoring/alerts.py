@@ -10,7 +10,7 @@ import numpy as np
 
 from reludiag.errors import TooManyDeadError
 from reludiag.limits import Limit
-from reludiag.recording import SiteState
+from reludiag.recording import RecordedRun, SiteState
 from reludiag.recording.ledger import Lifelines, Mask
 
 WARN_OVER = "10%"
@@ -190,6 +190,18 @@ class Alerts:
         self._calls: list[tuple[Listener, Snapshot]] = []
         self._warning = ""
         self._stop: TooManyDeadError | None = None
+
+    def go_on(self, run: RecordedRun, snapshots: int) -> None:
+        """Take over the first snapshots, that were recorded before the run was resumed."""
+        steps = run.steps[:snapshots]
+        for each in run.sites:
+            lives = self._lives[each.site.key] = Lifelines(each.dead.shape[1])
+            for index, step in enumerate(steps):
+                lives.advance(step, each.dead[index], each.has_state[index])
+            if steps[:1] == (0,):
+                self._born[each.site.key] = int((each.dead & each.has_state)[0].sum())
+        self._previous = steps[-1]
+        self._rates = {group: rate for step, group, rate in run.learning_rates if step <= steps[-1]}
 
     def note(
         self,

@@ -55,7 +55,7 @@ class Follower:
         """The current state. Raises RecordingError if the file never was a recording."""
         try:
             progress = read_progress(self._path)
-            if self._progress is not None and _identity(progress) != _identity(self._progress):
+            if self._progress is not None and _is_other(progress, self._progress):
                 self._replaced += 1
                 self._diagnosis, self._next_load = None, 0.0
             self._progress = progress
@@ -102,9 +102,11 @@ class Follower:
         )
 
 
-def _identity(progress: RecordingProgress) -> object:
-    """Identifies a run among others written to the same path."""
-    return progress.facts.get("process"), progress.times[:1]
+def _is_other(progress: RecordingProgress, before: RecordingProgress) -> bool:
+    """Whether it is of another run than the one that was written to the same path before."""
+    if progress.times and before.times:
+        return progress.times[0] != before.times[0]  # a resumed run has another process
+    return progress.facts.get("process") != before.facts.get("process")
 
 
 def _state(progress: RecordingProgress, now: float) -> tuple[str, str]:

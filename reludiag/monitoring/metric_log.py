@@ -87,6 +87,15 @@ class MetricLog:
         return metrics
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value can be logged: of what a framework passes on, some cannot."""
+    try:
+        _number("", value)
+    except UsageError:
+        return False
+    return True
+
+
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
         raise UsageError(

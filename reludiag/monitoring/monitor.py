@@ -34,6 +34,13 @@ from reludiag.monitoring.alerts import WARN_OVER, Alerts, Listener
 from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock, innermost
 from reludiag.monitoring.metric_log import MetricLog
 from reludiag.monitoring.rates import RateLog
+from reludiag.monitoring.resuming import (
+    Resumption,
+    checked_resume,
+    parameter_count,
+    probe_hash,
+    resumption,
+)
 from reludiag.monitoring.run_facts import run_facts, untrained_weights
 from reludiag.monitoring.snapshot_sources import ProbeSource, SnapshotSource, TrainingSource
 from reludiag.monitoring.unwatched import WeightCheck, nothing_watched
@@ -70,6 +77,13 @@ class Monitor:
     `watch` are as in `scan`.
     `facts` are stored in the recording as JSON, for other information about the run.
 
+    `resume=True` goes on with the recording at `path`, after its last step, with the model of the
+    checkpoint: what died before is known, and is not taken for dead at birth. Load the optimizer's
+    state before: if it says that the checkpoint has taken another number of steps, the run goes on
+    there; `resume=800` says so for an optimizer that does not count. Snapshots of later steps are
+    dropped, since they are of steps that the checkpoint does not have. Without a recording, it
+    begins one.
+
     After each snapshot `on_snapshot` is called with it (a `Snapshot`), and `on_death` if units
     died. The first time that more than `warn_over` of all units (a share, or a number such as "12")
     die between two snapshots, there is a RuntimeWarning; None turns it off. TooManyDeadError ends
@@ -82,9 +96,9 @@ class Monitor:
     recording says since when.
 
     Raises UsageError for invalid settings, also for `groups` without a probe, ModelError for a
-    model without rectifiers, RecordingError if `path` exists (unless `overwrite`) or cannot be
-    written. On entering, it raises the errors of `scan` for the probe, such as DataError if a batch
-    lacks the `groups`.
+    model without rectifiers, RecordingError if `path` exists (unless `overwrite` or `resume`),
+    cannot be written, or is of another model than the one that resumes it. On entering, it raises
+    the errors of `scan` for the probe, such as DataError if a batch lacks the `groups`.
     """
 
     def __init__(
@@ -102,6 +116,7 @@ class Monitor:
         groups: Groups | None = None,
         watch: Watch | None = None,
         overwrite: bool = False,
+        resume: bool | int = False,
         facts: Mapping[str, Any] | None = None,
         on_snapshot: Listener | None = None,
         on_death: Listener | None = None,
@@ -129,6 +144,8 @@ class Monitor:
         """Steps whose snapshots are stored in the recording."""
         self._path = None if path is None else Path(path)
         self._overwrite = overwrite
+        self._resume = checked_resume(resume, self._path, overwrite)
+        self._resumption: Resumption | None = None  # known when the run begins
         self._facts = {**(facts or {}), "every": every, "stats_every": stats_every}
         self._optimizers = _optimizers(optimizer)
         if groups is not None and probe is None:
@@ -147,6 +164,8 @@ class Monitor:
                 model, batches, every, unit_axes, merge_calls, groups, called, self._guard, watch
             )
         )
+        self._has_probe = batches is not None
+        self._probe_hash = probe_hash(batches)
         self._collector = EvidenceCollector(
             model,
             self._optimizers,
@@ -190,13 +209,27 @@ class Monitor:
             self._alerts.tell()
         except BaseException:
             self._guard.let_go()
+            if self._resumption is not None and self._writer is not None:
+                self._writer.close()
             raise
         return self
 
     def _begin(self) -> None:
-        self._writer = RecordingWriter(self._path, self._overwrite)
         self._facts |= run_facts(self.model, self._optimizers)
-        self._writer.write_facts(self._facts_now("running"))
+        self._facts |= {
+            "parameter_count": parameter_count(self.model),
+            "probe_hash": self._probe_hash,
+        }
+        before = self._resumption = resumption(
+            self._path, self._resume, self.model, self._optimizers, self.every, self._has_probe
+        )
+        if before is None:  # with `resume`, what is there has no snapshot
+            is_replaced = self._overwrite or self._resume is not False
+            self._writer = RecordingWriter(self._path, is_replaced)
+        else:
+            self._go_on(before)
+        if before is None:  # nothing is written before it is known that the sites are the same
+            self._writer.write_facts(self._facts_now("running"))
         self._weights.begin()
         self._collector.begin()
         if self._source.ready:
@@ -210,6 +243,21 @@ class Monitor:
             if index == last:
                 self._undo.append(optimizer.register_step_post_hook(self._after_step).remove)
         self._collector.attach()
+
+    def _go_on(self, before: Resumption) -> None:
+        """Take up a recording that is there."""
+        self._writer = RecordingWriter(self._path, resume_at=before.step)
+        self._facts |= before.facts(self._probe_hash)
+        self._clock.step = before.step
+        self.snapshots = [*before.steps]
+        self._source.go_on(before.step)
+        self._alerts.go_on(before.run, len(before.steps))
+        if before.why:
+            then = f"the last snapshot of its recording is of step {before.run.steps[-1]:,}"
+            if count := before.dropped:
+                are = "snapshot is" if count == 1 else "snapshots are"
+                then += f"; {count:,} later {are} dropped"
+            warn(f"reludiag: {before.why}, and {then}", stacklevel=4)  # the `with` statement
 
     def __exit__(
         self,
@@ -237,11 +285,12 @@ class Monitor:
         self._collector.detach()
         if self._writer is None:
             return
-        if not self.snapshots or self.snapshots[-1] != self._clock.step:
+        step, begun = self._clock.step, 0 if self._resumption is None else self._resumption.step
+        if (not self.snapshots or self.snapshots[-1] != step) and self._source.is_due(step):
             self._snapshot(closing=True)
         self._writer.write_metrics(self._metrics.take(self._clock.step))
         self._unwatched = nothing_watched(
-            self._clock.step,
+            step - begun,
             bool(self._optimizers),
             self._weights,
             self._source.unseen(),
@@ -360,7 +409,7 @@ class Monitor:
         step = self._clock.step = self._clock.step + 1
         self._collector.stepped(step)
         wake = self._source.end_step(step)
-        if step % self.every == 0:
+        if step % self.every == 0 and self._source.is_due(step):
             self._snapshot()
         self._clock.idle_until = min(wake, self._collector.next_wake(step))
 
@@ -371,6 +420,8 @@ class Monitor:
         with self._source.as_in_training():
             sites, first_step = self._source.take(step, closing)
             states = [SiteState.of(finding) for finding in sites]
+            if self._resumption is not None:
+                self._resumption.check_sites(self._path, states)
             rates = self._rates.take_changes()
             self._writer.write_snapshot(
                 step,
@@ -382,7 +433,8 @@ class Monitor:
                 self._collector.at_snapshot(step, sites),
             )
             self._writer.write_metrics(self._metrics.take(step))
-        self.snapshots.append(step)
+        if self.snapshots[-1:] != [step]:  # a resumed run takes its last one again
+            self.snapshots.append(step)
         self._alerts.note(step, states, rates, self._source.per_pass)
 
     def _facts_now(self, status: str) -> dict[str, Any]:

@@ -51,6 +51,12 @@ class SnapshotSource(Protocol):
     def detach(self) -> None:
         """The run has ended, also by an exception."""
 
+    def go_on(self, step: int) -> None:
+        """The run was resumed: so many steps were taken before."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether enough was seen for a snapshot at `step`."""
+
     def end_step(self, step: int) -> int:
         """Called after a step. Returns the next step after which it must be called."""
 
@@ -109,6 +115,13 @@ class ProbeSource:
         """Nothing more is watched."""
         self._is_attached = False
         self._autocast.disarm()
+
+    def go_on(self, step: int) -> None:
+        """The probe does not know of steps."""
+
+    def is_due(self, step: int) -> bool:
+        """Whenever it is wanted."""
+        return True
 
     def end_step(self, step: int) -> int:
         """Nothing to do before the next snapshot."""
@@ -195,6 +208,7 @@ class TrainingSource:
         self._previous: dict[int, UnitCounts] = {}
         self._in_passes: dict[int, int] = {}  # as in `Window`, of the same snapshot
         self._snapshots: list[int] = []  # steps
+        self._begin = 0  # steps taken before this process
         self._has_counted = False  # whether there was ever a window
         self._counting = True  # whether the coming step is counted: set at the end of each
         self._last_counted = 0  # step
@@ -219,6 +233,16 @@ class TrainingSource:
         self._capture.detach()
         self._compiler_settings.close()
 
+    def go_on(self, step: int) -> None:
+        """The first window begins after this step."""
+        self._begin, self._snapshots = step, [step]
+
+    def is_due(self, step: int) -> bool:
+        """Not in a short first window of a resumed run: it would call units dead because it has too
+        few batches.
+        """
+        return self._begin == 0 or step - self._begin >= self._every
+
     def end_step(self, step: int) -> int:
         """Decide whether the next step is counted, and whether to rest until then."""
         self._capture.reset()
@@ -227,7 +251,7 @@ class TrainingSource:
                 self._compiles_later, self._slowed = False, True
             else:
                 self._let_compile()
-        if step == 1 and not self.ready:
+        if step == self._begin + 1 and not self.ready:
             warn(
                 "reludiag: the monitored model ran no forward pass before the first step. Is "
                 "another copy of the model being trained?",
@@ -256,7 +280,8 @@ class TrainingSource:
         first_step = self._snapshots[-1] if self._snapshots else 0
         counts = {site: window.counts() for site, window in self._windows.items()}
         in_passes = {site: window.in_passes for site, window in self._windows.items()}
-        if closing and step % self._every and step > self._every:
+        is_short = step % self._every and step > self._every and len(self._snapshots) > 1
+        if closing and is_short:
             # A short last window would call units dead because it has too few batches.
             first_step = self._snapshots[-2]
             for site, earlier in self._previous.items():

@@ -27,28 +27,61 @@ from reludiag.sites.site import Site
 class RecordingWriter:
     """Writes a recording; in memory if `path` is None."""
 
-    def __init__(self, path: Path | None, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path | None, overwrite: bool = False, resume_at: int | None = None
+    ) -> None:
+        """With `resume_at`, a recording is gone on with that is there: what is in it of later
+        steps is dropped.
+
+        Raises RecordingError if the file is in the way, cannot be written, or was written by
+        another version.
+        """
         self.path = path
-        if path is not None:
+        if path is not None and resume_at is None:
             _make_way(path, overwrite)
         try:
             # The optimizer may step in another thread than the one that opened the file.
             self._db = sqlite3.connect(
                 ":memory:" if path is None else path, check_same_thread=False, isolation_level=None
             )
-            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            if resume_at is None:
+                self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            else:
+                _require_this_version(self._db, path)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+            if resume_at is None:
+                self._db.executescript(
+                    f"BEGIN;{SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;"
+                )
         except sqlite3.Error as error:
             raise RecordingError(f"{path} cannot be written: {error}") from error
         self._site_ids: dict[str, int] = {}
         self._site_rows: dict[int, tuple[Any, ...]] = {}
+        self._modules_before: dict[str, str] = {}
+        """Of the sites that a resumed run called before: key -> path. They are never dropped."""
+        self._drop_after = resume_at
+        """The step after which a resumed run drops what is recorded, when it first writes."""
+        if resume_at is not None:
+            rows = self._db.execute("SELECT key, id, module, units FROM site").fetchall()
+            self._site_ids = {key: site for key, site, _, _ in rows}
+            self._modules_before = {key: module for key, _, module, units in rows if units}
+
+    def _drop_later(self) -> None:
+        step, self._drop_after = self._drop_after, None
+        if step is None:
+            return
+        later = self._db.execute("SELECT 1 FROM snapshot WHERE step > ?", (step,)).fetchone()
+        for table in ("learning_rate", "state", "update", "death", "metric", "mark", "snapshot"):
+            self._db.execute(f'DELETE FROM "{table}" WHERE step > ?', (step,))
+        if later:  # they are of the last snapshot
+            self._db.execute("DELETE FROM statistics")
 
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Add or replace facts about the run."""
         rows = [(key, json.dumps(value)) for key, value in facts.items()]
         with self._transaction():
+            self._drop_later()
             self._db.executemany("INSERT OR REPLACE INTO run VALUES (?, ?)", rows)
 
     def write_metrics(self, metrics: Sequence[Metric]) -> None:
@@ -75,6 +108,7 @@ class RecordingWriter:
         """
         time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         with self._transaction():
+            self._drop_later()
             self._db.execute(
                 "INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", (step, first_step, time)
             )
@@ -87,6 +121,8 @@ class RecordingWriter:
             )
             self._drop_sites({state.site.key for state in states})
             for state in states:
+                if not state.site.units and state.site.module in self._modules_before.values():
+                    continue  # it was called before the run was resumed
                 site = self._site_id(state.site, param_groups)
                 if state.site.units is None:
                     continue
@@ -160,7 +196,7 @@ class RecordingWriter:
         """Remove sites that no longer exist: the placeholder of an uncalled module, once it is
         called.
         """
-        for key in self._site_ids.keys() - keys:
+        for key in self._site_ids.keys() - keys - self._modules_before.keys():
             site = self._site_ids.pop(key)
             del self._site_rows[site]
             for table, column in (
@@ -230,6 +266,16 @@ def _roll_back(db: sqlite3.Connection) -> None:
     """Leave a transaction that failed; a full disk has already rolled it back."""
     if db.in_transaction:
         db.execute("ROLLBACK")
+
+
+def _require_this_version(db: sqlite3.Connection, path: Path | None) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
+        db.close()
+        raise RecordingError(
+            f"{path} has schema version {version}, and this reludiag goes on only with version "
+            f"{SCHEMA_VERSION}; choose another path for the rest of the run"
+        )
 
 
 def _make_way(path: Path, overwrite: bool) -> None:
