@@ -20,7 +20,7 @@ from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner,
 from reludiag.measure.groups import Groups
 from reludiag.measure.structure import StructureNote, structure_notes
 from reludiag.measure.structure_facts import structure_facts
-from reludiag.measure.verdicts import Thresholds
+from reludiag.measure.verdicts import Thresholds, checked_thresholds
 from reludiag.sites.axes import UnitAxes
 
 
@@ -74,6 +74,7 @@ def scan(
     not a site or a path in `watch` that is not a module, DataError if there is no batch, if a batch
     has non-finite values or lacks the `groups`, or if the model refuses it.
     """
+    thresholds = checked_thresholds(thresholds)
     scanner = Scanner(model, unit_axes, merge_calls=merge_calls, watch=watch)
     measured = scanner.run(
         batches,
@@ -89,7 +90,7 @@ def scan(
     return diagnose(
         head,
         _findings(measured),
-        thresholds or Thresholds(),
+        thresholds,
         structure=_structure(measured),
         missed=measured.missed,
     )
@@ -115,6 +116,7 @@ def scan_checkpoints(
     the checkpoints, if all have one and they increase; otherwise 1, 2, ... Verdicts and,
     afterwards, the model's weights are those of the last checkpoint.
     """
+    thresholds = checked_thresholds(thresholds)
     loaded: list[str] = []
     scans: list[Measurement] = []
     scanner = Scanner(model, unit_axes, merge_calls=merge_calls, watch=watch)
@@ -128,7 +130,7 @@ def scan_checkpoints(
         return diagnose(
             head,
             _findings(last),
-            thresholds or Thresholds(),
+            thresholds,
             structure=_structure(last),
             missed=last.missed,
         )
@@ -147,7 +149,7 @@ def scan_checkpoints(
     return diagnose(
         head,
         findings,
-        thresholds or Thresholds(),
+        thresholds,
         timeline,
         structure=_structure(last),
         missed=last.missed,

@@ -14,7 +14,7 @@ from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import metric_table, states_of, timeline_rows, timeline_table
 from reludiag.measure.structure import GradientFacts, SiteFacts, StructureFacts, structure_notes
 from reludiag.measure.unjudged import Unjudged, is_whole
-from reludiag.measure.verdicts import Thresholds
+from reludiag.measure.verdicts import Thresholds, checked_thresholds
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.recording.learning_rates import LearningRates
 from reludiag.recording.ledger import Ledger, trace_lives
@@ -24,7 +24,8 @@ from reludiag.recording.silence import since_fired
 def load(path: str | Path, thresholds: Thresholds | None = None) -> Diagnosis:
     """The Diagnosis of a recording, also while it is still being written.
 
-    Raises RecordingError if the file is missing, damaged, or not a recording.
+    Raises RecordingError if the file is missing, damaged, or not a recording, and UsageError if
+    `thresholds` are none.
     """
     return diagnose_run(read_recording(path), str(path), thresholds)
 
@@ -53,7 +54,7 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
     diagnosis = diagnose(
         head,
         findings,
-        thresholds or Thresholds(),
+        checked_thresholds(thresholds),
         timeline_table(timelines),
         explained.causes,
         structure_notes(_structure_facts(run)),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from reludiag.errors import UsageError
 from reludiag.measure.saturation import SLOPE, at_upper, is_saturated
 from reludiag.measure.unit_counts import UnitCounts
 from reludiag.sites.site import Rectifier
@@ -28,6 +29,16 @@ class Thresholds:
     literature on sparse activations)."""
     dormant: float = 0.025
     """A unit whose tau-score is at most this is dormant (Sokar et al. 2023, section 3)."""
+
+
+def checked_thresholds(thresholds: Any) -> Thresholds:
+    """The settings, or the default ones for None; raises UsageError for anything else."""
+    if thresholds is not None and not isinstance(thresholds, Thresholds):
+        raise UsageError(
+            f"thresholds={thresholds!r} was given; expected reludiag.Thresholds, such as "
+            "Thresholds(rare=0.01)"
+        )
+    return thresholds or Thresholds()
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,25 @@
 `on_death`), by a warning, and by stopping the run.
 """
 
+import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from reludiag.errors import TooManyDeadError
+from reludiag.errors import TooManyDeadError, UsageError
 from reludiag.limits import Limit
+from reludiag.monitoring.losses import Losses
 from reludiag.recording import RecordedRun, SiteState
 from reludiag.recording.ledger import Lifelines, Mask
 
+_SILENT_TOGETHER = 10
+"""Units that are hardly silent together by chance: each is in half of the draws, if all of a batch
+are alike for it, so that of 1,000 sites with this many one would be.
+"""
+_LIBRARIES = ("reludiag", "torch", "lightning", "pytorch_lightning", "transformers", "accelerate",
+              "ignite", "contextlib")  # fmt: skip
 WARN_OVER = "10%"
 """Share of all units in one window from which deaths are an event instead of single units."""
 
@@ -170,25 +178,36 @@ class Alerts:
         warn_over: str | None,
         raise_over: str | None,
         is_seen_late: bool,
+        lags: bool,
     ) -> None:
         """`is_seen_late` says whether a unit that is dead in a window may have died in the one
-        before, as training batches show it.
+        before, as training batches show it; `lags` whether the first snapshot may call units dead
+        that fire in training, for running statistics that are not there yet.
         """
-        self._is_seen_late = is_seen_late
+        for name, listener in (("on_snapshot", on_snapshot), ("on_death", on_death)):
+            if listener is not None and not callable(listener):
+                raise UsageError(
+                    f"{name}={type(listener).__name__} was given; expected a function of a "
+                    "Snapshot, such as print"
+                )
+        self._is_seen_late, self._lags = is_seen_late, lags
         self._on_snapshot, self._on_death = on_snapshot, on_death
-        self._warn_over = None if warn_over is None else Limit.parse(str(warn_over), "warn_over")
+        limit = None if warn_over is None else Limit.parse(str(warn_over), "warn_over")
+        self._warn_over = {"window": limit, "sum": limit, "birth": limit}
+        """Each is None once it was warned of."""
         self._raise_over = (
             None if raise_over is None else Limit.parse(str(raise_over), "raise_over")
         )
         self._lives: dict[str, Lifelines] = {}
         self._born: dict[str, int] = {}
+        self._losses = Losses(is_seen_late)
         self._rates: dict[str, float] = {}
         self._previous: int | None = None
         self._largest_before: float | None = None
         """In the window before, if deaths are seen late."""
         # What `tell` is to do, from `note` to `tell`:
         self._calls: list[tuple[Listener, Snapshot]] = []
-        self._warning = ""
+        self._warnings: list[str] = []
         self._stop: TooManyDeadError | None = None
 
     def go_on(self, run: RecordedRun, snapshots: int) -> None:
@@ -198,6 +217,9 @@ class Alerts:
             lives = self._lives[each.site.key] = Lifelines(each.dead.shape[1])
             for index, step in enumerate(steps):
                 lives.advance(step, each.dead[index], each.has_state[index])
+                nonfinite = each.nonfinite[index]
+                lost, is_known = each.dead[index] | nonfinite, each.has_state[index] | nonfinite
+                self._losses.add(each.site, lost, is_known)
             if steps[:1] == (0,):
                 self._born[each.site.key] = int((each.dead & each.has_state)[0].sum())
         self._previous = steps[-1]
@@ -241,11 +263,7 @@ class Alerts:
             self._calls.append((self._on_snapshot, news))
         if self._on_death is not None and news.died:
             self._calls.append((self._on_death, news))
-        if self._warn_over is not None and self._warn_over.less_than(news.died, news.units):
-            limit, self._warn_over = self._warn_over, None
-            self._warning = (
-                f"reludiag: {news}. That is more than {limit.text} in one window (warn_over)"
-            )
+        self._warnings += self._new_warnings(news)
         # Units dead at step 0 were not killed by this run and may still revive.
         self._stop = self._too_many(news) if step else None
 
@@ -258,23 +276,63 @@ class Alerts:
         while self._calls:
             listener, news = self._calls.pop(0)
             listener(news)
-        warning, self._warning = self._warning, ""
-        if warning:
-            # The line that steps the optimizer.
-            warnings.warn(warning, RuntimeWarning, stacklevel=5)
+        while self._warnings:
+            message = f"reludiag: {self._warnings.pop(0)} (warn_over)"
+            warnings.warn(message, RuntimeWarning, stacklevel=_level_of_loop())
         stop, self._stop = self._stop, None
         if stop is not None and stopping:
             raise stop
+
+    def _new_warnings(self, news: Snapshot) -> Iterator[str]:
+        """What is to be warned of for the first time."""
+        window, total, birth = (self._warn_over[kind] for kind in ("window", "sum", "birth"))
+        lost, units = self._losses.by_site, self._losses.units
+        count = sum(lost.values())
+        if window is not None and window.less_than(news.died, news.units):
+            self._warn_over["window"] = None
+            yield f"{news}. That is more than {window.text} in one window"
+        if total is not None and news.step and total.less_than(count, units):
+            self._warn_over["sum"] = None
+            if self._warn_over["window"] is window:  # else it was just told
+                worst = max(lost, key=lambda name: lost[name])
+                how = "dead or not finite" if news.nonfinite else "dead"
+                yield (
+                    f"{count:,} of {units:,} units were alive when the run began and are {how} at "
+                    f"step {news.step:,}; most in {worst!r}, {lost[worst]:,}. That is more than "
+                    f"{total.text} in the whole run"
+                )
+        if birth is not None and news.previous is None and not news.step:
+            silent = [repr(site.name) for site in news.sites if self._is_silent(site)]
+            if silent:
+                more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+                yield (
+                    f"every unit of {silent[0]}{more} is dead before any training, so no gradient "
+                    "passes there; `reludiag init` says what is wrong with the initialization"
+                )
+
+    def _is_silent(self, site: SiteSnapshot) -> bool:
+        """Whether a site is dead before any training, and not by chance or for the moment."""
+        return (
+            not self._lags
+            and 0 < site.units == site.dead
+            and (not self._is_seen_late or site.units >= _SILENT_TOGETHER)
+        )
 
     def _too_many(self, news: Snapshot) -> TooManyDeadError | None:
         lost = news.dead + news.nonfinite
         if self._raise_over is None or not self._raise_over.less_than(lost, news.units):
             return None
         finite = f", {news.nonfinite:,} of them not finite" if news.nonfinite else ""
+        advice = "Try a lower learning rate or a warm-up first"
+        if 2 * (born := self._losses.never_begun) > lost:
+            advice = (
+                f"{born:,} of them were dead when the run began, and no learning rate changes "
+                "that: look at the initialization and at the input first (`reludiag init`)"
+            )
         return TooManyDeadError(
             f"{lost:,} of {news.units:,} units are dead at step {news.step:,}{finite}: more than "
             f"raise_over={self._raise_over.text!r} allows. {news}. The recording is complete. "
-            "Try a lower learning rate or a warm-up first"
+            f"{advice}"
         )
 
     def _followed(self, step: int, state: SiteState, per_pass: bool) -> SiteSnapshot:
@@ -284,6 +342,7 @@ class Alerts:
         if lives is None or len(lives.dead) != len(has_state):
             lives = self._lives[site.key] = Lifelines(len(has_state))
         died, revived = lives.advance(step, state.dead, has_state)
+        self._losses.add(site, state.dead | counts.nonfinite, np.ones_like(has_state))
         dead = int((state.dead & has_state).sum())
         if step == 0:
             self._born[site.key] = dead
@@ -305,3 +364,15 @@ class Alerts:
 
 def _indices(mask: Mask) -> tuple[int, ...]:
     return tuple(np.flatnonzero(mask).tolist())
+
+
+def _level_of_loop() -> int:
+    """The `stacklevel` for a warning of the caller that names the line of the user's own code: the
+    loop that steps the optimizer, or that calls a trainer.
+    """
+    level, frame = 1, sys._getframe(1)
+    while str(frame.f_globals.get("__name__")).partition(".")[0] in _LIBRARIES:
+        if frame.f_back is None:
+            return 2
+        level, frame = level + 1, frame.f_back
+    return level

@@ -41,13 +41,14 @@ from reludiag.monitoring.resuming import (
     probe_hash,
     resumption,
 )
-from reludiag.monitoring.run_facts import run_facts, untrained_weights
+from reludiag.monitoring.run_facts import checked_facts, run_facts, untrained_weights
 from reludiag.monitoring.snapshot_sources import ProbeSource, SnapshotSource, TrainingSource
 from reludiag.monitoring.unwatched import WeightCheck, nothing_watched
 from reludiag.recording import RecordingWriter, SiteState, read_recording
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import may_rectify
 from reludiag.sites.guard import Guard, described, warn
+from reludiag.sites.torch_internals import AnyBatchNorm
 
 
 class Monitor:
@@ -85,9 +86,11 @@ class Monitor:
     begins one.
 
     After each snapshot `on_snapshot` is called with it (a `Snapshot`), and `on_death` if units
-    died. The first time that more than `warn_over` of all units (a share, or a number such as "12")
-    die between two snapshots, there is a RuntimeWarning; None turns it off. TooManyDeadError ends
-    the run when more than `raise_over` units are dead or not finite after step 0.
+    died. There is a RuntimeWarning the first time that more than `warn_over` of all units (a share,
+    or a number such as "12") die between two snapshots, the first time that as many are dead that
+    were alive at the start, and where all units of a site are dead before any training; None turns
+    them off. TooManyDeadError ends the run when more than `raise_over` units are dead or not finite
+    after step 0.
 
     The model can be compiled by torch.compile, before or later. The first step runs uncompiled;
     without a probe, a model that calls rectifiers as functions runs uncompiled until the end.
@@ -146,7 +149,7 @@ class Monitor:
         self._overwrite = overwrite
         self._resume = checked_resume(resume, self._path, overwrite)
         self._resumption: Resumption | None = None  # known when the run begins
-        self._facts = {**(facts or {}), "every": every, "stats_every": stats_every}
+        self._facts = {**checked_facts(facts), "every": every, "stats_every": stats_every}
         self._optimizers = _optimizers(optimizer)
         if groups is not None and probe is None:
             raise UsageError(
@@ -179,7 +182,8 @@ class Monitor:
         )
         self._clock = Clock()
         self._after_step = AfterStep(self._clock, self._end_step)
-        self._alerts = Alerts(on_snapshot, on_death, warn_over, raise_over, batches is None)
+        lags = batches is not None and any(isinstance(m, AnyBatchNorm) for m in model.modules())
+        self._alerts = Alerts(on_snapshot, on_death, warn_over, raise_over, batches is None, lags)
         self._rates = RateLog(model, self._optimizers)
         self._metrics = MetricLog(every)
         self._weights = WeightCheck(model)

@@ -1,5 +1,6 @@
 """Facts about a run that are known at its start and stored in its recording."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -9,7 +10,27 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from reludiag.errors import UsageError
 from reludiag.process import this_process
+
+
+def checked_facts(facts: Any) -> dict[str, Any]:
+    """The user's facts; raises UsageError if a recording cannot hold them."""
+    if facts is not None and not isinstance(facts, Mapping):
+        raise UsageError(
+            f"facts={type(facts).__name__} was given; expected a mapping, such as {{'data': 'v2'}}"
+        )
+    for key, value in (facts or {}).items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"facts[{key!r}] is of type {type(value).__name__}, which JSON cannot hold "
+                f"({error}); expected texts, numbers, lists and dicts of them, such as str(...)"
+            ) from None
+        if not isinstance(key, str):
+            raise UsageError(f"facts has the key {key!r}; expected a text, such as {str(key)!r}")
+    return dict(facts or {})
 
 
 def run_facts(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:

@@ -148,10 +148,16 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
         lines.insert(0, "No unit has been observed yet.")
     elif diagnosis.dead == 0 and not diagnosis.diverged:
         lines.insert(0, no_dead_sentence(diagnosis))
-    count = int(((diagnosis.units["verdict"] != "alive") & diagnosis.units["unit"].notna()).sum())
+    verdicts = diagnosis.units.loc[diagnosis.units["unit"].notna(), "verdict"]
+    linear = int((verdicts == "always_on").sum())  # which lives, and stands in the file
+    count = int((verdicts != "alive").sum()) - linear
     if count:
         be = "is" if count == 1 else "are"
-        lines.append(f"Use --csv FILE to save the {plural(count, 'unit')} that {be} not alive.")
+        also = f" (and the {linear:,} that {'is' if linear == 1 else 'are'} always on)"
+        lines.append(
+            f"Use --csv FILE to save the {plural(count, 'unit')} that {be} not alive"
+            f"{also if linear else ''}."
+        )
     return lines
 
 
