@@ -122,14 +122,15 @@ def test_a_pass_that_raised_is_not_complete_and_the_next_begins_anew() -> None:
 def test_what_was_followed_says_what_is_followed_next(
     samples: list[int | None], extent: Extent
 ) -> None:
-    following = Following()
+    following, model = Following(), network()
     for count in samples:
-        following.note_followed(count)
-    assert following.extent is extent
-    assert following.is_needed(5) is (extent is not Extent.WHOLE)
-    assert following.is_needed(1) is (extent is Extent.NOTHING)
+        following.note_followed(model, count)
+    assert following.is_whole(model) is (extent is Extent.WHOLE)
+    assert following.is_needed(model, 5) is (extent is not Extent.WHOLE)
+    assert following.is_needed(model, 1) is (extent is Extent.NOTHING)
+    assert following.is_needed(network(), 1)  # another model was not followed
     following.begin_again()
-    assert following.is_needed(1)
+    assert following.is_needed(model, 1)
 
 
 def test_calls_that_wait_are_forgotten_when_their_batch_is_done() -> None:

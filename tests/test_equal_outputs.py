@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -124,6 +125,26 @@ ALL = {
 @pytest.mark.parametrize("kind", [kind for kind in ALL if kind != "encoder layer"])
 def test_evaluation_meanwhile_is_equal_to_the_last_bit(kind: str, grad: bool) -> None:
     assert torch.equal(*in_eval_mode(ALL[kind], grad))
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", ALL)
+def test_a_named_model_that_no_optimizer_trains_is_equal_to_the_last_bit(
+    kind: str, guard: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
+    torch.manual_seed(0)
+    bare = ALL[kind]().eval()
+    teacher, student = copy.deepcopy(bare), KINDS["module"]()
+    clock = torch.optim.SGD(student.parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of those with attention
+        with reludiag.Monitor({"student": student, "teacher": teacher}, clock, every=2):
+            for _ in range(5):
+                x = torch.randn(8, 5, 16)
+                with guard():
+                    assert torch.equal(bare(x), teacher(x))
+                student(x).sum().backward()
+                clock.step()
 
 
 def test_a_model_that_is_one_layer_differs_in_its_last_bits_only() -> None:

@@ -15,6 +15,7 @@ from reludiag.capture.following import Following
 from reludiag.capture.forward_pass import ForwardPass, PerThread
 from reludiag.capture.idle import Idle
 from reludiag.capture.missed import MissedCalls
+from reludiag.capture.named_models import TrainingRule
 from reludiag.capture.rectifying_layers import Part, parts_of, product_of
 from reludiag.capture.sample_counter import SampleCounter
 from reludiag.capture.signals import signal_of
@@ -59,6 +60,7 @@ class CallReader:
         following: Following,
         idle: Idle,
         missed: MissedCalls,
+        rule: TrainingRule,
     ) -> None:
         self._receive = receive
         self._wants_pre_activation = wants_pre_activation
@@ -66,7 +68,7 @@ class CallReader:
         self._paths, self._rectifiers, self._watched = paths, rectifiers, watched
         self._registry, self._threads = registry, threads
         self._counter, self._following = counter, following
-        self._idle, self._missed = idle, missed
+        self._idle, self._missed, self._rule = idle, missed, rule
         self._lock = threading.Lock()
 
     # What hooks and modes call
@@ -206,7 +208,9 @@ class CallReader:
         rectifier = self._rectifiers.get(owner)
         if (type(x) is Tensor and x.is_quantized) or (rectifier and rectifier.fired):
             return x.detach().clone()
-        if not self._wants_pre_activation(owner.training, None if site is None else site.index):
+        if not self._wants_pre_activation(
+            self._is_training(owner), None if site is None else site.index
+        ):
             return None
         if backward_task() != -1 or innermost_transform() is not None:
             return None
@@ -300,8 +304,21 @@ class CallReader:
                     return
                 samples = replace(samples, again=True)
             self._receive(
-                Call(site.index, owner.training, output, pre_activation, view, samples, signal)
+                Call(
+                    site.index,
+                    self._is_training(owner),
+                    output,
+                    pre_activation,
+                    view,
+                    samples,
+                    signal,
+                )
             )
+
+    def _is_training(self, owner: nn.Module) -> bool:
+        """Whether a call of it counts as one in training."""
+        # During training this code is never in the CPU's caches, so the usual case comes first.
+        return owner.training or self._rule.counts_call(owner, self._threads.current.root)
 
     def _samples(
         self,
@@ -375,7 +392,8 @@ class CallReader:
                     continue
                 view, samples = self._part_samples(part, view, current)
                 site, output = call.site.index, part.output
-                self._receive(Call(site, owner.training, output, pre_activation, view, samples))
+                training = self._is_training(owner)
+                self._receive(Call(site, training, output, pre_activation, view, samples))
         if not readable:
             self._missed.unreadable[path, operator] = f"it returned a {type(output).__name__}"
 

@@ -38,14 +38,16 @@ def _is_hooked(module: nn.Module, above: FrameType | None) -> bool:
     return above is not None and above.f_locals.get("self") is module
 
 
-def is_nested(frame: FrameType | None, model: nn.Module) -> bool:
-    """Whether a call of the model, in which `frame` is, was made from inside its own forward.
+def is_nested(frame: FrameType | None, model: nn.Module, entrance: nn.Module | None) -> bool:
+    """Whether a call of the model, in which `frame` is, was made from inside a forward of itself,
+    or of `entrance`.
 
     Told by the stack: after an interrupt the last forward never ended, and its state says the same.
     """
     calls = 0
     while frame is not None:
         if frame.f_code is MODULE_CALL:
-            calls += frame.f_locals.get("self") is model
+            module = frame.f_locals.get("self")
+            calls += module is model or module is entrance
         frame = frame.f_back
     return calls > 1

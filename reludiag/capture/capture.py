@@ -34,6 +34,7 @@ from reludiag.capture.following import Following
 from reludiag.capture.forward_pass import PerThread
 from reludiag.capture.idle import Idle, RestedCall
 from reludiag.capture.missed import MissedCalls
+from reludiag.capture.named_models import TrainingRule, roots_of
 from reludiag.capture.pass_tracker import PassTracker
 from reludiag.capture.sample_counter import SampleCounter
 from reludiag.capture.site_registry import LeftOut, SiteRegistry
@@ -61,7 +62,8 @@ class Capture:
     A pass is one call of `run`. With `in_loop` the model is called by a training loop, and hooks
     mark the passes: the loop may call a part of the model alone, as in `model.encoder(x)`, and may
     copy, save or compile the model. Passes in eval mode without gradients are then counted but not
-    watched, so that they run unchanged.
+    watched, so that they run unchanged. Of `NamedModels`, those of models that no optimizer trains
+    are watched all the same, and count as passes in training.
 
     `wants_pre_activation(training, site)` says whether the receiver will read the pre-activation of
     a call, which is expected to be of that site (None: of one never met). If the call overwrites
@@ -103,7 +105,7 @@ class Capture:
         }
         self._unit_axes = frozenset(unit_axes or {})
         self._registry = SiteRegistry(model, paths, dict(unit_axes or {}), merge_calls, names)
-        self._following = Following()
+        self._following = Following(len(roots_of(model)) if in_loop else 1)
         self._counter = SampleCounter()
         self._idle = Idle(
             model,
@@ -115,6 +117,7 @@ class Capture:
             guard,
         )
         threads = PerThread(set())
+        rule = TrainingRule(model)
         reader = CallReader(
             receive,
             wants_pre_activation,
@@ -128,6 +131,7 @@ class Capture:
             self._following,
             self._idle,
             self.missed,
+            rule,
         )
         self._passes = PassTracker(
             model,
@@ -144,6 +148,7 @@ class Capture:
             reader.note_operator,
             Watching(reader, guard),
             guard,
+            rule,
         )
         self._attachment = Attachment(
             model,
@@ -314,14 +319,21 @@ class Capture:
         return self._passes.passes
 
     @property
+    def called(self) -> frozenset[nn.Module]:
+        """The modules that were called in passes that count as training."""
+        return frozenset(self._passes.called)
+
+    @property
     def mixes_rows(self) -> bool:
         """Whether a followed pass made rows of several samples, as a graph does of its nodes."""
         return self._passes.mixes_rows
 
     @property
     def followed(self) -> bool:
-        """Whether a whole forward pass has been followed, so that no other pass needs to be."""
-        return self._following.is_whole
+        """Whether a whole forward pass (of several models one of each) has been followed, so that
+        no other pass needs to be.
+        """
+        return self._following.are_whole
 
     @property
     def evaluating(self) -> bool:

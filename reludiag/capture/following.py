@@ -2,6 +2,8 @@
 
 import enum
 
+from torch import nn
+
 from reludiag.capture.calls import ExpectedCall
 
 
@@ -17,7 +19,7 @@ class Extent(enum.IntEnum):
 class Following:
     """Says whether the next forward is to be followed, and which of its calls are handed over.
 
-    | `extent` | the next forward is followed | left by |
+    | `extent` of a model | its next forward is followed | left by |
     |---|---|---|
     | NOTHING | yes | `note_followed` |
     | ONE_SAMPLE | yes, unless it is of one sample again | `note_followed`, `begin_again` |
@@ -37,8 +39,11 @@ class Following:
     `PassTracker` causes all of these; `CallReader` only defers.
     """
 
-    def __init__(self) -> None:
-        self.extent = Extent.NOTHING
+    def __init__(self, models: int = 1) -> None:
+        """`models` is their number: a capture has one, or several by name."""
+        self._models = models
+        self._extents: dict[nn.Module, Extent] = {}
+        """Of each model of which a forward was followed."""
         self.always = False
         """Whether a site has rows that only a followed forward can assign to samples."""
         self.is_over = False
@@ -52,29 +57,34 @@ class Following:
         self.only: set[ExpectedCall] = set()
         """If not empty, only these calls are handed over."""
 
-    def is_needed(self, samples: int | None) -> bool:
+    def is_needed(self, model: nn.Module, samples: int | None) -> bool:
         """Whether a forward of `samples` samples is to be followed."""
         if self.always:
             return True
-        if self.extent is Extent.ONE_SAMPLE:
+        extent = self._extents.get(model, Extent.NOTHING)
+        if extent is Extent.ONE_SAMPLE:
             return samples != 1
-        return self.extent is Extent.NOTHING
+        return extent is Extent.NOTHING
 
     def is_again(self, call: ExpectedCall) -> bool:
         """Whether a call of a second run may be of the same site as one that was deferred."""
         feed = call.owner, call.operator, call.producer
         return any(feed == (other.owner, other.operator, other.producer) for other in self.only)
 
-    @property
-    def is_whole(self) -> bool:
+    def is_whole(self, model: nn.Module) -> bool:
         """Whether a whole forward pass has been followed, so that no other pass needs to be."""
-        return self.extent is Extent.WHOLE
+        return self._extents.get(model) is Extent.WHOLE
 
-    def note_followed(self, samples: int | None) -> None:
+    @property
+    def are_whole(self) -> bool:
+        """The same of all models."""
+        return sum(each is Extent.WHOLE for each in self._extents.values()) >= self._models
+
+    def note_followed(self, model: nn.Module, samples: int | None) -> None:
         """A forward was followed to its end."""
         extent = Extent.ONE_SAMPLE if samples == 1 else Extent.WHOLE
-        self.extent = max(self.extent, extent)
-        self.is_over = self.is_whole and not self.always
+        self._extents[model] = max(self._extents.get(model, Extent.NOTHING), extent)
+        self.is_over = self.are_whole and not self.always
 
     def follow_always(self) -> None:
         """A site has rows that only a followed forward can assign to samples."""
@@ -82,7 +92,8 @@ class Following:
 
     def begin_again(self) -> None:
         """A path was taken that no followed forward took."""
-        self.extent, self.is_over = Extent.NOTHING, False
+        self._extents.clear()
+        self.is_over = False
 
     def begin_first_run(self) -> None:
         """The batch that is run now can be run again."""

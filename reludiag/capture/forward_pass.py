@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,6 +10,15 @@ from reludiag.capture.calls import ExpectedCall
 from reludiag.sites.functional import RectifierMode
 from reludiag.sites.provenance import ProvenanceMode
 from reludiag.sites.watching import THREAD, Watcher
+
+
+class UsualPass(NamedTuple):
+    """What the last pass of a module was like, as in `ForwardPass`."""
+
+    expected_calls: list[ExpectedCall]
+    samples: int | None
+    input_shape: tuple[int, ...]
+    first_layer: nn.Module | None
 
 
 class ForwardPass:
@@ -26,10 +35,10 @@ class ForwardPass:
     state to another.
     """
 
-    __slots__ = ("call_count", "depth", "expected_calls", "expected_count", "first_layer",
-                 "function_mode", "group_count", "groups", "input_shape", "outer_watcher",
-                 "pre_activation", "producer", "provenance", "rectifier_depth", "root", "samples",
-                 "thread", "unobserved", "unwatched")  # fmt: skip
+    __slots__ = ("call_count", "depth", "earlier", "entrance", "expected_calls", "expected_count",
+                 "first_layer", "function_mode", "group_count", "groups", "input_shape",
+                 "outer_watcher", "pre_activation", "producer", "provenance", "rectifier_depth",
+                 "root", "samples", "thread", "unobserved", "unwatched")  # fmt: skip
 
     def __init__(self) -> None:
         self.thread = THREAD.current
@@ -37,8 +46,12 @@ class ForwardPass:
         # Set by PassTracker, when a pass begins or ends:
         self.depth = 0
         self.unwatched = False
-        self.root: nn.Module | None = None
+        self.entrance: nn.Module | None = None
         """The module that is called."""
+        self.root: nn.Module | None = None
+        """The module that is called; in an unwatched pass that of the last one that was watched."""
+        self.earlier: dict[nn.Module, UsualPass] = {}
+        """What the last passes of other modules were like."""
         self.samples: int | None = None
         """Number of rows of the input, as a rule its samples; None if it is not known.
 
@@ -72,14 +85,25 @@ class ForwardPass:
         self.unobserved: Counter[tuple[str, str]] = Counter()
         """As in `MissedCalls`, of this pass if it is followed."""
 
-    def is_input_usual(self, root: nn.Module, values: list[Any]) -> bool:
-        """Whether a pass of `root` with these arguments has the input shape and samples of the last
-        one, as nearly every step of a training has.
+    def begin_at(self, root: nn.Module) -> None:
+        """A pass of another module than the last one begins; it is expected to be like the last
+        one of that module.
+        """
+        if self.root is not None:
+            self.earlier[self.root] = UsualPass(
+                self.expected_calls, self.samples, self.input_shape, self.first_layer
+            )
+        usual = self.earlier.pop(root, None) or UsualPass([], None, (), None)
+        self.root = root
+        self.expected_calls, self.samples, self.input_shape, self.first_layer = usual
+
+    def is_input_usual(self, values: list[Any]) -> bool:
+        """Whether a pass with these arguments has the input shape and samples of the last one of
+        the same module, as nearly every step of a training has.
         """
         x = values[0] if values else None
         return (
             type(x) is Tensor
-            and root is self.root
             and self.groups is None
             and not x.is_nested
             and x.shape == self.input_shape != ()

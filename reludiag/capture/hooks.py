@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
+from reludiag.capture.named_models import is_left_alone, roots_of
 from reludiag.sites.guard import Guard
 from reludiag.sites.rectifiers import rectifier_modules
 from reludiag.sites.registration import visible_modules
@@ -156,12 +157,18 @@ def entrances(model: nn.Module) -> Iterator[nn.Module]:
     """Modules at which a forward pass may begin: the model, and the parts that a loop may call
     alone.
 
-    The outermost call is the pass, so `model.encoder(x)` is one too.
+    The outermost call is the pass, so `model.encoder(x)` is one too. Of several named models each
+    is such a module.
     """
-    yield model
-    waiting = list(model.children())
+    roots = roots_of(model)
+    yield from (root for root in roots if not is_left_alone(model, root))
+    waiting = [child for root in roots for child in root.children()]
+    passed = set(roots)
     while waiting:
         module = waiting.pop(0)
+        if module in passed:  # several models may share it
+            continue
+        passed.add(module)
         if isinstance(module, nn.ModuleList | nn.ModuleDict):
             waiting += module.children()
         elif not isinstance(

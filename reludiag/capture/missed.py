@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+from torch import nn
+
 
 class MissedCalls:
     """Counts and facts that only grow. `PassTracker` and `CallReader` add to them."""
@@ -21,6 +23,8 @@ class MissedCalls:
         """Number of calls that need a second run of their batch, which could not be run again."""
         self.evaluations = 0
         """Passes in evaluation mode, but for those while the capture rested."""
+        self.evaluated: set[nn.Module] = set()
+        """The modules that were called in these."""
         self.replicas = 0
         """Passes of replicas of the model, which `nn.DataParallel` makes for each batch."""
         self.traced = False

@@ -15,6 +15,7 @@ from reludiag.capture.following import Following
 from reludiag.capture.forward_pass import PerThread
 from reludiag.capture.idle import Idle
 from reludiag.capture.missed import MissedCalls
+from reludiag.capture.named_models import TrainingRule, owners_of, roots_of
 from reludiag.capture.sample_counter import SampleCounter, shape_of
 from reludiag.capture.site_registry import SiteRegistry
 from reludiag.loading.batch_contents import row_tensors, tensors_of
@@ -34,12 +35,14 @@ class PassTracker:
     | `run` | watched, none at its end | | |
     | `begin` | watched | deeper | deeper |
     | the same, evaluating without gradients, or of a replica | unwatched | deeper | deeper |
-    | the same of the model, not within itself | | as after `reset` | as after `reset` |
+    | the same of a model, not within that pass | | as after `reset` | as after `reset` |
     | `end` | none | less deep, or none | less deep, or none |
     | `reset` | none | none | none |
 
     A pass is complete if it ended with an output. Complete passes are counted; they tell
     `following` that they were followed, and `idle` whether they went another way.
+
+    Passes without gradients are watched if they count as training.
     """
 
     def __init__(
@@ -58,11 +61,14 @@ class PassTracker:
         on_operator: OperatorObserver,
         watcher: Watcher,
         guard: Guard,
+        rule: TrainingRule,
     ) -> None:
         """`on_function` and `on_operator` are what the modes of a watched pass call; `watcher` is
         what functions ask for that the user has registered.
         """
         self._model, self._registry, self._threads = model, registry, threads
+        self._roots, self._rule = frozenset((model, *roots_of(model))), rule
+        self._owners = owners_of(model)
         self._counter, self._following = counter, following
         self._idle, self._missed = idle, missed
         self._on_function, self._on_operator = on_function, on_operator
@@ -74,6 +80,8 @@ class PassTracker:
         """What the model raised in the last `run` that raised."""
         self.passes = 0
         """Number of complete passes."""
+        self.called: set[nn.Module] = set()
+        """The modules that were called in those that count as training."""
         self.mixes_rows = False
         """Whether a followed pass made rows of several samples."""
         self.functional = functional
@@ -141,20 +149,22 @@ class PassTracker:
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Before the forward of the model, or of a part that a loop may call alone."""
         current = self._threads.current
-        if current.depth and module is self._model:
-            if is_nested(sys._getframe(), self._model):
+        if current.depth and module in self._roots:
+            if is_nested(sys._getframe(), module, current.entrance):
                 self._idle.path_varies = True
             else:
                 self.reset()
         if current.depth:
             current.depth += 1
             return
+        current.entrance = module
         if "_is_replica" in module.__dict__:  # of nn.DataParallel, which copies hooks along
             self._missed.replicas += 1
             current.depth, current.unwatched = 1, True
             return
-        if not module.training:
+        if not module.training and not self._rule.counts_pass(module):
             self._missed.evaluations += 1
+            self._missed.evaluated.add(module)
             if not torch.is_grad_enabled():
                 current.depth, current.unwatched = 1, True
                 return
@@ -188,11 +198,12 @@ class PassTracker:
         current = self._threads.current
         current.depth = 1
         self._open_passes.add(current)
+        if root is not current.root:
+            current.begin_at(root)
         current.call_count, current.expected_count = 0, len(current.expected_calls)
         current.producer = current.pre_activation = None
         current.rectifier_depth = 0
-        if not current.is_input_usual(root, values):
-            current.root = root
+        if not current.is_input_usual(values):
             with DisableTorchFunction():  # a subclass of tensors must not notice
                 current.samples = self._counter.of(root, values)
                 if current.groups is not None and current.samples is not None:
@@ -200,9 +211,10 @@ class PassTracker:
                 current.input_shape = shape_of(values)
             current.first_layer = None
         traced = self._missed.traced
+        whole = self._whole(root)
         follow = (
             not self._following.is_over
-            and self._following.is_needed(current.samples)
+            and self._following.is_needed(whole, current.samples)
             and not traced
             and current.samples != 0  # an empty batch has no coordinates to follow
             and not is_transformed()
@@ -210,11 +222,11 @@ class PassTracker:
         if follow:
             current.first_layer = None
             current.unobserved = Counter()
-            consumers = self._finds_consumers and not self._following.is_whole
+            consumers = self._finds_consumers and not self._following.is_whole(whole)
             current.provenance = ProvenanceMode(
                 self._model, self._on_operator, consumers, guard=self._guard
             )
-            if root is self._model:  # what a part of it gets may come from another part
+            if root in self._roots:  # what a part of it gets may come from another part
                 with DisableTorchFunction():
                     current.provenance.mark_raw(tensors_of(values))
             if current.samples is not None:
@@ -231,6 +243,10 @@ class PassTracker:
         thread = current.thread
         current.outer_watcher, thread.watcher = thread.watcher, self._watcher
 
+    def _whole(self, root: nn.Module | None) -> nn.Module:
+        """The model that a pass of this module is a pass of: the model, or a named one."""
+        return self._model if root is None else self._owners.get(root, self._model)
+
     def _close(self, complete: bool, output: Any = None) -> None:
         current = self._threads.current
         current.depth = 0
@@ -239,8 +255,10 @@ class PassTracker:
             return
         self._open_passes.discard(current)
         current.thread.watcher, current.outer_watcher = current.outer_watcher, None
-        if complete:
+        if complete and current.root is not None:
             self.passes += 1
+            if current.root not in self.called and self._rule.counts_pass(current.root):
+                self.called.add(current.root)
             self._idle.path_varies |= (
                 current.root is not self._model or 0 < current.expected_count != current.call_count
             )
@@ -262,5 +280,6 @@ class PassTracker:
             current.provenance = None
             self._missed.unobserved |= current.unobserved
             if complete:
-                self._following.note_followed(current.samples)
+                whole = self._whole(current.root)
+                self._following.note_followed(whole, current.samples)
             self.functional |= self._registry.has_functions()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from reludiag.capture.calls import ExpectedCall, KnownSite, UnitView
+from reludiag.capture.named_models import roots_of
 from reludiag.capture.rectifying_layers import is_rectifying_layer
 from reludiag.sites.axes import Axes, Origin, UnitAxes, coordinates_of, size_of
 from reludiag.sites.consumers import Consumer
@@ -63,6 +64,7 @@ class SiteRegistry:
     ) -> None:
         self._model, self._paths, self._unit_axes = model, paths, unit_axes
         self._names = names or {}
+        self._root_paths = {paths.get(root, "") for root in roots_of(model)}
         self._merge_calls = merge_calls
         self.overrides: set[str] = set()
         """Names of `unit_axes` that are sites'."""
@@ -99,7 +101,9 @@ class SiteRegistry:
         if self._site_list is None:
             names = site_names(
                 [
-                    NamedCall(site.identity, site.numbers, site.path, site.producer)
+                    NamedCall(
+                        site.identity, site.numbers, self._path_within(site.path), site.producer
+                    )
                     for site in self._sites
                 ]
             )
@@ -184,7 +188,8 @@ class SiteRegistry:
             origin = known if provenance is None else provenance.origin_of(output.detach())
             producer = None if origin is None else origin.producer
             producer = producer if producer is not None else identity.fed_by or None
-            fed_name = NamedCall(identity, set(), self._paths[call.owner], producer).fed_name
+            path = self._path_within(self._paths[call.owner])
+            fed_name = NamedCall(identity, set(), path, producer).fed_name
             override, axis = self._override(identity, call.number, fed_name, output)
             is_asked_for = rectifier.is_asked_for or axis is not None
             if site is None and provenance is not None and not is_asked_for:
@@ -233,6 +238,10 @@ class SiteRegistry:
             site = self._sites[index]
             site.consumers = tuple(dict.fromkeys((*(site.consumers or ()), *site_consumers)))
         self._site_list = None
+
+    def _path_within(self, path: str) -> str:
+        """The same path; empty for a model itself, also for one of several with names."""
+        return "" if path in self._root_paths else path
 
     def _owner(self, call: ExpectedCall) -> str:
         if not call.operator and call.owner in self._names:

@@ -9,12 +9,14 @@ from reludiag.causes import (
     learning_rate,
     structure,
     undetermined,
+    untrained,
     upstream_collapse,
 )
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 
 KINDS = (
     divergence.KIND,
+    untrained.KIND,
     upstream_collapse.KIND,
     learning_rate.KIND,
     inherited.KIND,

@@ -20,7 +20,8 @@ def attribute(recorded: RecordedRun, kinds: Sequence[CauseKind] = KINDS) -> RunA
 def _site(run: RunLives, depth: int) -> SiteAttribution:
     lives = run.sites[depth]
     none = np.full(lives.units, "", dtype=f"<U{max(map(len, run.kinds))}")
-    site = SiteAttribution(run, lives, depth, collapsed_above(lives, run.sites[:depth]), none, none)
+    above = collapsed_above(lives, run.up_to(depth)[:-1])
+    site = SiteAttribution(run, lives, depth, above, none, none)
     births = _claimed(site, lives.born, lambda kind: kind.births)
     site = replace(site, births=births)
     deaths = _claimed(site, lives.new, lambda kind: kind.deaths)

@@ -18,8 +18,9 @@ FEWEST_BORN = 2
 
 def more_died(run: RunLives) -> bool:
     """Whether more units died in training than in a healthy run."""
-    units = sum(site.units for site in run.sites)
-    return sum(int(site.new.sum()) for site in run.sites) > FEW * units
+    sites = [site for site in run.sites if run.is_trained(site)]
+    units = sum(site.units for site in sites)
+    return sum(int(site.new.sum()) for site in sites) > FEW * units
 
 
 def several_born(site: SiteAttribution) -> bool:

@@ -52,7 +52,7 @@ def _of_run(attribution: RunAttribution) -> Cause:
     dead = sum(counts.values())
     claims = [name for name in counts if kinds[name].claim != "nothing"]
     if claims:
-        kind = kinds[max(claims, key=lambda name: counts[name])]
+        kind = kinds[max(claims, key=lambda name: (kinds[name].leads, counts[name]))]
     else:
         kind = next(kind for kind in kinds.values() if kind.claim == "nothing")
     share = counts[kind.name] / dead if dead else 0.0

@@ -14,6 +14,7 @@ import numpy as np
 from reludiag.causes.cause import Change, Evidence, text_of
 from reludiag.causes.site_lives import Mask, SiteLives, trace_sites
 from reludiag.recording import RecordedRun
+from reludiag.recording.named_models import RecordedModel, model_name, recorded_models
 
 Kinds = np.ndarray[Any, np.dtype[np.str_]]
 Result = TypeVar("Result")
@@ -30,7 +31,23 @@ class RunLives:
         self.kinds = {kind.name: kind for kind in kinds}
         """By name, in the order in which they are asked."""
         self.sites = tuple(trace_sites(recorded))
+        self.models = recorded_models(recorded.facts)
+        """The named models of the run by name; empty for one model without a name."""
         self._measured: dict[Callable[[RunLives], Any], Any] = {}
+
+    def model_of(self, lives: SiteLives) -> RecordedModel | None:
+        """The named model that a site is of; None if there is one model without a name."""
+        return self.models.get(model_name(lives.recorded.site))
+
+    def is_trained(self, lives: SiteLives) -> bool:
+        """Whether an optimizer trains the model that a site is of, as far as is known."""
+        model = self.model_of(lives)
+        return model is None or model.trained
+
+    def up_to(self, depth: int) -> tuple[SiteLives, ...]:
+        """The sites of the same model up to this one, in forward order."""
+        model = self.model_of(self.sites[depth])
+        return tuple(each for each in self.sites[: depth + 1] if self.model_of(each) == model)
 
     def once(self, measure: Callable[["RunLives"], Result]) -> Result:
         """What `measure` returns for this run, computed at the first call."""
@@ -163,6 +180,8 @@ class CauseKind:
     """In a sentence, as in `the input explains 3 of the 9 dead units`; the title where empty."""
     badge: str = ""
     """On an HTML page; the name with spaces where empty."""
+    leads: bool = True
+    """Whether it is named as the cause of a run even where units died of another one, too."""
     advice_order: int | None = None
     """Beside another cause with more deaths, its advice comes first, the lowest number before all;
     None if it is not given then."""

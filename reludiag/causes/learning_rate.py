@@ -41,7 +41,7 @@ them."""
 def largest_update(site: SiteAttribution) -> Update | None:
     """The largest update of the layers that feed a site or one above it, up to its last death."""
     run = site.run
-    sites = run.sites[: site.depth + 1]
+    sites = run.up_to(site.depth)
     layers = {producer for each in sites for producer in each.recorded.site.producers}
     steps = run.recorded.steps
     end = int(site.lives.ledger.died_step.max(initial=0)) or (steps[-1] if steps else 0)
@@ -138,7 +138,8 @@ def _changes(
 
 def _warm_up_steps(run: RunLives) -> int:
     """Twice the number of steps in which half of the units died, at most half of the run."""
-    died, steps = np.sum([site.died for site in run.sites], axis=0), run.recorded.steps
+    trained = [site for site in run.sites if run.is_trained(site)]
+    died, steps = np.sum([site.died for site in trained], axis=0), run.recorded.steps
     reached = int(np.searchsorted(np.cumsum(died), 0.5 * died.sum()))
     half = steps[1:][min(reached, len(died) - 1)]
     return int(max(1, min(2 * half, steps[-1] // 2)))

@@ -47,6 +47,12 @@ class SiteFindings:
     """Columns of `LEDGER_COLUMNS` that a recording adds to the ledger, `[unit]`."""
     states: np.ndarray[Any, np.dtype[np.uint8]] | None = None
     """`[snapshot, unit]`, as in `Lives`."""
+    passed: int | None = None
+    """Number of samples in the passes of its model, where several models have their own."""
+
+    def whole(self, head: Head) -> int:
+        """Number of samples that could have reached it."""
+        return head.samples if self.passed is None else self.passed
 
 
 def diagnose(
@@ -133,8 +139,8 @@ def _few_samples_note(head: Head, findings: Sequence[SiteFindings]) -> list[str]
         for each in findings
         if each.site.rectifier.can_die
         and each.site.name not in head.per_pass
-        and 0 < each.counts.samples < head.samples
-        and each.counts.samples < max(_FEW_SAMPLES, _FEW_SHARE * head.samples)
+        and 0 < each.counts.samples < each.whole(head)
+        and each.counts.samples < max(_FEW_SAMPLES, _FEW_SHARE * each.whole(head))
     }
     if head.if_independent == "positions":
         return notes
@@ -213,9 +219,9 @@ def _unit_note(place: Unjudged | None, finding: SiteFindings, head: Head) -> str
     notes, counts = [] if place is None else [label(place.reason)], finding.counts
     if finding.site.name in head.per_pass:
         notes.append("one sample a pass")
-    elif 0 < counts.samples < head.samples and head.if_independent != "positions":
+    elif 0 < counts.samples < finding.whole(head) and head.if_independent != "positions":
         untold = counts.counted == counts.calls
-        reached = f"reached by {counts.samples:,} of {head.samples:,} samples"
+        reached = f"reached by {counts.samples:,} of {finding.whole(head):,} samples"
         notes.append("one sample a call" if untold else reached)
     return "; ".join(notes) or None
 

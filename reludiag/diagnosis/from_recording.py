@@ -18,6 +18,7 @@ from reludiag.measure.verdicts import Thresholds, checked_thresholds
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
 from reludiag.recording.learning_rates import LearningRates
 from reludiag.recording.ledger import Ledger, trace_lives
+from reludiag.recording.named_models import model_name, recorded_models
 from reludiag.recording.silence import since_fired
 
 
@@ -37,7 +38,9 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
     # Where no step was seen, the only snapshot may be of trained weights.
     is_told = run.steps[-1:] != (0,) or not any(is_whole(place.reason) for place in missed)
     explained = explain(run) if is_told else Explanation((), {})
+    models = recorded_models(run.facts)
     for recorded in run.sites:
+        model = models.get(model_name(recorded.site))
         ledger = trace_lives(run.steps, recorded.dead, recorded.has_state)
         findings.append(
             SiteFindings(
@@ -46,6 +49,7 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
                 ledger,
                 _at_death(run, recorded, ledger, rates.at_death(recorded, ledger), explained),
                 states_of(recorded, ledger),
+                None if model is None else model.samples or None,
             )
         )
         by_window = rates.by_window(recorded, run.steps)

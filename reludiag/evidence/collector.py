@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reludiag.capture.hooks import Hook
+from reludiag.capture.named_models import NamedModels
 from reludiag.capture.watched import Watch
 from reludiag.evidence.budget import Budget, clock_of
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
 from reludiag.evidence.update_ratios import UpdateMeter
 from reludiag.loading.batch_contents import tensors_of
+from reludiag.loading.model_inputs import ModelInputs, add_inputs
 from reludiag.measure.gradients import step_gradients
 from reludiag.measure.structure import GradientFacts
 from reludiag.measure.unit_counts import SiteCounts
@@ -54,6 +56,10 @@ class EvidenceCollector:
         self._undo_last = guard.undo_list(of_optimizer=True)
         self._model, self._optimizers, self._every = model, optimizers, every
         self._unit_axes, self._merge_calls, self._watch = unit_axes, merge_calls, watch
+        self._names: dict[nn.Module, str] = {}
+        """The named models that are trained; none if there is one model without a name."""
+        if isinstance(model, NamedModels):
+            self._names = {model.models[name]: name for name in model.trained}
         self._batches = list(probe or [])
         self._has_probe = probe is not None
         self._budget = Budget(share, clock_of(model))
@@ -98,8 +104,9 @@ class EvidenceCollector:
     def attach(self) -> None:
         """Watch the coming steps."""
         if not self._has_probe:
-            look = Hook(self._look_at_first_batch, self._guard, self._model, None)
-            self._undo.append(self._model.register_forward_pre_hook(look, with_kwargs=True).remove)
+            for root in self._names or (self._model,):
+                look = Hook(self._look_at_first_batch, self._guard, root, None)
+                self._undo.append(root.register_forward_pre_hook(look, with_kwargs=True).remove)
         self._expect()
 
     def detach(self) -> None:
@@ -116,7 +123,9 @@ class EvidenceCollector:
     def stepped(self, step: int) -> None:
         """A step has ended."""
         if step == 1 and len(self._optimizers) == 1:
-            self._gradients = self._guarded(lambda: step_gradients(self._model), None)
+            model = self._model
+            trained = model.trained_models() if isinstance(model, NamedModels) else model
+            self._gradients = self._guarded(lambda: step_gradients(trained), None)
         if self._expecting:
             self.detach()
             self._expecting = False
@@ -176,11 +185,17 @@ class EvidenceCollector:
             self._guarded(lambda: self._meter.keep(sorted(self._producers)), None)
 
     def _look_at_first_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._batches or is_recomputed() or is_transformed():
+        name = self._names.get(module)
+        is_known = any(name is None or name in batch for batch in self._batches)
+        if is_known or is_recomputed() or is_transformed():
             return
         if any(readable(tensor) is None for tensor in tensors_of([args, kwargs])):
             return  # a pass outside training would not take it as the training does
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+        if name is not None:
+            with DisableTorchFunction():
+                values = [each.detach() if isinstance(each, Tensor) else each for each in args]
+            add_inputs(self._batches, ModelInputs.of(name, values, kwargs, args))
+        elif len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             with DisableTorchFunction():
                 self._batches = [args[0].detach()]
         elif not args and kwargs:

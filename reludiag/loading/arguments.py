@@ -135,12 +135,19 @@ class Signature:
 class BatchReader:
     """Makes the arguments of one model's `forward` from batches.
 
-    Make it before the model is watched, and in the mode in which it will run. Floating-point
-    tensors become `dtype`. Raises ModelError for a model without values.
+    Make it before the model is watched, and in the mode in which it will run, or say with
+    `in_training` which that is. Floating-point tensors become `dtype`. Raises ModelError for a
+    model without values.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype | None = None,
+        in_training: bool | None = None,
+    ) -> None:
         self._model = model
+        self._in_training = in_training
         self._signature = Signature.of(model)
         tensors = [*model.parameters(), *model.buffers()]
         self._device = tensors[0].device if tensors else torch.device("cpu")
@@ -233,6 +240,10 @@ class BatchReader:
             "pass dtype= (--dtype)"
         )
 
+    @property
+    def _is_training(self) -> bool:
+        return self._model.training if self._in_training is None else self._in_training
+
     def _moved(self, value: Any) -> Any:
         return moved(value, self._device, self.dtype)
 
@@ -289,7 +300,7 @@ class BatchReader:
             self._note_rest(batch, 1)  # ((left, right), labels)
             return tuple(inner), {}
         taken = max(signature.required, 1)
-        if self._model.training:
+        if self._is_training:
             while taken < len(signature.positional) and _is_label(signature.positional[taken]):
                 taken += 1
         self._note_rest(batch, taken)
@@ -312,7 +323,7 @@ class BatchReader:
         self._notes[note] = None
 
     def _by_name(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        names, training = self._signature.names, self._model.training
+        names, training = self._signature.names, self._is_training
         passed, untaken, labels = {}, [], []
         for name, value in values.items():
             parameter = names.get(name)

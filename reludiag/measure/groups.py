@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from reludiag.errors import DataError
+from reludiag.loading.model_inputs import ModelInputs
 
 Groups = str | Callable[[Any], Any]
 """The name of a key or attribute of a batch with the group of each row, or a function of a batch
@@ -39,6 +40,8 @@ class Grouping:
         Groups that the user names are the same in all batches. The graphs of a batch are numbered
         anew in each, so the numbers are those of this batch. None if each row is a sample.
         """
+        if isinstance(batch, ModelInputs):  # as many rows for each model
+            batch = batch.batch
         if self._groups is None:
             ids = _graph_of_each_node(batch, rows)
             if ids is None:

@@ -94,6 +94,21 @@ _REASONS = {
         "never called",
         "{places} {was} never called. Whether units there are dead is not known.",
     ),
+    "model_not_called": _Reason(
+        "never called",
+        "No forward pass of {places} was seen. Is another copy called? Whether units there are "
+        "dead is not known.",
+    ),
+    "model_only_evaluated": _Reason(
+        "only evaluated",
+        "{places} {was} called in evaluation mode only, which is not counted of a model that an "
+        "optimizer trains. Call .train() for its training, or pass a probe.",
+    ),
+    "model_fused": _Reason(
+        "cannot be read",
+        "{places} {was} not watched: in evaluation mode without gradients PyTorch runs attention "
+        "fused, and reading it would change the last bits. Pass a probe.",
+    ),
     "not_called_again": _Reason(
         "not called",
         "{places} {was} called earlier, but not for the last snapshot. Whether units there are "

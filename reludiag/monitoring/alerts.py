@@ -14,6 +14,7 @@ from reludiag.limits import Limit
 from reludiag.monitoring.losses import Losses
 from reludiag.recording import RecordedRun, SiteState
 from reludiag.recording.ledger import Lifelines, Mask
+from reludiag.recording.named_models import model_name
 
 _SILENT_TOGETHER = 10
 """Units that are hardly silent together by chance: each is in half of the draws, if all of a batch
@@ -52,6 +53,8 @@ class SiteSnapshot:
     """
     rare: int | None = None
     """Number of units that fired, but in fewer than 0.1 % of these samples."""
+    model: str = ""
+    """Name of its model, if several are watched."""
 
     @property
     def dormant(self) -> int | None:
@@ -153,7 +156,7 @@ class Snapshot:
         most = ""
         if worst is not None and worst.died:
             most = f"; most in {worst.name!r}, {worst.died:,} of {worst.units:,}"
-            whole = max(site.samples for site in self.sites)
+            whole = max(site.samples for site in self.sites if site.model == worst.model)
             if worst.samples < whole and not worst.per_pass:
                 most += f", which {worst.samples:,} of {whole:,} samples reached"
         return f"{self.died:,} of {self.units:,} units died {steps}{rate}{most}"
@@ -179,10 +182,12 @@ class Alerts:
         raise_over: str | None,
         is_seen_late: bool,
         lags: bool,
+        models: Mapping[str, bool] | None = None,
     ) -> None:
         """`is_seen_late` says whether a unit that is dead in a window may have died in the one
         before, as training batches show it; `lags` whether the first snapshot may call units dead
-        that fire in training, for running statistics that are not there yet.
+        that fire in training, for running statistics that are not there yet. `models` are the names
+        of several models, and whether an optimizer trains them.
         """
         for name, listener in (("on_snapshot", on_snapshot), ("on_death", on_death)):
             if listener is not None and not callable(listener):
@@ -190,6 +195,7 @@ class Alerts:
                     f"{name}={type(listener).__name__} was given; expected a function of a "
                     "Snapshot, such as print"
                 )
+        self._models = models or {}
         self._is_seen_late, self._lags = is_seen_late, lags
         self._on_snapshot, self._on_death = on_snapshot, on_death
         limit = None if warn_over is None else Limit.parse(str(warn_over), "warn_over")
@@ -249,6 +255,9 @@ class Alerts:
         largest = max(used, default=None) if step else None
         rates = [r for r in (largest, self._largest_before) if r is not None]
         self._largest_before = largest if self._is_seen_late else None
+        died = [site for site in sites if site.died]
+        if died and not any(self._models.get(site.model, True) for site in died):
+            rates = []  # it is not the rate of the models in which units died
         news = Snapshot(
             step=step,
             previous=self._previous,
@@ -359,6 +368,7 @@ class Alerts:
             dead_units=_indices(state.dead & has_state),
             dormant_units=None if state.dormant is None else _indices(state.dormant),
             rare=None if state.rare is None else int(state.rare.sum()),
+            model=model_name(site) if self._models else "",
         )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from reludiag.capture.compiled import is_compiled
 from reludiag.capture.hooks import Hook, entrances
+from reludiag.capture.named_models import roots_of
 from reludiag.sites.guard import Guard
 
 FUSED = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -30,7 +31,7 @@ class TrainingAutocast:
     def __init__(self, model: nn.Module, guard: Guard) -> None:
         """`model` is the module that the training calls, compiled or not."""
         self._model, self._guard = model, guard
-        places = [model] if is_compiled(model) else entrances(model)
+        places = roots_of(model) if is_compiled(model) else entrances(model)
         # A hook on a fused layer turns off its fused path: the last bits of its output change.
         self._modules = [m for m in places if not isinstance(m, FUSED)]
         self._undo = guard.undo_list()

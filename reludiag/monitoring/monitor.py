@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reludiag.capture.compiled import is_compiled
+from reludiag.capture.named_models import NamedModels
 from reludiag.capture.watched import Watch
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.from_recording import diagnose_run
@@ -26,13 +27,21 @@ from reludiag.evidence.collector import EvidenceCollector
 from reludiag.loading.batch_contents import is_one_batch
 from reludiag.loading.specs import call_user_code
 from reludiag.measure.blind_spots import no_rectifier
-from reludiag.measure.frozen_pass import eager_model
 from reludiag.measure.groups import Groups
-from reludiag.measure.unjudged import Unjudged, unjudged
+from reludiag.measure.unjudged import Unjudged, sentences, unjudged
 from reludiag.measure.verdicts import Thresholds
 from reludiag.monitoring.alerts import WARN_OVER, Alerts, Listener
 from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock, innermost
 from reludiag.monitoring.metric_log import MetricLog
+from reludiag.monitoring.models import (
+    OF_MODEL,
+    check_models,
+    is_by_name,
+    probe_inputs,
+    trained_by_name,
+    untrained,
+    watched_and_called,
+)
 from reludiag.monitoring.rates import RateLog
 from reludiag.monitoring.resuming import (
     Resumption,
@@ -57,6 +66,12 @@ class Monitor:
     Steps are counted by `optimizer.step()`, each with the learning rates that it used. With several
     optimizers, the last one completes a step. Without an optimizer, call `step()` after each
     update.
+
+    `model` can also be several models by name, `{"online": q, "target": t}`: then the names of
+    sites and parameters in the recording begin with those of their models. Of a model that an
+    optimizer trains, passes in eval mode do not count; of one that none trains all passes do, also
+    without gradients. What several models share is one site. A `probe` is then one for all, or a
+    mapping of one for each, all with as many rows: a row is one sample of all.
 
     Every `every` steps the state of all units is written to the recording at `path` (None: in
     memory), beginning with the initial state. `probe` is a batch (as in `scan`), an iterable of
@@ -106,7 +121,7 @@ class Monitor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Mapping[str, nn.Module],
         optimizer: Optimizer | Sequence[Optimizer] | None = None,
         *,
         path: str | Path | None = None,
@@ -126,18 +141,16 @@ class Monitor:
         warn_over: str | None = WARN_OVER,
         raise_over: str | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise UsageError(
-                f"Monitor({type(model).__name__}, ...) was given; expected the model first, then "
-                "the optimizer"
-            )
+        check_models(model)
+        self._optimizers = _optimizers(optimizer)
+        held = [p for each in self._optimizers for g in each.param_groups for p in g["params"]]
+        model, called = watched_and_called(model, held if self._optimizers else None)
         for name, value in (("every", every), ("stats_every", stats_every)):
             if not isinstance(value, int) or value < 1:
                 raise UsageError(
                     f"{name}={value} was given; expected a whole number of steps, at least 1"
                 )
-        called, compiled = model, is_compiled(model)
-        model = eager_model(model)
+        compiled = is_compiled(called)
         if not watch and not may_rectify(model):
             raise ModelError(no_rectifier(model))
         self.model = model
@@ -150,13 +163,12 @@ class Monitor:
         self._resume = checked_resume(resume, self._path, overwrite)
         self._resumption: Resumption | None = None  # known when the run begins
         self._facts = {**checked_facts(facts), "every": every, "stats_every": stats_every}
-        self._optimizers = _optimizers(optimizer)
         if groups is not None and probe is None:
             raise UsageError(
                 "groups was given without a probe; expected both. Groups of training batches are "
                 "not counted: each step would have to wait for the device. Pass a probe, or scan"
             )
-        batches = None if probe is None else _batches(probe)
+        batches = None if probe is None else _batches(model, probe)
         self._guard = Guard(self._stop_watching)
         self._source: SnapshotSource = (
             TrainingSource(
@@ -183,10 +195,20 @@ class Monitor:
         self._clock = Clock()
         self._after_step = AfterStep(self._clock, self._end_step)
         lags = batches is not None and any(isinstance(m, AnyBatchNorm) for m in model.modules())
-        self._alerts = Alerts(on_snapshot, on_death, warn_over, raise_over, batches is None, lags)
+        self._alerts = Alerts(
+            on_snapshot,
+            on_death,
+            warn_over,
+            raise_over,
+            batches is None,
+            lags,
+            trained_by_name(model),
+        )
         self._rates = RateLog(model, self._optimizers)
         self._metrics = MetricLog(every)
         self._weights = WeightCheck(model)
+        self._untrained = {name: WeightCheck(each) for name, each in untrained(model).items()}
+        """Of the named models that no optimizer trains."""
         self._unwatched: Unjudged | None = None  # set when the run ends
         if self._optimizers and not self._rates.param_groups:
             raise UsageError(
@@ -234,7 +256,8 @@ class Monitor:
             self._go_on(before)
         if before is None:  # nothing is written before it is known that the sites are the same
             self._writer.write_facts(self._facts_now("running"))
-        self._weights.begin()
+        for check in (self._weights, *self._untrained.values()):
+            check.begin()
         self._collector.begin()
         if self._source.ready:
             self._snapshot()
@@ -300,10 +323,16 @@ class Monitor:
             self._source.unseen(),
             raised=status != "complete",
         )
+        if status == "complete":  # else the device may be what failed
+            for name, check in self._untrained.items():
+                self._facts["models"][name]["changed"] = check.changed()
         self._writer.write_facts(self._facts_now(status))
         self._writer.close()
-        if self._unwatched is not None and status == "complete":
-            warn(f"reludiag: {self._unwatched.sentence}", stacklevel=3)  # the `with` statement
+        whole = [] if self._unwatched is None else [self._unwatched]
+        models = [place for place in self._source.missed if place.reason in OF_MODEL]
+        if status == "complete" and (whole or models):
+            told = " ".join(sentences(whole or models))
+            warn(f"reludiag: {told}", stacklevel=3)  # the `with` statement
 
     def step(self) -> None:
         """Count one update of the weights, if there is no optimizer."""
@@ -443,13 +472,13 @@ class Monitor:
 
     def _facts_now(self, status: str) -> dict[str, Any]:
         whole = [] if self._unwatched is None else [self._unwatched]
-        untrained = untrained_weights(self.model, self._optimizers, self._rates.param_groups)
+        no_rate = untrained_weights(self.model, self._optimizers, self._rates.param_groups)
         return {
             **self._facts,
             **self._source.facts(),
             **self._collector.facts,
             **self._rates.facts,
-            "notes": [*untrained, *self._source.notes, *self._collector.notes],
+            "notes": [*no_rate, *self._source.notes, *self._collector.notes],
             "per_pass": [*self._source.per_pass],
             "unjudged": [asdict(place) for place in (*whole, *self._source.missed)],
             "status": status,
@@ -500,10 +529,25 @@ def _share_of(evidence: float | bool) -> float:
     return float(evidence)
 
 
-def _batches(probe: Any) -> list[Any]:
-    """The probe as a list of batches, the same for each snapshot."""
+def _batches(model: nn.Module, probe: Any) -> list[Any]:
+    """The probe of a model, or of several with names, as a list of batches, the same for each
+    snapshot.
+    """
+    probe = _called(probe)
+    if not isinstance(model, NamedModels):
+        return _probe_of_one(probe)
+    if is_by_name(model, probe):
+        return list(probe_inputs(model, {n: _probe_of_one(_called(p)) for n, p in probe.items()}))
+    return list(probe_inputs(model, _probe_of_one(probe)))
+
+
+def _called(probe: Any) -> Any:
     if callable(probe) and not isinstance(probe, Tensor | Iterable):
-        probe = call_user_code(probe, "the probe", {})
+        return call_user_code(probe, "the probe", {})
+    return probe
+
+
+def _probe_of_one(probe: Any) -> list[Any]:
     if isinstance(probe, Tensor | np.ndarray | tuple) or is_one_batch(probe):
         return [probe]
     if isinstance(probe, Iterable) and not isinstance(probe, str | bytes):

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from reludiag.capture.named_models import NamedModels
 from reludiag.errors import UsageError
+from reludiag.monitoring.models import model_facts
 from reludiag.process import this_process
 
 
@@ -39,10 +41,17 @@ def run_facts(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, An
         "reludiag": version("reludiag"),
         "torch": torch.__version__,
         "process": asdict(this_process()),
-        "model": type(model).__name__,
+        "model": _class_names(model),
+        **model_facts(model),
         "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
         "earlier_steps": max((_steps_taken(optimizer) for optimizer in optimizers), default=0),
     }
+
+
+def _class_names(model: nn.Module) -> str:
+    if not isinstance(model, NamedModels):
+        return type(model).__name__
+    return ", ".join(f"{name}: {type(each).__name__}" for name, each in model.models.items())
 
 
 def _steps_taken(optimizer: Optimizer) -> int:
@@ -58,6 +67,9 @@ def untrained_weights(
     """The note on weights that no optimizer trains."""
     # The root module has no path: its parameters are named.
     owners = {name.rpartition(".")[0] or name for name, _ in model.named_parameters()}
+    if isinstance(model, NamedModels):  # that no optimizer trains some of these is known
+        known = tuple(f"{name}." for name in model.models.keys() - model.trained)
+        owners = {owner for owner in owners if not f"{owner}.".startswith(known)}
     left_out = sorted(owners - param_groups.keys())
     if not optimizers or not left_out:
         return []

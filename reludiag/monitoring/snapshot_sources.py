@@ -20,6 +20,7 @@ from reludiag.measure.groups import Groups
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unjudged import Unjudged
 from reludiag.monitoring.autocast import TrainingAutocast
+from reludiag.monitoring.models import OF_MODEL, model_notes, samples_by_model, unwatched_models
 from reludiag.monitoring.window import Window
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.guard import Guard, warn
@@ -29,6 +30,10 @@ _BEGAN_PLAIN = (
     "The initial state was measured before any pass of the training was seen, and so without its "
     "autocast."
 )
+
+
+_NOT_CALLED = OF_MODEL | {"never_called", "replica"}
+"""Reasons that do not say that a rectifier was called in training."""
 
 
 class SnapshotSource(Protocol):
@@ -202,14 +207,15 @@ class TrainingSource:
         self._compiled = compiled
         self._slowed = compiled and self._capture.functional
         self._has_warned_of_axes = False
-        self.notes: Sequence[str] = _uncompiled_run(self._slowed)
+        self._models = model_notes(model)
+        self.notes: Sequence[str] = [*self._models, *_uncompiled_run(self._slowed)]
         # Of the window: replaced as a whole when a snapshot is taken.
         self._windows: dict[int, Window] = {}
         self._previous: dict[int, UnitCounts] = {}
         self._in_passes: dict[int, int] = {}  # as in `Window`, of the same snapshot
         self._snapshots: list[int] = []  # steps
         self._begin = 0  # steps taken before this process
-        self._has_counted = False  # whether there was ever a window
+        self._counted: set[str] = set()  # paths of modules that ever had a window
         self._counting = True  # whether the coming step is counted: set at the end of each
         self._last_counted = 0  # step
         self._frozen_calls = 0  # of parts of the model in evaluation mode in a training pass
@@ -291,8 +297,9 @@ class TrainingSource:
             self._previous, self._windows = counts, {}
         self._in_passes = in_passes
         self._snapshots.append(step)
-        self.missed = missed_places(self._capture)
+        self.missed = self._missed_places()
         self.notes = [
+            *self._models,
             *_uncompiled_run(self._slowed),
             *left_out_notes(self._capture),
             *self._axes_note(),
@@ -315,8 +322,8 @@ class TrainingSource:
 
     def unseen(self) -> str | None:
         """`no_forward`, or `only_evaluation` if that is how every rectifier was called."""
-        called = any(place.reason not in {"never_called", "replica"} for place in self.missed)
-        if self._has_counted or called:  # what could not be read was called, too
+        called = any(place.reason not in _NOT_CALLED for place in self.missed)
+        if self._counted or called:  # what could not be read was called, too
             return None
         if self._capture.missed.evaluations or self._frozen_calls:
             return "only_evaluation"
@@ -327,9 +334,18 @@ class TrainingSource:
         return {
             "probe_samples": None,
             "training_samples": max(self._in_passes.values(), default=0),
+            "model_samples": samples_by_model(self._capture.model, self._in_paths()),
             "evaluation_passes": self._capture.missed.evaluations,
             "evaluation_calls": self._frozen_calls,
         }
+
+    def _in_paths(self) -> dict[str, int]:
+        """Path of a module with sites -> number of samples in the passes that called it."""
+        sites, paths = self._capture.sites, dict[str, int]()
+        for index, samples in self._in_passes.items():
+            path = sites[index].module
+            paths[path] = max(samples, paths.get(path, 0))
+        return paths
 
     def _let_compile(self) -> None:
         """Let compiled code run from now on, with the hooks in it."""
@@ -337,6 +353,14 @@ class TrainingSource:
         self._compiler_settings.close()
         forget_compiled()
         self._compiler_settings.enter_context(guarded())
+
+    def _missed_places(self) -> list[Unjudged]:
+        """What could not be seen, and the named models of which nothing was."""
+        places, capture = missed_places(self._capture), self._capture
+        models = unwatched_models(
+            capture.model, self._counted, capture.called, capture.missed.evaluated, places
+        )
+        return [*models, *places]
 
     def _axes_note(self) -> list[str]:
         """The note on axes that no site has; the first time it is a warning, too."""
@@ -382,7 +406,7 @@ class TrainingSource:
     def _new_window(self, site: int, x: Tensor) -> Window:
         window = Window(self._capture.sites[site], x.device, x.dtype)
         self._windows[site] = window
-        self._has_counted = True
+        self._counted.add(self._capture.sites[site].module)
         return window
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from reludiag.recording import RecordedRun, RecordedSite
 from reludiag.recording.ledger import NEVER, Ledger
+from reludiag.recording.named_models import model_name, recorded_models
 
 
 class LearningRates:
@@ -19,6 +20,7 @@ class LearningRates:
         # Training batches show a death in the first window in which a unit is silent throughout:
         # it may have died in the window before.
         self._is_seen_late = run.facts.get("probe_samples") is None
+        self._models = recorded_models(run.facts)
         groups: dict[str, list[tuple[int, float]]] = {}
         for first_step, group, rate in run.learning_rates:
             groups.setdefault(group, []).append((first_step, rate))
@@ -33,7 +35,10 @@ class LearningRates:
         NaN if no optimizer trains them; over all groups if the producer of the site is unknown, or
         it has several that are trained differently.
         """
-        if recorded.param_group is not None:
+        model = self._models.get(model_name(recorded.site))
+        if model is not None and not model.trained:
+            names = []
+        elif recorded.param_group is not None:
             names = [recorded.param_group]
         else:
             names = [] if len(recorded.site.producers) == 1 else list(self._groups)
