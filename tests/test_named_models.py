@@ -592,3 +592,21 @@ def test_compiled_models_are_watched_by_name() -> None:
     sites = monitor.diagnose().sites.set_index("site")
     assert set(sites["samples"]) == {48} and sites.loc["b.1", "dead"] >= 3
     assert set(sites.index) == {"a.1", "a.3", "b.1", "b.3"}
+
+
+def test_a_recording_of_named_models_is_gone_on_with(tmp_path: Path) -> None:
+    path, told = tmp_path / "run.reludiag", list[Snapshot]()
+    models = pair("eval")
+    optimizer = torch.optim.Adam(models["online"].parameters(), lr=0.05)
+    for _ in range(2):
+        with reludiag.Monitor(
+            models, optimizer, path=path, every=EVERY, resume=True, on_snapshot=told.append
+        ):
+            loop(models["online"], models["target"], optimizer)
+    diagnosis = reludiag.load(path)
+    assert told[-1].step == 10 * EVERY and not diagnosis.unjudged
+    assert set(diagnosis.sites["site"]) == {"online.1", "online.3", "target.1", "target.3"}
+    with pytest.raises(reludiag.RecordingError, match="of another model"):
+        reludiag.Monitor(
+            models["online"], optimizer, path=path, every=EVERY, resume=True
+        ).__enter__()

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from reludiag.errors import RecordingError, UsageError
 from reludiag.loading.batch_contents import tensors_of
+from reludiag.monitoring.run_facts import class_name
 from reludiag.process import ProcessId, is_gone, this_host
 from reludiag.recording import RecordedRun, SiteState, read_progress, read_recording
 from reludiag.sites.readable import readable
@@ -186,7 +187,7 @@ def _check(path: Path, run: RecordedRun, model: nn.Module, every: int, has_probe
             raise RecordingError(
                 f"{path} is being written by process {process.pid}; resume when that has ended"
             )
-    name, count = type(model).__name__, parameter_count(model)
+    name, count = class_name(model), parameter_count(model)
     recorded = facts.get("parameter_count")
     if facts.get("model", name) != name:
         raise RecordingError(

@@ -41,14 +41,15 @@ def run_facts(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, An
         "reludiag": version("reludiag"),
         "torch": torch.__version__,
         "process": asdict(this_process()),
-        "model": _class_names(model),
+        "model": class_name(model),
         **model_facts(model),
         "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
         "earlier_steps": max((_steps_taken(optimizer) for optimizer in optimizers), default=0),
     }
 
 
-def _class_names(model: nn.Module) -> str:
+def class_name(model: nn.Module) -> str:
+    """Class of the model; of several each with its name."""
     if not isinstance(model, NamedModels):
         return type(model).__name__
     return ", ".join(f"{name}: {type(each).__name__}" for name, each in model.models.items())
