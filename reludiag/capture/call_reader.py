@@ -459,6 +459,7 @@ class CallReader:
             provenance.begin_site(
                 match.site.index,
                 match.site.identity.base,
+                rectifier,
                 returned.detach(),
                 match.layout.unit,
             )

@@ -46,6 +46,7 @@ from reludiag.sites.guard import Guard
 from reludiag.sites.products import Product
 from reludiag.sites.rectifiers import rectifier_modules
 from reludiag.sites.registration import visible_modules
+from reludiag.sites.selections import SelectionTable
 from reludiag.sites.site import Rectifier, Site
 from reludiag.sites.watching import Watching
 
@@ -166,6 +167,11 @@ class Capture:
     def sites(self) -> list[Site]:
         """In the order of their first calls. A name may change when a new path is taken."""
         return self._registry.sites
+
+    @property
+    def selections(self) -> SelectionTable:
+        """Which sites take all that goes on of another, by their places in `sites`."""
+        return self._registry.selections
 
     def uncalled(self) -> list[Site]:
         """A site for each rectifier module that was never called."""

@@ -274,7 +274,9 @@ class PassTracker:
             if complete and not self._missed.elsewhere:
                 with DisableTorchFunction():
                     consumers = current.provenance.end(output)
+                    selections = current.provenance.selections.end(output)
                 self._registry.note_consumers(consumers)
+                self._registry.selections.add(selections)
             rows = current.provenance.row_ids
             self.mixes_rows |= rows is not None and rows.mixes_rows
             current.provenance = None

@@ -17,6 +17,7 @@ from reludiag.sites.axes import Axes, Origin, UnitAxes, coordinates_of, size_of
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import UNKNOWN_AXIS, Layout, find_layout
 from reludiag.sites.provenance import ProvenanceMode
+from reludiag.sites.selections import SelectionTable
 from reludiag.sites.site import Identity, NamedCall, Rectifier, Site, site_names
 
 
@@ -51,7 +52,7 @@ class SiteRegistry:
 
     `paths` are those of its modules; `unit_axes` and `merge_calls` as in `Capture`; `names` are
     those of modules that the user has named. `match` changes nothing; `add` and `note_consumers`
-    are the methods that do.
+    are the methods that do, and those of `selections`.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class SiteRegistry:
         """Calls that are not sites, by what tells them from others."""
         self._site_list: list[Site] | None = None
         """`sites`, until a site or a path is new."""
+        self.selections = SelectionTable()
 
     def __len__(self) -> int:
         return len(self._sites)
@@ -192,6 +194,20 @@ class SiteRegistry:
             fed_name = NamedCall(identity, set(), path, producer).fed_name
             override, axis = self._override(identity, call.number, fed_name, output)
             is_asked_for = rectifier.is_asked_for or axis is not None
+            if site is None and rectifier.is_mask and not is_asked_for:
+                # Only a mask that layers have made is a selection: not dropout, nor padding.
+                if provenance is None and deferred is not None:
+                    return SiteMatch(key, None, None, None, override)
+                if provenance is None or not provenance.selections.is_selected(output):
+                    return SiteMatch(key, None, None, None, None, left_out="mask")
+            if (
+                site is None
+                and rectifier.is_composed
+                and provenance is not None
+                and not is_asked_for
+                and provenance.selections.is_share(rectifier, output)
+            ):
+                return SiteMatch(key, None, None, None, None, left_out="share")
             if site is None and provenance is not None and not is_asked_for:
                 reason = provenance.no_units(output.detach())
                 # A module is there to be an activation.

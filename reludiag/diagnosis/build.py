@@ -205,6 +205,7 @@ def _unit_rows(
             np.isneginf(counts.before_maximum), np.nan, counts.before_maximum
         ),
         "note": _unit_note(place, finding, head),
+        "fired_before_selection": _fired_before(counts) if observed else None,
     }
     if ledger is not None:
         table["born_dead"] = ledger.born_dead if ledger.born_known else None
@@ -226,6 +227,11 @@ def _unit_note(place: Unjudged | None, finding: SiteFindings, head: Head) -> str
     return "; ".join(notes) or None
 
 
+def _fired_before(counts: UnitCounts) -> np.ndarray[Any, Any] | None:
+    """Which units fired at the rectifier that is selected from, `[unit]`; None if there is none."""
+    return None if counts.silent_before is None else ~counts.silent_before
+
+
 def _step_column(steps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.where(steps == NEVER, np.nan, steps)
 
@@ -245,7 +251,11 @@ def _site_row(finding: SiteFindings, units: Mapping[str, Any], ledger: bool) -> 
         **{verdict: tally.get(verdict, 0) for verdict in VERDICTS},
         "key": site.key,
         "alias": site.alias or None,
+        "selects_from": site.selects_from or None,
     }
+    if (fired_before := _fired_before(finding.counts)) is not None:
+        row["never_arrived"] = int((fired_before & (units["verdict"] == "dead")).sum())
+        row["never_fired"] = row["dead"] - row["never_arrived"]
     if site.units is None:
         row["unobserved"] = 0  # the site is known, its units are not
     row["dead_fraction"] = row["dead"] / site.units if site.units else np.nan

@@ -58,6 +58,12 @@ UNIT_COLUMNS = (
         "what limits the verdict: axis unknown, never called, cannot be read, reached by few "
         "samples; empty if nothing does",
     ),
+    Column(
+        "fired_before_selection",
+        "boolean",
+        "whether it fired at the rectifier that its site selects from, as a top-k does: if so and "
+        "dead here, it was never selected; empty if the site selects from none",
+    ),
 )
 
 LEDGER_COLUMNS = (
@@ -108,6 +114,23 @@ SITE_COLUMNS = (
     Column("mean_firing_rate", "float64", "mean of the units' firing rates"),
     Column("key", "str", "identity of the site, the same under any name"),
     Column("alias", "str", "another name of it, which is understood as well; empty if none"),
+    Column(
+        "selects_from",
+        "str",
+        "rectifier whose output goes on into this selection only (a top-k, a mask): its units are "
+        "the same and are counted here; empty if there is none",
+    ),
+    Column(
+        "never_fired",
+        "Int64",
+        "of the dead units, those that never fired there; empty if there is none",
+    ),
+    Column(
+        "never_arrived",
+        "Int64",
+        "of the dead units, those that fired there and never arrived here: they were never "
+        "selected; empty if there is none",
+    ),
 )
 
 SITE_LEDGER_COLUMNS = (

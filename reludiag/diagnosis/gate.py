@@ -158,8 +158,8 @@ class Gate:
 
 
 def _matches(sites: pd.DataFrame, pattern: str) -> list[bool]:
-    """Which sites match by their names; if none does, which by their aliases."""
-    for column in ("site", "alias"):
+    """Which sites match by name; if none does, by alias, or by what they select from."""
+    for column in ("site", "alias", "selects_from"):
         found = [
             isinstance(name, str) and fnmatchcase(name, pattern) for name in sites.get(column, ())
         ]

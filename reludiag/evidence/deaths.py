@@ -296,28 +296,36 @@ class ProbePasses:
 
     def _receive(self, call: Call) -> None:
         site = self._capture.sites[call.site]
-        if site.key in self._sites:
-            with without_dispatch_modes():
-                self._add(site, call)
+        target = self._sites.get(site.key)
+        with without_dispatch_modes():
+            if target is not None:
+                self._add_fired(site, call)
+            if target is not None and not target.selects_from:
+                self._add_pre_activation(site.key, call)
+            for key, selection in self._sites.items():
+                if selection.selects_from == site.name:  # whose layer is this site's
+                    self._add_pre_activation(key, call)
 
-    def _add(self, site: Site, call: Call) -> None:
+    def _add_fired(self, site: Site, call: Call) -> None:
         x = call.view.of(call.output if call.signal is None else call.signal)
-        places = [dim for dim in range(x.ndim) if dim != 1]
         fired = (x != 0 if site.rectifier.signed else x > 0).any(dim=0)
         fired = fired.flatten(1).any(dim=1) if fired.ndim > 1 else fired
         pre_activation = self._fired.get(site.key)
         self._fired[site.key] = fired if pre_activation is None else fired | pre_activation
+
+    def _add_pre_activation(self, key: str, call: Call) -> None:
         z = call.pre_activation() if self._is_full else None
         if z is None:
             return
         z = call.view.of(z)
         eps = torch.finfo(z.dtype).eps if z.is_floating_point() else 1.0
+        places = [dim for dim in range(z.ndim) if dim != 1]
         z = z.double()
         total, size, count = z.sum(places), z.abs().sum(places), z.numel() // z.shape[1]
-        if site.key in self._sums:
-            earlier = self._sums[site.key]
+        if key in self._sums:
+            earlier = self._sums[key]
             total, size, count = total + earlier[0], size + earlier[1], count + earlier[2]
-        self._sums[site.key] = total, size, count, eps
+        self._sums[key] = total, size, count, eps
 
 
 def _call_with(

@@ -137,7 +137,9 @@ def birth_table(
         layer_input = None if producer is None else inputs.get(producer)
         layer = None if producer is None else layers.get(producer)
         chance = _Chance()
-        if layer_input is not None and layer is not None and site.is_exact:
+        # By chance a unit is silent at 0, and not at another threshold, nor never selected.
+        is_plain = site.is_exact and not site.rectifier.is_composed
+        if layer_input is not None and layer is not None and is_plain:
             chance = _Chance.of(
                 layer_input, layer, biases[layer.module], site_counts.counts.samples
             )

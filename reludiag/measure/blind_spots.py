@@ -69,7 +69,9 @@ def missed_places(capture: Capture) -> tuple[Unjudged, ...]:
     lower = [
         unjudged(where, "lower_layers") for where in capture.partly_read() if where not in places
     ]
-    return (*places.values(), *lower, *anywhere)
+    unseen = (capture.sites[site].name for site in capture.selections.unseen)
+    arrival = [unjudged(where, "arrival_unseen") for where in unseen if where not in places]
+    return (*places.values(), *lower, *arrival, *anywhere)
 
 
 _NO_UNITS = {

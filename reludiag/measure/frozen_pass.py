@@ -22,6 +22,7 @@ from reludiag.loading.arguments import BatchReader
 from reludiag.loading.batch_contents import described, is_opaque, tensors_of
 from reludiag.loading.data import batches_of
 from reludiag.loading.specs import user_code_error
+from reludiag.measure.arrival import with_selections
 from reludiag.measure.blind_spots import left_out_notes, missed_places, no_rectifier
 from reludiag.measure.groups import Grouping, Groups
 from reludiag.measure.input_scales import InputScales
@@ -230,6 +231,7 @@ class Scanner:
             )
             for index, site in enumerate(sites)
         ]
+        counts = with_selections(counts, self._capture.selections.sources)
         nothing = UnitCounts.nothing(0)
         return counts + [SiteCounts(site, nothing) for site in self._capture.uncalled()]
 

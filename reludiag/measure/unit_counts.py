@@ -23,6 +23,10 @@ def _both(a: Mask, b: Mask) -> Mask:
     return a & b
 
 
+def _both_if_known(a: Mask | None, b: Mask | None) -> Mask | None:
+    return None if a is None or b is None else a & b
+
+
 @dataclass(frozen=True)
 class UnitCounts:
     """One site's statistics as arrays of shape `[unit]`, each with how two windows merge."""
@@ -45,6 +49,8 @@ class UnitCounts:
     maximum: Reals = field(metadata={"merge": np.maximum})
     minimum: Reals = field(metadata={"merge": np.minimum})
     before_maximum: Reals = field(metadata={"merge": np.maximum})
+    silent_before: Mask | None = field(default=None, metadata={"merge": _both_if_known})
+    """Of a selection: whether it fired in no sample at the rectifier that is selected from."""
 
     @classmethod
     def nothing(cls, units: int) -> "UnitCounts":

@@ -135,6 +135,13 @@ _REASONS = {
         "The unit axis of {places} is not known. The units there are positions of the last axis, "
         "not channels: dead channels may be hidden. Set the axis with {option}.",
     ),
+    "arrival_unseen": _Reason(
+        "arrival not seen",
+        "Of the output of {places} only the largest values go on, and it cannot be seen of which "
+        "units: whether units that fire there are ever selected is not known. Put the values in "
+        "their places to see it: zeros.scatter(-1, indices, values).",
+        is_partial=True,
+    ),
     "unrepeatable": _Reason(
         "not all calls read",
         "Rectifier calls{detail} are not judged. They are on a path that was first taken by a "

@@ -14,6 +14,7 @@ from reludiag.capture.calls import Call, UnitView
 from reludiag.capture.capture import Capture
 from reludiag.capture.compiled import forget_compiled, guarded, uncompiled
 from reludiag.capture.watched import Watch
+from reludiag.measure.arrival import with_selections
 from reludiag.measure.blind_spots import left_out_notes, missed_places
 from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.groups import Groups
@@ -313,6 +314,7 @@ class TrainingSource:
             SiteCounts(site, counts.get(index) or UnitCounts.nothing(site.units or 0))
             for index, site in enumerate(self._capture.sites)
         ]
+        sites = with_selections(sites, self._capture.selections.sources)
         nothing = UnitCounts.nothing(0)
         return [*sites, *(SiteCounts(s, nothing) for s in self._capture.uncalled())], first_step
 

@@ -133,9 +133,11 @@ def read_run(db: sqlite3.Connection) -> RecordedRun:
         consumers = "consumers" if version > 3 else "NULL"
         names = "key, alias" if version > 4 else "name, ''"
         upper = "upper" if version > 6 else "NULL"
+        selects_from = "selects_from" if version > 8 else "''"
         rows = db.execute(
             "SELECT id, name, module, operator, activation, can_die, signed, unit_axis, units,"
-            f" producer, norm, param_group, {consumers}, {names}, {upper} FROM site ORDER BY id"
+            f" producer, norm, param_group, {consumers}, {names}, {upper}, {selects_from}"
+            " FROM site ORDER BY id"
         ).fetchall()
         sites = tuple(_read_site(db, row, steps, version) for row in rows)
         observations = _read_observations(db, version)
@@ -217,12 +219,15 @@ def _read_site(
     db: sqlite3.Connection, row: Any, steps: tuple[int, ...], version: int
 ) -> RecordedSite:
     site_id, name, module, operator, activation, can_die, signed, axis, units, *rest = row
-    producer, norm, group, consumers, key, alias, upper = rest
+    producer, norm, group, consumers, key, alias, upper, selects_from = rest
     rectifier = Rectifier(activation, bool(can_die), bool(signed), upper=upper)
     read_by = None
     if consumers is not None:
         read_by = tuple(Consumer.from_json(content) for content in json.loads(consumers))
-    site = Site(key, name, module, operator, rectifier, axis, units, producer, norm, read_by, alias)
+    site = Site(
+        *(key, name, module, operator, rectifier, axis, units, producer, norm, read_by, alias),
+        selects_from=selects_from,
+    )
     width = units or 0
     position = {step: index for index, step in enumerate(steps)}
     sample_counts = np.zeros(len(steps), dtype=np.int64)
@@ -244,7 +249,8 @@ def _read_site(
         counts = UnitCounts(
             **{
                 f.name: unpacked(f.name, value, width)
-                for f, value in zip(fields(UnitCounts), statistics[1:], strict=True)
+                # An older version has fewer.
+                for f, value in zip(fields(UnitCounts), statistics[1:], strict=version > 8)
             }
         )
     has_state = was_called & ~nonfinite

@@ -6,7 +6,7 @@ import numpy as np
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 OLDEST_READ = 3
 """The oldest version that can be read: what a later one added is then not known."""
 # What each version changed:
@@ -20,6 +20,7 @@ OLDEST_READ = 3
 #   6  state: rare, dormant; death: examined.
 #   7  site: upper.
 #   8  metric, mark.
+#   9  site: selects_from; statistics: silent_before.
 
 SCHEMA = """
 CREATE TABLE run (                  -- facts about the whole run
@@ -42,6 +43,8 @@ CREATE TABLE site (                 -- places where rectifiers run, in forward o
     producer TEXT,                  -- path of the module whose weights feed it, or name of the
                                     -- parameter; of several all: conv2, shortcut
     norm TEXT,                      -- path of the BatchNorm in between
+    selects_from TEXT NOT NULL,     -- of a selection, such as a top-k, the name of the rectifier
+                                    -- whose units it has; empty if there is none
     consumers TEXT,                 -- what reads the units next: a list, as JSON; null: not known
     param_group TEXT                -- "optimizer/group" that trains the producer, if one does
 );
@@ -83,7 +86,8 @@ CREATE TABLE statistics (           -- statistics of the last snapshot; each rep
     total_square BLOB NOT NULL,
     maximum BLOB NOT NULL,
     minimum BLOB NOT NULL,
-    before_maximum BLOB NOT NULL    -- of the pre-activations; -inf if none was read
+    before_maximum BLOB NOT NULL,   -- of the pre-activations; -inf if none was read
+    silent_before BLOB              -- as silent, at the rectifier that the site selects from
 );
 CREATE TABLE initialization (       -- each layer that feeds a rectifier, before the first step
     module TEXT PRIMARY KEY,
@@ -142,7 +146,7 @@ CREATE TABLE mark (                 -- the user's own marks, such as the tasks o
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 _SCALARS = frozenset({"samples", "counted", "positions", "calls"})
-_MASKS = frozenset({"silent", "nonfinite"})
+_MASKS = frozenset({"silent", "nonfinite", "silent_before"})
 _INTEGERS = frozenset({"fired", "active"})
 
 
@@ -153,6 +157,8 @@ def mask_of(bits: bytes, units: int) -> Mask:
 
 def packed(name: str, value: Any) -> Any:
     """A field of UnitCounts, packed for a column of `statistics`."""
+    if value is None:
+        return None
     if name in _SCALARS:
         return int(value)
     if name in _MASKS:
@@ -162,6 +168,8 @@ def packed(name: str, value: Any) -> Any:
 
 def unpacked(name: str, value: Any, units: int) -> Any:
     """The reverse of `packed`."""
+    if value is None:
+        return None
     if name in _SCALARS:
         return int(value)
     if name in _MASKS:

@@ -140,7 +140,7 @@ class RecordingWriter:
                     ),
                 )
                 self._db.execute(
-                    f"INSERT OR REPLACE INTO statistics VALUES ({'?, ' * 14}?)",
+                    f"INSERT OR REPLACE INTO statistics VALUES ({'?, ' * 15}?)",
                     (site, *(packed(f.name, getattr(counts, f.name)) for f in fields(counts))),
                 )
             if observations is not None:
@@ -228,13 +228,14 @@ class RecordingWriter:
             else json.dumps([consumer.to_json() for consumer in site.consumers]),
             site.key,
             site.alias,
+            site.selects_from,
         )
         if self._site_rows.get(index) != row:
             self._db.execute(
                 "INSERT OR REPLACE INTO site (id, name, module, operator, activation, can_die,"
                 " signed, upper, unit_axis, units, producer, norm, param_group, consumers, key,"
-                " alias)"
-                f" VALUES ({'?, ' * 15}?)",
+                " alias, selects_from)"
+                f" VALUES ({'?, ' * 16}?)",
                 (index, *row),
             )
             self._site_rows[index] = row

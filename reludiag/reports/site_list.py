@@ -27,6 +27,7 @@ def print_sites(site_list: SiteList, console: Console) -> None:
     for site in site_list.sites:
         rectifier = site.rectifier
         activation = rectifier.activation + ("" if rectifier.can_die else " (cannot die)")
+        activation += f" of {site.selects_from}" if site.selects_from else ""
         units = "" if site.units is None else f"{site.units:,}"
         table.add_row(
             Text(site.name),
@@ -70,6 +71,7 @@ def sites_document(site_list: SiteList) -> str:
                 "can_die": site.rectifier.can_die,
                 "producer": site.producer,
                 "norm": site.norm,
+                "selects_from": site.selects_from or None,
             }
             for site in site_list.sites
         ],

@@ -28,8 +28,8 @@ from reludiag.sites.registration import (
     visible_modules,
 )
 from reludiag.sites.site import Rectifier
+from reludiag.sites.spellings import AFTER_TOP, READS, Parts, in_order, in_their_places
 from reludiag.sites.spellings import OPERATORS as SPELLING
-from reludiag.sites.spellings import Parts, in_order
 
 
 class OnCall(Protocol):
@@ -80,8 +80,10 @@ class RectifierMode(TorchFunctionMode):
                 if rectifier is not None:
                     x = args[0] if args else kwargs.get("input")
                     in_place |= bool(kwargs.get("inplace"))
-            elif operator in SPELLING:
+            elif operator in SPELLING or (self._parts.has_top and operator in AFTER_TOP):
                 parts = in_order(operator, args, kwargs)
+                if operator in READS:
+                    self._read(parts)
                 spelled = self._parts.spelled(operator, parts)
                 if spelled is not None:
                     rectifier, x = spelled
@@ -102,6 +104,13 @@ class RectifierMode(TorchFunctionMode):
         except Exception as error:
             guard.error = error
         return result
+
+    def _read(self, parts: tuple[Any, ...]) -> None:
+        """Read the largest values where a weight is read at their indices, before that is done."""
+        read = self._parts.read(parts)
+        if read is not None:
+            rectifier, x, index, values = read
+            self._on_call(rectifier, x, False, lambda: in_their_places(x, index, values))
 
     def _note(
         self,

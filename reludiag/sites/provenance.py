@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reludiag.sites.axes import UNKNOWN, Axes, Coordinate, Origin, moved
+from reludiag.sites.axes import UNKNOWN, Axes, Coordinate, Origin, moved, size_of
 from reludiag.sites.consumer_tracker import ConsumerTracker
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.followed_call import FollowedCall, FollowedInput
@@ -31,6 +31,8 @@ from reludiag.sites.readable import has_own_operators
 from reludiag.sites.readable import memory_layout as _layout
 from reludiag.sites.returned import ReturnTracker
 from reludiag.sites.row_ids import RowCall, RowIds, RowInput
+from reludiag.sites.selections import SelectionTracker
+from reludiag.sites.site import Rectifier
 from reludiag.sites.torch_internals import (
     DisableTorchFunction,
     TorchDispatchMode,
@@ -108,6 +110,9 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What `weights_of` says of each product, by its number."""
         self._readings: Counter[tuple[Any, ...]] = Counter()
         self._returned = ReturnTracker()
+        self.selections = SelectionTracker(
+            lambda memory: bool(self._ancestors.get(memory)), self._are_units_lost
+        )
         self._consumers: ConsumerTracker | None = None
         if finds_consumers:
             self._consumers = ConsumerTracker(
@@ -126,11 +131,14 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._raises and kind is None:
             self.guard.raise_error()
 
-    def begin_site(self, site: int, path: str, output: Tensor, unit: Axes) -> None:
+    def begin_site(
+        self, site: int, path: str, rectifier: Rectifier, output: Tensor, unit: Axes
+    ) -> None:
         """Follow the units of a site, at these coordinates of its output, from here on.
 
         `path` is the site's, for the sums that its output may be a part of.
         """
+        self.selections.begin(site, rectifier, output, size_of(unit))
         self._returned.begin(site, output)
         self._feeding |= self._ancestors.get(_storage(output), 0)
         self._set(output, replace(self.origin_of(output), rectifier=path))
@@ -230,6 +238,10 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not weights or any(isinstance(weight, str) and weight != fed_by for weight in weights):
             return ()
         return (*weights, self._readings[reader, origin.order])
+
+    def _are_units_lost(self, before: Tensor, after: Tensor) -> bool:
+        """Whether the one has units, and the other, which was made of it, has none."""
+        return self.origin_of(before).unit is not None and self.origin_of(after).unit is None
 
     def _set(self, tensor: Tensor, origin: Origin) -> None:
         self._origins.setdefault(_storage(tensor), {})[_layout(tensor)] = origin
@@ -334,6 +346,7 @@ class ProvenanceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # An operator with unexpected arguments: unknown, and the forward pass continues.
             for output in outputs:
                 self._set(output, UNKNOWN)
+        self.selections.follow(call.name, operands, outputs)
         if (
             row_call is not None
             and self.row_ids is not None

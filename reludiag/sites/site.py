@@ -37,6 +37,8 @@ class Rectifier:
     """It is made of several operators, each output from the input at the same place."""
     is_asked_for: bool = False
     """Whether the user has registered it, reported its output, or watches its module."""
+    is_mask: bool = False
+    """Whether it is a mask of what another rectifier returned, by other values than these."""
     off_value: float = 0.0
     """Of a registered one: its output where a unit is off."""
     fired: Callable[[Any, Any], Any] | None = field(default=None, compare=False)
@@ -83,6 +85,9 @@ class Site:
     """The products with weights that feed it; none if they are not known, as in a recording."""
     is_exact: bool = False
     """Whether its pre-activation is a single product with its bias, to which nothing was done."""
+    selects_from: str = ""
+    """Name of the rectifier whose output it selects from, if that goes nowhere else: its units are
+    the same, and are counted here only. Empty if there is none."""
 
     @property
     def producers(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reludiag.sites.rectifiers import Arguments, Keywords, is_zero
 from reludiag.sites.site import Rectifier
-from reludiag.sites.torch_internals import holds_reals, version_of
+from reludiag.sites.torch_internals import holds_reals, storage_of, version_of
 
 _ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
 _ONES = frozenset({"ones", "ones_like", "new_ones"})
@@ -24,6 +24,18 @@ _COMPARISONS = {"gt": True, "ge": True, "lt": False, "le": False}
 """Whether the mask marks where the first of the two is above the second."""
 _CASTS = frozenset({"bool", "float", "double", "half", "bfloat16", "to", "type_as", "type"})
 _MAXIMA = frozenset({"maximum", "max", "fmax"})
+_NEGATIONS = frozenset({"bitwise_not", "logical_not", "invert"})
+_VIEWS = frozenset(
+    {
+        *("view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "squeeze"),
+        *("unsqueeze", "contiguous", "clone"),
+    }
+)
+"""They leave the elements in their order."""
+READS = frozenset({"embedding", "embedding_bag", "getitem", "index_select"})
+"""They take rows of a weight by their indices."""
+AFTER_TOP = _VIEWS | READS | {"gather"}
+"""Those that matter only once a `topk` was seen."""
 OPERATORS = (
     _ZEROS
     | _ONES
@@ -31,11 +43,16 @@ OPERATORS = (
     | _COMPARISONS.keys()
     | _CASTS
     | _MAXIMA
+    | _NEGATIONS
     | {"where", "mul", "masked_fill", "setitem", "topk", "scatter"}
 )
 _NAMES = frozenset({"input", "condition", "self", "other", "mask", "value", "fill_value"})
 _SCATTER = ("self", "dim", "index", "src")
 _TOPK = ("input", "k", "dim", "largest")
+_GATHER = ("input", "dim", "index")
+_EMBEDDING_BAG = ("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq",
+                  "mode", "sparse", "per_sample_weights")  # fmt: skip
+_INDEX_SELECT = ("input", "dim", "index")
 
 _SIGNED_JUMP = Rectifier(
     "jumprelu", can_die=True, signed=True, zero_gradient="x <= theta", is_composed=True
@@ -49,6 +66,15 @@ _TOP = Rectifier(
     is_composed=True,
 )
 """What it selects may be 0 or negative: a selected zero has not fired."""
+_MASK = Rectifier(
+    "mask",
+    can_die=True,
+    signed=True,
+    zero_gradient="x is not selected",
+    is_composed=True,
+    is_mask=True,
+)
+"""What a rectifier returned, where other values than these are above a threshold or largest."""
 
 
 def _above_zero(operator: str) -> Rectifier:
@@ -62,11 +88,23 @@ class Spelled(NamedTuple):
     pre_activation: Tensor
 
 
+class Read(NamedTuple):
+    """The largest values, where a weight is read at their indices."""
+
+    rectifier: Rectifier
+    pre_activation: Tensor
+    """What the largest were taken of, along its last axis."""
+    index: Tensor
+    """`[..., rank]`."""
+    values: Tensor | None
+    """`[..., rank]`: what arrives of them; None for those of `pre_activation`."""
+
+
 class _Side(NamedTuple):
     """A tensor whose elements a mask marks."""
 
     tensor: Any
-    """A weak reference to it."""
+    """Returns it, or None if it is gone: a weak reference."""
     version: int
     is_above: bool
     """Whether it marks where that tensor is above the threshold, or where it is below."""
@@ -82,6 +120,10 @@ class _Top(NamedTuple):
     version: int
     dim: int
     """Along which axis."""
+
+    def is_of(self, tensor: Any) -> bool:
+        """Whether this tensor is what they were taken of, unchanged."""
+        return tensor is self.tensor and version_of(self.tensor) == self.version
 
 
 class _Part(NamedTuple):
@@ -100,6 +142,11 @@ _NOTHING = _Part()
 
 def in_order(operator: str, args: Arguments, kwargs: Keywords) -> Arguments:
     """The arguments by position, as the function has them."""
+    if operator in READS:
+        return _read_by(operator, args, kwargs)
+    if operator == "gather":
+        values = dict(zip(_GATHER, args, strict=False)) | kwargs
+        return values.get("input"), values.get("dim"), values.get("index")
     if operator in {"topk", "scatter"}:
         names = _TOPK if operator == "topk" else _SCATTER
         values = dict(zip(names, args, strict=False)) | kwargs
@@ -126,6 +173,8 @@ class Parts:
         self._parts: dict[int, tuple[Any, int, _Part]] = {}
         # id -> weak references to what a rectifier returned, and to what it rectified
         self._sources: dict[int, tuple[Any, Any]] = {}
+        self.has_top = False
+        """Whether a `topk` was seen."""
 
     def clear(self) -> None:
         """Forget all: something was written in place where versions are not counted."""
@@ -141,10 +190,14 @@ class Parts:
         if operator == "topk":
             x, dim, largest = args
             if largest and isinstance(x, Tensor) and x.ndim:
+                self.has_top = True
                 top = _Top(x, version_of(x), dim % x.ndim)
                 values, indices = result
                 self._keep(values, _Part(values_of=top))
                 self._keep(indices, _Part(indices_of=top))
+            return
+        if operator == "setitem":
+            self._note_marked(*args)
             return
         if not isinstance(result, Tensor) or not args:
             return
@@ -155,8 +208,13 @@ class Parts:
             part = _Part(number=1)
         elif operator in _COMPARISONS and len(args) > 1:
             part = _Part(sides=tuple(self._sides(args[0], args[1], _COMPARISONS[operator])))
-        elif operator in _CASTS:
-            part = _Part(self._part(args[0]).number, self._part(args[0]).sides)
+        elif operator in _CASTS or operator in _VIEWS:
+            part = self._part(args[0])
+        elif operator in _NEGATIONS:
+            sides = self._part(args[0]).sides
+            part = _Part(sides=tuple(side._replace(is_above=not side.is_above) for side in sides))
+        elif operator == "gather":
+            part = self._gathered(*args)
         elif operator == "scatter" and len(args) == 4:
             part = _Part(sides=self._marked(*args, is_in_place=result is args[0]))
             self.forget(result)
@@ -168,6 +226,25 @@ class Parts:
         # Called at each ReLU of a training step: no version, no callback.
         if result is not x and isinstance(result, Tensor):
             self._sources[id(result)] = weakref.ref(result), weakref.ref(x)
+
+    def _gathered(self, x: Any, dim: Any, index: Any) -> _Part:
+        """What is taken from the places of the largest, of these or of what was rectified."""
+        top = self._part(index).indices_of
+        if top is None or dim is None or not isinstance(x, Tensor) or dim % x.ndim != top.dim:
+            return _NOTHING
+        return _Part(values_of=top if any(map(top.is_of, self._before(x))) else None)
+
+    def _note_marked(self, mask: Any, index: Any, value: Any) -> None:
+        """Remember a mask of one axis that was made by `mask[indices] = 1`."""
+        known = self._parts.get(id(mask)) if isinstance(mask, Tensor) else None
+        self.forget(mask)
+        top = self._part(index).indices_of
+        if known is None or known[2].number != 0 or top is None or not _is_one(value):
+            return
+        if version_of(mask) != known[1] + (not mask.is_inference()):
+            return
+        if mask.ndim == 1 and mask.shape == top.tensor.shape:
+            self._keep(mask, _Part(sides=(_top_side(top),)))
 
     def _keep(self, result: Tensor, part: _Part) -> None:
         key = id(result)
@@ -238,12 +315,18 @@ class Parts:
         """What `mask` makes of `x`, or of what `x` was rectified from."""
         for side in self._part(mask).sides:
             for source in self._before(x) if side.is_above is is_above else ():
-                if side.tensor() is source and version_of(source) == side.version:
+                if _is_same(side.tensor(), source) and version_of(source) == side.version:
                     if side.rectifier is not None:
                         return side.rectifier
                     # relu(x) * (x > 0) is relu(x), which was seen.
                     return _above_zero(operator) if source is x else None
-        return None
+        is_masked = self._is_rectified(x) and bool(self._part(mask).sides)
+        return _MASK if is_masked and mask.shape == x.shape else None
+
+    def _is_rectified(self, value: Any) -> bool:
+        """Whether a rectifier returned this tensor, and it is unchanged."""
+        result, _ = self._sources.get(id(value), (None, None))
+        return result is not None and result() is value and version_of(value) == 0
 
     def _marked(
         self, zeros: Any, dim: Any, index: Any, src: Any, is_in_place: bool
@@ -257,16 +340,95 @@ class Parts:
         writes = is_in_place and not zeros.is_inference()
         if known is None or known[2].number != 0 or version_of(zeros) != known[1] + writes:
             return ()
-        return (_Side(weakref.ref(top.tensor), top.version, True, _TOP),)
+        return (_top_side(top),)
 
     def _top(self, zeros: Any, dim: Any, index: Any, src: Any) -> Spelled | None:
         """The largest values at their places among zeros, or what a rectifier made of them."""
         top = self._part(index).indices_of
         if top is None or self._part(zeros).number != 0 or not _fits(top, zeros, dim):
             return None
-        if any(self._part(value).values_of is top for value in self._before(src)):
+        if self._is_value_of(top, src):
             return Spelled(_TOP, top.tensor)
         return None
+
+    def _is_value_of(self, top: _Top, value: Any) -> bool:
+        """Whether this is the largest values, or what a rectifier made of them."""
+        return any(self._part(each).values_of is top for each in self._before(value))
+
+    def read(self, args: Arguments) -> Read | None:
+        """What arrives at a weight, of which one of `READS` takes rows by the indices of the
+        largest; None if it does not, or this is unknown.
+
+        Their values are known if the call gets them, or if a rectifier made what was ranked.
+        """
+        if len(args) != 4:
+            return None
+        weight, axis, index, values = args
+        top = self._part(index).indices_of
+        if top is None or not isinstance(weight, Tensor) or weight.ndim < 2:
+            return None
+        units = top.tensor.shape[top.dim]
+        if top.dim != top.tensor.ndim - 1 or weight.shape[axis] != units:
+            return None
+        if top.version != version_of(top.tensor) or not holds_reals(weight):
+            return None
+        if values is None:
+            return Read(_TOP, top.tensor, index, None) if self._is_rectified(top.tensor) else None
+        if self._is_value_of(top, values) and values.shape == index.shape:
+            return Read(_TOP, top.tensor, index, values)
+        return None
+
+
+def in_their_places(x: Tensor, index: Tensor, values: Tensor | None) -> Tensor:
+    """The values at these indices of the last axis of `x`, among zeros, in the shape of `x`.
+
+    `index` and `values` are `[..., rank]`; by default the values are those of `x`.
+    """
+    with torch.no_grad():
+        rows = x.detach().reshape(-1, x.shape[-1])
+        index = index.detach().reshape(len(rows), -1)
+        values = rows.gather(-1, index) if values is None else values.detach().reshape(index.shape)
+        return torch.zeros_like(rows).scatter(-1, index, values.to(rows.dtype)).reshape(x.shape)
+
+
+def _read_by(operator: str, args: Arguments, kwargs: Keywords) -> Arguments:
+    """The weight of which rows are taken, along which axis, by which indices, and the values by
+    which they are multiplied: None where the call does not get them.
+    """
+    if operator == "getitem":
+        weight, key = args
+        keys = key if isinstance(key, tuple) else (key,)
+        places = [place for place, each in enumerate(keys) if isinstance(each, Tensor)]
+        others = (each for each in keys if not isinstance(each, Tensor))
+        if len(places) != 1 or any(each != slice(None) for each in others):
+            return ()
+        return weight, places[0], keys[places[0]], None
+    if operator == "index_select":
+        values = dict(zip(_INDEX_SELECT, args, strict=False)) | kwargs
+        return values.get("input"), values.get("dim"), values.get("index"), None
+    names = _EMBEDDING_BAG if operator == "embedding_bag" else _EMBEDDING_BAG[:2]
+    values = dict(zip(names, args, strict=False)) | kwargs
+    if operator == "embedding_bag" and values.get("offsets") is not None:
+        return ()
+    return values.get("weight"), 0, values.get("input"), values.get("per_sample_weights")
+
+
+def _top_side(top: _Top) -> _Side:
+    return _Side(lambda: top.tensor, top.version, True, _TOP)
+
+
+def _is_same(a: Tensor | None, b: Tensor) -> bool:
+    """Whether these are the same elements in the same order: one may be a view of the other."""
+    if a is b or a is None:
+        return a is b
+    return (
+        a.numel() == b.numel()
+        and a.dtype == b.dtype
+        and a.is_contiguous()
+        and b.is_contiguous()
+        and storage_of(a) == storage_of(b)
+        and a.storage_offset() == b.storage_offset()
+    )
 
 
 def _fits(top: _Top, zeros: Any, dim: Any) -> bool:

@@ -185,6 +185,8 @@ def site_rows(diagnosis: Diagnosis) -> list[SiteRow]:
             for v in VERDICTS
             if v not in ("dead", "alive") and row[v]
         ]
+        if (never := _number(row["never_arrived"])) and never:
+            others.append(f"{never:,} of the dead fire and never arrive")
         rows.append(
             SiteRow(
                 index=index + 1,

@@ -132,6 +132,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
                 f"{plural(worst['units'], 'unit')} dead"
                 f"{_on(sites[sites['site'] == worst['site']], head)}."
             )
+        lines += arrival_sentences(diagnosis)
         if head.frozen and RANDOM_INPUT not in head.notes:  # noise is not a sample of any data
             lines.append(_bound_sentence(diagnosis))
     if diagnosis.dead and (saturated := saturated_sentence(diagnosis)):
@@ -157,6 +158,28 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
         lines.append(
             f"Use --csv FILE to save the {plural(count, 'unit')} that {be} not alive"
             f"{also if linear else ''}."
+        )
+    return lines
+
+
+def arrival_sentences(diagnosis: Diagnosis, most: int = 3) -> list[str]:
+    """For each selection with dead units, which of them fire and never arrive behind it."""
+    sites = diagnosis.sites[diagnosis.sites["selects_from"].notna() & (diagnosis.sites["dead"] > 0)]
+    lines = []
+    for row in sites.head(most).to_dict("records"):
+        silent, unselected = int(row["never_fired"]), int(row["never_arrived"])
+        fire = "fires there and never arrives" if unselected == 1 else "fire there and never arrive"
+        # A ReLU selects nothing: it may stand behind a top-k, too.
+        how = "" if str(row["activation"]).lower() == "relu" else " (never selected)"
+        lines.append(
+            f"'{row['site']}' has the units of '{row['selects_from']}', which are counted once: "
+            f"{silent:,} never {'fires' if silent == 1 else 'fire'} there; "
+            f"{unselected:,} more {fire}{how}."
+        )
+    if len(sites) > most:
+        lines.append(
+            f"{plural(len(sites) - most, 'more site')} with dead units: see never_fired and "
+            "never_arrived in the table of sites."
         )
     return lines
 
