@@ -154,14 +154,15 @@ def test_many_latents_are_counted_as_by_a_hook(codes: Any) -> None:
     check(Autoencoder(codes, 16_384), "jumprelu" if codes is JUMPS["parameter"] else "topk")
 
 
-def test_a_jump_of_what_was_rectified_is_a_site_of_its_own() -> None:
+def test_a_jump_of_what_was_rectified_has_the_units_of_the_relu() -> None:
     for codes in (
         lambda self, z: functional.relu(z) * (z > self.theta),
         lambda self, z: (z > self.theta) * functional.relu(z),
     ):
         diagnosis = reludiag.scan(Autoencoder(codes), X)
-        assert list(diagnosis.sites["activation"]) == ["relu", "jumprelu"]
-        assert list(diagnosis.sites["producer"]) == ["encode", "encode"]
+        assert list(diagnosis.sites["activation"]) == ["jumprelu"]
+        assert list(diagnosis.sites["selects_from"]) == ["encode:relu"]
+        assert list(diagnosis.sites["producer"]) == ["encode"]
 
 
 def test_what_is_selected_and_zero_has_not_fired() -> None:

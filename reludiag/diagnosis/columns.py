@@ -53,16 +53,16 @@ UNIT_COLUMNS = (
         "largest pre-activation, if it was read: how far a silent unit is from firing",
     ),
     Column(
-        "note",
-        "str",
-        "what limits the verdict: axis unknown, never called, cannot be read, reached by few "
-        "samples; empty if nothing does",
-    ),
-    Column(
         "fired_before_selection",
         "boolean",
         "whether it fired at the rectifier that its site selects from, as a top-k does: if so and "
         "dead here, it was never selected; empty if the site selects from none",
+    ),
+    Column(
+        "note",
+        "str",
+        "what limits the verdict: axis unknown, never called, cannot be read, reached by few "
+        "samples; empty if nothing does",
     ),
 )
 
