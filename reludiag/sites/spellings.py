@@ -94,7 +94,7 @@ class Read(NamedTuple):
     rectifier: Rectifier
     pre_activation: Tensor
     """What the largest were taken of, along its last axis."""
-    index: Tensor
+    indices: Tensor
     """`[..., rank]`."""
     values: Tensor | None
     """`[..., rank]`: what arrives of them; None for those of `pre_activation`."""
