@@ -315,6 +315,8 @@ class TrainingSource:
             for index, site in enumerate(self._capture.sites)
         ]
         sites = with_selections(sites, self._capture.selections.sources)
+        names = {each.site.name for each in sites}
+        self.per_pass = [name for name in self.per_pass if name in names]
         nothing = UnitCounts.nothing(0)
         return [*sites, *(SiteCounts(s, nothing) for s in self._capture.uncalled())], first_step
 
