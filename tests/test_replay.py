@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from reludiag_cli.app import main
+from torch import nn
 
 import reludiag
 from reludiag.experiments.analysis.counterfactual import answer, arms_of
@@ -127,8 +129,9 @@ def test_the_command_prints_the_answer_and_its_runs(
     document = json.loads(capsys.readouterr().out)
     assert document["answer"]["kind"] == "learning_rate"
     assert document["lr"] == 0.1
-    assert [arm["name"] for arm in document["arms"]] == ["factual", "lr", "init", "both"]
-    assert list(pd.read_csv(csv)["arm"]) == ["factual", "lr", "init", "both"]
+    assert document["suspects"] == ["learning_rate"]  # and so nothing else is varied
+    assert [arm["name"] for arm in document["arms"]] == ["factual", "lr"]
+    assert list(pd.read_csv(csv)["arm"]) == ["factual", "lr"]
 
 
 NORMALIZED = """
@@ -164,9 +167,14 @@ BORN = {"factual": 28, "lr": 28}
 
 
 def trials(
-    seeds: int = 2, status: str = "complete", born: dict[str, int] = NONE, **dead: object
+    seeds: int = 2,
+    status: str = "complete",
+    born: dict[str, int] = NONE,
+    loss: dict[str, float] | None = None,
+    metric: str = "loss",
+    **dead: object,
 ) -> pd.DataFrame:
-    """100 units; the dead of each arm, for each seed if it is a list."""
+    """100 units; the dead of each arm, for each seed if it is a list; and a metric of each arm."""
     rows = [
         {
             "arm": arm, "seed": seed, "lr": 0.1, "status": status if count is None else "complete",
@@ -176,7 +184,10 @@ def trials(
         for arm, counts in dead.items()
         for seed, count in enumerate(counts if isinstance(counts, list) else [counts] * seeds)
     ]  # fmt: skip
-    return pd.DataFrame(rows).astype({"dead": "Int64", "new": "Int64"})
+    table = pd.DataFrame(rows).astype({"dead": "Int64", "new": "Int64"})
+    if loss is not None:
+        table[f"metric.{metric}"] = table["arm"].map(loss)
+    return table
 
 
 @pytest.mark.parametrize(
@@ -338,7 +349,11 @@ def test_a_lost_change_is_noted_in_grammar_where_another_is_the_cause() -> None:
     [
         ({"lr_scale": 0.04}, {(1.0, "default"), (0.04, "default")}),
         ({"init": "kaiming"}, {(1.0, "default"), (1.0, "kaiming")}),
-        ({}, {(1.0, "default"), (0.1, "default"), (1.0, "kaiming"), (0.1, "kaiming")}),
+        (
+            {"lr_scale": 0.1, "init": "kaiming"},
+            {(1.0, "default"), (0.1, "default"), (1.0, "kaiming"), (0.1, "kaiming")},
+        ),
+        ({}, {(1.0, "default")}),  # its report says what to change
     ],
 )
 @pytest.mark.parametrize("by_command", [False, True])
@@ -373,3 +388,198 @@ def test_a_run_that_diverged_has_no_dead_fraction() -> None:
     ]
     fractions = trials_table(results)["dead_fraction"]
     assert fractions.isna().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("dead", "kind", "advice"),
+    [
+        ({"factual": 50, "weight_decay=0": 1}, "weight_decay", "Set weight_decay to 0."),
+        ({"factual": 50, "weight_decay=0": 49, "input": 1, "both": 1}, "input",
+         "Subtract the mean of each feature from the input."),
+        ({"factual": 50, "momentum=0": 2, "l1=0": 48, "weight_decay=0": 3, "both": 0}, "either",
+         "Set momentum to 0, or set weight_decay to 0."),
+        ({"factual": 50, "momentum=0": 30, "l1=0": 48, "eps=0.1": 50, "both": 2}, "both",
+         "Change all of them: set momentum to 0, and set l1 to 0, and set eps to 0.1."),
+        ({"factual": 50, "momentum=0": 50, "l1=0": 48, "both": 47}, "neither", None),
+    ],
+)  # fmt: skip
+def test_any_setting_is_an_answer(dead: dict[str, int], kind: str, advice: str | None) -> None:
+    found = replay_of(trials(**dead), "train", None, None)
+    assert found.answer.kind == kind
+    assert advice is None or found.advice == advice
+    assert "50.0 %" in found.sentence and "None" not in f"{found.sentence}{found.advice}"
+    assert max(map(len, str(found).splitlines())) <= 80
+
+
+def test_what_makes_the_metric_worse_is_not_advised_without_saying_so() -> None:
+    dead = {"factual": 50, "lr": 1}
+    found = replay_of(trials(**dead, loss={"factual": 0.27, "lr": 1.56}), "train", 0.1, None)
+    assert "prevents 98.0 % of the deaths, and the loss gets worse (0.27 -> 1.56)" in found.sentence
+    assert "only if you accept that the loss gets worse" in found.advice
+    assert any("--equal-travel" in note for note in found.notes)
+    better = replay_of(trials(**dead, loss={"factual": 1.56, "lr": 0.27}), "train", 0.1, None)
+    assert "gets better (1.56 -> 0.27)" in better.sentence
+    assert better.advice == "Use a learning rate of 0.01."
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "said"),
+    [
+        ("val_loss", 1.0, 2.0, "val loss gets worse"),
+        ("result", 1.0, 2.0, "returned loss gets worse"),
+        ("test_accuracy", 0.5, 0.9, "test accuracy gets better"),
+        ("accuracy", 0.9, 0.5, "accuracy gets worse"),
+        ("loss", 1.0, float("nan"), "loss gets worse (1 -> not finite)"),
+        ("sparsity", 1.0, 2.0, "sparsity changes (1 -> 2)"),
+        ("loss", 1.0, 1.01, ""),
+    ],
+)
+def test_a_metric_is_better_or_worse_by_its_name(
+    metric: str, before: float, after: float, said: str
+) -> None:
+    loss = {"factual": before, "lr": after}
+    found = replay_of(trials(factual=50, lr=1, loss=loss, metric=metric), "t", 0.1, None)
+    assert said in found.sentence
+    assert said or "and the" not in found.sentence
+
+
+def test_of_two_changes_that_are_enough_the_one_that_also_learns_is_advised() -> None:
+    loss = {"factual": 2.3, "lr": 2.3, "init": 0.1, "both": 2.3}
+    found = replay_of(trials(factual=50, lr=1, init=1, both=1, loss=loss), "t", 0.1, "kaiming")
+    assert found.answer.kind == "either"
+    assert found.advice == "Initialize the model by kaiming."
+
+
+def test_few_deaths_are_no_reason_to_leave_a_bad_loss() -> None:
+    loss = {"factual": 38.5, "lr": 1.4}
+    found = replay_of(trials(factual=1, lr=0, loss=loss), "t", 0.1, None)
+    assert found.answer.kind == "none"
+    assert "the loss gets better (38.5 -> 1.4)" in found.sentence
+    assert found.advice.startswith("Use a learning rate of 0.01")
+
+
+def test_a_rate_that_kills_as_many_in_more_steps_only_hurries() -> None:
+    hurried = replay_of(trials(factual=50, lr=1, **{"lr, more steps": 48}), "t", 0.1, None)
+    assert hurried.answer.kind == "neither"
+    assert "only hurries the deaths" in hurried.sentence
+    assert "48.0 % with 10 times the steps" in hurried.sentence
+    assert "learning rate of" not in hurried.advice
+    kills = replay_of(trials(factual=50, lr=1, **{"lr, more steps": 2}), "t", 0.1, None)
+    assert kills.answer.kind == "learning_rate"
+    assert "with 10 times the steps at the lower rate it is 2.0 %" in kills.sentence
+
+
+def test_one_change_is_not_blamed_where_the_report_names_another_cause() -> None:
+    table = trials(factual=50, lr=1)
+    found = replay_of(table, "t", 0.1, None, ["input_shift"])
+    assert "killed them" not in found.sentence
+    assert "names the input" in found.sentence
+    for suspects in (["learning_rate"], []):
+        assert "killed them" in replay_of(table, "t", 0.1, None, suspects).sentence
+
+
+# Units die of the penalty, or of the input, and of nothing else.
+VARIED = """
+import torch
+from torch import nn
+
+X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+
+
+def train(trial, shift=0.0, l1=0.0):
+    x = X + shift
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+    with torch.no_grad():
+        model[0].bias.fill_(0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=trial.lr(0.05), momentum=0.5)
+    l1 = trial.value("l1", l1)
+    with trial.monitor(model, optimizer, probe=x, every=20):
+        for _ in range(trial.steps(60)):
+            optimizer.zero_grad()
+            hidden = model[1](model[0](x))
+            (model[2](hidden).square().mean() + l1 * hidden.mean()).backward()
+            optimizer.step()
+    return model(x).square().mean()
+
+
+def sparse(trial): return train(trial, l1=50.0)
+def shifted(trial): return train(trial, shift=30.0)
+def broken(trial): raise ValueError("no data")
+"""
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("varied") / "varied.py"
+    file.write_text(VARIED)
+    return str(file)
+
+
+def test_a_value_of_the_users_own_is_varied(varied: str) -> None:
+    found = reludiag.replay(
+        f"{varied}:sparse", settings={"l1": 0.0, "momentum": 0.0}, seeds=1, workers=1
+    )
+    assert found.answer.kind == "l1", str(found)
+    assert [arm.name for arm in found.arms] == ["factual", "l1=0.0", "momentum=0.0", "both"]
+
+
+def test_the_input_is_centred_by_the_probe(varied: str) -> None:
+    found = reludiag.replay(f"{varied}:shifted", center_input=True, seeds=1, workers=1)
+    factual, centred = found.arms
+    assert factual.born > 0.2 and centred.born < 0.1
+
+
+def test_an_unknown_setting_is_refused_with_those_there_are(varied: str) -> None:
+    with pytest.raises(reludiag.UsageError, match=r"momentm .*Settings.*momentum.*asks for: l1"):
+        reludiag.replay(f"{varied}:sparse", settings={"momentm": 0.0}, seeds=1, workers=1)
+    with pytest.raises(reludiag.UsageError, match="--lr-scale"):
+        reludiag.replay(f"{varied}:sparse", settings={"lr": 0.1})
+    with pytest.raises(reludiag.UsageError, match="equal_travel"):
+        reludiag.replay(f"{varied}:sparse", settings={"l1": 0.0}, equal_travel=True)
+
+
+def test_a_crash_that_every_run_would_meet_ends_the_replay(varied: str) -> None:
+    with pytest.raises(reludiag.UserCodeError, match="no data"):
+        reludiag.replay(f"{varied}:broken", lr_scale=0.1, seeds=1, workers=1)
+
+
+def test_a_group_without_weight_decay_keeps_none() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [model[0].weight], "weight_decay": 0.1},
+            {"params": [model[0].bias], "weight_decay": 0.0},
+        ]
+    )
+    trial = reludiag.Trial(settings={"weight_decay": 0.5, "betas": [0.5, 0.9], "amsgrad": True})
+    trial.monitor(model, optimizer)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    assert all(group["betas"] == (0.5, 0.9) for group in optimizer.param_groups)
+    assert all(group["amsgrad"] for group in optimizer.param_groups)
+    with pytest.raises(reludiag.UsageError, match="expected a value like"):
+        reludiag.Trial(settings={"betas": 0.5}).monitor(model, optimizer)
+
+
+def test_a_trial_varies_values_and_steps() -> None:
+    trial = reludiag.Trial(settings={"l1": 2, "sizes": [8, 4]}, steps_scale=10)
+    assert trial.value("l1", 5.0) == 2
+    assert trial.value("sizes", (16, 16)) == (8, 4)
+    assert trial.value("other", "left") == "left"
+    assert trial.steps(30) == 300
+    unchanged = reludiag.Trial()
+    assert (unchanged.value("l1", 5.0), unchanged.steps(30)) == (5.0, 30)
+
+
+def test_the_command_takes_any_setting(
+    varied: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--set", "l1=0", "--lr-scale", "0.5", "--equal-travel", "--seeds", "1", "--json"]
+    monkeypatch.setattr("sys.argv", ["reludiag", "replay", f"{varied}:sparse", *arguments])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    document = json.loads(capsys.readouterr().out)
+    names = [arm["name"] for arm in document["arms"]]
+    assert names == ["factual", "lr", "l1=0", "both", "lr, more steps"]
+    steps = {row["arm"]: row["steps"] for row in document["trials"]}
+    assert steps["lr, more steps"] == 2 * steps["factual"]

@@ -8,7 +8,8 @@ from reludiag.causes.cause import Evidence, rounded
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.causes.learning_rate import LARGE_UPDATE
 from reludiag.causes.rate_changes import lowered_rates
-from reludiag.causes.wording import FALLBACK_SCALE, replay_command
+from reludiag.causes.variation import FALLBACK_SCALE
+from reludiag.causes.wording import replay_command
 
 
 def _of_run(attribution: RunAttribution) -> float:

@@ -15,6 +15,7 @@ from reludiag.causes.attribution import attribute
 from reludiag.causes.cause import Cause, Evidence
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.causes.site_lives import SiteLives
+from reludiag.causes.wording import replay_of
 from reludiag.recording import RecordedRun
 
 SECOND = 0.2
@@ -81,11 +82,14 @@ def _with_others(
     )
     accounts = [attribution.run.kinds[name].account(attribution, None) for _, name in ordered]
     accounts.append(account)
+    changes = tuple(change for each in accounts for change in each.changes)
     return replace(
         account,
         sentence=f"{account.sentence[:-1]}; {seconds}.",
         advice="; then ".join(each.advice for each in accounts if each.advice),
-        changes=tuple(change for each in accounts for change in each.changes),
+        # All that the evidence suspects, so that no change is blamed for what another did.
+        confirm=replay_of(changes) or account.confirm,
+        changes=changes,
     )
 
 

@@ -74,7 +74,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         f"its standard deviation, so samples point the same way. {born} of {lives.units} units of "
         f"'{lives.name}' were dead before any training{comparison}.",
         advice="",
-        confirm="reludiag init MODEL --data CENTRED",
+        confirm="reludiag replay TRAIN --center-input",
         changes=(
             Change(
                 "input",

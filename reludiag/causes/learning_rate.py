@@ -21,10 +21,9 @@ from reludiag.causes.rate_changes import (
     CriticalRates,
     critical_rates,
     lowered_rates,
-    scale_of,
 )
 from reludiag.causes.site_lives import Mask, SiteLives
-from reludiag.causes.wording import replay_command
+from reludiag.causes.wording import replay_of
 from reludiag.recording.observations import Update
 
 LARGE_UPDATE = 0.02
@@ -80,7 +79,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         ),
         sentence=_sentence(study, critical, highest, update),
         advice="",
-        confirm=replay_command(scale=scale_of(changes)),
+        confirm=replay_of(changes),
         changes=changes,
     )
 

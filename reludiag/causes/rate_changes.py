@@ -8,7 +8,8 @@ import numpy as np
 
 from reludiag.causes.cause import Change
 from reludiag.causes.site_lives import SiteLives
-from reludiag.causes.wording import FALLBACK_SCALE, groups_in_words, one_digit
+from reludiag.causes.variation import FALLBACK_SCALE, one_digit
+from reludiag.causes.wording import groups_in_words
 from reludiag.recording import RecordedRun
 from reludiag.recording.learning_rates import LearningRates
 
@@ -100,16 +101,6 @@ def lowered_rates(
     return tuple(changes)
 
 
-def scale_of(changes: Sequence[Change]) -> float:
-    """The smallest factor by which these lower a rate."""
-    scales = [
-        change.after / change.before
-        for change in changes
-        if isinstance(change.after, float) and isinstance(change.before, float)
-    ]
-    return min(scales, default=FALLBACK_SCALE)
-
-
 def groups_of(run: RecordedRun, site: SiteLives) -> tuple[str, ...]:
     """All parameter groups that train what feeds a site; a bias may have another than its weight.
     Recordings of older versions know one of them.
@@ -124,7 +115,7 @@ def groups_of(run: RecordedRun, site: SiteLives) -> tuple[str, ...]:
 
 def _rate_at_deaths(run: RecordedRun, group: str, sites: Sequence[SiteLives]) -> float:
     """The largest rate of a group when units of these sites died; if none did, of the run."""
-    rates, highest = LearningRates(run), []
+    rates, highest = LearningRates(run), list[float]()
     for site in sites:
         recorded = replace(site.recorded, param_group=group)
         at_death = rates.at_death(recorded, site.ledger)[site.new]

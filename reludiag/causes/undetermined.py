@@ -8,7 +8,8 @@ from reludiag.causes.event_study import study_evidence, study_of
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.causes.learning_rate import update_evidence
 from reludiag.causes.site_lives import SiteLives
-from reludiag.causes.wording import FALLBACK_SCALE, replay_command
+from reludiag.causes.variation import FALLBACK_SCALE
+from reludiag.causes.wording import replay_command
 
 
 def _births(site: SiteAttribution) -> bool:

@@ -1,12 +1,11 @@
 """Wording: settings of a run and commands, as the accounts of several kinds of cause write them."""
 
-import math
+import json
 from collections.abc import Sequence
 
+from reludiag.causes.cause import Change
+from reludiag.causes.variation import one_digit, variation_of
 from reludiag.recording import RecordedRun
-
-FALLBACK_SCALE = 0.1
-"""Factor of the learning rate to try if no critical rate is known."""
 
 
 def groups_in_words(run: RecordedRun, groups: Sequence[str]) -> str:
@@ -20,15 +19,23 @@ def groups_in_words(run: RecordedRun, groups: Sequence[str]) -> str:
     return f"groups {', '.join(numbers[:-1])} and {numbers[-1]}"
 
 
-def one_digit(value: float) -> float:
-    """Rounded down to one significant digit."""
-    if not math.isfinite(value) or value <= 0:
-        return value
-    scale = 10.0 ** math.floor(math.log10(value))
-    return math.floor(value / scale + 1e-9) * scale
-
-
 def replay_command(scale: float | None = None, init: str | None = None) -> str:
     """The experiment with the learning rate times `scale`, or with other initial weights."""
     options = "" if scale is None else f" --lr-scale {one_digit(scale):.1g}"
     return f"reludiag replay TRAIN{options}" + ("" if init is None else f" --init {init}")
+
+
+def replay_of(changes: Sequence[Change]) -> str:
+    """The experiment that makes these changes, each alone and all together; empty if a replay can
+    make none of them.
+    """
+    options = []
+    variation = variation_of(changes)
+    if variation.lr_scale is not None:
+        options.append(f"--lr-scale {variation.lr_scale:.1g}")
+    if variation.init is not None:
+        options.append(f"--init {variation.init}")
+    options += [f"--set {name}={json.dumps(value)}" for name, value in variation.settings.items()]
+    if variation.center_input:
+        options.append("--center-input")
+    return " ".join(["reludiag replay TRAIN", *options]) if options else ""

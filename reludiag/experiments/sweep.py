@@ -11,7 +11,7 @@ import pandas as pd
 
 from reludiag.errors import UsageError
 from reludiag.experiments.queue.optuna_queue import OptunaQueue
-from reludiag.experiments.queue.pool import Progress, check_not_a_worker, run_all
+from reludiag.experiments.queue.pool import Check, Progress, check_not_a_worker, run_all
 from reludiag.experiments.queue.queue import Cell, Queue
 from reludiag.experiments.queue.sqlite_queue import SqliteQueue
 from reludiag.experiments.queue.worker import OpenQueue, Train
@@ -80,6 +80,7 @@ def run_cells(
     workers: int | None = None,
     storage: str | None = None,
     progress: Progress | None = None,
+    check: Check | None = None,
 ) -> pd.DataFrame:
     """Run the cells that have no result yet; return the table of trials."""
     if workers is not None and workers < 1:
@@ -106,7 +107,7 @@ def run_cells(
         queue = OptunaQueue.prepare(storage, name, settings, cells)
         open_queue = functools.partial(OptunaQueue, storage, name)
     try:
-        run_all(open_queue, spec, path / RECORDINGS, len(cells), workers, progress)
+        run_all(open_queue, spec, path / RECORDINGS, len(cells), workers, progress, check)
         return trials_table(queue.results(), str(path / RECORDINGS))
     finally:
         queue.close()

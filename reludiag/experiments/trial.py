@@ -9,7 +9,7 @@ return {"accuracy": accuracy}
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from reludiag.errors import UsageError
+from reludiag.experiments.trial_changes import (
+    as_type_of,
+    center_input,
+    change_groups,
+    check_known,
+)
 from reludiag.initialization.schemes import DEFAULT, reinitialize, scheme_named
 from reludiag.measure.frozen_pass import eager_model
 from reludiag.monitoring.monitor import Monitor
@@ -30,11 +36,13 @@ Model = TypeVar("Model", bound=nn.Module)
 class Trial:
     """One run of an experiment. `Trial()`, created by hand, changes nothing in a training.
 
-    `lr` replaces the learning rate that train proposes, `lr_scale` multiplies it, `init` is the
-    name of an initialization scheme ("default": as built), and `recording` the path of the run's
-    recording (None: memory).
+    `lr` replaces the learning rate that train proposes, `lr_scale` multiplies it, `steps_scale` the
+    number of steps, and `init` is the name of an initialization scheme ("default": as built).
+    `settings` replaces what is in the groups of the optimizers, and values that train asks for by
+    `value`; with `center_input` the mean of the probe is subtracted from the model's input.
+    `recording` is the path of the run's recording (None: memory).
 
-    Raises UsageError for an invalid learning rate or scheme.
+    Raises UsageError for an invalid learning rate, number of steps or scheme.
     """
 
     def __init__(
@@ -44,16 +52,25 @@ class Trial:
         lr: float | None = None,
         lr_scale: float = 1.0,
         init: str = DEFAULT,
+        settings: Mapping[str, Any] | None = None,
+        center_input: bool = False,
+        steps_scale: float = 1.0,
         recording: str | Path | None = None,
     ) -> None:
-        for name, value in (("lr", lr), ("lr_scale", lr_scale)):
+        for name, value in (("lr", lr), ("lr_scale", lr_scale), ("steps_scale", steps_scale)):
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"{name}={value} was given; expected a positive number")
         scheme_named(init)
         self.seed = seed
         self._lr, self._scale, self._scheme = lr, lr_scale, init
+        self._settings, self._center_input = dict(settings or {}), center_input
+        self._steps_scale = steps_scale
         self._recording = None if recording is None else Path(recording)
         self._rates: list[float] = []
+        self._asked: set[str] = set()
+        """Names of the values that train asked for."""
+        self._optimizers: list[Optimizer] = []
+        self._steps_used = False
         self._initialized = False
         self._drawn: list[nn.Parameter] = []
         """The parameters of all layers that were drawn."""
@@ -65,6 +82,21 @@ class Trial:
         rate = (default if self._lr is None else self._lr) * self._scale
         self._rates.append(rate)
         return rate
+
+    def value(self, name: str, default: Any) -> Any:
+        """The value to use for a setting of train's own, such as `trial.value("l1", 5.0)`.
+
+        Raises UsageError if the value to use is not like the default.
+        """
+        self._asked.add(name)
+        if name not in self._settings:
+            return default
+        return as_type_of(default, self._settings[name], name)
+
+    def steps(self, default: int) -> int:
+        """The number of steps, or epochs, to take instead of `default`."""
+        self._steps_used = True
+        return max(1, round(default * self._steps_scale))
 
     def init(self, model: Model, batch: Any = None) -> Model:
         """Draw the weights of the model again by the trial's scheme, in place; returns the same
@@ -93,8 +125,10 @@ class Trial:
     ) -> Monitor:
         """A Monitor that writes the run's recording; use it around the training loop.
 
+        It also changes what the trial varies in the groups of the optimizer and in the input.
         `settings` are those of `Monitor`, except the path, which the trial sets.
-        Raises UsageError when called twice: a trial is one run.
+        Raises UsageError when called twice: a trial is one run; and if what is to be varied is
+        neither in the groups, nor a value that train asks for.
         """
         if self._monitor is not None:
             raise UsageError(
@@ -103,6 +137,12 @@ class Trial:
             )
         if self._recording is not None:  # in an experiment, deaths are expected
             settings.setdefault("warn_over", None)
+        if optimizer is not None:
+            self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else [*optimizer]
+        own = {name: value for name, value in self._settings.items() if name not in self._asked}
+        change_groups(self._optimizers, own)
+        if self._center_input:
+            center_input(eager_model(model), probe)
         facts = {"seed": self.seed, "init": self._scheme, "lr": self.learning_rate}
         if self._scheme != DEFAULT:
             facts |= {"drawn": self._drawn_in(model), "left": ", ".join(self._left)}
@@ -149,11 +189,15 @@ class Trial:
             missing.append("trial.init(model) for its weights")
         if not self.recorded:
             missing.append("`with trial.monitor(model, optimizer):` around its loop")
+        if self._steps_scale != 1 and not self._steps_used:
+            missing.append("trial.steps(default) for its number of steps")
         if missing:
             raise UsageError(
                 f"train(trial) never called {', nor '.join(missing)}: this run would be the same "
                 "as every other. Call it, and start again"
             )
+        for name in self._settings:
+            check_known(name, self._optimizers, self._asked)
 
     def seed_everything(self) -> None:
         """Seed the global streams of Python, NumPy and PyTorch."""

@@ -12,7 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from reludiag.diagnosis.columns import SCHEMA_VERSION
-from reludiag.experiments.analysis.counterfactual import BOTH, FACTUAL, INIT, RATE, Arm
+from reludiag.experiments.analysis.counterfactual import (
+    BOTH,
+    FACTUAL,
+    INIT,
+    INPUT,
+    RATE,
+    TRAVEL,
+    Arm,
+    single_changes,
+)
 from reludiag.experiments.replay import Replay
 from reludiag.reports.console import SanitizedText, plain_text
 from reludiag.reports.json_text import records, text_of
@@ -51,6 +60,7 @@ def replay_document(replay: Replay) -> str:
         "sentence": replay.sentence,
         "advice": replay.advice,
         "notes": list(replay.notes),
+        "suspects": list(replay.suspects),
         "arms": arms,
         "trials": records(replay.trials),
     }
@@ -76,9 +86,16 @@ def _table(replay: Replay) -> RenderableType:
 
 
 def _title(arm: Arm, replay: Replay) -> str:
-    lowered = f"lr x {replay.lr_scale:g}" if replay.lr_scale is not None else ""
-    titles = {FACTUAL: "unchanged", RATE: lowered, INIT: f"init {replay.init}", BOTH: "both"}
-    return titles[arm.name]
+    scale = replay.lr_scale or 1.0
+    titles = {
+        FACTUAL: "unchanged",
+        RATE: f"lr x {scale:g}",
+        INIT: f"init {replay.init}",
+        INPUT: "input centred",
+        BOTH: "both" if len(single_changes(each.name for each in replay.arms)) == 2 else "all",
+        TRAVEL: f"and steps x {1 / scale:.3g}",
+    }
+    return titles.get(arm.name, arm.name)
 
 
 def _runs(arm: Arm) -> str:

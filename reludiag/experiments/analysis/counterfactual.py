@@ -1,15 +1,18 @@
 """Counterfactual: compares the dead units of a run with those of the same run with one change.
 
 Seed and order of the data are the same and one thing is changed, so the difference is caused by
-that thing. With the learning rate scaled, the initialization changed, and both, there are these
-answers to "why":
+that thing. With the learning rate scaled, the initialization or any other setting changed, and all
+of them together, there are these answers to "why":
 
     one of the changes alone prevents the deaths     it is the cause
-    each of them alone does                          either is enough, and both take part
-    only both together do                            each masks the other: both must be fixed
+    several of them alone do                         either is enough, and all take part
+    only all together do                             each masks the other: all must be fixed
                                                      (where no unit is born dead, the learning
                                                      rate was not lowered enough instead)
-    not even both                                    the cause is elsewhere
+    not even all                                     the cause is elsewhere
+
+A lower rate in the same number of steps moves the weights less. With as many more steps they move
+as far: if units die then as well, the rate only hurries what kills them.
 
 Only preventable deaths count: by chance some units of a deep network are dead at step 0 under every
 scheme. A change whose runs did not finish is ignored, and conclusions that need it are not drawn.
@@ -17,7 +20,7 @@ So is a scheme that left the weights of the dead units as they were.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -50,6 +53,7 @@ other networks by more, hence `agreeing`.
 ANSWERS = (
     "learning_rate",
     "initialization",
+    "input",
     "either",
     "both",
     "neither",
@@ -57,8 +61,13 @@ ANSWERS = (
     "divergence",
     "undetermined",
 )
-FACTUAL, RATE, INIT, BOTH = "factual", "lr", "init", "both"
-ARMS = (FACTUAL, RATE, INIT, BOTH)
+"""The answers, beside the names of other settings that were changed."""
+FACTUAL, RATE, INIT, INPUT, BOTH = "factual", "lr", "init", "input", "both"
+TRAVEL = "lr, more steps"
+"""Names of arms; of another setting it is `name=value`. `both` are all changes together, `TRAVEL`
+is the lower rate with as many more steps.
+"""
+_KINDS = {RATE: "learning_rate", INIT: "initialization", INPUT: "input"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ class Arm:
     """The runs with one kind of change; the shares are means over the completed runs."""
 
     name: str
-    """`factual`, `lr`, `init` or `both`: what was changed."""
+    """What was changed: `factual` (nothing), `lr`, `init`, `input`, a setting as `weight_decay=0`,
+    `both` (all of them), or `lr, more steps`."""
     runs: int
     counted: int
     """Completed: neither crashed nor diverged."""
@@ -96,10 +106,10 @@ class Answer:
     """The conclusion from all arms."""
 
     kind: str
-    """One of `ANSWERS`."""
+    """One of `ANSWERS`, or the name of another setting that was changed."""
     dominant: str | None
-    """If both must be fixed: `learning_rate` or `initialization`, if fixing it alone prevents a
-    part of the deaths, and more than fixing the other.
+    """If all must be fixed: `learning_rate`, `initialization` or another, if fixing it alone
+    prevents a part of the deaths, and more than fixing any other.
     """
     agreeing: int
     """Seeds that give the same answer alone."""
@@ -107,9 +117,20 @@ class Answer:
     """Seeds that give an answer."""
 
 
+def kind_of(arm: str) -> str:
+    """The kind of the answer if this change alone prevents the deaths."""
+    return _KINDS.get(arm) or arm.partition("=")[0]
+
+
+def single_changes(arms: Iterable[str]) -> list[str]:
+    """The names of the arms that change one thing."""
+    return [name for name in arms if name not in (FACTUAL, BOTH, TRAVEL)]
+
+
 def arms_of(trials: pd.DataFrame) -> tuple[Arm, ...]:
-    """The arms of a table of trials that has a column `arm` as well, in the order of `ARMS`."""
-    by_arm = {name: trials[trials["arm"] == name] for name in ARMS}
+    """The arms of a table of trials that has a column `arm` as well, in its order."""
+    names = list(dict.fromkeys([FACTUAL, *trials["arm"]]))
+    by_arm = {name: trials[trials["arm"] == name] for name in names}
     factual, floor = by_arm[FACTUAL], _floor(by_arm)
     return tuple(_arm(name, rows, factual, floor) for name, rows in by_arm.items() if len(rows))
 
@@ -129,59 +150,68 @@ def _decide(arms: Mapping[str, Arm]) -> tuple[str, str | None]:
         return ("divergence" if factual.diverged else "undetermined"), None
     if factual.dead <= HEALTHY:
         return "none", None
-    by_rate, by_init, by_both = (_prevented(arms.get(name)) for name in (RATE, INIT, BOTH))
+    singles = single_changes(arms)
+    # Units born dead unchanged and with a change set the floor, so redrawing prevents all other
+    # births by definition. If most deaths remain, such a change is judged by all deaths.
+    share = {
+        name: _prevented(arm)
+        if name in (RATE, TRAVEL)
+        else _of_all(_prevented(arm), factual.dead, arm)
+        for name, arm in arms.items()
+    }
+    if TRAVEL in arms and RATE in arms:
+        share[RATE] = min(share[RATE], share[TRAVEL])
     lost = {name for name, arm in arms.items() if arm.prevented is None}
-    # Units born dead under both schemes set the floor, so redrawing prevents all other
-    # births by definition. If most deaths remain, the change is judged by all deaths.
-    by_init, by_both = (
-        _of_all(share, factual.dead, arms.get(name))
-        for share, name in ((by_init, INIT), (by_both, BOTH))
-    )
-    if by_rate >= PREVENTED and by_init >= PREVENTED:
-        return "either", None
-    if by_rate >= PREVENTED:
-        return "learning_rate", None
-    if by_init >= PREVENTED:
-        return "initialization", None
-    born = _births_prevented(arms) > HEALTHY
-    if by_rate >= MOSTLY and not by_init >= PARTLY and not born and INIT not in lost:
-        return "learning_rate", None
-    if by_init >= MOSTLY and by_rate < PARTLY and by_both - by_init < PARTLY:
-        return "initialization", None  # a lower learning rate adds next to nothing to it
-    if by_both >= PREVENTED and not lost:
-        if max(by_rate, by_init) < PARTLY or abs(by_rate - by_init) < PARTLY:
+    enough = [name for name in singles if share[name] >= PREVENTED]
+    if enough:
+        return ("either" if len(enough) > 1 else kind_of(enough[0])), None
+    best = max(singles, key=lambda name: (share[name] >= 0, share[name]))
+    others = [share[name] for name in singles if name != best]
+    if best == RATE and share[RATE] >= MOSTLY:
+        least = not any(each >= PARTLY for each in others)
+        if least and not _births_prevented(arms) > HEALTHY and not lost.intersection(singles):
+            return kind_of(best), None
+    elif (
+        share[best] >= MOSTLY
+        and all(each < PARTLY for each in others)
+        and BOTH in arms
+        and share[BOTH] - share[best] < PARTLY
+    ):
+        return kind_of(best), None  # the others add next to nothing to it
+    if BOTH in arms and share[BOTH] >= PREVENTED and not lost:
+        if share[best] < PARTLY or share[best] - max(others) < PARTLY:
             return "both", None
-        return "both", "learning_rate" if by_rate > by_init else "initialization"
+        return "both", kind_of(best)
     return ("undetermined" if lost else "neither"), None
 
 
-def _of_all(prevented: float, factual_dead: float, arm: Arm | None) -> float:
-    if arm is None or arm.dead is None or arm.dead <= (1 - MOSTLY) * factual_dead:
+def _of_all(prevented: float, factual_dead: float, arm: Arm) -> float:
+    if arm.dead is None or arm.dead <= (1 - MOSTLY) * factual_dead:
         return prevented
     return min(prevented, 1 - arm.dead / factual_dead)
 
 
 def _births_prevented(arms: Mapping[str, Arm]) -> float:
-    """Share of units born dead in the factual run, but not with the other scheme if tried."""
+    """Share of units born dead in the factual run, but not with another change if tried."""
     born = arms[FACTUAL].born or 0.0
-    remaining = [arms[name].born for name in (INIT, BOTH) if name in arms]
+    remaining = [arm.born for name, arm in arms.items() if name not in (FACTUAL, RATE, TRAVEL)]
     return born - min((share for share in remaining if share is not None), default=0.0)
 
 
 def _floor(by_arm: Mapping[str, pd.DataFrame]) -> float:
-    """Share of units that no change can save: born dead in the factual run and with the other
-    scheme. It is not more than the dead share of the best arm.
+    """Share of units that no change can save: born dead in the factual run and with each change.
+    It is not more than the dead share of the best arm.
     """
-    births = [_mean(by_arm[name], "born") for name in (FACTUAL, INIT, BOTH)]
-    if births[0] is None:
+    births = [_mean(rows, "born") for rows in by_arm.values()]
+    if births[0] is None:  # of the factual run
         return 0.0
     deaths = [_mean(rows, "dead") for rows in by_arm.values()]
     return min(share for share in (*births, *deaths) if share is not None)
 
 
-def _prevented(arm: Arm | None) -> float:
+def _prevented(arm: Arm) -> float:
     """NaN, which compares false with every share, if the arm has no completed run."""
-    return math.nan if arm is None or arm.prevented is None else arm.prevented
+    return math.nan if arm.prevented is None else arm.prevented
 
 
 def _arm(name: str, rows: pd.DataFrame, factual: pd.DataFrame, floor: float) -> Arm:

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -11,12 +11,14 @@ from pathlib import Path
 
 from reludiag import errors
 from reludiag.errors import ReludiagError, UsageError, UserCodeError
-from reludiag.experiments.queue.queue import Queue
+from reludiag.experiments.queue.queue import Cell, Queue, Result
 from reludiag.experiments.queue.worker import FAILED, OpenQueue, work
 from reludiag.process import ProcessId
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished cells and the number of all cells."""
+Check = Callable[[Sequence[tuple[Cell, Result]]], None]
+"""Called with all results so far when there are new ones; what it raises ends the runs."""
 
 _NAME = "reludiag worker"
 _LOOK = 0.2  # seconds between looks at the queue
@@ -30,19 +32,24 @@ def run_all(
     cells: int,
     workers: int | None = None,
     progress: Progress | None = None,
+    check: Check | None = None,
 ) -> None:
     """Run all cells, here and on other machines that share the queue; returns when all are done.
 
     Workers are spawned, with one torch thread each, as many as there are cores unless `workers`
     says otherwise. A worker that dies is replaced.
 
-    Raises an error that every trial would hit, and UsageError if workers cannot start.
+    Raises an error that every trial would hit, UsageError if workers cannot start, and what `check`
+    raises.
     """
     recordings.mkdir(parents=True, exist_ok=True)
     queue, pool, early = open_queue(), list[_Worker](), 0
-    workers = workers or cores()
+    workers, checked = workers or cores(), 0
     try:
         while (unfinished := queue.unfinished()) > 0:
+            if check is not None and cells - unfinished > checked:
+                checked = cells - unfinished
+                check(queue.results())
             if progress is not None:
                 progress(cells - unfinished, cells)
             for worker in [worker for worker in pool if not worker.process.is_alive()]:
@@ -60,6 +67,8 @@ def run_all(
             wait([worker.process.sentinel for worker in pool], timeout=_LOOK)
             for worker in pool:
                 worker.listen()
+        if check is not None:
+            check(queue.results())
         if progress is not None:
             progress(cells, cells)
         while pool:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 from reludiag.initialization.schemes import DEFAULT
 from reludiag.process import ProcessId
@@ -25,6 +25,17 @@ class Cell:
     lr_scale: float = 1.0
     """Multiplies the learning rate that train proposes."""
     init: str = DEFAULT
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Replaces settings of the optimizer's groups, and values that train asks for, by name."""
+    center_input: bool = False
+    steps_scale: float = 1.0
+    """Multiplies the number of steps that train proposes."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """All but the learning rate and the initialization, as JSON."""
+        changes = {"center_input": self.center_input, "steps_scale": self.steps_scale}
+        return {"settings": dict(self.settings), **changes}
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from reludiag.process import LEASE, ProcessId, is_gone
 
 APPLICATION_ID = 0x52654C53  # "ReLS"
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # What each version changed:
 #   1  the first
 #   2  a result has the samples of the probe, and what the recording warns of
 #   3  a result has `undrawn`; a file of version 2 gets the column when it is continued
+#   4  a cell has `changes`; a file of version 3 gets the column when it is continued
 
 SCHEMA = """
 CREATE TABLE setting (              -- settings of the sweep; continuing with others is refused
@@ -43,7 +44,8 @@ CREATE TABLE cell (                 -- the runs to be made
     host TEXT,                      -- of the process that runs it, as are the next
     pid INTEGER,
     started REAL,                   -- Unix time
-    lease REAL                      -- Unix time until which other hosts regard it as alive
+    lease REAL,                     -- Unix time until which other hosts regard it as alive
+    changes TEXT                    -- all else that it varies, as JSON; null if nothing
 );
 CREATE TABLE result (               -- one for each cell that is done
     trial INTEGER PRIMARY KEY REFERENCES cell(trial),
@@ -91,7 +93,7 @@ class SqliteQueue:
 
     @classmethod
     def prepare(cls, path: Path, settings: Mapping[str, Any], cells: Sequence[Cell]) -> Self:
-        """Create the file, or open an existing one to continue.
+        """Create the file, or open an existing one to continue, with cells that it has not yet.
 
         Raises UsageError if it has other settings, or is another kind of file.
         """
@@ -102,6 +104,7 @@ class SqliteQueue:
                     store._fill(settings, cells)
                 else:
                     store._check(settings)
+                    store._add(cells)
         except sqlite3.DatabaseError as error:
             raise UsageError(f"{path} cannot be used as the file of a sweep: {error}") from error
         return store
@@ -114,10 +117,10 @@ class SqliteQueue:
         with self._writing():
             row = self._db.execute(
                 "UPDATE cell SET state = 'running', host = ?, pid = ?, started = ?, lease = ?"
-                f" WHERE trial = ({waiting}) RETURNING trial, seed, lr, lr_scale, init",
+                f" WHERE trial = ({waiting}) RETURNING {_CELL}",
                 (owner.host, owner.pid, owner.started, time.time() + LEASE),
             ).fetchone()
-        return None if row is None else Cell(*row)
+        return None if row is None else _cell(row)
 
     def renew(self, owner: ProcessId) -> None:
         """As in `Queue`."""
@@ -148,12 +151,11 @@ class SqliteQueue:
         """As in `Queue`."""
         with self._writing():
             rows = self._db.execute(
-                f"UPDATE cell SET deaths = deaths + 1 WHERE {_OWNED}"
-                " RETURNING trial, seed, lr, lr_scale, init, deaths",
+                f"UPDATE cell SET deaths = deaths + 1 WHERE {_OWNED} RETURNING {_CELL}, deaths",
                 _key(owner),
             ).fetchall()
             for *of_cell, deaths in rows:
-                cell = Cell(*of_cell)
+                cell = _cell(of_cell)
                 self._db.execute(f"{_GIVE_BACK} WHERE trial = ?", (cell.trial,))
                 if deaths > DEATHS_ALLOWED:
                     self._db.execute(
@@ -186,12 +188,12 @@ class SqliteQueue:
             ):
                 metrics.setdefault(trial, {})[name] = math.nan if value is None else value
             rows = self._db.execute(
-                f"SELECT trial, seed, cell.lr, lr_scale, init, {_RESULT}"
+                f"SELECT trial, seed, cell.lr, lr_scale, init, changes, {_RESULT}"
                 " FROM cell JOIN result USING (trial) ORDER BY trial"
             ).fetchall()
         finally:
             self._db.execute("COMMIT")
-        return [(Cell(*row[:5]), _result(row[5:], metrics.get(row[0], {}))) for row in rows]
+        return [(_cell(row[:6]), _result(row[6:], metrics.get(row[0], {}))) for row in rows]
 
     def close(self) -> None:
         """As in `Queue`."""
@@ -204,13 +206,16 @@ class SqliteQueue:
             "INSERT INTO setting VALUES (?, ?)",
             [(key, json.dumps(value)) for key, value in settings.items()],
         )
-        self._db.executemany(
-            "INSERT INTO cell (trial, seed, lr, lr_scale, init, state, deaths)"
-            " VALUES (?, ?, ?, ?, ?, 'waiting', 0)",
-            [(c.trial, c.seed, c.lr, c.lr_scale, c.init) for c in cells],
-        )
+        self._add(cells)
         self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _add(self, cells: Sequence[Cell]) -> None:
+        self._db.executemany(
+            "INSERT OR IGNORE INTO cell (trial, seed, lr, lr_scale, init, changes, state, deaths)"
+            " VALUES (?, ?, ?, ?, ?, ?, 'waiting', 0)",
+            [(c.trial, c.seed, c.lr, c.lr_scale, c.init, json.dumps(c.changes)) for c in cells],
+        )
 
     def _check(self, settings: Mapping[str, Any]) -> None:
         application = self._db.execute("PRAGMA application_id").fetchone()[0]
@@ -219,6 +224,8 @@ class SqliteQueue:
             raise UsageError(f"{self.path} is an SQLite file, but not the file of a sweep")
         if version == 2:
             self._db.execute("ALTER TABLE result ADD COLUMN undrawn INTEGER")
+        if version in (2, 3):
+            self._db.execute("ALTER TABLE cell ADD COLUMN changes TEXT")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             version = SCHEMA_VERSION
         if version != SCHEMA_VERSION:
@@ -265,11 +272,16 @@ def _as_text(value: Any) -> str:
     return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
+_CELL = "trial, seed, lr, lr_scale, init, changes"
 _RESULT = ", ".join(f"result.{name}" for name in RESULT_FIELDS)
 _OWNED = "state = 'running' AND host = ? AND pid = ? AND started = ?"
 _GIVE_BACK = (
     "UPDATE cell SET state = 'waiting', host = NULL, pid = NULL, started = NULL, lease = NULL"
 )
+
+
+def _cell(row: Sequence[Any]) -> Cell:
+    return Cell(*row[:5], **json.loads(row[5] or "{}"))
 
 
 def _key(owner: ProcessId) -> tuple[str, int, float]:

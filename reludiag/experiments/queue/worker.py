@@ -67,7 +67,16 @@ def run_cell(train: Train, cell: Cell, recordings: Path) -> Result:
     Raises ReludiagError if train does not use its trial, or returns something else than numbers.
     """
     path = recordings / f"{cell.trial:04d}.reludiag"
-    trial = Trial(cell.seed, lr=cell.lr, lr_scale=cell.lr_scale, init=cell.init, recording=path)
+    trial = Trial(
+        cell.seed,
+        lr=cell.lr,
+        lr_scale=cell.lr_scale,
+        init=cell.init,
+        settings=cell.settings,
+        center_input=cell.center_input,
+        steps_scale=cell.steps_scale,
+        recording=path,
+    )
     trial.seed_everything()
     raised: BaseException | None = None
     metrics: dict[str, float] = {}
