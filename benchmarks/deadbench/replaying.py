@@ -9,29 +9,34 @@ from torch import Tensor, nn
 
 import reludiag
 from benchmarks.deadbench.loop import train
-from benchmarks.deadbench.training import Training
-from reludiag.experiments.analysis.counterfactual import BOTH, FACTUAL, INIT, RATE, answer
+from benchmarks.deadbench.training import Settings, Training
+from reludiag.causes.variation import Variation
+from reludiag.experiments.analysis.counterfactual import answer
 from reludiag.experiments.queue.queue import Cell
 from reludiag.experiments.queue.worker import run_cell
-from reludiag.experiments.replay import INIT_SCHEME, LR_SCALE
+from reludiag.experiments.replay import INIT_SCHEME, LR_SCALE, arms_to_run
 from reludiag.experiments.trial_table import trials_table
-from reludiag.initialization.schemes import DEFAULT
 
 EVERY = 50
 """Steps between snapshots: the answer needs the first and the last alone."""
-ARMS = {
-    FACTUAL: (1.0, DEFAULT),
-    RATE: (LR_SCALE, DEFAULT),
-    INIT: (1.0, INIT_SCHEME),
-    BOTH: (LR_SCALE, INIT_SCHEME),
-}
+PENALTY = "penalty"
+"""The name by which a training asks whether its loss has a penalty."""
 RIGHT = {
     "learning_rate": {"learning_rate", "either"},
     "initialization": {"initialization", "either"},
+    "input": {"input", "either"},
+    "regularization": {"weight_decay", PENALTY, "either"},
     "divergence": {"divergence", "learning_rate", "either"},
     "none": {"none"},
 }
 """The answers that are right for a proved cause; `neither` is for any other."""
+
+
+def varied(settings: Settings) -> Variation:
+    """As `--lr-scale 0.1 --init kaiming --center-input`, and `--set NAME=0` for what there is."""
+    inside = {name: 0.0 for name in ("weight_decay", "momentum") if getattr(settings, name)}
+    own = {} if settings.penalty is None else {PENALTY: False}
+    return Variation(LR_SCALE, INIT_SCHEME, {**inside, **own}, center_input=True)
 
 
 def replayed(training: Training, seeds: int) -> str:
@@ -44,15 +49,16 @@ def replayed(training: Training, seeds: int) -> str:
         ) -> reludiag.Monitor:
             return trial.monitor(model, optimizer, probe=probe, every=EVERY)
 
-        changed = settings.but(lr=trial.lr(settings.lr))
+        has_penalty = trial.value(PENALTY, settings.penalty is not None)
+        changed = settings.but(
+            lr=trial.lr(settings.lr), penalty=settings.penalty if has_penalty else None
+        )
         outcome = train(changed, trial.seed, watch, prepare=trial.init)
         return {"loss": outcome.loss} if math.isfinite(outcome.loss) else {}
 
-    plan = [(seed, arm) for seed in range(seeds) for arm in ARMS]
-    cells = [
-        Cell(number, seed, lr_scale=ARMS[arm][0], init=ARMS[arm][1])
-        for number, (seed, arm) in enumerate(plan)
-    ]
+    arms = arms_to_run(varied(settings))
+    plan = [(seed, arm) for seed in range(seeds) for arm in arms]
+    cells = [Cell(number, seed, **arms[arm]) for number, (seed, arm) in enumerate(plan)]
     try:
         with TemporaryDirectory(prefix="deadbench-") as folder:
             trials = trials_table([(cell, run_cell(run, cell, Path(folder))) for cell in cells])

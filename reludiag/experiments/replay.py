@@ -131,7 +131,7 @@ def replay(
         if wanted.is_empty:
             first = run([Cell(0, seed_numbers[0])])
             variation = _suspected(first, equal_travel)
-        changes = _arms(variation)
+        changes = arms_to_run(variation)
         plan = [(seed, name) for seed in seed_numbers for name in changes]
         trials = run(
             [Cell(number, seed, **changes[name]) for number, (seed, name) in enumerate(plan)]
@@ -198,7 +198,7 @@ def _checked(wanted: Variation) -> Variation:
     return variation
 
 
-def _arms(variation: Variation) -> dict[str, dict[str, Any]]:
+def arms_to_run(variation: Variation) -> dict[str, dict[str, Any]]:
     """Name of each arm -> the fields of its cells."""
     singles: dict[str, dict[str, Any]] = {}
     if variation.lr_scale is not None:

@@ -107,8 +107,8 @@ class ReplayConclusion:
                 "some of the units born dead.",
             )
         # Where one change also makes the metric better, another that only spares it is no equal.
-        better = [name for name in enough if self._is_better(name)]
-        good = better or [name for name in enough if not self._is_worse(name)] or enough
+        learning = [name for name in enough if self._is_better(name)]
+        good = learning or [name for name in enough if not self._is_worse(name)] or enough
         every = ", or ".join(self._to_do(name) for name in good)
         return self._unless_worse(good, f"{_upper(every)}.")
 
