@@ -81,8 +81,10 @@ def test_deaths_that_pass_the_limit_in_no_single_window_are_warned_of_once() -> 
     ]
 
 
-def test_deaths_of_one_window_are_not_told_twice() -> None:
-    caught = warnings_of([kill(0, 8), kill(8, 9), kill(9, 10)])
+@pytest.mark.parametrize("probe", [PROBE, None], ids=["probe", "window"])
+def test_deaths_of_one_window_are_not_told_twice(probe: Any) -> None:
+    changes = [revive(0, 16), kill(0, 8), kill(8, 9), kill(9, 10), nothing]
+    caught = warnings_of(changes, probe=probe)
     assert len(caught) == 1
     assert "in one window" in texts(caught)[0]
 

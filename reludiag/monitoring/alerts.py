@@ -299,17 +299,18 @@ class Alerts:
         count = sum(lost.values())
         if window is not None and window.less_than(news.died, news.units):
             self._warn_over["window"] = None
+            if window.less_than(self._losses.at_most, units):  # the same deaths are told once
+                self._warn_over["sum"] = None
             yield f"{news}. That is more than {window.text} in one window"
-        if total is not None and news.step and total.less_than(count, units):
+        elif total is not None and news.step and total.less_than(count, units):
             self._warn_over["sum"] = None
-            if self._warn_over["window"] is window:  # else it was just told
-                worst = max(lost, key=lambda name: lost[name])
-                how = "dead or not finite" if news.nonfinite else "dead"
-                yield (
-                    f"{count:,} of {units:,} units were alive when the run began and are {how} at "
-                    f"step {news.step:,}; most in {worst!r}, {lost[worst]:,}. That is more than "
-                    f"{total.text} in the whole run"
-                )
+            worst = max(lost, key=lambda name: lost[name])
+            how = "dead or not finite" if news.nonfinite else "dead"
+            yield (
+                f"{count:,} of {units:,} units were alive when the run began and are {how} at "
+                f"step {news.step:,}; most in {worst!r}, {lost[worst]:,}. That is more than "
+                f"{total.text} in the whole run"
+            )
         if birth is not None and news.previous is None and not news.step:
             silent = [repr(site.name) for site in news.sites if self._is_silent(site)]
             if silent:

@@ -44,6 +44,12 @@ class Losses:
         return {self._names[key]: int(lost.sum()) for key, lost in self._lost.items()}
 
     @property
+    def at_most(self) -> int:
+        """Their number, with those that may only be silent in this window."""
+        pairs = ((dead, self._began_alive[key]) for key, dead in self._dead.items())
+        return sum(int((dead & began_alive).sum()) for dead, began_alive in pairs)
+
+    @property
     def never_begun(self) -> int:
         """Number of units that are dead now, and were when the run began."""
         return sum(int((dead & ~self._began_alive[key]).sum()) for key, dead in self._dead.items())
