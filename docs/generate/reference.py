@@ -87,6 +87,12 @@ def tables() -> str:
             diagnosis.METRIC_COLUMNS,
         ),
         (
+            "Marks",
+            "`diagnosis.marks`: a row per mark that `Monitor.mark` set, with what died from there "
+            "to the next one.",
+            diagnosis.MARK_COLUMNS,
+        ),
+        (
             "Trials",
             "`reludiag.sweep`, `reludiag.compare`, `Replay.trials`, and `--csv` of these three "
             f"commands: a row per run. A column `{trials.METRIC}NAME` follows for each number that "

@@ -174,3 +174,12 @@ METRIC_COLUMNS = (
     Column("mean", "float64", "mean of all values of the window; not finite if one is not"),
     Column("count", "Int64", "values of the window"),
 )
+
+MARK_COLUMNS = (
+    Column("step", "Int64", "optimizer steps taken at the mark"),
+    Column("mark", "str", "its name; empty for what comes before the first one"),
+    Column("until", "Int64", "step of the next mark, or of the last snapshot"),
+    Column("dead", "Int64", "dead units at the last snapshot until then"),
+    Column("died", "Int64", "deaths from the mark until then; without a probe, of whole windows"),
+    Column("revived", "Int64", "revivals, likewise"),
+)

@@ -8,7 +8,7 @@ from typing import IO, Any
 import pandas as pd
 
 from reludiag.causes.cause import Cause
-from reludiag.diagnosis.columns import METRIC_COLUMNS
+from reludiag.diagnosis.columns import MARK_COLUMNS, METRIC_COLUMNS
 from reludiag.measure.structure import StructureNote
 from reludiag.measure.unjudged import Unjudged, is_partial, is_whole
 from reludiag.measure.verdicts import LOST, Thresholds
@@ -75,6 +75,8 @@ class Diagnosis:
     """
     metrics: pd.DataFrame = field(default_factory=lambda: table_of(METRIC_COLUMNS, []))
     """What was logged with `Monitor.log`, a row per window and name: `METRIC_COLUMNS`."""
+    marks: pd.DataFrame = field(default_factory=lambda: table_of(MARK_COLUMNS, []))
+    """What was marked with `Monitor.mark`, and what died from mark to mark: `MARK_COLUMNS`."""
 
     @property
     def dead(self) -> int:

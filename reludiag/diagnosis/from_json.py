@@ -12,6 +12,7 @@ import pandas as pd
 from reludiag.causes.cause import Cause, Change, Evidence
 from reludiag.diagnosis.columns import (
     LEDGER_COLUMNS,
+    MARK_COLUMNS,
     METRIC_COLUMNS,
     SCHEMA_VERSION,
     SITE_COLUMNS,
@@ -101,6 +102,7 @@ def _diagnosis(content: dict[str, Any]) -> Diagnosis:
         if "unjudged" in content
         else _unjudged(sites),
         metrics=table_of(METRIC_COLUMNS, [pd.DataFrame(content.get("metrics", []))]),
+        marks=table_of(MARK_COLUMNS, [pd.DataFrame(content.get("marks", []))]),
     )
 
 

@@ -11,7 +11,13 @@ from reludiag.causes.drift import shares_of
 from reludiag.causes.explain import Explanation, explain
 from reludiag.diagnosis.build import SiteFindings, counted_in_words, diagnose, grouping_notes
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
-from reludiag.diagnosis.timeline import metric_table, states_of, timeline_rows, timeline_table
+from reludiag.diagnosis.timeline import (
+    mark_table,
+    metric_table,
+    states_of,
+    timeline_rows,
+    timeline_table,
+)
 from reludiag.measure.structure import GradientFacts, SiteFacts, StructureFacts, structure_notes
 from reludiag.measure.unjudged import Unjudged, is_whole
 from reludiag.measure.verdicts import Thresholds, checked_thresholds
@@ -55,16 +61,19 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
         by_window = rates.by_window(recorded, run.steps)
         timelines.append(timeline_rows(run.steps, recorded, ledger, by_window))
     head = _run_head(run, findings, subject)
+    timeline = timeline_table(timelines)
     diagnosis = diagnose(
         head,
         findings,
         checked_thresholds(thresholds),
-        timeline_table(timelines),
+        timeline,
         explained.causes,
         structure_notes(_structure_facts(run)),
         missed,
     )
-    return replace(diagnosis, metrics=metric_table(run.metrics))
+    return replace(
+        diagnosis, metrics=metric_table(run.metrics), marks=mark_table(run.marks, timeline)
+    )
 
 
 def _structure_facts(run: RecordedRun) -> StructureFacts:

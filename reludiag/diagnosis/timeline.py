@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from reludiag.diagnosis.build import SiteFindings
-from reludiag.diagnosis.columns import METRIC_COLUMNS, TIMELINE_COLUMNS
+from reludiag.diagnosis.columns import MARK_COLUMNS, METRIC_COLUMNS, TIMELINE_COLUMNS
 from reludiag.measure.unit_counts import SiteCounts
-from reludiag.recording import Metric, RecordedSite, SiteState
+from reludiag.recording import Mark, Metric, RecordedSite, SiteState
 from reludiag.recording.ledger import Ledger, life_states, trace_lives
 from reludiag.tables import table_of
 
@@ -69,6 +69,29 @@ def metric_table(metrics: Sequence[Metric]) -> pd.DataFrame:
         "count": [metric.count for metric in metrics],
     }
     return table_of(METRIC_COLUMNS, [columns])
+
+
+def mark_table(marks: Sequence[Mark], timeline: pd.DataFrame) -> pd.DataFrame:
+    """The stretches from mark to mark; the first row is of what comes before the first mark."""
+    if not marks or timeline.empty:
+        return table_of(MARK_COLUMNS, [])
+    snapshots = timeline.groupby("step")[["dead", "died", "revived"]].sum()
+    steps = snapshots.index.to_numpy(dtype=np.int64)
+    dead, died, revived = (snapshots[name].to_numpy(dtype=np.int64) for name in snapshots)
+    starts = [*([] if marks[0].step == 0 else [0]), *(mark.step for mark in marks)]
+    ends = [*starts[1:], max(int(steps[-1]), starts[-1])]
+    rows = []
+    for start, end in zip(starts, ends, strict=True):
+        first, after = np.searchsorted(steps, [start, end], side="right")
+        rows.append((dead[max(after - 1, 0)], died[first:after].sum(), revived[first:after].sum()))
+    names: list[str | None] = [mark.name for mark in marks]
+    columns: dict[str, list[Any]] = {
+        "step": starts,
+        "mark": [None] * (len(starts) - len(names)) + names,
+        "until": ends,
+        **dict(zip(("dead", "died", "revived"), map(list, zip(*rows, strict=True)), strict=True)),
+    }
+    return table_of(MARK_COLUMNS, [columns])
 
 
 def timeline_rows(

@@ -32,7 +32,7 @@ from reludiag.measure.unjudged import Unjudged, sentences, unjudged
 from reludiag.measure.verdicts import Thresholds
 from reludiag.monitoring.alerts import WARN_OVER, Alerts, Listener
 from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock, innermost
-from reludiag.monitoring.metric_log import MetricLog
+from reludiag.monitoring.metric_log import LONGEST_NAME, MetricLog
 from reludiag.monitoring.models import (
     OF_MODEL,
     check_models,
@@ -53,7 +53,7 @@ from reludiag.monitoring.resuming import (
 from reludiag.monitoring.run_facts import checked_facts, run_facts, untrained_weights
 from reludiag.monitoring.snapshot_sources import ProbeSource, SnapshotSource, TrainingSource
 from reludiag.monitoring.unwatched import WeightCheck, nothing_watched
-from reludiag.recording import RecordingWriter, SiteState, read_recording
+from reludiag.recording import Mark, RecordingWriter, SiteState, read_recording
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import may_rectify
 from reludiag.sites.guard import Guard, described, warn
@@ -361,6 +361,32 @@ class Monitor:
             )
         if self._may_note("log"):
             self._metrics.add(self._clock.step, {**(metrics or {}), **named})
+
+    def mark(self, name: str) -> None:
+        """Mark this step with a name, such as `monitor.mark("task 3")` where a task begins.
+
+        Reports say how many units died between marks. With a probe, a snapshot is taken here, so
+        that this is exact; without one, a window that a mark falls into counts for what follows it.
+
+        Raises UsageError for what is no name, and before the run. After it, a mark is lost, with a
+        RuntimeWarning.
+        """
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+            raise UsageError(
+                f"mark({str(name)[:40]!r}) was given; expected a text of 1 to {LONGEST_NAME} "
+                "characters, such as 'task 3'"
+            )
+        if not self._may_note("mark"):
+            return
+        try:
+            step = self._clock.step
+            if self._has_probe and self.snapshots[-1:] != [step]:
+                self._snapshot()
+            if self._writer is not None:
+                self._writer.write_mark(Mark(step, name))
+        except Exception as error:
+            self._guard.fail(error)
+        self._alerts.tell()
 
     def _may_note(self, method: str) -> bool:
         """Whether the run is being watched; raises UsageError if it has not begun."""

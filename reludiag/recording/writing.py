@@ -19,7 +19,7 @@ from reludiag.errors import RecordingError
 from reludiag.measure.structure import InputScale
 from reludiag.recording.observations import Observations
 from reludiag.recording.reading import read_run
-from reludiag.recording.records import Metric, RecordedRun, SiteState
+from reludiag.recording.records import Mark, Metric, RecordedRun, SiteState
 from reludiag.recording.schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, packed
 from reludiag.sites.site import Site
 
@@ -91,6 +91,12 @@ class RecordingWriter:
         rows = [(m.window, m.name, m.step, m.last, m.mean, m.count) for m in metrics]
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO metric VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def write_mark(self, mark: Mark) -> None:
+        """Write one mark of the user's own."""
+        with self._transaction():
+            row = (mark.step, mark.name)
+            self._db.execute("INSERT INTO mark (step, name) VALUES (?, ?)", row)
 
     def write_snapshot(
         self,

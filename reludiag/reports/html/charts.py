@@ -14,6 +14,8 @@ from reludiag.reports.run.lifelines import LifelineChart, SiteLine
 
 MOST_LISTED = 10_000
 """Largest number of dead units that a page lists; the CSV has all."""
+MOST_MARKS = 40
+"""Marks that a page draws; the JSON has all."""
 MOST_METRICS = 12
 """Metrics that a page draws; the JSON has all."""
 MOST_POINTS = 1_000
@@ -26,6 +28,7 @@ def charts(diagnosis: Diagnosis, lives: LifelineChart | None) -> dict[str, Any]:
         "lives": None if lives is None else _lives(lives),
         "states": {life.name.lower(): int(life) for life in Life},
         "firing": _firing(diagnosis),
+        "marks": _marks(diagnosis),
         "metrics": _metrics(diagnosis),
         "csv": dead_csv(diagnosis),
     }
@@ -57,6 +60,15 @@ def _line(line: SiteLine) -> dict[str, Any]:
         **{kind: packed(getattr(line, kind)) for kind in ("dead", "nonfinite", "died", "revived")},
         "states": None if line.states is None else packed(line.states),
     }
+
+
+def _marks(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    """Step and name of each mark, or of evenly chosen ones if there are many."""
+    marks = diagnosis.marks[diagnosis.marks["mark"].notna()]
+    chosen = marks.iloc[:: max(1, -(-len(marks) // MOST_MARKS))]
+    return [
+        {"step": int(row["step"]), "name": str(row["mark"])} for row in chosen.to_dict("records")
+    ]
 
 
 def _metrics(diagnosis: Diagnosis) -> list[dict[str, Any]]:

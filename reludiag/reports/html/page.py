@@ -8,6 +8,7 @@ from reludiag.reports.html.charts import MOST_LISTED, MOST_METRICS, charts
 from reludiag.reports.html.shell import fragment_of, page_of
 from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.lifelines import MOST_UNITS, LifelineChart, lifelines
+from reludiag.reports.run.marks import growth, stretches
 from reludiag.reports.run.metrics import MOST_SHOWN, metric_cells
 from reludiag.reports.run.summary import instruction
 from reludiag.reports.wording import plural
@@ -64,6 +65,8 @@ def _report_content(diagnosis: Diagnosis) -> dict[str, Any]:
         "ledger": diagnosis.timeline is not None,
         "since": content.death_sentence(diagnosis),
         "windows": windows,
+        "marks": stretches(diagnosis),
+        "growth": growth(diagnosis),
         "metrics": metrics,
         "tabled": list(metrics)[:MOST_SHOWN],
         "causes": causes,

@@ -46,6 +46,7 @@ for (const [event, now] of [["beforeprint", true], ["afterprint", false]])
 
 // ---- Which site is shown
 
+const MARKS_NAMED = 12; // the most marks whose names fit beside each other
 const ALL_UNITS = 1000; // the most rows of single units that are distinguishable in one picture
 const SITES = "\u0000sites", UNITS = "\u0000units"; // no name of a site begins so
 let chosen = UNITS;
@@ -265,6 +266,9 @@ function drawLife() {
   const back = line.revived.some(Boolean);
   const longest = one ? 0 : Math.max(...shown.map((site) => Math.min(site.name.length, wanted)));
   const deaths = rates ? [98, 164] : [0, 66];
+  shapes.push(...data.marks.map(({ step }) => ({
+    type: "line", xref: "x", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, line: { color: colour("ink"), width: 1, dash: "dot" } })));
+  const named = data.marks.length <= MARKS_NAMED ? data.marks : [];
   Plotly.react(chart, traces, base({
     height: whole, barmode: "overlay", shapes, margin: { l: Math.max(64, longest * 7.6 + 14), r: 16, t: 26, b: 44 },
     xaxis: axis("Optimizer steps", { range: [edges[0], edges[columns]], fixedrange: false, showgrid: false, anchor: "y", tickformat: ",d", ...(edges[columns] - edges[1] < 10 ? { dtick: 1 } : { nticks: narrow ? 5 : 10 }) }),
@@ -277,6 +281,9 @@ function drawLife() {
       ...(rates ? [above(one ? "Learning rate" : "Largest learning rate")] : []),
       above(back ? "Died (up) and revived (down) in a window" : "Died in a window", from(deaths[0])),
       above(byUnit ? many(line.units, "unit") : one ? "Share dead" : `${many(shown.length, "site")}, share dead`, from(head)),
+      ...named.map(({ step, name }) => ({
+        text: plain(short(name, 16)), x: step, y: from(deaths[0]), xref: "x", yref: "paper", xanchor: "left", yanchor: "top", showarrow: false,
+        font: { size: 10, color: colour("ink") } })),
     ],
   }), options("life"));
   chart.removeAllListeners?.("plotly_hover");

@@ -37,5 +37,6 @@ def document(diagnosis: Diagnosis, all_units: bool = False) -> str:
         "units": records(chosen_units(diagnosis, all_units)),
         "timeline": None if diagnosis.timeline is None else records(diagnosis.timeline),
         "metrics": records(diagnosis.metrics),
+        "marks": records(diagnosis.marks),
     }
     return text_of(content)

@@ -13,6 +13,7 @@ from reludiag.measure.unjudged import label, unjudged_sites
 from reludiag.measure.verdicts import LOST, VERDICTS
 from reludiag.printable import printable
 from reludiag.reports.run.formats import ReportOptions
+from reludiag.reports.run.marks import growth, stretches
 from reludiag.reports.run.metrics import MOST_SHOWN, left_out, metric_cells
 from reludiag.reports.run.summary import (
     dead_count,
@@ -42,6 +43,7 @@ def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
         _headline(diagnosis, checks),
         _site_table(diagnosis, checks),
         _life_table(diagnosis),
+        _mark_table(diagnosis),
         _metric_table(diagnosis),
         _why(diagnosis),
         _structure(diagnosis),
@@ -134,6 +136,16 @@ def _life_table(diagnosis: Diagnosis) -> str:
         counts += [window.nonfinite] if diverged else []
         lines.append(_row([window.steps, rate, *(f"{count:,}" for count in counts)]))
     return "\n".join(lines)
+
+
+def _mark_table(diagnosis: Diagnosis) -> str:
+    """What died between the user's own marks."""
+    titles = ["From mark", "Steps", "Dead", "Died", "Revived"]
+    lines = [_row(titles), "|:--|" + "--:|" * (len(titles) - 1)]
+    for row in (rows := stretches(diagnosis)):
+        counts = (f"{count:,}" for count in (row.dead, row.died, row.revived))
+        lines.append(_row([_name(row.name), row.steps, *counts]))
+    return "\n".join([*lines, "", _text(growth(diagnosis))]) if rows else ""
 
 
 def _metric_table(diagnosis: Diagnosis) -> str:

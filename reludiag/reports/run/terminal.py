@@ -21,6 +21,7 @@ from reludiag.reports.console import WIDTH, SanitizedText, plain_text, speaks_un
 from reludiag.reports.output import encoding_of
 from reludiag.reports.run.cause_section import why
 from reludiag.reports.run.formats import ReportOptions
+from reludiag.reports.run.marks import growth, mark_section
 from reludiag.reports.run.metrics import metric_section
 from reludiag.reports.run.structure_section import structure
 from reludiag.reports.run.summary import (
@@ -79,6 +80,7 @@ def render(
     parts.append(_site_table(diagnosis, all_sites, ascii_only, wide))
     if diagnosis.timeline is not None and len(diagnosis.timeline):
         parts.append(life_table(diagnosis, ascii_only))
+        parts += mark_section(diagnosis)
         parts += metric_section(diagnosis)
     parts += why(diagnosis.causes)
     parts += structure(diagnosis.structure)
@@ -304,7 +306,7 @@ def _cells(part: int, whole: int, width: int) -> int:
 
 
 def _next_steps(diagnosis: Diagnosis) -> RenderableType:
-    lines = next_steps(diagnosis)
+    lines = [*filter(None, [growth(diagnosis)]), *next_steps(diagnosis)]
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(width=1, style="bold")
     table.add_column()
