@@ -339,6 +339,11 @@ class Alerts:
                 f"{born:,} of them were dead when the run began, and no learning rate changes "
                 "that: look at the initialization and at the input first (`reludiag init`)"
             )
+        trained = [site for site in news.sites if self._models.get(site.model, True)]
+        if 2 * sum(site.dead + site.nonfinite for site in trained) < lost:
+            advice = (
+                "Most are in models that no optimizer trains: look where their weights come from"
+            )
         return TooManyDeadError(
             f"{lost:,} of {news.units:,} units are dead at step {news.step:,}{finite}: more than "
             f"raise_over={self._raise_over.text!r} allows. {news}. The recording is complete. "
