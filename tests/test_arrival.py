@@ -1,6 +1,8 @@
 """What of a rectifier's output arrives behind a selection: a top-k, a mask, a scatter."""
 
+import contextlib
 import io
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -427,6 +429,22 @@ def test_a_json_document_keeps_it(tmp_path: Path) -> None:
     assert list(again.units["fired_before_selection"]) == list(
         diagnosis.units["fired_before_selection"]
     )
+
+
+def test_a_recording_of_before_is_opened_and_says_nothing_of_it(tmp_path: Path) -> None:
+    model, path = Autoencoder(_scattered), tmp_path / "run.reludiag"
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with reludiag.Monitor(model, optimizer, path=path, every=1):
+        model(X).square().mean().backward()
+        optimizer.step()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("ALTER TABLE site DROP COLUMN selects_from")
+        db.execute("ALTER TABLE statistics DROP COLUMN silent_before")
+        db.execute("PRAGMA user_version = 8")
+    diagnosis = reludiag.load(path)
+    assert diagnosis.unit_count == UNITS
+    assert diagnosis.units["fired_before_selection"].isna().all()
+    assert diagnosis.sites[["selects_from", "never_fired", "never_arrived"]].isna().all(axis=None)
 
 
 def test_a_gate_still_knows_the_relu_by_its_name() -> None:

@@ -15,7 +15,12 @@ from torch import Tensor
 
 from reludiag.sites.rectifiers import Arguments, Keywords, is_zero
 from reludiag.sites.site import Rectifier
-from reludiag.sites.torch_internals import holds_reals, storage_of, version_of
+from reludiag.sites.torch_internals import (
+    DisableTorchFunction,
+    holds_reals,
+    storage_of,
+    version_of,
+)
 
 _ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
 _ONES = frozenset({"ones", "ones_like", "new_ones"})
@@ -197,7 +202,8 @@ class Parts:
                 self._keep(indices, _Part(indices_of=top))
             return
         if operator == "setitem":
-            self._note_marked(*args)
+            if len(args) == 3:
+                self._note_marked(*args)
             return
         if not isinstance(result, Tensor) or not args:
             return
@@ -230,7 +236,9 @@ class Parts:
     def _gathered(self, x: Any, dim: Any, index: Any) -> _Part:
         """What is taken from the places of the largest, of these or of what was rectified."""
         top = self._part(index).indices_of
-        if top is None or dim is None or not isinstance(x, Tensor) or dim % x.ndim != top.dim:
+        if top is None or not isinstance(dim, int) or not isinstance(x, Tensor) or not x.ndim:
+            return _NOTHING
+        if dim % x.ndim != top.dim:
             return _NOTHING
         return _Part(values_of=top if any(map(top.is_of, self._before(x))) else None)
 
@@ -367,6 +375,8 @@ class Parts:
         top = self._part(index).indices_of
         if top is None or not isinstance(weight, Tensor) or weight.ndim < 2:
             return None
+        if not isinstance(axis, int) or not -weight.ndim <= axis < weight.ndim:
+            return None
         units = top.tensor.shape[top.dim]
         if top.dim != top.tensor.ndim - 1 or weight.shape[axis] != units:
             return None
@@ -399,8 +409,8 @@ def _read_by(operator: str, args: Arguments, kwargs: Keywords) -> Arguments:
         weight, key = args
         keys = key if isinstance(key, tuple) else (key,)
         places = [place for place, each in enumerate(keys) if isinstance(each, Tensor)]
-        others = (each for each in keys if not isinstance(each, Tensor))
-        if len(places) != 1 or any(each != slice(None) for each in others):
+        others = [each for each in keys if not isinstance(each, Tensor)]
+        if len(places) != 1 or not all(map(_is_whole, others)):
             return ()
         return weight, places[0], keys[places[0]], None
     if operator == "index_select":
@@ -413,6 +423,11 @@ def _read_by(operator: str, args: Arguments, kwargs: Keywords) -> Arguments:
     return values.get("weight"), 0, values.get("input"), values.get("per_sample_weights")
 
 
+def _is_whole(key: Any) -> bool:
+    """Whether this is `:`."""
+    return isinstance(key, slice) and key.start is None and key.stop is None and key.step is None
+
+
 def _top_side(top: _Top) -> _Side:
     return _Side(lambda: top.tensor, top.version, True, _TOP)
 
@@ -421,14 +436,15 @@ def _is_same(a: Tensor | None, b: Tensor) -> bool:
     """Whether these are the same elements in the same order: one may be a view of the other."""
     if a is b or a is None:
         return a is b
-    return (
-        a.numel() == b.numel()
-        and a.dtype == b.dtype
-        and a.is_contiguous()
-        and b.is_contiguous()
-        and storage_of(a) == storage_of(b)
-        and a.storage_offset() == b.storage_offset()
-    )
+    with DisableTorchFunction():  # a subclass must not notice
+        return (
+            a.numel() == b.numel()
+            and a.dtype == b.dtype
+            and a.is_contiguous()
+            and b.is_contiguous()
+            and storage_of(a) == storage_of(b)
+            and a.storage_offset() == b.storage_offset()
+        )
 
 
 def _fits(top: _Top, zeros: Any, dim: Any) -> bool:
