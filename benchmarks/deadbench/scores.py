@@ -195,8 +195,9 @@ def _replays(rows: Sequence[Row], replays: Mapping[str, str]) -> list[str]:
             right = _share(is_right(said, row.proof.proved) for row, said in mine)
             table.append((cause, *(str(counts[name] or "") for name in answers), right))
     return [
-        "`replay` with a tenth of the rate and with Kaiming's weights, by training, from all "
-        "seeds. `neither` is right where the cause is another one:",
+        "`replay` with a tenth of the rate, Kaiming's weights, a centred input, and without decay, "
+        "momentum and penalty, by training, from all seeds. `neither` is right where the cause is "
+        "another one:",
         markdown(("proved", *answers, "right"), *table),
     ]
 
