@@ -1,6 +1,8 @@
 """Replay: the cause that a counterfactual names, where it is known."""
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ from torch import nn
 import reludiag
 from reludiag.experiments.analysis.counterfactual import answer, arms_of
 from reludiag.experiments.queue.queue import Cell, Result
+from reludiag.experiments.queue.sqlite_queue import SqliteQueue
 from reludiag.experiments.replay import replay_of
 from reludiag.experiments.trial_table import trials_table
+from reludiag.process import this_process
 from reludiag.recording import read_recording
 
 pytestmark = pytest.mark.usefixtures("forked_workers")
@@ -568,6 +572,19 @@ def test_a_trial_varies_values_and_steps() -> None:
     assert trial.steps(30) == 300
     unchanged = reludiag.Trial()
     assert (unchanged.value("l1", 5.0), unchanged.steps(30)) == (5.0, 30)
+
+
+def test_a_file_of_an_older_version_is_continued(tmp_path: Path) -> None:
+    cells = [Cell(0, 0), Cell(1, 0, settings={"l1": 0.5}, center_input=True, steps_scale=4.0)]
+    path = tmp_path / "trials.sqlite"
+    SqliteQueue.prepare(path, {}, cells[:1]).close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("ALTER TABLE cell DROP COLUMN changes")
+        db.execute("PRAGMA user_version = 3")
+        db.commit()
+    queue = SqliteQueue.prepare(path, {}, cells)
+    assert [queue.claim(this_process()) for _ in cells] == cells
+    queue.close()
 
 
 def test_the_command_takes_any_setting(
