@@ -2,11 +2,13 @@
 
 from reludiag.causes import (
     divergence,
+    edited,
     healthy,
     inherited,
     initialization,
     input_shift,
     learning_rate,
+    outlier,
     structure,
     undetermined,
     untrained,
@@ -18,6 +20,8 @@ KINDS = (
     divergence.KIND,
     untrained.KIND,
     upstream_collapse.KIND,
+    edited.KIND,
+    outlier.KIND,
     learning_rate.KIND,
     inherited.KIND,
     initialization.KIND,

@@ -1,8 +1,10 @@
 """The evidence collector: collects, during a run, the evidence for the causes of deaths.
 
-It measures the first step and the last step before each snapshot; in all others it does nothing.
+It measures the first step and the last step before each snapshot; of all others it only keeps a few
+numbers of the weights, in `StepWatch`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -17,14 +19,15 @@ from reludiag.capture.watched import Watch
 from reludiag.evidence.budget import Budget, clock_of
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
+from reludiag.evidence.step_watch import AroundStep, StepWatch
 from reludiag.evidence.update_ratios import UpdateMeter
 from reludiag.loading.batch_contents import tensors_of
 from reludiag.loading.model_inputs import ModelInputs, add_inputs
-from reludiag.measure.gradients import step_gradients
+from reludiag.measure.gradients import gradient_norm, step_gradients
 from reludiag.measure.structure import GradientFacts
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
-from reludiag.recording.observations import Death, Observations, Update
+from reludiag.recording.observations import Death, GradientNorm, Observations, Update
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.guard import Guard, described, warn
 from reludiag.sites.readable import readable
@@ -54,6 +57,8 @@ class EvidenceCollector:
         """`share` is that of the run's time in which deaths may be examined."""
         self._guard, self._undo = guard, guard.undo_list()
         self._undo_last = guard.undo_list(of_optimizer=True)
+        self._undo_steps = guard.undo_list(of_optimizer=True)
+        """What takes off the hooks of every step; only the end of the run does."""
         self._model, self._optimizers, self._every = model, optimizers, every
         self._unit_axes, self._merge_calls, self._watch = unit_axes, merge_calls, watch
         self._names: dict[nn.Module, str] = {}
@@ -69,7 +74,9 @@ class EvidenceCollector:
             else None
         )
         self._meter = UpdateMeter(model)
+        self._steps = StepWatch(model, optimizers)
         self._updates: list[Update] = []
+        self._gradient_norms: list[GradientNorm] = []
         self._producers: set[str] = set()
         self._expecting = False
         self._failed = ""
@@ -98,8 +105,18 @@ class EvidenceCollector:
         return [self._failed] if self._failed else []
 
     def begin(self) -> None:
-        """The run begins: from now on its time counts."""
+        """The run begins: from now on its time counts, and its steps are watched.
+
+        It has to be called before other hooks of the optimizers are set: a snapshot that is taken
+        after a step has to know that step.
+        """
         self._budget.begin()
+        self._guarded(self._steps.begin, None)
+        for index, optimizer in enumerate(self._optimizers):
+            before = AroundStep(self._steps.before, index, self._fail)
+            after = AroundStep(self._steps.after, index, self._fail)
+            self._undo_steps.append(optimizer.register_step_pre_hook(before).remove)
+            self._undo_steps.append(optimizer.register_step_post_hook(after).remove)
 
     def attach(self) -> None:
         """Watch the coming steps."""
@@ -132,6 +149,9 @@ class EvidenceCollector:
             if not self._has_probe:
                 self._batches = []  # the first step was measured: its copy is no longer needed
             self._updates += self._guarded(lambda: self._meter.measure(step), [])
+            norm = self._guarded(lambda: gradient_norm(self._model), None)
+            if norm is not None and math.isfinite(norm):
+                self._gradient_norms.append(GradientNorm(step, norm))
         if (step + 1) % self._every == 0:
             self._expect()
 
@@ -167,8 +187,12 @@ class EvidenceCollector:
         if deaths is not None:
             died: list[Death] = self._guarded(lambda: deaths.observe(step, states), [])
             observations = replace(observations, deaths=tuple(died))
+        jumps, edits = self._guarded(self._steps.take, ((), ()))
         updates, self._updates = tuple(self._updates), []
-        return replace(observations, updates=updates)
+        norms, self._gradient_norms = tuple(self._gradient_norms), []
+        return replace(
+            observations, updates=updates, jumps=jumps, edits=edits, gradient_norms=norms
+        )
 
     def _expect(self) -> None:
         """Prepare to measure the next step."""
@@ -208,13 +232,18 @@ class EvidenceCollector:
             with torch.no_grad():
                 return observe()
         except Exception as error:  # it runs the model's code in unusual ways
-            what = f"no longer collected ({described(error)})"
-            self._failed = f"Evidence for causes was {what}: later deaths have no cause."
-            warn(
-                f"reludiag: evidence for causes is {what}. The training and the rest of the "
-                "recording continue"
-            )
+            self._fail(error)
             return nothing
+
+    def _fail(self, error: Exception) -> None:
+        if self._failed:
+            return
+        what = f"no longer collected ({described(error)})"
+        self._failed = f"Evidence for causes was {what}: later deaths have no cause."
+        warn(
+            f"reludiag: evidence for causes is {what}. The training and the rest of the "
+            "recording continue"
+        )
 
 
 class BeforeMeasuredStep:

@@ -12,7 +12,7 @@ from reludiag.capture.model_state import preserve_state
 from reludiag.measure.structure import GradientFacts
 from reludiag.sites.returned import returned_tensors
 from reludiag.sites.site import Site
-from reludiag.sites.torch_internals import TorchDispatchMode, storage_of
+from reludiag.sites.torch_internals import DisableTorchFunction, TorchDispatchMode, storage_of
 
 _SEED = 7
 
@@ -106,6 +106,15 @@ def step_gradients(model: nn.Module) -> GradientFacts | None:
     if len(missing) + len(zero) == len(parameters):  # as zero_grad(set_to_none=False) leaves them
         return None
     return GradientFacts(None, len(parameters), missing=missing, zero=zero)
+
+
+def gradient_norm(model: nn.Module) -> float | None:
+    """The norm of all gradients of its parameters together, as they are; None if there are none."""
+    with DisableTorchFunction():
+        gradients = [p.grad.detach() for p in model.parameters() if p.grad is not None]
+        if not gradients or any(type(g) is not Tensor or g.is_sparse for g in gradients):
+            return None
+        return float(nn.utils.get_total_norm(gradients))
 
 
 def _is_zero(gradient: Tensor) -> bool:

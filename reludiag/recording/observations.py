@@ -60,6 +60,63 @@ class Update:
     """Norm of the change / norm of the weights before it."""
 
 
+JUMP = 20.0
+"""A step this many times as large as usual, at its rate, is a jump. Of 155 trainings without an
+outlier, of eight tasks and networks with SGD, momentum, Adam, AdamW and RMSprop, 1 had such a step
+that came at once and was `JUMP_SIZE`. Of the 27 with one batch or loss that went wrong and killed
+units all did: their step was at least 50 times as large as usual.
+"""
+SUDDEN = 0.25
+"""It comes at once if all steps shortly before are at most this share of it: a training that
+becomes unstable grows from step to step."""
+JUMP_SIZE = 0.02
+"""Smaller steps, relative to the weights, kill few units, however small the others are."""
+
+
+@dataclass(frozen=True)
+class Jump:
+    """The step of a window that is furthest above what is usual: see `evidence.jumps`."""
+
+    step: int
+    ratio: float
+    """Its update, relative to the weights and to the learning rate, over the usual one."""
+    before: float
+    """The largest such ratio of the few steps before it."""
+    size: float
+    """Norm of the update over that of the weights, median over the matrices of the model."""
+
+    @property
+    def is_sudden(self) -> bool:
+        """Whether it is an event of its own: large, and at once."""
+        return (
+            self.ratio >= JUMP and self.before <= SUDDEN * self.ratio and self.size >= JUMP_SIZE
+        )
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The changes of weights in a window by something else than the optimizer."""
+
+    step: int
+    """After which the largest was made, before the next step."""
+    times: int
+    """Number of steps of the window after which there was one."""
+    size: float
+    """Of the largest: norm of the change over that of the weights of one parameter."""
+    update: float
+    """The usual update of that parameter, in the same measure."""
+    modules: tuple[str, ...]
+    """The modules whose weights changed, at any of these times."""
+
+
+@dataclass(frozen=True)
+class GradientNorm:
+    """The norm of all gradients with which one step was taken, as an optimizer got them."""
+
+    step: int
+    norm: float
+
+
 @dataclass(frozen=True)
 class Drift:
     """By how much the mean pre-activation of a dying unit changed, and through what.
@@ -105,3 +162,7 @@ class Observations:
     baselines: tuple[Baseline, ...] = ()
     updates: tuple[Update, ...] = ()
     deaths: tuple[Death, ...] = ()
+    jumps: tuple[Jump, ...] = ()
+    """At most one of each window and optimizer."""
+    edits: tuple[Edit, ...] = ()
+    gradient_norms: tuple[GradientNorm, ...] = ()

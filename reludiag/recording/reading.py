@@ -18,8 +18,11 @@ from reludiag.recording.observations import (
     Baseline,
     Death,
     Drift,
+    Edit,
+    GradientNorm,
     InitialLayer,
     InputStatistics,
+    Jump,
     Observations,
     Update,
 )
@@ -164,6 +167,7 @@ def _read_logged(db: sqlite3.Connection) -> tuple[tuple[Metric, ...], tuple[Mark
 def _read_observations(db: sqlite3.Connection, version: int) -> Observations:
     scale = "scale" if version > 4 else "NULL"
     examined = "examined" if version > 5 else "1"
+    events = _read_events(db) if version > 9 else {}
     # Sites are identified by name here, because keys are not stored.
     names = dict(db.execute("SELECT id, name FROM site"))
     return Observations(
@@ -207,7 +211,22 @@ def _read_observations(db: sqlite3.Connection, version: int) -> Observations:
                 f" by_input, by_bias, {examined} FROM death ORDER BY step, site, unit"
             )
         ),
+        **events,
     )
+
+
+def _read_events(db: sqlite3.Connection) -> dict[str, Any]:
+    """What single steps did to the weights."""
+    return {
+        "jumps": tuple(Jump(*row) for row in db.execute("SELECT * FROM jump ORDER BY step")),
+        "edits": tuple(
+            Edit(step, times, size, _nan_if_null(update), tuple(json.loads(modules)))
+            for step, times, size, update, modules in db.execute("SELECT * FROM edit ORDER BY step")
+        ),
+        "gradient_norms": tuple(
+            GradientNorm(*row) for row in db.execute("SELECT * FROM gradient ORDER BY step")
+        ),
+    }
 
 
 def _nan_if_null(value: float | None) -> float:

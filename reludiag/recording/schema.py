@@ -6,7 +6,7 @@ import numpy as np
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 OLDEST_READ = 3
 """The oldest version that can be read: what a later one added is then not known."""
 # What each version changed:
@@ -21,6 +21,7 @@ OLDEST_READ = 3
 #   7  site: upper.
 #   8  metric, mark.
 #   9  site: selects_from; statistics: silent_before.
+#  10  jump, edit, gradient.
 
 SCHEMA = """
 CREATE TABLE run (                  -- facts about the whole run
@@ -113,6 +114,23 @@ CREATE TABLE "update" (             -- how far single steps moved the weights: t
     ratio REAL NOT NULL,            -- |change| / |weights before|
     PRIMARY KEY (step, module)
 ) WITHOUT ROWID;
+CREATE TABLE gradient (             -- of the same steps, where it is finite
+    step INTEGER PRIMARY KEY,
+    norm REAL NOT NULL              -- of all gradients, as the optimizer got them
+);
+CREATE TABLE jump (                 -- of each window, the step that is furthest above what is usual
+    step INTEGER PRIMARY KEY,
+    ratio REAL NOT NULL,            -- update relative to weights and learning rate, over its median
+    before REAL NOT NULL,           -- the largest such ratio of the eight steps before it
+    size REAL NOT NULL              -- |change| / |weights|, median over the matrices
+);
+CREATE TABLE edit (                 -- changes of weights by something else than the optimizer
+    step INTEGER PRIMARY KEY,       -- after which the largest of its window was made
+    times INTEGER NOT NULL,         -- number of steps of the window after which there was one
+    size REAL NOT NULL,             -- |change| / |weights before| of one parameter
+    usual REAL,                     -- the usual update of that parameter, in the same measure
+    modules TEXT NOT NULL           -- paths of all modules that were edited in the window, as JSON
+);
 CREATE TABLE death (                -- each unit that died between two snapshots on a probe
     site INTEGER NOT NULL REFERENCES site(id),
     unit INTEGER NOT NULL,

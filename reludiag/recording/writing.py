@@ -167,6 +167,12 @@ class RecordingWriter:
                 if b.site in self._site_ids
             ],
             '"update"': [(u.step, u.module, u.ratio) for u in observations.updates],
+            "jump": [(j.step, j.ratio, j.before, j.size) for j in observations.jumps],
+            "edit": [
+                (e.step, e.times, e.size, e.update, json.dumps(e.modules))
+                for e in observations.edits
+            ],
+            "gradient": [(g.step, g.norm) for g in observations.gradient_norms],
             "death": [
                 (
                     *(self._site_ids[death.site], death.unit, death.step, death.previous),
