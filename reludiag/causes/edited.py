@@ -102,7 +102,8 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             *(death_evidence(study) if study is not None else ()),
         ),
         sentence=f"Something beside the optimizer changed the weights of {names} {when}, by "
-        f"{edit.size:.0%} of their norm. {deaths}".strip() + unproved,
+        f"{edit.size:.0%} of their norm. {deaths}".strip()
+        + unproved,
         advice="leave out what changes the weights outside the optimizer, such as rounding, "
         "pruning, clamping or loading a state, or do it in smaller parts",
         confirm="",

@@ -1,9 +1,9 @@
 """Incidents: single steps at which something happened to the weights. Did units die then?
 
 The windows of the incidents are compared with all other windows of the run, as the event study does
-for high learning rates. Units may go on to die: a network whose weights were thrown about gets large
-gradients for some time. These later deaths are put down to the incident as long as each window has
-some, but prove nothing.
+for high learning rates. Units may go on to die: a network whose weights were thrown about gets
+large gradients for some time. These later deaths are put down to the incident as long as each
+window has some, but prove nothing, and are not counted.
 """
 
 import math
@@ -54,9 +54,7 @@ class Incidents:
     def kills(self) -> bool:
         """Whether far more units died in their windows than elsewhere."""
         return (
-            self.deaths >= FEWEST
-            and self.least_ratio >= RATE_RATIO
-            and self.p_value < SIGNIFICANT
+            self.deaths >= FEWEST and self.least_ratio >= RATE_RATIO and self.p_value < SIGNIFICANT
         )
 
     @property
@@ -85,11 +83,14 @@ def incidents(run: RunLives, steps: Sequence[int]) -> Incidents | None:
     claimed = windows.copy()
     for window in range(first + 1, len(windows)):
         claimed[window] |= bool(claimed[window - 1] and died[window])
-    share, inside = float(exposure[windows].sum()) / total, int(died[windows].sum())
+    inside, exposed = int(died[windows].sum()), float(exposure[windows].sum())
     rest = ~claimed & (np.arange(len(windows)) > first)
     sides = [(died[:first], exposure[:first]), (died[rest], exposure[rest])]
     most = max(float(d.sum() / e.sum()) if e.sum() else 0.0 for d, e in sides)
-    rate = inside / (share * total) if share else 0.0
+    rate = inside / exposed if exposed else 0.0
+    # What follows an incident is its consequence: it is on neither side.
+    compared = windows | ~claimed
+    share = exposed / float(exposure[compared].sum())
     killed = np.flatnonzero(claimed & (died > 0))
     return Incidents(
         steps=tuple(steps),
@@ -97,10 +98,10 @@ def incidents(run: RunLives, steps: Sequence[int]) -> Incidents | None:
         claimed=claimed,
         deaths=inside,
         all_deaths=deaths,
-        exposure=share,
+        exposure=exposed / total,
         least_ratio=rate / most if most else math.inf,
         before=float(exposure[:first].sum()) / total,
-        p_value=_p_value(inside, deaths, share),
+        p_value=_p_value(inside, int(died[compared].sum()), share),
         first=ends[int(killed[0])] if len(killed) else 0,
         last=ends[int(killed[-1]) + 1] if len(killed) else 0,
     )

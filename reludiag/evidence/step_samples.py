@@ -1,8 +1,8 @@
 """Step samples: a few numbers of every weight, read before and after each step of an optimizer.
 
 What changed in a step is its update; what changed between two steps was edited from outside. The
-weights are not copied: short pieces of each parameter, at fixed places, go into one row of a ring, by
-one call for all of them. The norms of the changes are computed for many steps at once, on the
+weights are not copied: short pieces of each parameter, at fixed places, go into one row of a ring,
+by one call for all of them. The norms of the changes are computed for many steps at once, on the
 device, and come to the host at snapshots only.
 """
 
@@ -138,7 +138,7 @@ class StepSamples:
         parts = [ring.reduce(rows) for ring in self._rings]
         order = np.argsort(np.concatenate([ring.columns for ring in self._rings]))
         home = parts[0][0].device  # of several devices, the first takes them all
-        tables = (torch.cat([table.to(home) for table in each], 1) for each in zip(*parts, strict=True))
+        tables = [torch.cat([part[index].to(home) for part in parts], dim=1) for index in range(3)]
         columns = torch.as_tensor(order, device=home)
         self._blocks.append(tuple(table[:, columns] for table in tables))
 

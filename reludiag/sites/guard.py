@@ -13,7 +13,8 @@ through them. After the first error they do nothing any more.
 runs the user's operator |
 | dispatch modes | `ProvenanceMode` (sites/provenance.py) | following an operator |
 | hooks of an optimizer | `BeforeStep`, `AfterStep` (monitoring/clock.py), `BeforeMeasuredStep` \
-(evidence/collector.py) | `Monitor`, `EvidenceCollector` |
+(evidence/collector.py), `AroundStep` (evidence/step_watch.py) | `Monitor`, `EvidenceCollector`, \
+`StepWatch` |
 | functions of the user's own, `observe` | `Watching` (sites/watching.py) | the same |
 | a step's closure | `Monitor._before_step` | the initial state |
 | the end of the run | `Monitor.__exit__` | the last snapshot, the writer |
