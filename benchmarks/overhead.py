@@ -27,6 +27,7 @@ from workloads import WORKLOADS, Training, Workload
 
 import reludiag
 import reludiag.capture.hooks
+import reludiag.evidence.step_watch
 import reludiag.monitoring.clock
 import reludiag.sites.functional
 
@@ -88,6 +89,7 @@ class Inside:
             (reludiag.capture.hooks.Hook, "__call__", self.timed),
             (reludiag.monitoring.clock.BeforeStep, "__call__", self.timed),
             (reludiag.monitoring.clock.AfterStep, "__call__", self.timed),
+            (reludiag.evidence.step_watch.AroundStep, "__call__", self.timed),
             (reludiag.sites.functional.RectifierMode, "__torch_function__", self.timed_mode),
         ]
         kept = [(owner, name, getattr(owner, name)) for owner, name, _ in places]

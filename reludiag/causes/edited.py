@@ -6,11 +6,11 @@ edits are meant and harmless: those that no deaths follow are no cause.
 
 import numpy as np
 
-from reludiag.causes.cause import Evidence, rounded
+from reludiag.causes.cause import Evidence
 from reludiag.causes.chance import more_died
 from reludiag.causes.incidents import Incidents, died_in, incidents
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
-from reludiag.causes.outlier import death_evidence
+from reludiag.causes.outlier import death_evidence, rounded_or_infinite
 from reludiag.causes.site_lives import Mask
 from reludiag.recording.observations import Edit
 
@@ -90,7 +90,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         evidence=(
             Evidence(
                 "largest edit",
-                rounded(edit.size),
+                rounded_or_infinite(edit.size),
                 f"norm of the change over norm of the weights of a parameter, {when}; its usual "
                 f"update is {edit.update:.2g}",
             ),

@@ -71,13 +71,13 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         evidence=(
             Evidence(
                 "largest jump",
-                rounded(jump.ratio) if math.isfinite(jump.ratio) else "infinite",
+                rounded_or_infinite(jump.ratio),
                 f"update of step {jump.step}, relative to the weights and the learning rate, over "
                 f"the median of the 32 before; without an outlier, {JUMP:g} at once is rare",
             ),
             Evidence(
                 "size of that step",
-                rounded(jump.size),
+                rounded_or_infinite(jump.size),
                 "norm of the change over norm of the weights",
             ),
             *death_evidence(study),
@@ -114,6 +114,11 @@ def _usual_norm(run: RunLives, jump: Jump) -> float | None:
 def _one_digit_up(value: float) -> float:
     scale = 10.0 ** math.floor(math.log10(value))
     return math.ceil(value / scale - 1e-9) * scale
+
+
+def rounded_or_infinite(value: float) -> float | str:
+    """For evidence, which JSON has to hold."""
+    return rounded(value) if math.isfinite(value) else "infinite"
 
 
 def death_evidence(study: Incidents) -> list[Evidence]:
