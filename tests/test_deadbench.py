@@ -17,7 +17,7 @@ from benchmarks.deadbench.loop import in_eval_mode, lost_units, train, untrained
 from benchmarks.deadbench.proof import prove
 from benchmarks.deadbench.scores import cells, summary
 from benchmarks.deadbench.tasks import mlp
-from benchmarks.deadbench.training import CAUSES, Group, Settings, Training, trainings
+from benchmarks.deadbench.training import CAUSES, Group, Settings, Training, no_edit, trainings
 from benchmarks.deadbench.trainings.initialization import low_norm
 from reludiag.causes.cause import Change
 
@@ -165,6 +165,13 @@ def test_an_advice_on_a_norm_is_followed() -> None:
     network = partial(mlp, 64, (64, 64), 10, nn.BatchNorm1d)
     model = untrained(every.change(Settings(network=network, init=(partial(low_norm, -4.0),))), 0)
     assert [model[norm].bias.mean().item() for norm in (1, 4)] == [0.0, -4.0]
+
+
+def test_an_advice_on_the_gradients_or_on_an_edit_is_followed() -> None:
+    assert followed(Change("clip_grad_norm", "clip", after=0.5)).clip == 0.5
+    edited = follow([Change("edits", "leave out", ("0",), after="none")])
+    assert edited.change is not None
+    assert edited.change(EVERY["weights rounded down"].settings).edit is no_edit
 
 
 def test_an_advice_that_changes_no_setting_is_not_followed() -> None:

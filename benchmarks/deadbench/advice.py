@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from benchmarks.deadbench.training import Change, Group, Settings
+from benchmarks.deadbench.training import Change, Group, Settings, no_edit
 from reludiag.causes import cause
 
 
@@ -140,6 +140,10 @@ def _centred(change: cause.Change, settings: Settings) -> Settings:
     return settings.but(inputs=(*settings.inputs, centred))
 
 
+def _unedited(change: cause.Change, settings: Settings) -> Settings:
+    return settings.but(edit=no_edit)
+
+
 def _bare_output(change: cause.Change, settings: Settings) -> Settings:
     def network() -> nn.Module:
         model = settings.network()
@@ -161,4 +165,5 @@ FOLLOWERS: dict[str, Callable[[cause.Change, Settings], Settings]] = {
     "init.weight_mean": _weight_mean,
     "input": _centred,
     "rectifier": _bare_output,
+    "edits": _unedited,
 }

@@ -23,6 +23,7 @@ class Change:
       weight of a normalization starts at 1 and its bias at 0.
     - `init.bias`, `init.weight_mean`: the value at which layers start.
     - `input`: what reaches first layers; `centred` is without the mean of each feature.
+    - `edits`: what else than the optimizer changes the weights of layers; `none` is nothing.
     - `rectifier`: the activation of sites; `none` is without one.
 
     A kind of cause may change other settings: readers skip those that they do not know.

@@ -6,7 +6,7 @@ edits are meant and harmless: those that no deaths follow are no cause.
 
 import numpy as np
 
-from reludiag.causes.cause import Evidence
+from reludiag.causes.cause import Change, Evidence
 from reludiag.causes.chance import more_died
 from reludiag.causes.incidents import Incidents, died_in, incidents
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
@@ -104,9 +104,17 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         sentence=f"Something beside the optimizer changed the weights of {names} {when}, by "
         f"{edit.size:.0%} of their norm. {deaths}".strip()
         + unproved,
-        advice="leave out what changes the weights outside the optimizer, such as rounding, "
-        "pruning, clamping or loading a state, or do it in smaller parts",
+        advice="",
         confirm="",
+        changes=(
+            Change(
+                "edits",
+                "leave out what changes the weights outside the optimizer, such as rounding, "
+                "pruning, clamping or loading a state, or do it in smaller parts",
+                tuple(modules),
+                after="none",
+            ),
+        ),
     )
 
 

@@ -9,12 +9,13 @@ import math
 
 import numpy as np
 
-from reludiag.causes.cause import Evidence, rounded
+from reludiag.causes.cause import Change, Evidence, rounded, text_of
 from reludiag.causes.chance import more_died
 from reludiag.causes.incidents import Incidents, died_in, incidents
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.causes.learning_rate import LARGE_UPDATE
 from reludiag.causes.site_lives import Mask
+from reludiag.causes.wording import replay_of
 from reludiag.recording.observations import JUMP, Jump
 
 RISE, LATELY = 1.5, 32
@@ -63,9 +64,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     times = f"{jump.ratio:,.0f}" if math.isfinite(jump.ratio) else "infinitely many"
     usual = jump.size / jump.ratio
     limit = _usual_norm(run, jump)
-    clip = "clip the norm of the gradients" + (
-        "" if limit is None else f" at {_one_digit_up(limit):.1g}, which it did not exceed before"
-    )
+    changes = (_clipped(limit),)
     return Account(
         identifiable=study.is_conclusive and usual < LARGE_UPDATE,
         evidence=(
@@ -89,10 +88,20 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             "loss is unlike the others"
             + ("." if study.is_conclusive else ": this run alone cannot prove it.")
         ),
-        advice=f"{clip}; look at the batch of step {jump.step}, and at how its loss was computed; "
-        "a loss such as smooth_l1_loss bounds what a target far off can do",
-        confirm="",
+        advice=f"{text_of(changes)}; look at the batch of step {jump.step}, and at how its loss "
+        "was computed; a loss such as smooth_l1_loss bounds what a target far off can do",
+        confirm=replay_of(changes),
+        changes=changes,
     )
+
+
+def _clipped(limit: float | None) -> Change:
+    """Clip the gradients at the largest norm that is usual."""
+    if limit is None:
+        return Change("clip_grad_norm", "clip the norm of the gradients")
+    value = _one_digit_up(limit)
+    sentence = f"clip the norm of the gradients at {value:.1g}, which it did not exceed before"
+    return Change("clip_grad_norm", sentence, after=float(f"{value:.1g}"))
 
 
 def _foremost(run: RunLives) -> Jump | None:

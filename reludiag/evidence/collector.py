@@ -104,14 +104,14 @@ class EvidenceCollector:
         """What a reader of the recording must know of the evidence."""
         return [self._failed] if self._failed else []
 
-    def begin(self) -> None:
-        """The run begins: from now on its time counts, and its steps are watched.
+    def begin(self, step: int = 0) -> None:
+        """The run begins after this step: from now on its time counts, and its steps are watched.
 
         It has to be called before other hooks of the optimizers are set: a snapshot that is taken
         after a step has to know that step.
         """
         self._budget.begin()
-        self._guarded(self._steps.begin, None)
+        self._guarded(lambda: self._steps.begin(step), None)
         for index, optimizer in enumerate(self._optimizers):
             before = AroundStep(self._steps.before, index, self._fail)
             after = AroundStep(self._steps.after, index, self._fail)

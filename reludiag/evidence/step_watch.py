@@ -27,8 +27,9 @@ class StepWatch:
         self._edits = [EditMeter(samples.names) for samples in self._samples]
         self._step = 0
 
-    def begin(self) -> None:
-        """The weights are now as before the first step."""
+    def begin(self, step: int) -> None:
+        """The weights are now as after this step."""
+        self._step = step
         for samples in self._samples:
             samples.begin()
 

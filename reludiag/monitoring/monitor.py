@@ -258,7 +258,7 @@ class Monitor:
             self._writer.write_facts(self._facts_now("running"))
         for check in (self._weights, *self._untrained.values()):
             check.begin()
-        self._collector.begin()
+        self._collector.begin(self._clock.step)
         if self._source.ready:
             self._snapshot()
         self._source.attach()

@@ -72,7 +72,8 @@ class RecordingWriter:
         if step is None:
             return
         later = self._db.execute("SELECT 1 FROM snapshot WHERE step > ?", (step,)).fetchone()
-        for table in ("learning_rate", "state", "update", "death", "metric", "mark", "snapshot"):
+        measured = ("update", "gradient", "jump", "edit", "death")
+        for table in ("learning_rate", "state", *measured, "metric", "mark", "snapshot"):
             self._db.execute(f'DELETE FROM "{table}" WHERE step > ?', (step,))
         if later:  # they are of the last snapshot
             self._db.execute("DELETE FROM statistics")
