@@ -27,7 +27,14 @@ from reludiag.measure.gradients import gradient_norm, step_gradients
 from reludiag.measure.structure import GradientFacts
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
-from reludiag.recording.observations import Death, GradientNorm, Observations, Update
+from reludiag.recording.observations import (
+    Death,
+    Edit,
+    GradientNorm,
+    Jump,
+    Observations,
+    Update,
+)
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.guard import Guard, described, warn
 from reludiag.sites.readable import readable
@@ -187,7 +194,8 @@ class EvidenceCollector:
         if deaths is not None:
             died: list[Death] = self._guarded(lambda: deaths.observe(step, states), [])
             observations = replace(observations, deaths=tuple(died))
-        jumps, edits = self._guarded(self._steps.take, ((), ()))
+        nothing: tuple[tuple[Jump, ...], tuple[Edit, ...]] = (), ()
+        jumps, edits = self._guarded(self._steps.take, nothing)
         updates, self._updates = tuple(self._updates), []
         norms, self._gradient_norms = tuple(self._gradient_norms), []
         return replace(
