@@ -252,10 +252,9 @@ class Monitor:
         if before is None:  # with `resume`, what is there has no snapshot
             is_replaced = self._overwrite or self._resume is not False
             self._writer = RecordingWriter(self._path, is_replaced)
-        else:
-            self._go_on(before)
-        if before is None:  # nothing is written before it is known that the sites are the same
             self._writer.write_facts(self._facts_now("running"))
+        else:  # nothing is written before it is known that the sites are the same
+            self._go_on(before)
         for check in (self._weights, *self._untrained.values()):
             check.begin()
         self._collector.begin(self._clock.step)

@@ -65,7 +65,7 @@ def growth(diagnosis: Diagnosis) -> str:
     start = int(timeline.loc[timeline["step"] == timeline["step"].min(), "dead"].sum())
     end, count = int(marks["dead"].iloc[-1]), int(marks["mark"].notna().sum())
     sentence = f"Over {plural(count, 'mark')}, dead units went from {start:,} to {end:,}"
-    worst = marks.loc[marks["died"].astype("int64").idxmax()]
+    worst = max(marks.to_dict("records"), key=lambda row: int(row["died"]))
     if not worst["died"]:
         return f"{sentence}."
     name = BEFORE if pd.isna(worst["mark"]) else f"after '{worst['mark']}'"

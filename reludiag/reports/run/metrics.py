@@ -32,10 +32,11 @@ def metric_cells(diagnosis: Diagnosis, windows: Sequence[LifeWindow]) -> dict[st
     # What was logged after the last snapshot belongs to the last window.
     places = [min(bisect.bisect_left(ends, step), len(ends) - 1) for step in table["step"]]
     cells = {name: [""] * len(ends) for name in metric_names(diagnosis)}
-    for (name, at), rows in table.groupby([table["metric"], places], sort=False):
+    for _, rows in table.assign(place=places).groupby(["metric", "place"], sort=False):
         counts = rows["count"].to_numpy(float)
         mean = float((rows["mean"].to_numpy(float) * counts).sum() / counts.sum())
-        cells[str(name)][at] = "NaN" if math.isnan(mean) else f"{mean:.4g}"
+        name, at = str(rows["metric"].iloc[0]), int(rows["place"].iloc[0])
+        cells[name][at] = "NaN" if math.isnan(mean) else f"{mean:.4g}"
     return cells
 
 
