@@ -121,6 +121,6 @@ def _rate_at_deaths(run: RecordedRun, group: str, sites: Sequence[SiteLives]) ->
         at_death = rates.at_death(recorded, site.ledger)[site.new]
         highest += at_death[np.isfinite(at_death)].tolist()
     if highest:
-        return max(highest)
+        return float(max(highest))
     recorded = replace(sites[0].recorded, param_group=group)
     return rates.largest(recorded, 0, run.steps[-1])
