@@ -4,10 +4,11 @@ The pass leaves the model as it was: mode, buffers, hooks and random number stre
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,11 +17,16 @@ from reludiag.diagnosis.build import SiteFindings, counted_in_words, diagnose, g
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import checkpoint_timeline
 from reludiag.loading.checkpoints import Checkpoint, load_weights
+from reludiag.measure.batch_statistics import (
+    firing_on_batch_statistics,
+    has_seen_no_batch,
+    running_norms,
+)
 from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, eager_model
 from reludiag.measure.groups import Groups
 from reludiag.measure.structure import StructureNote, structure_notes
 from reludiag.measure.structure_facts import structure_facts
-from reludiag.measure.verdicts import Thresholds, checked_thresholds
+from reludiag.measure.verdicts import Thresholds, checked_thresholds, is_dead
 from reludiag.sites.axes import UnitAxes
 
 
@@ -86,14 +92,17 @@ def scan(
         groups=groups,
         samples=samples,
     )
+    only_in_eval = _only_in_eval(scanner, measured, train_mode)
+    notes = (*_norm_notes(scanner.model, measured, only_in_eval), *notes)
     head = _scan_head(model, measured, subject, notes, train_mode)
-    return diagnose(
+    diagnosis = diagnose(
         head,
         _findings(measured),
         thresholds,
         structure=_structure(measured),
         missed=measured.missed,
     )
+    return replace(diagnosis, only_in_eval=only_in_eval)
 
 
 def scan_checkpoints(
@@ -125,15 +134,18 @@ def scan_checkpoints(
         is_last = len(scans) == len(checkpoints) - 1
         scans.append(scanner.run(batches(), train_mode=train_mode, reads_inputs=is_last, **options))
     last, subject = scans[-1], ", ".join(checkpoint.path for checkpoint in checkpoints)
+    only_in_eval = _only_in_eval(scanner, last, train_mode)
+    notes = (*_norm_notes(scanner.model, last, only_in_eval), *notes)
     head = _scan_head(model, last, subject, (*notes, *dict.fromkeys(loaded)), train_mode)
     if len(checkpoints) == 1:
-        return diagnose(
+        diagnosis = diagnose(
             head,
             _findings(last),
             thresholds,
             structure=_structure(last),
             missed=last.missed,
         )
+        return replace(diagnosis, only_in_eval=only_in_eval)
     named = [checkpoint.step for checkpoint in checkpoints]
     steps = [step for step in named if step is not None]
     if len(steps) < len(named) or any(a >= b for a, b in itertools.pairwise(steps)):
@@ -146,7 +158,7 @@ def scan_checkpoints(
             ),
         )
     findings, timeline = checkpoint_timeline(steps, [scan.sites for scan in scans])
-    return diagnose(
+    diagnosis = diagnose(
         head,
         findings,
         thresholds,
@@ -154,6 +166,43 @@ def scan_checkpoints(
         structure=_structure(last),
         missed=last.missed,
     )
+    return replace(diagnosis, only_in_eval=only_in_eval)
+
+
+def _only_in_eval(scanner: Scanner, measured: Measurement, train_mode: bool) -> dict[str, int]:
+    """Dead units that fire in the first batch where BatchNorm uses its statistics, by site.
+
+    One batch is enough to show that a unit fires; it is only run if units are dead.
+    """
+    dead = {
+        each.site.key: is_dead(each.counts, each.site.rectifier)
+        for each in measured.sites
+        if each.site.units
+    }
+    if train_mode or not running_norms(scanner.model) or not any(map(np.any, dead.values())):
+        return {}
+    firing = firing_on_batch_statistics(scanner, [measured.first], dtype=measured.dtype) or {}
+    names = {each.site.key: each.site.name for each in measured.sites}
+    counts = {names[key]: int((units & dead[key]).sum()) for key, units in firing.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _norm_notes(
+    model: nn.Module, measured: Measurement, only_in_eval: Mapping[str, int]
+) -> list[str]:
+    """The note on units that are dead only because of BatchNorm's running statistics."""
+    firing = sum(only_in_eval.values())
+    if not firing:
+        return []
+    dead = sum(int(is_dead(each.counts, each.site.rectifier).sum()) for each in measured.sites)
+    unseen = any(has_seen_no_batch(norm) for norm in running_norms(model))
+    why = "have seen no data" if unseen else "do not fit the data"
+    return [
+        f"{firing:,} of the {dead:,} dead units {'fires' if firing == 1 else 'fire'} in the first "
+        f"batch on batch statistics, as in training: the running statistics of BatchNorm {why} "
+        "(yet). torch.optim.swa_utils.update_bn computes them anew; train_mode (--train-mode) "
+        "judges every unit as in training."
+    ]
 
 
 def _structure(measured: Measurement) -> tuple[StructureNote, ...]:

@@ -17,6 +17,7 @@ import reludiag
 from reludiag.initialization.births import BIRTH_COLUMNS, REDRAW_COLUMNS
 from reludiag.initialization.examination import (
     INPUT_COLUMNS,
+    ON_BATCH,
     UNFILLED,
     _outweighing,
 )
@@ -221,13 +222,18 @@ def test_biases_are_not_blamed_where_no_more_is_dead_than_if_drawn_anew() -> Non
         assert [problem.kind for problem in _outweighing(layer, table)] == kinds
 
 
-def test_running_statistics_that_have_seen_no_batch_are_noted() -> None:
+def test_batch_norm_is_measured_on_the_statistics_of_the_batch_as_in_training() -> None:
     model = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-    assert UNFILLED in reludiag.examine_initialization(model, digits(), seeds=1).notes
-    with torch.no_grad():
-        model(torch.randn(16, 64))
-    assert UNFILLED not in reludiag.examine_initialization(model, digits(), seeds=1).notes
-    assert UNFILLED not in reludiag.examine_initialization(mlp(), digits(), seeds=1).notes
+    shifted = [batch + 5 for batch in digits()]
+    found = reludiag.examine_initialization(model, shifted, seeds=1)
+    assert ON_BATCH in found.notes
+    assert found.births is not None and found.births["born_dead"].tolist() == [0]
+    assert ON_BATCH not in reludiag.examine_initialization(mlp(), digits(), seeds=1).notes
+
+
+def test_running_statistics_that_have_seen_no_batch_are_noted_where_a_batch_has_none() -> None:
+    model = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    assert UNFILLED in reludiag.examine_initialization(model, [torch.ones(1, 64)], seeds=1).notes
 
 
 def test_without_data_only_the_weights_speak() -> None:

@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
+from benchmarks.deadbench.loop import samples
+from benchmarks.deadbench.tasks import standardized
 from benchmarks.deadbench.training import Change, Group, Settings, no_edit
 from reludiag.causes import cause
 
@@ -137,7 +140,38 @@ def _weight_mean(change: cause.Change, settings: Settings) -> Settings:
 
 
 def _centred(change: cause.Change, settings: Settings) -> Settings:
-    return settings.but(inputs=(*settings.inputs, centred))
+    change_of = standardized if change.after == "standardized" else centred
+    return settings.but(inputs=(*settings.inputs, change_of))
+
+
+def _new_statistics(change: cause.Change, settings: Settings) -> Settings:
+    """As `update_bn` computes them, after the last step."""
+
+    def edit(step: int, model: nn.Module) -> None:
+        settings.edit(step, model)
+        if step == settings.steps - 1:
+            batches = samples(settings)[0].split(settings.batch)
+            update_bn([each for each in batches if len(each) > 1], model)
+
+    return settings.but(edit=edit)
+
+
+def _norm_momentum(change: cause.Change, settings: Settings) -> Settings:
+    def at(model: nn.Module) -> None:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.momentum = float(change.after or 0)
+
+    return _with_init(at, settings)
+
+
+def _no_mask(change: cause.Change, settings: Settings) -> Settings:
+    def at(model: nn.Module) -> None:
+        for name in change.where:
+            for buffer in model.get_submodule(name).buffers():
+                buffer.fill_(1)
+
+    return _with_init(at, settings)
 
 
 def _unedited(change: cause.Change, settings: Settings) -> Settings:
@@ -163,6 +197,9 @@ FOLLOWERS: dict[str, Callable[[cause.Change, Settings], Settings]] = {
     "init": _drawn,
     "init.bias": _bias,
     "init.weight_mean": _weight_mean,
+    "init.mask": _no_mask,
+    "batchnorm.statistics": _new_statistics,
+    "batchnorm.momentum": _norm_momentum,
     "input": _centred,
     "rectifier": _bare_output,
     "edits": _unedited,

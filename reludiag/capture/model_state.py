@@ -1,6 +1,7 @@
 """What a frozen pass changes in a model, and how that is restored."""
 
 import contextlib
+import copy
 import random
 from collections.abc import Iterator
 
@@ -38,3 +39,16 @@ def _restore(buffers: dict[str, Tensor | None], name: str, buffer: Tensor, saved
         if not torch.equal(buffer, saved):
             buffer.resize_(saved.shape).copy_(saved)
     buffers[name] = buffer
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model that holds weights that were computed from others, as those that
+    `torch.nn.utils.prune` masks: PyTorch copies no tensor with a history, so they come without.
+    """
+    memo = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, memo)

@@ -1,6 +1,7 @@
 """All kinds of cause, in the order in which they are tried; the first whose rule holds is taken."""
 
 from reludiag.causes import (
+    batchnorm_statistics,
     divergence,
     edited,
     healthy,
@@ -19,6 +20,7 @@ from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribu
 KINDS = (
     divergence.KIND,
     untrained.KIND,
+    batchnorm_statistics.KIND,
     upstream_collapse.KIND,
     edited.KIND,
     outlier.KIND,

@@ -22,7 +22,10 @@ class Change:
     - `init`: layers are drawn by a scheme (`kaiming_normal`) with the bias at 0; or `norm`: the
       weight of a normalization starts at 1 and its bias at 0.
     - `init.bias`, `init.weight_mean`: the value at which layers start.
-    - `input`: what reaches first layers; `centred` is without the mean of each feature.
+    - `init.mask`: the mask that layers start with; `width`: the least number of units of a layer.
+    - `input`: what reaches first layers; `centred` is without the mean of each feature,
+      `standardized` also divided by its standard deviation.
+    - `batchnorm.statistics`: the running ones, to be `recomputed`; `batchnorm.momentum`.
     - `edits`: what else than the optimizer changes the weights of layers; `none` is nothing.
     - `rectifier`: the activation of sites; `none` is without one.
 

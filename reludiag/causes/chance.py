@@ -16,11 +16,41 @@ FEWEST_BORN = 2
 """Fewer units born dead at a site are attributed to chance."""
 
 
-def more_died(run: RunLives) -> bool:
-    """Whether more units died in training than in a healthy run."""
+def many_died(run: RunLives) -> bool:
+    """Whether more than a few of the units that are dead at the end died in training."""
     sites = [site for site in run.sites if run.is_trained(site)]
     units = sum(site.units for site in sites)
     return sum(int(site.new.sum()) for site in sites) > FEW * units
+
+
+def more_died(run: RunLives) -> bool:
+    """Whether more units died in training than in a healthy run: many, and not because others, as
+    many as are dead by chance, revived.
+    """
+    units = sum(site.units for site in run.sites)
+    dead = sum(int(site.dead.sum()) for site in run.sites)
+    return run.once(many_died) and dead - _dead_by_chance(run) > FEW * units
+
+
+def _dead_by_chance(run: RunLives) -> float:
+    """Number of units that are dead in this network without training: as were born dead, or as in
+    other draws, if these are more and nothing is wrong with the weights that would kill them.
+
+    In a deep network which units are dead changes while it trains, as revived ones change places
+    with others.
+    """
+    born = sum(int(site.born.sum()) for site in run.sites)
+    drawn = sum(site.baseline.born_dead * site.units for site in run.sites if site.baseline)
+    return min(born, drawn) if wrong_from_birth(run) else max(born, drawn)
+
+
+def wrong_from_birth(run: RunLives) -> bool:
+    """Whether something is wrong with the initial weights of any layer that kills units."""
+    return any(
+        problem["kills_at_birth"]
+        for site in run.sites
+        for problem in (site.layer or {}).get("problems", ())
+    )
 
 
 def several_born(site: SiteAttribution) -> bool:

@@ -1,7 +1,14 @@
 """None: no more units are dead than in a healthy run."""
 
 from reludiag.causes.cause import Evidence
-from reludiag.causes.chance import FEW, FEWEST_BORN, chance_evidence, lacks_baseline, more_died
+from reludiag.causes.chance import (
+    FEW,
+    FEWEST_BORN,
+    chance_evidence,
+    lacks_baseline,
+    many_died,
+    more_died,
+)
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.recording.ledger import NEVER
 
@@ -36,7 +43,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     most_born = max(sites, key=lambda site: int(site.lives.born.sum()), default=None)
     if most_born is not None and (only is not None or most_born.lives.born.any()):
         evidence = chance_evidence(most_born.lives)
-    return Account(True, tuple(evidence), sentence, "", "")
+    # Where many died and as many revived, the rate may have killed those that did not.
+    identifiable = not attribution.run.once(many_died)
+    return Account(identifiable, tuple(evidence), sentence, "", "")
 
 
 KIND = CauseKind(

@@ -11,11 +11,14 @@ from reludiag.causes.chance import (
     chance_evidence,
     more_born,
     several_born,
+    wrong_from_birth,
 )
 from reludiag.causes.inherited import edited_layers
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.causes.site_lives import Mask
+from reludiag.causes.width import TooNarrow, too_narrow
 from reludiag.causes.wording import replay_command
+from reludiag.initialization.chance_deaths import NARROW
 
 Problem = Mapping[str, Any]
 """The fields of an `InitProblem`, as JSON holds them."""
@@ -37,14 +40,29 @@ def has_bad_initialization(site: SiteAttribution) -> bool:
     return above_dead or bool((site.births == KIND.name).any())
 
 
+def narrow_layers(run: RunLives) -> TooNarrow | None:
+    """The widths, if they alone explain why units were born dead: no layer has another problem."""
+    return None if wrong_from_birth(run) or run.once(edited_layers) else too_narrow(run)
+
+
+def _is_narrow(site: SiteAttribution) -> bool:
+    return site.lives.recorded.site.norm is None and site.run.once(narrow_layers) is not None
+
+
 def _births(site: SiteAttribution) -> bool:
     suspect = birth_problem(site) is not None
-    return several_born(site) and more_born(site.lives, suspect)
+    return (several_born(site) and more_born(site.lives, suspect)) or _is_narrow(site)
 
 
 def _deaths(site: SiteAttribution) -> Mask | bool:
-    """A cause of births also gets later deaths at sites where it explains most dead units."""
+    """A cause of births also gets later deaths at sites where it explains most dead units; too
+    narrow layers in the whole network, where few units are left to carry the signal.
+    """
     lives = site.lives
+    if _is_narrow(site):
+        born = sum(int((each.born & each.dead).sum()) for each in site.run.sites)
+        if 2 * born >= sum(int(each.dead.sum()) for each in site.run.sites):
+            return ~lives.unexamined
     again = int((lives.born & lives.dead).sum())
     if not (site.births == KIND.name).any() or 2 * again < int(lives.dead.sum()):
         return False
@@ -53,6 +71,8 @@ def _deaths(site: SiteAttribution) -> Mask | bool:
 
 def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
     site = only or attribution.foremost(KIND.name)
+    if _is_narrow(site):
+        return _of_narrow(attribution, only)
     lives = site.lives
     layer = lives.layer or {}
     others = [each for each in attribution.sites if each is not site] if only is None else []
@@ -105,6 +125,52 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     )
 
 
+def _of_narrow(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
+    narrow = attribution.run.once(narrow_layers)
+    assert narrow is not None
+    sites = [only] if only else attribution.sites
+    mine = sum(site.tally[KIND.name] for site in sites)
+    born = sum(int((site.kinds == KIND.name)[site.lives.never_alive].sum()) for site in sites)
+    chance = f"{100 * narrow.chance:.2g} %"
+    return Account(
+        identifiable=narrow.is_proved and mine <= 2 * born,
+        evidence=(
+            Evidence(
+                "widths",
+                narrow.narrowest,
+                f"units of the narrowest of {narrow.layers} layers",
+            ),
+            Evidence(
+                "born dead in wide layers",
+                rounded(narrow.born_if_wide),
+                "share of all units of as many layers, on inputs as similar, by formula; as built: "
+                f"{narrow.born:.2f}",
+            ),
+            Evidence(
+                "a dead layer by chance",
+                rounded(narrow.chance),
+                "the largest probability that a layer of these widths is completely dead at step 0",
+            ),
+        ),
+        sentence=f"{narrow.born:.0%} of the units were dead before any training, because the "
+        f"layers are too narrow for their number: {narrow.layers}, the narrowest of "
+        f"{narrow.narrowest} units. In wide ones it would be {narrow.born_if_wide:.0%}. Samples "
+        f"soon point the same way there, and with a probability of up to {chance} a whole layer is "
+        "dead.",
+        advice="",
+        confirm="reludiag init MODEL --data DATA",
+        changes=(
+            Change(
+                "width",
+                f"make each layer at least {narrow.width} units wide, or put BatchNorm before its "
+                "rectifier",
+                before=float(narrow.narrowest),
+                after=float(narrow.width),
+            ),
+        ),
+    )
+
+
 def _problems_in_words(problems: Mapping[str, Problem]) -> str:
     """The problem of each layer; in full only for the first layer of each kind of problem."""
     by_kind: dict[str, list[str]] = {}
@@ -122,6 +188,7 @@ _SETTINGS: Mapping[str, tuple[str, float | str]] = {
     "bias_outweighs": ("init.bias", 0.0),
     "weight_mean": ("init.weight_mean", 0.0),
     "norm": ("init", "norm"),
+    "mask": ("init.mask", 1.0),
 }
 """Kind of problem -> the setting that is wrong and its right value; of others, `init`."""
 
@@ -180,7 +247,9 @@ KIND = CauseKind(
         "it is dead since step 0, and more units of its site were born dead than in the baseline: "
         f"by {100 * FEW:g} % of its units and three standard errors if something is wrong with the "
         f"initial weights of its layer; by {100 * FEW_UNEXPLAINED:g} % and five standard errors if "
-        "nothing is known that would explain it"
+        "nothing is known that would explain it; or the layers are so narrow that one of them is "
+        f"completely dead with a probability above {100 * NARROW:g} %, and "
+        f"{100 * FEW_UNEXPLAINED:g} % more of all units were born dead than in wide layers"
     ),
     births=_births,
     deaths=_deaths,

@@ -8,8 +8,17 @@ et al. 2026, arXiv 2605.31518); subtracting the mean takes it away.
 import math
 
 from reludiag.causes.cause import Change, Evidence, rounded
-from reludiag.causes.chance import FEW, born_by_chance, chance_evidence, more_died, several_born
+from reludiag.causes.chance import (
+    FEW,
+    FEW_UNEXPLAINED,
+    born_by_chance,
+    chance_evidence,
+    more_died,
+    several_born,
+)
+from reludiag.causes.input_scale import LARGE, LargeInput, large_input
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
+from reludiag.causes.shifted_data import Shift, data_shift
 from reludiag.causes.site_lives import Mask
 from reludiag.initialization.chance_deaths import born_dead_by_depth
 from reludiag.measure.structure import UNCENTRED
@@ -40,9 +49,22 @@ def _births(site: SiteAttribution) -> bool:
 
 
 def _deaths(site: SiteAttribution) -> Mask | bool:
-    if not site.run.once(more_died) or site.run.once(uncentred_input) is None:
+    """Of a large input; one that is not centred gets those at sites where it explains most."""
+    lives = site.lives
+    if not site.run.once(more_died):
         return False
-    return ~site.lives.unexamined
+    again = int(((site.births == KIND.name) & lives.dead).sum())
+    known = site.run.once(large_input) or site.run.once(data_shift)
+    if known is None and 2 * again < int(lives.dead.sum()) and not site.run.once(_is_little):
+        return False
+    return ~lives.unexamined
+
+
+def _is_little(run: RunLives) -> bool:
+    """Whether the input is not centred, and so few units died that it may be due to this alone."""
+    units = sum(site.units for site in run.sites)
+    new = sum(int(site.new.sum()) for site in run.sites)
+    return uncentred_input(run) is not None and new <= FEW_UNEXPLAINED * units
 
 
 def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
@@ -51,6 +73,11 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         key=lambda each: int((each.lives.born & (each.kinds == KIND.name)).sum()),
     )
     uncentred, lives = attribution.run.once(uncentred_input), site.lives
+    if uncentred is None or site.tally[KIND.name] > 2 * int(lives.never_alive.sum()):
+        if (shift := attribution.run.once(data_shift)) is not None:
+            return _of_shift(shift)
+        if (large := attribution.run.once(large_input)) is not None:
+            return _of_large(large)
     assert uncentred is not None
     evidence = [
         Evidence(
@@ -86,6 +113,66 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     )
 
 
+def _of_shift(shift: Shift) -> Account:
+    before, after = shift.before, shift.after
+    return Account(
+        identifiable=False,  # what else changed then is not known
+        evidence=(
+            Evidence(
+                "training input, first",
+                f"{before.mean:.3g}, {before.std:.3g}",
+                f"mean and standard deviation of a batch before step {before.step}",
+            ),
+            Evidence(
+                "training input, shifted",
+                f"{after.mean:.3g}, {after.std:.3g}",
+                f"the same before step {after.step}",
+            ),
+        ),
+        sentence=f"The data shifted by step {shift.step}: the mean of the inputs was "
+        f"{before.mean:.3g} and became {after.mean:.3g}, their standard deviation {before.std:.3g} "
+        f"and {after.std:.3g}. {shift.deaths_after} of {shift.deaths} deaths came with it or "
+        f"later, after {shift.unshifted:.0%} of the steps.",
+        advice=f"look at what the data loader returns from step {shift.step} on: it must be scaled "
+        "as before",
+        confirm="",
+    )
+
+
+def _of_large(large: LargeInput) -> Account:
+    scale = large.scale
+    smaller = ""
+    if not math.isnan(large.needed):
+        smaller = f"; {large.needed:.2g} times smaller ones half of the units would have survived"
+    return Account(
+        # A lower rate makes smaller steps, too: only another run can tell which is at fault.
+        identifiable=False,
+        evidence=(
+            Evidence(
+                "scale of the input",
+                rounded(scale.rms),
+                f"root mean square of the input of '{scale.layer}'; a standardized one has 1. "
+                f"Values from {scale.low:.4g} to {scale.high:.4g}",
+            ),
+        ),
+        sentence=f"Units died in training on a large input: its root mean square is "
+        f"{scale.rms:.3g}, where a standardized one has 1. So steps moved the pre-activations of "
+        f"'{scale.layer}' about {large.factor:.2g} times as far as they would on a standardized "
+        f"input{smaller}.",
+        advice="",
+        confirm="reludiag init MODEL --data STANDARDIZED",
+        changes=(
+            Change(
+                "input",
+                f"standardize the input of '{scale.layer}': subtract the mean of each feature and "
+                "divide by its standard deviation, as of the training data",
+                (scale.layer,),
+                after="standardized",
+            ),
+        ),
+    )
+
+
 KIND = CauseKind(
     name="input_shift",
     title="the input",
@@ -93,9 +180,11 @@ KIND = CauseKind(
     rule=(
         "it is dead since step 0, its site has not clearly more such units than the baseline, but "
         f"{100 * FEW:g} % more than it would have with a centred input, and γ is above "
-        f"{UNCENTRED:g}; or it died in training with more than {100 * FEW:g} % of all units, γ is "
-        f"above {UNCENTRED:g}, and "
-        "there is no evidence for another cause"
+        f"{UNCENTRED:g}; or it died in training with more than {100 * FEW:g} % of all units, and "
+        "there is no evidence for another cause but the size of the steps: the root mean square of "
+        f"the input is above {LARGE:g}, and on a standardized input steps would be so much smaller "
+        "that half of these units survive; or the mean of the training inputs moved by their "
+        "standard deviation, or that changed by a factor of 3, for good, and most units died later"
     ),
     births=_births,
     deaths=_deaths,

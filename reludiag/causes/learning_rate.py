@@ -16,12 +16,14 @@ from reludiag.causes.cause import Change, Evidence, rounded
 from reludiag.causes.chance import FEW, more_died
 from reludiag.causes.drift import drift_evidence
 from reludiag.causes.event_study import EventStudy, study_evidence, study_of
+from reludiag.causes.input_scale import large_input
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.causes.rate_changes import (
     CriticalRates,
     critical_rates,
     lowered_rates,
 )
+from reludiag.causes.shifted_data import data_shift
 from reludiag.causes.site_lives import Mask, SiteLives
 from reludiag.causes.wording import replay_of
 from reludiag.recording.observations import Update
@@ -55,6 +57,8 @@ def _deaths(site: SiteAttribution) -> Mask | bool:
         return True  # by when units died: it needs no evidence of single deaths
     update = largest_update(site)
     if not site.run.once(more_died) or update is None or update.ratio < LARGE_UPDATE:
+        return False
+    if site.run.once(large_input) is not None or site.run.once(data_shift) is not None:
         return False
     return ~site.lives.unexamined
 
@@ -198,7 +202,8 @@ KIND = CauseKind(
     rule=(
         "it died in training, and the event study below is conclusive; or more than "
         f"{100 * FEW:g} % of all units died in training, and the largest update ρ of its layer or "
-        f"an earlier one was at least {LARGE_UPDATE:g}, unless there was no time for its evidence"
+        f"an earlier one was at least {LARGE_UPDATE:g}, unless there was no time for its evidence, "
+        "or the input explains it (see there)"
     ),
     deaths=_deaths,
     account=_account,

@@ -34,7 +34,12 @@ class SiteLives:
     never_alive: Mask
     """Of these, dead at every snapshot."""
     new: Mask
-    """Dead at the end, and alive at an earlier snapshot or first seen after step 0."""
+    """Dead at the end, and alive at an earlier snapshot or first seen after step 0. A unit is also
+    alive that fires on the statistics of the batch only (see `only_in_eval`)."""
+    only_in_eval: Mask
+    """Dead at the end on BatchNorm's running statistics, and not on those of the batch."""
+    hidden: Mask
+    """The other way round."""
     nonfinite: int
     """Units that are not finite at the end."""
     window_rates: Floats
@@ -91,13 +96,15 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
     deaths: dict[str, list[Death]] = {}
     for death in observations.deaths:
         deaths.setdefault(death.site, []).append(death)
+    position = {step: index for index, step in enumerate(run.steps)}
     lives = []
     for order, recorded in enumerate(run.sites):
         site = recorded.site
         if not site.rectifier.can_die or not site.units or not run.steps:
             continue
-        ledger = trace_lives(run.steps, recorded.dead, recorded.has_state)
-        states = _states(recorded)
+        ledger = trace_lives(run.steps, recorded.dead_in_training, recorded.has_state)
+        states = _states(recorded, recorded.dead_in_training)
+        at_end = _states(recorded, recorded.dead)[-1]
         never_alive = ledger.born_dead & states.all(axis=0)
         steps = np.asarray(run.steps, dtype=np.int64)
         counts = recorded.counts
@@ -108,7 +115,9 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
                 ledger=ledger,
                 born=ledger.born_dead,
                 never_alive=never_alive,
-                new=states[-1] & ~never_alive,
+                new=at_end & ~never_alive,
+                only_in_eval=at_end & recorded.only_in_eval[-1],
+                hidden=recorded.hidden,
                 nonfinite=int(recorded.nonfinite[-1].sum()),
                 window_rates=np.array(
                     rates.by_window(recorded, run.steps, of_deaths=True)[1:], dtype=np.float64
@@ -119,7 +128,11 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
                 dead_since=_dead_since(run.steps, states, 1.0),
                 nearly_dead_since=_dead_since(run.steps, states, NEARLY),
                 is_constant=counts.counted > 0 and bool((counts.maximum == counts.minimum).all()),
-                deaths=tuple(deaths.get(site.name, ())),
+                deaths=tuple(
+                    death
+                    for death in deaths.get(site.name, ())
+                    if not recorded.only_in_eval[position[death.step], death.unit]
+                ),
                 unexamined=_unexamined(deaths.get(site.name, ()), ledger),
                 baseline=baselines.get(site.name),
                 # Of several layers that feed a site none is its layer.
@@ -155,9 +168,9 @@ def collapsed_above(site: SiteLives, above: Sequence[SiteLives]) -> SiteLives | 
     return nearest
 
 
-def _states(recorded: RecordedSite) -> Mask:
+def _states(recorded: RecordedSite, dead: Mask) -> Mask:
     """`[snapshot, unit]`: dead; if unknown, as at the previous snapshot."""
-    states = recorded.dead & recorded.has_state
+    states = dead & recorded.has_state
     for index in range(1, len(states)):
         states[index] = np.where(recorded.has_state[index], states[index], states[index - 1])
     if len(states):

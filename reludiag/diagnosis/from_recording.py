@@ -47,7 +47,7 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
     models = recorded_models(run.facts)
     for recorded in run.sites:
         model = models.get(model_name(recorded.site))
-        ledger = trace_lives(run.steps, recorded.dead, recorded.has_state)
+        ledger = trace_lives(run.steps, recorded.dead_in_training, recorded.has_state)
         findings.append(
             SiteFindings(
                 recorded.site,
@@ -71,16 +71,51 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
         structure_notes(_structure_facts(run)),
         missed,
     )
+    hidden = {each.site.name: int(each.hidden.sum()) for each in run.sites if each.hidden.any()}
     return replace(
-        diagnosis, metrics=metric_table(run.metrics), marks=mark_table(run.marks, timeline)
+        diagnosis,
+        metrics=metric_table(run.metrics),
+        marks=mark_table(run.marks, timeline),
+        only_in_eval=_only_in_eval(run),
+        only_in_training=hidden,
     )
+
+
+def _only_in_eval(run: RecordedRun) -> dict[str, int]:
+    """As in `Diagnosis`, at the last snapshot."""
+    counts = {
+        each.site.name: int((each.only_in_eval & each.has_state)[-1:].sum()) for each in run.sites
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def _norm_notes(run: RecordedRun) -> list[str]:
+    """What the two statistics of BatchNorm disagree on at the end."""
+    firing = sum(_only_in_eval(run).values())
+    dead = sum(int((each.dead & each.has_state)[-1:].sum()) for each in run.sites)
+    hidden = sum(int(each.hidden.sum()) for each in run.sites)
+    notes = []
+    if firing:
+        notes.append(
+            f"{firing:,} of the {dead:,} dead units {'fires' if firing == 1 else 'fire'} on batch "
+            "statistics, as in training: the running statistics of BatchNorm do not fit the data "
+            "(yet)."
+        )
+    if hidden:
+        one = hidden == 1
+        notes.append(
+            f"{'1 unit that fires' if one else f'{hidden:,} units that fire'} in eval mode "
+            f"{'is' if one else 'are'} dead on batch statistics, as in training: the running "
+            "statistics of BatchNorm do not fit the data (yet)."
+        )
+    return notes
 
 
 def _structure_facts(run: RecordedRun) -> StructureFacts:
     """The sites as they are at the end, and the input and the gradients of the beginning."""
     sites = []
     for each in run.sites:
-        dead = (each.dead & each.has_state)[-1:]
+        dead = (each.dead_in_training & each.has_state)[-1:]
         sites.append(SiteFacts(each.site, each.counts.samples, int(dead.sum())))
     inputs = [each.scale for each in run.observations.inputs if each.scale is not None]
     gradients = run.facts.get("gradients")
@@ -89,7 +124,9 @@ def _structure_facts(run: RecordedRun) -> StructureFacts:
     born_dead = [
         each.site
         for each in run.sites
-        if each.site.units and run.steps[:1] == (0,) and (each.dead & each.has_state)[0].all()
+        if each.site.units
+        and run.steps[:1] == (0,)
+        and (each.dead_in_training & each.has_state)[0].all()
     ]
     facts = GradientFacts(
         None,
@@ -169,7 +206,7 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
     snapshots = f"{len(run.steps):,} snapshot{'s' * (len(run.steps) != 1)}"
     every = "every step" if facts["every"] == 1 else f"every {facts['every']:,} steps"
     snapshot_count = f"{snapshots}, {every}"
-    notes = []
+    notes = _norm_notes(run)
     frozen = facts.get("probe_samples") is not None
     steps = f"steps 0-{last:,}" if last else "step 0"
     if frozen:

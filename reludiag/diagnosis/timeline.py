@@ -10,7 +10,7 @@ from reludiag.diagnosis.build import SiteFindings
 from reludiag.diagnosis.columns import MARK_COLUMNS, METRIC_COLUMNS, TIMELINE_COLUMNS
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.recording import Mark, Metric, RecordedSite, SiteState
-from reludiag.recording.ledger import Ledger, life_states, trace_lives
+from reludiag.recording.ledger import Ledger, Life, life_states, trace_lives
 from reludiag.tables import table_of
 
 
@@ -49,7 +49,11 @@ def checkpoint_timeline(
 
 
 def states_of(recorded: RecordedSite, ledger: Ledger) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return life_states(ledger.born_known, recorded.dead, recorded.has_state, recorded.nonfinite)
+    states = life_states(
+        ledger.born_known, recorded.dead_in_training, recorded.has_state, recorded.nonfinite
+    )
+    states[recorded.only_in_eval & recorded.has_state] = Life.DEAD
+    return states
 
 
 def timeline_table(rows: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -16,13 +16,16 @@ from torch.optim import Optimizer
 from reludiag.capture.hooks import Hook
 from reludiag.capture.named_models import NamedModels
 from reludiag.capture.watched import Watch
+from reludiag.evidence.batch_statistics import LAGGING, BatchStatisticsPass, norm_facts
 from reludiag.evidence.budget import Budget, clock_of
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
 from reludiag.evidence.step_watch import AroundStep, StepWatch
+from reludiag.evidence.training_input import InputWatch
 from reludiag.evidence.update_ratios import UpdateMeter
 from reludiag.loading.batch_contents import tensors_of
 from reludiag.loading.model_inputs import ModelInputs, add_inputs
+from reludiag.measure.batch_statistics import Mask, running_norms
 from reludiag.measure.gradients import gradient_norm, step_gradients
 from reludiag.measure.structure import GradientFacts
 from reludiag.measure.unit_counts import SiteCounts
@@ -30,9 +33,11 @@ from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import (
     Death,
     Edit,
+    FiringOnBatch,
     GradientNorm,
     Jump,
     Observations,
+    TrainingInput,
     Update,
 )
 from reludiag.sites.axes import UnitAxes
@@ -80,6 +85,12 @@ class EvidenceCollector:
             if self._has_probe and share
             else None
         )
+        self._on_batch = (
+            BatchStatisticsPass(model, self._batches, unit_axes, merge_calls, self._budget, watch)
+            if self._has_probe and share
+            else None
+        )
+        self._input = InputWatch(model, guard)
         self._meter = UpdateMeter(model)
         self._steps = StepWatch(model, optimizers)
         self._updates: list[Update] = []
@@ -94,7 +105,8 @@ class EvidenceCollector:
     @property
     def facts(self) -> dict[str, Any]:
         """What the recording stores as facts about the run, as JSON."""
-        gradients, facts = self._gradients, {"evidence": self._budget.share}
+        gradients = self._gradients
+        facts = {"evidence": self._budget.share, **norm_facts(self._model)}
         if gradients is None:
             return facts
         return {
@@ -109,7 +121,10 @@ class EvidenceCollector:
     @property
     def notes(self) -> list[str]:
         """What a reader of the recording must know of the evidence."""
-        return [self._failed] if self._failed else []
+        notes = [self._failed] if self._failed else []
+        if self._on_batch is not None:
+            return notes + self._on_batch.notes
+        return notes + ([LAGGING] if self._has_probe and running_norms(self._model) else [])
 
     def begin(self, step: int = 0) -> None:
         """The run begins after this step: from now on its time counts, and its steps are watched.
@@ -135,6 +150,7 @@ class EvidenceCollector:
 
     def detach(self) -> None:
         """The run has ended."""
+        self._input.detach()
         for undo in (self._undo, self._undo_last):
             while undo:
                 undo.pop()()
@@ -179,15 +195,21 @@ class EvidenceCollector:
             for producer in state.site.producers
         }
         observations, deaths = Observations(), self._deaths
+        on_batch: tuple[FiringOnBatch, ...] = ()
+        if (second := self._on_batch) is not None:
+            on_batch = self._guarded(lambda: second.observe(step), on_batch)
+        firing = {each.site: each.fires for each in on_batch}
         if step == 0:
+            begun = [_not_only_in_eval(state, firing.get(state.site.key)) for state in states]
             observations = self._guarded(
                 lambda: observe_initial_state(
                     self._model,
-                    states,
+                    begun,
                     self._batches,
                     self._unit_axes,
                     self._merge_calls,
                     self._watch,
+                    on_batch=bool(firing),
                 ),
                 observations,
             )
@@ -198,13 +220,21 @@ class EvidenceCollector:
         jumps, edits = self._guarded(self._steps.take, nothing)
         updates, self._updates = tuple(self._updates), []
         norms, self._gradient_norms = tuple(self._gradient_norms), []
+        seen: tuple[TrainingInput, ...] = self._guarded(lambda: self._input.take(step), ())
         return replace(
-            observations, updates=updates, jumps=jumps, edits=edits, gradient_norms=norms
+            observations,
+            updates=updates,
+            jumps=jumps,
+            edits=edits,
+            gradient_norms=norms,
+            on_batch=on_batch,
+            training_inputs=seen,
         )
 
     def _expect(self) -> None:
         """Prepare to measure the next step."""
         self._expecting = True
+        self._input.expect()
         for optimizer in self._optimizers:
             before = BeforeMeasuredStep(self, self._guard)
             self._undo_last.append(optimizer.register_step_pre_hook(before).remove)
@@ -252,6 +282,11 @@ class EvidenceCollector:
             f"reludiag: evidence for causes is {what}. The training and the rest of the "
             "recording continue"
         )
+
+
+def _not_only_in_eval(state: UnitState, fires: Mask | None) -> UnitState:
+    """A unit that fires on the statistics of the batch is not dead."""
+    return state if fires is None else replace(state, dead=state.dead & ~fires)
 
 
 class BeforeMeasuredStep:

@@ -4,13 +4,14 @@ born dead by chance.
 Everything is measured on a copy of the model, before the first step.
 """
 
-import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
 
+from reludiag.capture.model_state import copied
 from reludiag.capture.rectifying_layers import is_rectifying_layer
 from reludiag.capture.watched import Watch
 from reludiag.errors import ReludiagError
@@ -18,8 +19,10 @@ from reludiag.evidence.deaths import UnitState
 from reludiag.initialization.layer_init import described_layer
 from reludiag.initialization.layer_inputs import measure_inputs
 from reludiag.initialization.layers import LayerWeights, Structure, layers_of, structure_from
+from reludiag.initialization.masks import remove_masks
 from reludiag.initialization.norms import norm_problem, reset_norms
 from reludiag.initialization.schemes import redraw, scheme_named
+from reludiag.measure.batch_statistics import on_batch_statistics
 from reludiag.measure.frozen_pass import Scanner
 from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
@@ -28,8 +31,8 @@ from reludiag.sites.axes import UnitAxes
 from reludiag.sites.torch_internals import forward_hooks_of
 
 BASELINE = "kaiming_normal"
-"""The scheme of the baseline, with biases of 0 and normalization layers at their start: the right
-one for a ReLU.
+"""The scheme of the baseline, with biases of 0, no masks, and normalization layers at their start:
+the right one for a ReLU.
 """
 DRAWS = 3
 """Number of draws, each with one frozen pass; only made if units are born dead."""
@@ -43,10 +46,12 @@ def observe_initial_state(
     unit_axes: UnitAxes | None = None,
     merge_calls: bool = True,
     watch: Watch | None = None,
+    on_batch: bool = False,
 ) -> Observations:
     """Describe the layers that feed the sites in `states`, and run `batches` through a copy.
 
-    Parts that need a copy or a draw that fails are left out.
+    Parts that need a copy or a draw that fails are left out. With `on_batch` BatchNorm uses the
+    statistics of the batch in the draws, too: then `states` say who is dead on these.
     """
     mortal = [state for state in states if state.site.rectifier.can_die]
     producers = {producer for state in mortal for producer in state.site.producers}
@@ -77,7 +82,11 @@ def observe_initial_state(
         for path, layer_input in measured.items()
     )
     born = any(bool((state.dead & state.has_state).any()) for state in mortal)
-    baselines = _baselines(twin, batches, unit_axes, merge_calls, watch) if born else ()
+    baselines: tuple[Baseline, ...] = ()
+    if born:
+        remove_masks(twin)
+        with on_batch_statistics(twin) if on_batch else nullcontext():
+            baselines = _baselines(twin, batches, unit_axes, merge_calls, watch)
     return Observations(starts, inputs, baselines)
 
 
@@ -96,7 +105,7 @@ def _copied(model: nn.Module) -> nn.Module | None:
     Pre-forward hooks stay, because weight norms and pruning compute the weights there.
     """
     try:
-        twin = copy.deepcopy(model)
+        twin = copied(model)
     except Exception:  # a module may hold a lock, a file, a tensor of a graph
         return None
     for module in twin.modules():

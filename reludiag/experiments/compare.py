@@ -115,14 +115,14 @@ def _lives(run: RecordedRun, site: RecordedSite) -> tuple[int, int, int, int, in
     units = site.site.units or 0
     if not run.steps:
         return units, 0, 0, 0, 0, 0
-    ledger = trace_lives(run.steps, site.dead, site.has_state)
+    ledger = trace_lives(run.steps, site.dead_in_training, site.has_state)
     # A window in which the site was not called says nothing: the last that does, stands.
     informative = site.has_state | site.nonfinite
     last = len(run.steps) - 1 - np.argmax(informative[::-1], axis=0)
     here = (last, np.arange(units))
     nonfinite = site.nonfinite[here]
     dead = site.dead[here] & site.has_state[here] & ~nonfinite
-    alive_first = site.has_state[0] & ~site.dead[0]
+    alive_first = site.has_state[0] & ~site.dead_in_training[0]
     return (
         units,
         int(ledger.born_dead.sum()),

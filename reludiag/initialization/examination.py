@@ -3,7 +3,7 @@
 All measurements use a copy; the model itself is only read.
 """
 
-import copy
+import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from reludiag.capture.model_state import preserve_state
+from reludiag.capture.model_state import copied, preserve_state
 from reludiag.errors import ModelError
 from reludiag.initialization.births import birth_table, redraw_table, redrawn_passes
 from reludiag.initialization.layer_init import (
@@ -32,6 +32,12 @@ from reludiag.initialization.layers import (
 )
 from reludiag.initialization.norms import norm_problem
 from reludiag.loading.data import batches_of
+from reludiag.measure.batch_statistics import (
+    firing_on_batch_statistics,
+    has_seen_no_batch,
+    on_batch_statistics,
+    running_norms,
+)
 from reludiag.measure.frozen_pass import Measurement, ProgressCallback, Scanner, limited
 from reludiag.measure.structure import UNCENTRED, StructureFacts, structure_notes
 from reludiag.measure.structure_facts import batch_gradients, structure_facts
@@ -57,6 +63,10 @@ LIMIT = 32
 UNTRAINED = (
     "This is valid only for weights before the first step. For a trained model it says nothing "
     "about its initialization."
+)
+ON_BATCH = (
+    "BatchNorm is measured on the statistics of each batch, as in training: its running "
+    "statistics, which eval mode uses, come from the training."
 )
 WITHOUT_DATA = (
     "Without data it is unknown which layers feed a rectifier and which units are dead. Pass "
@@ -112,7 +122,7 @@ def examine_initialization(
     Raises ModelError for a model without rectifiers or one that cannot be copied, DataError as
     `scan` does.
     """
-    with preserve_state(model):
+    with preserve_state(model), contextlib.ExitStack() as statistics:
         twin = _copied(model)
         scanner = Scanner(twin, finds_consumers=True)
         name = type(scanner.model).__name__
@@ -122,6 +132,7 @@ def examine_initialization(
             all_notes = (*notes, UNTRAINED, WITHOUT_DATA)
             return InitExamination(name, layer_inits, (), 0, None, None, None, all_notes)
         batch_list = list(limited(batches_of(batches), limit))
+        norm_notes = _norm_notes(scanner, batch_list[:1], dtype, statistics)
         measured = scanner.run(batch_list, dtype=dtype, reads_inputs=True)
         dtype = measured.dtype
         gradients = batch_gradients(scanner.model, batch_list[0], measured)
@@ -162,7 +173,7 @@ def examine_initialization(
             UNTRAINED,
             *measured.notes,
             *sentences(measured.unjudged),
-            *_unfilled([*normed.values()]),
+            *norm_notes,
             *refused,
         ),
     )
@@ -170,7 +181,7 @@ def examine_initialization(
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:  # a module may hold a lock, a file, a tensor of a graph
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and the "
@@ -193,9 +204,9 @@ def _as_used(
     """Only problems that matter: a BatchNorm removes any bias, mean and scale, and has its own."""
     sites = [f.site for f in measured.sites if layer.module in f.site.producers]
     if not any(site.rectifier.can_die for site in sites):
-        wrong = {"nonfinite", "not_drawn"}
+        wrong = {"nonfinite", "not_drawn", "mask"}
     elif all(site.norm is not None for site in sites):
-        wrong = {"nonfinite", "constant", "not_drawn"}
+        wrong = {"nonfinite", "constant", "not_drawn", "mask"}
     else:
         return replace(layer, problems=(*layer.problems, *_outweighing(layer, births)))
     problems = [problem for problem in layer.problems if problem.kind in wrong]
@@ -232,15 +243,20 @@ def _outweighing(layer: LayerInit, births: pd.DataFrame) -> list[InitProblem]:
     return []
 
 
-def _unfilled(norms: Sequence[nn.Module]) -> list[str]:
-    """The note on running statistics that have seen no batch but are used in eval mode."""
-    unfilled = [
-        norm
-        for norm in norms
-        if int(getattr(norm, "num_batches_tracked", None) or 0) == 0
-        and getattr(norm, "running_mean", None) is not None
-    ]
-    return [UNFILLED] if unfilled else []
+def _norm_notes(
+    scanner: Scanner,
+    batches: Sequence[Any],
+    dtype: torch.dtype | None,
+    statistics: contextlib.ExitStack,
+) -> list[str]:
+    """The note on how BatchNorm is measured: by the statistics of the batch, from now on, if the
+    model can be run so.
+    """
+    norms = running_norms(scanner.model)
+    if norms and firing_on_batch_statistics(scanner, batches, dtype=dtype) is not None:
+        statistics.enter_context(on_batch_statistics(scanner.model))
+        return [ON_BATCH]
+    return [UNFILLED] if any(has_seen_no_batch(norm) for norm in norms) else []
 
 
 def _width_problems(measured: Measurement) -> list[InitProblem]:

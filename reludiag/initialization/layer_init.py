@@ -16,10 +16,16 @@ import numpy as np
 from torch import nn
 
 from reludiag.errors import UsageError
-from reludiag.initialization.chance_deaths import layer_dies_single_direction, needed_width
+from reludiag.initialization.chance_deaths import (
+    NARROW,
+    WIDE,
+    layer_dies_single_direction,
+    needed_width,
+)
 from reludiag.initialization.exchangeability import CHANCE, spread_by_chance
 from reludiag.initialization.identification import MEAN_Z, identify
 from reludiag.initialization.layers import LayerWeights
+from reludiag.initialization.masks import masked_units, unmasked_weight
 from reludiag.initialization.schemes import Fans, fans_of
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -38,8 +44,6 @@ RECTIFIED_MEAN = 1 / math.sqrt(math.pi)
 """Mean over root mean square of a rectified standard normal: (1/sqrt(2 pi)) / (1/sqrt(2))."""
 SHIFT = 0.5
 """A shift of w.x by this many of its standard deviations is reported, as for a bias."""
-NARROW = 0.01
-"""A network is too narrow if the probability of a completely dead layer at step 0 is above this."""
 _PATTERNS = frozenset({"zero", "constant", "identity", "orthogonal"})  # not drawn one by one
 _ROUNDED = 1 + 2**-8  # a bound as bfloat16 may have rounded it
 
@@ -50,12 +54,12 @@ class InitProblem:
 
     kind: str
     """negative_bias, weight_mean, constant, variance, nonfinite, not_drawn; with data also norm,
-    bias_outweighs; for a network too_narrow, input_shift, and what the lints of
+    bias_outweighs; mask; for a network too_narrow, input_shift, and what the lints of
     `measure.structure` find.
     """
     value: float
     """Depth of the bias or number of deep biases; mean of the weights; their variance / He's;
-    number of non-finite weights; of units with only weights of 0, or silenced by a norm;
+    number of non-finite weights; of units with only weights of 0, masked, or silenced by a norm;
     probability of a dead layer.
     """
     sentence: str
@@ -180,6 +184,12 @@ def described_layer(model: nn.Module, layer: LayerWeights) -> LayerInit:
     Its weight is computed for this if it is computed from others: pass a copy.
     """
     weight, bias = layer.weight(model), layer.bias(model)
+    masked = None
+    if layer.module is not None:
+        masked = masked_units(layer.module, weight, layer.is_transposed)
+        drawn = unmasked_weight(layer.module)
+        if drawn is not None and masked is not None and drawn.shape == weight.shape:
+            weight = drawn
     products = 1
     if layer.is_several(weight):
         products, weight = len(weight), weight.flatten(0, 1)
@@ -187,7 +197,10 @@ def described_layer(model: nn.Module, layer: LayerWeights) -> LayerInit:
         None if tensor is None else tensor.cpu().double().numpy() for tensor in (weight, bias)
     ]
     assert arrays[0] is not None
-    return describe_layer(layer.path, arrays[0], arrays[1], layer.is_transposed, products)
+    described = describe_layer(layer.path, arrays[0], arrays[1], layer.is_transposed, products)
+    if masked is None:
+        return described
+    return replace(described, problems=(_mask_problem(layer.path, masked), *described.problems))
 
 
 def narrowness(widths: Sequence[int]) -> InitProblem | None:
@@ -199,7 +212,7 @@ def narrowness(widths: Sequence[int]) -> InitProblem | None:
     chance = layer_dies_single_direction(widths)
     if chance <= NARROW:
         return None
-    width = needed_width(len(widths), NARROW)
+    width = WIDE * needed_width(len(widths), NARROW)
     return InitProblem(
         "too_narrow",
         chance,
@@ -224,6 +237,19 @@ def _zero_units(weight: np.ndarray[Any, Any], transposed: bool) -> int:
     by_unit = weight.swapaxes(0, 1) if transposed else weight
     zero = ~by_unit.any(axis=tuple(range(1, by_unit.ndim)))
     return 0 if zero.all() else int(zero.sum())
+
+
+def _mask_problem(path: str, masked: np.ndarray[Any, np.dtype[np.bool_]]) -> InitProblem:
+    count = int(masked.sum())
+    return InitProblem(
+        "mask",
+        float(count),
+        f"the mask of {path} leaves {count} of {len(masked)} units no weight, so that their bias "
+        "alone decides whether they fire",
+        f"set the mask of {path} to 1, unless these units were pruned on purpose: then they are "
+        "meant to be dead",
+        kills_at_birth=True,
+    )
 
 
 def _not_drawn(layer: LayerInit) -> InitProblem:

@@ -62,6 +62,8 @@ class Measurement:
     """What the groups are named; empty if they have no name, None if each row is a sample."""
     if_independent: str = ""
     """What must be independent for a bound to hold, where it may not be: rows or positions."""
+    first: Any = None
+    """The first batch, if its inputs were read."""
 
     @property
     def unjudged(self) -> tuple[Unjudged, ...]:
@@ -112,7 +114,7 @@ class Scanner:
         samples: str = "rows",
         reads_inputs: bool = False,
     ) -> Measurement:
-        """One pass; see `scan`. With `reads_inputs` also the scale of the first batch's input."""
+        """One pass; see `scan`. With `reads_inputs` also the first batch and its input's scale."""
         by_position = _by_position(samples)
         if by_position and groups is not None:
             raise UsageError(
@@ -180,6 +182,7 @@ class Scanner:
             rows=total_rows,
             groups=grouping.name if grouping.count else None,
             if_independent=if_independent,
+            first=first[0] if reads_inputs else None,
         )
 
     @property

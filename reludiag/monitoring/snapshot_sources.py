@@ -25,7 +25,6 @@ from reludiag.monitoring.models import OF_MODEL, model_notes, samples_by_model, 
 from reludiag.monitoring.window import Window
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.guard import Guard, warn
-from reludiag.sites.torch_internals import AnyBatchNorm
 
 _BEGAN_PLAIN = (
     "The initial state was measured before any pass of the training was seen, and so without its "
@@ -101,8 +100,7 @@ class ProbeSource:
         self.ready = True
         self.missed: Sequence[Unjudged] = ()
         self.per_pass: Sequence[str] = ()
-        self._lagging = _lagging_statistics(model)
-        self.notes: Sequence[str] = self._lagging
+        self.notes: Sequence[str] = ()
         self._scanner = Scanner(
             model, unit_axes, finds_consumers=True, merge_calls=merge_calls, watch=watch
         )
@@ -143,7 +141,7 @@ class ProbeSource:
             "if_independent": measured.if_independent,
         }
         self.missed = measured.missed
-        self.notes = [*self._lagging, *measured.notes]
+        self.notes = [*measured.notes]
         if self._autocast.state is None:
             self._began_plain = not self._autocast.is_on()
         elif self._autocast.dtypes and self._began_plain:
@@ -412,16 +410,6 @@ class TrainingSource:
         self._windows[site] = window
         self._counted.add(self._capture.sites[site].module)
         return window
-
-
-def _lagging_statistics(model: nn.Module) -> list[str]:
-    """The note on running statistics that a probe in eval mode relies on."""
-    if not any(isinstance(m, AnyBatchNorm) for m in model.modules()):
-        return []
-    return [
-        "On the probe, BatchNorm uses its running statistics. In the first steps they lag "
-        "behind, so a unit dead there may fire in training."
-    ]
 
 
 def _uncompiled_run(slowed: bool) -> list[str]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from reludiag.measure.structure import InputScale
 
 
@@ -153,6 +155,29 @@ class Death:
 
 
 @dataclass(frozen=True)
+class TrainingInput:
+    """The input of the model in one training batch, over all its values."""
+
+    step: int
+    """The snapshot before which it was seen, by at most one window."""
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class FiringOnBatch:
+    """The units of one site at one snapshot on a probe, where BatchNorm uses the statistics of the
+    batch, as in training, and not its running ones.
+    """
+
+    site: str
+    """Key of the site."""
+    step: int
+    fires: np.ndarray[Any, np.dtype[np.bool_]]
+    """`[unit]`: whether it fired in any sample."""
+
+
+@dataclass(frozen=True)
 class Observations:
     """All observations of a run, or those since the last snapshot."""
 
@@ -165,3 +190,6 @@ class Observations:
     """At most one of each window and optimizer."""
     edits: tuple[Edit, ...] = ()
     gradient_norms: tuple[GradientNorm, ...] = ()
+    training_inputs: tuple[TrainingInput, ...] = ()
+    on_batch: tuple[FiringOnBatch, ...] = ()
+    """Of a recording, this is a field of each `RecordedSite`."""

@@ -24,6 +24,7 @@ from reludiag.recording.observations import (
     InputStatistics,
     Jump,
     Observations,
+    TrainingInput,
     Update,
 )
 from reludiag.recording.records import (
@@ -37,6 +38,7 @@ from reludiag.recording.schema import (
     APPLICATION_ID,
     OLDEST_READ,
     SCHEMA_VERSION,
+    Mask,
     mask_of,
     unpacked,
 )
@@ -196,6 +198,14 @@ def _read_observations(db: sqlite3.Connection, version: int) -> Observations:
         updates=tuple(
             Update(*row) for row in db.execute('SELECT * FROM "update" ORDER BY step, module')
         ),
+        training_inputs=tuple(
+            TrainingInput(step, _nan_if_null(mean), _nan_if_null(std))
+            for step, mean, std in (
+                db.execute("SELECT step, mean, std FROM training_input ORDER BY step")
+                if version > 10
+                else ()
+            )
+        ),
         deaths=tuple(
             Death(
                 names[site],
@@ -273,6 +283,13 @@ def _read_site(
             }
         )
     has_state = was_called & ~nonfinite
+    on_batch: dict[int, Mask] = {}
+    if version > 10:
+        query = "SELECT step, fires FROM on_batch WHERE site = ? ORDER BY step"
+        on_batch = {
+            position[step]: mask_of(bits, width) for step, bits in db.execute(query, (site_id,))
+        }
     return RecordedSite(
-        site, group, counts, sample_counts, dead, has_state, nonfinite, rare, dormant
+        *(site, group, counts, sample_counts, dead, has_state, nonfinite, rare, dormant),
+        on_batch=on_batch,
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,38 @@ class RecordedSite:
     rare: Floats | None = None
     """`[snapshot]`: number of units, as `SiteState` has them; NaN where it is not known."""
     dormant: Floats | None = None
+    on_batch: Mapping[int, Mask] = field(default_factory=dict)
+    """Index of a snapshot -> `[unit]`: fired where BatchNorm uses the statistics of the batch, as
+    in training. Only of the snapshots that were also judged so.
+    """
+
+    @cached_property
+    def only_in_eval(self) -> Mask:
+        """`[snapshot, unit]`: dead on BatchNorm's running statistics, not on those of the batch.
+
+        Where a snapshot was not judged so, a unit that stays dead is as it was before.
+        """
+        fires = np.zeros_like(self.dead)
+        for index in range(len(self.dead)):
+            if index in self.on_batch:
+                fires[index] = self.on_batch[index]
+            elif index:
+                fires[index] = fires[index - 1]
+            fires[index] &= self.dead[index]
+        return fires
+
+    @property
+    def dead_in_training(self) -> Mask:
+        """`[snapshot, unit]`: dead whatever statistics BatchNorm uses, so that it cannot learn."""
+        return self.dead & ~self.only_in_eval
+
+    @property
+    def hidden(self) -> Mask:
+        """`[unit]`: fires at the end, but not on the statistics of the batch, as in training."""
+        fires = self.on_batch.get(len(self.dead) - 1)
+        if fires is None:
+            return np.zeros(self.dead.shape[1], dtype=bool)
+        return np.asarray(self.has_state[-1] & ~self.dead[-1] & ~fires)
 
 
 @dataclass(frozen=True)

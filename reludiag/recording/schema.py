@@ -6,7 +6,7 @@ import numpy as np
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 OLDEST_READ = 3
 """The oldest version that can be read: what a later one added is then not known."""
 # What each version changed:
@@ -22,6 +22,7 @@ OLDEST_READ = 3
 #   8  metric, mark.
 #   9  site: selects_from; statistics: silent_before.
 #  10  jump, edit, gradient.
+#  11  on_batch, training_input.
 
 SCHEMA = """
 CREATE TABLE run (                  -- facts about the whole run
@@ -90,6 +91,12 @@ CREATE TABLE statistics (           -- statistics of the last snapshot; each rep
     before_maximum BLOB NOT NULL,   -- of the pre-activations; -inf if none was read
     silent_before BLOB              -- as silent, at the rectifier that the site selects from
 );
+CREATE TABLE on_batch (             -- the same snapshot of a probe, where BatchNorm uses the
+    step INTEGER NOT NULL REFERENCES snapshot(step), -- statistics of the batch, as in training
+    site INTEGER NOT NULL REFERENCES site(id),
+    fires BLOB NOT NULL,            -- a bit per unit, as in state: whether it fired
+    PRIMARY KEY (step, site)
+) WITHOUT ROWID;
 CREATE TABLE initialization (       -- each layer that feeds a rectifier, before the first step
     module TEXT PRIMARY KEY,
     layer TEXT NOT NULL             -- scheme, bias, what is wrong with it: LayerInit as JSON
@@ -102,6 +109,11 @@ CREATE TABLE input (                -- the input of each linear layer or convolu
                                     -- deviation
     scale TEXT,                     -- of first layers in the first batch: InputScale as JSON
     cosine REAL                     -- mean cosine of two samples, if a sample is one vector
+);
+CREATE TABLE training_input (       -- the model's input in a training batch of the window before
+    step INTEGER PRIMARY KEY REFERENCES snapshot(step),
+    mean REAL,                      -- over all values
+    std REAL
 );
 CREATE TABLE baseline (             -- the same model and samples, with weights drawn again
     site INTEGER PRIMARY KEY REFERENCES site(id),

@@ -72,7 +72,7 @@ class RecordingWriter:
         if step is None:
             return
         later = self._db.execute("SELECT 1 FROM snapshot WHERE step > ?", (step,)).fetchone()
-        measured = ("update", "gradient", "jump", "edit", "death")
+        measured = ("update", "gradient", "jump", "edit", "death", "training_input", "on_batch")
         for table in ("learning_rate", "state", *measured, "metric", "mark", "snapshot"):
             self._db.execute(f'DELETE FROM "{table}" WHERE step > ?', (step,))
         if later:  # they are of the last snapshot
@@ -174,6 +174,12 @@ class RecordingWriter:
                 for e in observations.edits
             ],
             "gradient": [(g.step, g.norm) for g in observations.gradient_norms],
+            "training_input": [(t.step, t.mean, t.std) for t in observations.training_inputs],
+            "on_batch": [
+                (each.step, self._site_ids[each.site], np.packbits(each.fires).tobytes())
+                for each in observations.on_batch
+                if each.site in self._site_ids
+            ],
             "death": [
                 (
                     *(self._site_ids[death.site], death.unit, death.step, death.previous),
@@ -213,7 +219,10 @@ class RecordingWriter:
             site = self._site_ids.pop(key)
             del self._site_rows[site]
             for table, column in (
-                *((table, "site") for table in ("statistics", "state", "baseline", "death")),
+                *(
+                    (table, "site")
+                    for table in ("statistics", "state", "on_batch", "baseline", "death")
+                ),
                 ("site", "id"),
             ):
                 self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", (site,))

@@ -206,6 +206,8 @@ def no_dead_sentence(diagnosis: Diagnosis) -> str:
 
 
 def _no_dead(diagnosis: Diagnosis) -> str:
+    if not diagnosis.unjudged and diagnosis.only_in_training:
+        return "No unit is dead in eval mode."
     if not diagnosis.unjudged:
         return "No unit is dead."
     if not diagnosis.judged_units:
