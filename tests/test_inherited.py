@@ -60,7 +60,8 @@ def pruned() -> nn.Sequential:
 
 
 def masked() -> nn.Sequential:
-    model = network()
+    """Trained before; masks of a fresh draw are of the initialization."""
+    model = killed()
     prune.ln_structured(model[0], "weight", 0.5, 2, dim=0)
     with torch.no_grad():
         model[0].bias[(model[0].weight == 0).all(1)] = -0.01  # type: ignore[union-attr, operator]

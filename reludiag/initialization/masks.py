@@ -53,7 +53,7 @@ def remove_masks(model: nn.Module) -> None:
         for mask in masks.values():
             mask.fill_(1)
         if "weight_mask" in masks and prune.is_pruned(module):
-            prune.remove(module, "weight")
+            prune.remove(module, "weight")  # type: ignore[no-untyped-call]
 
 
 def _masks_of(
