@@ -607,7 +607,7 @@ def test_deaths_of_a_spike_are_inside_it() -> None:
     assert inside >= 0.7 * died.sum()
 
 
-def test_what_was_wrong_with_the_input_is_to_be_seen_to_before_the_learning_rate() -> None:
+def test_a_large_input_is_to_be_standardized_rather_than_the_learning_rate_lowered() -> None:
     data = load_breast_cancer()  # features of very different size, none of them centred
     x, y = torch.tensor(data.data, dtype=torch.float32), torch.tensor(data.target)
     with torch.random.fork_rng():
@@ -623,10 +623,9 @@ def test_what_was_wrong_with_the_input_is_to_be_seen_to_before_the_learning_rate
                 nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
                 optimizer.step()
     run = monitor.diagnose().causes[0]
-    assert "the input explains" in run.sentence
-    centre, _, lower = run.advice.partition("; then ")
-    assert "mean of each feature" in centre
-    assert "learning rate" in lower
+    assert (run.kind, run.identifiable) == ("input_shift", False)
+    assert "its root mean square is 237" in run.sentence
+    assert [(change.setting, change.after) for change in run.changes] == [("input", "standardized")]
 
 
 def test_without_a_probe_deaths_may_be_of_the_window_before() -> None:

@@ -143,7 +143,7 @@ def _of_large(large: LargeInput) -> Account:
     scale = large.scale
     smaller = ""
     if not math.isnan(large.needed):
-        smaller = f"; {large.needed:.2g} times smaller ones half of the units would have survived"
+        smaller = f"; at {large.needed:.2g} times smaller steps half of the units would have lived"
     return Account(
         # A lower rate makes smaller steps, too: only another run can tell which is at fault.
         identifiable=False,
