@@ -178,6 +178,19 @@ def _unedited(change: cause.Change, settings: Settings) -> Settings:
     return settings.but(edit=no_edit)
 
 
+def _penalty(change: cause.Change, settings: Settings) -> Settings:
+    if settings.penalty is None:
+        return settings
+    factor = float(change.after or 0) / float(change.before or 1)
+    return settings.but(penalty=partial(_scaled, settings.penalty, factor))
+
+
+def _scaled(
+    penalty: Callable[[list[Tensor]], Tensor], factor: float, outputs: list[Tensor]
+) -> Tensor:
+    return factor * penalty(outputs)
+
+
 def _bare_output(change: cause.Change, settings: Settings) -> Settings:
     def network() -> nn.Module:
         model = settings.network()
@@ -193,6 +206,7 @@ FOLLOWERS: dict[str, Callable[[cause.Change, Settings], Settings]] = {
     "lr": _rate,
     "weight_decay": _decay,
     "momentum": partial(_value, "momentum"),
+    "penalty": _penalty,
     "clip_grad_norm": partial(_value, "clip"),
     "init": _drawn,
     "init.bias": _bias,

@@ -18,6 +18,8 @@ class Change:
     """One change of the user's own settings, such as `Change("lr", "lower ...", ("0/1",), 0.1)`.
 
     - `lr`, `weight_decay`, `momentum`, ...: a value in parameter groups, "optimizer/group".
+    - `penalty`: the weight of the parts of the loss that read activations or weights; relative, so
+      that it was 1.
     - `clip_grad_norm`: the largest norm of all gradients together.
     - `init`: layers are drawn by a scheme (`kaiming_normal`) with the bias at 0; or `norm`: the
       weight of a normalization starts at 1 and its bias at 0.

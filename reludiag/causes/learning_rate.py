@@ -23,6 +23,7 @@ from reludiag.causes.rate_changes import (
     critical_rates,
     lowered_rates,
 )
+from reludiag.causes.regularization import is_candidate
 from reludiag.causes.shifted_data import data_shift
 from reludiag.causes.site_lives import Mask, SiteLives
 from reludiag.causes.wording import replay_of
@@ -59,6 +60,8 @@ def _deaths(site: SiteAttribution) -> Mask | bool:
     if not site.run.once(more_died) or update is None or update.ratio < LARGE_UPDATE:
         return False
     if site.run.once(large_input) is not None or site.run.once(data_shift) is not None:
+        return False
+    if is_candidate(site):  # then it may as well be that
         return False
     return ~site.lives.unexamined
 

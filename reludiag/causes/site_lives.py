@@ -9,7 +9,7 @@ import numpy as np
 from reludiag.recording import RecordedRun, RecordedSite
 from reludiag.recording.learning_rates import LearningRates
 from reludiag.recording.ledger import NEVER, Ledger, trace_lives
-from reludiag.recording.observations import Baseline, Death, InputStatistics
+from reludiag.recording.observations import Baseline, Death, History, InputStatistics
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -58,6 +58,8 @@ class SiteLives:
     """Whether at the last snapshot no unit's output varied over the samples."""
     deaths: tuple[Death, ...]
     """Deaths observed between snapshots on a probe."""
+    histories: tuple[History, ...]
+    """What moved the units that died, in order of steps."""
     unexamined: Mask
     """Units of whose last death no evidence was collected, for want of time."""
     baseline: Baseline | None
@@ -97,6 +99,9 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
     for death in observations.deaths:
         deaths.setdefault(death.site, []).append(death)
     position = {step: index for index, step in enumerate(run.steps)}
+    histories: dict[str, list[History]] = {}
+    for history in observations.histories:
+        histories.setdefault(history.site, []).append(history)
     lives = []
     for order, recorded in enumerate(run.sites):
         site = recorded.site
@@ -133,6 +138,7 @@ def trace_sites(run: RecordedRun) -> list[SiteLives]:
                     for death in deaths.get(site.name, ())
                     if not recorded.only_in_eval[position[death.step], death.unit]
                 ),
+                histories=tuple(histories.get(site.name, ())),
                 unexamined=_unexamined(deaths.get(site.name, ()), ledger),
                 baseline=baselines.get(site.name),
                 # Of several layers that feed a site none is its layer.

@@ -7,6 +7,7 @@ from reludiag.causes.drift import drift_evidence
 from reludiag.causes.event_study import study_evidence, study_of
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.causes.learning_rate import update_evidence
+from reludiag.causes.regularization import candidates
 from reludiag.causes.site_lives import SiteLives
 from reludiag.causes.variation import FALLBACK_SCALE
 from reludiag.causes.wording import replay_command
@@ -63,6 +64,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             "centred",
             confirm="reludiag init MODEL --data DATA",
         )
+    both = candidates(site)
+    if both is not None and not _unexamined(attribution, only):
+        return both
     return Account(
         identifiable=False,
         evidence=(

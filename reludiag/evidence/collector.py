@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reludiag.capture.hooks import Hook
+from reludiag.capture.hooks import Hook, hookable_modules
 from reludiag.capture.named_models import NamedModels
 from reludiag.capture.watched import Watch
 from reludiag.evidence.batch_statistics import LAGGING, BatchStatisticsPass, norm_facts
@@ -22,6 +22,7 @@ from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
 from reludiag.evidence.step_watch import AroundStep, StepWatch
 from reludiag.evidence.training_input import InputWatch
+from reludiag.evidence.unit_histories import UnitHistories, is_plain_layer
 from reludiag.evidence.update_ratios import UpdateMeter
 from reludiag.loading.batch_contents import tensors_of
 from reludiag.loading.model_inputs import ModelInputs, add_inputs
@@ -35,6 +36,7 @@ from reludiag.recording.observations import (
     Edit,
     FiringOnBatch,
     GradientNorm,
+    History,
     Jump,
     Observations,
     TrainingInput,
@@ -43,7 +45,12 @@ from reludiag.recording.observations import (
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.guard import Guard, described, warn
 from reludiag.sites.readable import readable
-from reludiag.sites.torch_internals import DisableTorchFunction, is_recomputed, is_transformed
+from reludiag.sites.torch_internals import (
+    DisableTorchFunction,
+    compiled_graphs,
+    is_recomputed,
+    is_transformed,
+)
 
 Result = TypeVar("Result")
 
@@ -65,8 +72,12 @@ class EvidenceCollector:
         share: float,
         guard: Guard,
         watch: Watch | None = None,
+        compiled: bool = False,
     ) -> None:
-        """`share` is that of the run's time in which deaths may be examined."""
+        """`share` is that of the run's time in which deaths may be examined. `compiled` says that
+        the training calls a compiled form of the model.
+        """
+        self._compiled, self._graphs = compiled, compiled_graphs()
         self._guard, self._undo = guard, guard.undo_list()
         self._undo_last = guard.undo_list(of_optimizer=True)
         self._undo_steps = guard.undo_list(of_optimizer=True)
@@ -93,6 +104,7 @@ class EvidenceCollector:
         self._input = InputWatch(model, guard)
         self._meter = UpdateMeter(model)
         self._steps = StepWatch(model, optimizers)
+        self._histories = UnitHistories(model, optimizers)
         self._updates: list[Update] = []
         self._gradient_norms: list[GradientNorm] = []
         self._producers: set[str] = set()
@@ -106,7 +118,11 @@ class EvidenceCollector:
     def facts(self) -> dict[str, Any]:
         """What the recording stores as facts about the run, as JSON."""
         gradients = self._gradients
-        facts = {"evidence": self._budget.share, **norm_facts(self._model)}
+        facts = {
+            "evidence": self._budget.share,
+            **norm_facts(self._model),
+            **self._histories.facts,
+        }
         if gradients is None:
             return facts
         return {
@@ -175,6 +191,7 @@ class EvidenceCollector:
             norm = self._guarded(lambda: gradient_norm(self._model), None)
             if norm is not None and math.isfinite(norm):
                 self._gradient_norms.append(GradientNorm(step, norm))
+            self._guarded(lambda: self._histories.measure(step), None)
         if (step + 1) % self._every == 0:
             self._expect()
 
@@ -221,9 +238,11 @@ class EvidenceCollector:
         updates, self._updates = tuple(self._updates), []
         norms, self._gradient_norms = tuple(self._gradient_norms), []
         seen: tuple[TrainingInput, ...] = self._guarded(lambda: self._input.take(step), ())
+        histories: list[History] = self._guarded(lambda: self._histories.observe(step, states), [])
         return replace(
             observations,
             updates=updates,
+            histories=tuple(histories),
             jumps=jumps,
             edits=edits,
             gradient_norms=norms,
@@ -235,6 +254,7 @@ class EvidenceCollector:
         """Prepare to measure the next step."""
         self._expecting = True
         self._input.expect()
+        self._watch_passes()
         for optimizer in self._optimizers:
             before = BeforeMeasuredStep(self, self._guard)
             self._undo_last.append(optimizer.register_step_pre_hook(before).remove)
@@ -245,6 +265,33 @@ class EvidenceCollector:
         """Copy the weights that the coming step will change, once for all optimizers."""
         if not self._meter.keeping:
             self._guarded(lambda: self._meter.keep(sorted(self._producers)), None)
+            self._guarded(self._histories.keep, None)
+
+    def _watch_passes(self) -> None:
+        """See what the coming step's passes show of the layers' inputs and of the loss."""
+        self._histories.begin_step()
+        if not self._optimizers or self._compiled or compiled_graphs() != self._graphs:
+            return  # a hook that comes and goes would have compiled code compiled anew
+
+        def is_of_step() -> bool:
+            return torch.is_grad_enabled() and not is_recomputed() and not is_transformed()
+
+        def take_input(module: nn.Module, args: Any, output: Any) -> None:
+            if is_of_step() and args and readable(args[0]) is not None:
+                self._guarded(lambda: self._histories.take_input(module, args[0]), None)
+
+        def take_output(module: nn.Module, args: Any, output: Any) -> None:
+            if is_of_step():
+                outputs = [each for each in tensors_of(output) if readable(each) is not None]
+                self._guarded(lambda: self._histories.take_output(outputs), None)
+
+        for _, module in hookable_modules(self._model):
+            if is_plain_layer(module):
+                hook = Hook(take_input, self._guard, module, None)
+                self._undo.append(module.register_forward_hook(hook).remove)
+        if not self._names:  # what is shared with another model has ways to its output, too
+            hook = Hook(take_output, self._guard, self._model, None)
+            self._undo.append(self._model.register_forward_hook(hook).remove)
 
     def _look_at_first_batch(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         name = self._names.get(module)

@@ -191,6 +191,7 @@ class Monitor:
             _share_of(evidence),
             self._guard,
             watch,
+            compiled,
         )
         self._clock = Clock()
         self._after_step = AfterStep(self._clock, self._end_step)

@@ -178,6 +178,50 @@ class FiringOnBatch:
 
 
 @dataclass(frozen=True)
+class History:
+    """What moved one unit from the beginning of the run until it died, from the measured steps.
+
+    NaN where it could not be measured. Drifts are those of its mean pre-activation on the training
+    batch; see `evidence.unit_histories`.
+    """
+
+    site: str
+    """Key of the site."""
+    unit: int
+    step: int
+    """The first snapshot at which it was dead."""
+    fresh: float
+    """The drift by the gradients of the steps themselves,"""
+    carried: float
+    """by the momentum of earlier ones,"""
+    decay: float
+    """and by weight decay, summed over all steps."""
+    last_fresh: float
+    """The same of the last measured step in which it had a gradient."""
+    last_carried: float
+    last_decay: float
+    shrinkage: float
+    """The rates at which weight decay shrank its weights, or the weight of its norm, summed over
+    all steps."""
+    penalty_shrinkage: float
+    """The same by a penalty in the loss that reads the weights."""
+    size: float
+    """Norm of these weights / norm at the beginning."""
+    largest_update: float
+    """The largest norm of what gradients changed in its layer's weights in a step / norm of these
+    at the beginning."""
+    through_output: float
+    """The gradient of its mean pre-activation through the model's output, summed over the measured
+    steps: above 0 it pushes the unit down."""
+    through_size: float
+    """The same, with the size of each step's."""
+    around_output: float
+    """The same by parts of the loss that read the activation itself."""
+    spread: float
+    """Of the latter: standard deviation over samples / mean, at most."""
+
+
+@dataclass(frozen=True)
 class Observations:
     """All observations of a run, or those since the last snapshot."""
 
@@ -186,6 +230,7 @@ class Observations:
     baselines: tuple[Baseline, ...] = ()
     updates: tuple[Update, ...] = ()
     deaths: tuple[Death, ...] = ()
+    histories: tuple[History, ...] = ()
     jumps: tuple[Jump, ...] = ()
     """At most one of each window and optimizer."""
     edits: tuple[Edit, ...] = ()

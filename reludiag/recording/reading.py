@@ -20,6 +20,7 @@ from reludiag.recording.observations import (
     Drift,
     Edit,
     GradientNorm,
+    History,
     InitialLayer,
     InputStatistics,
     Jump,
@@ -222,6 +223,14 @@ def _read_observations(db: sqlite3.Connection, version: int) -> Observations:
             )
         ),
         **events,
+        histories=tuple(
+            History(names[site], unit, step, *map(_nan_if_null, numbers))
+            for site, unit, step, *numbers in (
+                db.execute("SELECT * FROM history ORDER BY step, site, unit")
+                if version > 11
+                else ()
+            )
+        ),
     )
 
 

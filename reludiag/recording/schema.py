@@ -6,7 +6,7 @@ import numpy as np
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 OLDEST_READ = 3
 """The oldest version that can be read: what a later one added is then not known."""
 # What each version changed:
@@ -23,6 +23,7 @@ OLDEST_READ = 3
 #   9  site: selects_from; statistics: silent_before.
 #  10  jump, edit, gradient.
 #  11  on_batch, training_input.
+#  12  history.
 
 SCHEMA = """
 CREATE TABLE run (                  -- facts about the whole run
@@ -171,6 +172,29 @@ CREATE TABLE mark (                 -- the user's own marks, such as the tasks o
     step INTEGER NOT NULL,          -- optimizer steps taken then
     name TEXT NOT NULL              -- task 3
 );
+CREATE TABLE history (              -- what moved each unit that died, from step 1 to its death, as
+    site INTEGER NOT NULL REFERENCES site(id), -- the measured steps show it; null: not measured
+    unit INTEGER NOT NULL,
+    step INTEGER NOT NULL REFERENCES snapshot(step),
+    fresh REAL,                     -- drift of its mean pre-activation by the steps' gradients,
+    carried REAL,                   -- by momentum,
+    decay REAL,                     -- by weight decay, summed over steps;
+    last_fresh REAL,                -- the same three of the last step with a gradient
+    last_carried REAL,
+    last_decay REAL,
+    shrinkage REAL,                 -- relative loss of size of its weights, or of its norm's, by
+                                    -- weight decay, as rates summed over steps
+    penalty_shrinkage REAL,         -- the same by penalties in the loss that read the weights
+    size REAL,                      -- |these weights| / |the same at the beginning|
+    largest_update REAL,            -- |change of its layer's weights by gradients in a step| / |the
+                                    -- same at the beginning|, the largest
+    through_output REAL,            -- its gradient through the model's output,
+    through_size REAL,              -- the same, with the size of each step's, and
+    around_output REAL,             -- by parts of the loss that read the activation itself, summed
+                                    -- over measured steps; above 0 it pushes the unit down
+    spread REAL,                    -- of the latter: standard deviation over samples / mean
+    PRIMARY KEY (site, unit, step)
+) WITHOUT ROWID;
 """
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]

@@ -72,7 +72,16 @@ class RecordingWriter:
         if step is None:
             return
         later = self._db.execute("SELECT 1 FROM snapshot WHERE step > ?", (step,)).fetchone()
-        measured = ("update", "gradient", "jump", "edit", "death", "training_input", "on_batch")
+        measured = (
+            "update",
+            "gradient",
+            "jump",
+            "edit",
+            "death",
+            "history",
+            "training_input",
+            "on_batch",
+        )
         for table in ("learning_rate", "state", *measured, "metric", "mark", "snapshot"):
             self._db.execute(f'DELETE FROM "{table}" WHERE step > ?', (step,))
         if later:  # they are of the last snapshot
@@ -190,6 +199,11 @@ class RecordingWriter:
                 for death in observations.deaths
                 if death.site in self._site_ids
             ],
+            "history": [
+                (self._site_ids[each.site], *list(vars(each).values())[1:])
+                for each in observations.histories
+                if each.site in self._site_ids
+            ],
         }
         for table, values in rows.items():
             for row in values:
@@ -221,7 +235,9 @@ class RecordingWriter:
             for table, column in (
                 *(
                     (table, "site")
-                    for table in ("statistics", "state", "on_batch", "baseline", "death")
+                    for table in (
+                        *("statistics", "state", "on_batch", "baseline", "death", "history"),
+                    )
                 ),
                 ("site", "id"),
             ):

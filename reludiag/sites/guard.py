@@ -16,6 +16,7 @@ runs the user's operator |
 (evidence/collector.py), `AroundStep` (evidence/step_watch.py) | `Monitor`, `EvidenceCollector`, \
 `StepWatch` |
 | functions of the user's own, `observe` | `Watching` (sites/watching.py) | the same |
+| hooks of the nodes of a backward pass | `LossPaths` (evidence/loss_paths.py) | itself |
 | a step's closure | `Monitor._before_step` | the initial state |
 | the end of the run | `Monitor.__exit__` | the last snapshot, the writer |
 
