@@ -253,7 +253,6 @@ class EvidenceCollector:
     def _expect(self) -> None:
         """Prepare to measure the next step."""
         self._expecting = True
-        self._input.expect()
         self._watch_passes()
         for optimizer in self._optimizers:
             before = BeforeMeasuredStep(self, self._guard)
@@ -270,8 +269,11 @@ class EvidenceCollector:
     def _watch_passes(self) -> None:
         """See what the coming step's passes show of the layers' inputs and of the loss."""
         self._histories.begin_step()
-        if not self._optimizers or self._compiled or compiled_graphs() != self._graphs:
+        if self._compiled or compiled_graphs() != self._graphs:
             return  # a hook that comes and goes would have compiled code compiled anew
+        self._input.expect()
+        if not self._optimizers:
+            return
 
         def is_of_step() -> bool:
             return torch.is_grad_enabled() and not is_recomputed() and not is_transformed()
