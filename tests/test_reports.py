@@ -86,7 +86,8 @@ SNAPSHOT = """\
  - The worst site is '1' (its weights: '0'): 5 of 8 units dead.
  - Dead here means 0 of 1,000 samples: a firing rate below 0.30 % on data like
    this, with 95 % confidence.
- - Use --csv FILE to save the 6 units that are not alive.
+ - Use --csv FILE to save the 5 units that are not alive, and 1 that is always
+   on.
 """
 
 

@@ -154,7 +154,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
     count = int((verdicts != "alive").sum()) - linear
     if count:
         be = "is" if count == 1 else "are"
-        also = f" (and the {linear:,} that {'is' if linear == 1 else 'are'} always on)"
+        also = f", and {linear:,} that {'is' if linear == 1 else 'are'} always on"
         lines.append(
             f"Use --csv FILE to save the {plural(count, 'unit')} that {be} not alive"
             f"{also if linear else ''}."
