@@ -50,6 +50,7 @@ from reludiag.sites.torch_internals import (
     compiled_graphs,
     is_recomputed,
     is_transformed,
+    without_dispatch_modes,
 )
 
 Result = TypeVar("Result")
@@ -280,7 +281,8 @@ class EvidenceCollector:
 
         def take_input(module: nn.Module, args: Any, output: Any) -> None:
             if is_of_step() and args and readable(args[0]) is not None:
-                self._guarded(lambda: self._histories.take_input(module, args[0]), None)
+                with DisableTorchFunction(), without_dispatch_modes():  # not part of the model
+                    self._guarded(lambda: self._histories.take_input(module, args[0]), None)
 
         def take_output(module: nn.Module, args: Any, output: Any) -> None:
             if is_of_step():
