@@ -43,29 +43,43 @@ class JumpMeter:
         with np.errstate(all="ignore"):
             updates = norms.updates[:, self._is_matrix] / norms.weights[:, self._is_matrix]
             sizes = np.concatenate([self._sizes, updates / norms.rates[:, None]])
-        known = len(self._sizes)
-        ratios = np.array([_ratio(sizes, row) for row in range(known, len(sizes))])
+        ratios = _ratios(sizes, len(self._sizes))
+        moved = _median_of_known(updates)
         all_ratios = np.concatenate([self._ratios, ratios])
         self._sizes, self._ratios = sizes[-USUAL:], all_ratios[-SHORTLY:]
         jumps = []
-        for row, (step, ratio) in enumerate(zip(norms.steps, ratios.tolist(), strict=True)):
-            moved = updates[row][~np.isnan(updates[row])]
-            if ratio == ratio and len(moved):
-                at = len(all_ratios) - len(ratios) + row
-                before = _largest(all_ratios[max(0, at - SHORTLY) : at])
-                jumps.append(Jump(step, ratio, before, float(np.median(moved))))
+        for row in np.flatnonzero(~np.isnan(ratios) & ~np.isnan(moved)).tolist():
+            at = len(all_ratios) - len(ratios) + row
+            before = _largest(all_ratios[max(0, at - SHORTLY) : at])
+            jumps.append(Jump(norms.steps[row], float(ratios[row]), before, float(moved[row])))
         sudden = next((jump for jump in jumps if jump.is_sudden), None)
         return sudden or max(jumps, key=lambda jump: jump.ratio, default=None)
 
 
-def _ratio(sizes: Floats, row: int) -> float:
-    """How many times as large as usual; NaN if that is not known."""
-    before = sizes[max(0, row - USUAL) : row]
-    if len(before) < LEAST:
-        return float("nan")
-    usual = np.median(before, axis=0)
-    moving = np.isfinite(usual) & (usual > 0) & ~np.isnan(sizes[row])
-    return float(np.median(sizes[row][moving] / usual[moving])) if moving.any() else float("nan")
+def _ratios(sizes: Floats, first: int) -> Floats:
+    """How many times as large as usual each step is, from row `first` on; NaN if not known."""
+    usual = np.full((len(sizes) - first, sizes.shape[1]), np.nan)
+    whole = max(first, USUAL)
+    for row in range(max(first, LEAST), min(whole, len(sizes))):
+        usual[row - first] = np.median(sizes[:row], axis=0)
+    if whole < len(sizes):
+        before = np.lib.stride_tricks.sliding_window_view(sizes[whole - USUAL : -1], USUAL, axis=0)
+        usual[whole - first :] = np.median(before, axis=-1)
+    with np.errstate(all="ignore"):
+        is_moving = np.isfinite(usual) & (usual > 0)
+        return _median_of_known(np.where(is_moving, sizes[first:] / usual, np.nan))
+
+
+def _median_of_known(table: Floats) -> Floats:
+    """Of each row; NaN where nothing in it is known."""
+    known = ~np.isnan(table)
+    medians = np.full(len(table), np.nan)
+    whole = known.all(axis=1)
+    if table.shape[1]:
+        medians[whole] = np.median(table[whole], axis=1)
+        for row in np.flatnonzero(~whole & known.any(axis=1)).tolist():
+            medians[row] = np.median(table[row][known[row]])
+    return medians
 
 
 def _largest(ratios: Floats) -> float:
