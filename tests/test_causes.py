@@ -1,15 +1,12 @@
 """Causes: which is named for a run whose deaths have a known one, and on what evidence."""
 
-import importlib.util
 import io
 import json
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +17,7 @@ from sklearn.datasets import load_breast_cancer
 from torch import Tensor, nn
 
 import reludiag
+from benchmarks import causes as benchmark
 from reludiag.causes.all_kinds import KINDS
 from reludiag.causes.cause import Evidence
 from reludiag.causes.event_study import event_study
@@ -35,7 +33,6 @@ from reludiag.reports.run.markdown import markdown
 from reludiag.sites.site import Rectifier, Site
 
 PROBE = torch.randn(128, 8, generator=torch.Generator().manual_seed(5))
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def recorded(dead: Any, rates: list[tuple[int, float]], name: str = "1") -> RecordedSite:
@@ -551,19 +548,6 @@ def test_a_json_report_gives_back_the_causes(tmp_path: Path) -> None:
     assert open_diagnosis(tmp_path / "run.json").causes == diagnosis.causes
 
 
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("causes_benchmark", BENCHMARKS / "causes.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return module
-
-
 # Name of a case on digits -> share of dead units that was measured over five seeds, if steady.
 LABELLED = {
     "1 Adam 0.1": (0.4, 0.75),
@@ -586,22 +570,20 @@ LABELLED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LABELLED)
 def test_the_right_cause_is_named_on_digits(name: str) -> None:
-    causes = benchmark()
-    (digits, *_) = causes.SETUPS
-    (case,) = [case for case in causes.cases_of(digits) if case.name == name]
+    (digits, *_) = benchmark.SETUPS
+    (case,) = [case for case in benchmark.cases_of(digits) if case.name == name]
     least, most = LABELLED[name]
     for seed in (0, 1):
-        outcome = causes.judge(digits, case, seed)
+        outcome = benchmark.judge(digits, case, seed)
         assert outcome.right, (outcome.cause.kind, outcome.cause.identifiable)
         assert least <= outcome.dead <= most
 
 
 @pytest.mark.slow
 def test_deaths_of_a_spike_are_inside_it() -> None:
-    causes = benchmark()
-    (digits, *_) = causes.SETUPS
-    (case,) = [case for case in causes.cases_of(digits) if case.name == "8 spike, Adam"]
-    timeline = causes.run(digits, case, 1).diagnosis.timeline
+    (digits, *_) = benchmark.SETUPS
+    (case,) = [case for case in benchmark.cases_of(digits) if case.name == "8 spike, Adam"]
+    timeline = benchmark.run(digits, case, 1).diagnosis.timeline
     died = timeline.groupby("step")["died"].sum()
     inside = sum(died[end] for start, end in pairwise(died.index) if 90 <= start < 110)
     assert inside >= 0.7 * died.sum()
