@@ -1,5 +1,6 @@
 """BatchNorm judged on running statistics and on those of the batch, and where the two disagree."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import reludiag
+from reludiag.diagnosis.from_json import open_diagnosis
 from reludiag.measure.batch_statistics import on_batch_statistics
 from reludiag.recording import read_recording
 from reludiag.testing import assert_alive
@@ -217,3 +219,21 @@ def test_a_trained_network_on_other_data_is_not_alive_in_eval_mode() -> None:
     assert diagnosis.dead and diagnosis.dead == sum(diagnosis.only_in_eval.values())
     assert not reludiag.scan(model, [X + 10], train_mode=True).only_in_eval
     assert not reludiag.scan(model, [X]).only_in_eval
+
+
+def test_a_json_report_tells_what_only_one_of_the_statistics_silences(tmp_path: Path) -> None:
+    """One of an older version does not, and is opened all the same."""
+    model = network(momentum=1e-4)
+    of_other_data(model)
+    one = monitored(model).diagnose()
+    other = monitored(network(momentum=1e-4), edit=silenced).diagnose()
+    assert one.only_in_eval and other.only_in_training
+    for diagnosis in (one, other):
+        diagnosis.to_json(tmp_path / "run.json")
+        opened = open_diagnosis(tmp_path / "run.json")
+        assert opened.only_in_eval == diagnosis.only_in_eval
+        assert opened.only_in_training == diagnosis.only_in_training
+    content = json.loads((tmp_path / "run.json").read_text())
+    del content["only_in_eval"], content["only_in_training"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert not open_diagnosis(tmp_path / "old.json").only_in_training

@@ -370,7 +370,7 @@ def test_several_axes_can_be_set_by_hand() -> None:
     for axes, label, units in ((3, "3", 6), ((2, 3), "2,3", 24), ((-1, -2), "3,2", 24)):
         (site,) = reludiag.scan(model, [TOKENS], unit_axes={"relu": axes}).sites.to_dict("records")
         assert (site["unit_axis"], site["units"]) == (label, units)
-    for axes in ((1, 1), (2, 9)):
+    for axes in ((1, 1), (2, 9), 0, (0, 3)):
         with pytest.raises(reludiag.UsageError, match="does not have that axis"):
             reludiag.scan(model, [TOKENS], unit_axes={"relu": axes})
 
@@ -384,3 +384,34 @@ def test_a_monitor_says_that_no_site_has_a_unit_axis_that_was_given() -> None:
                 model(torch.randn(8, 4)).sum().backward()
                 optimizer.step()
     assert any("given for zz" in note for note in monitor.diagnose().head.notes)
+
+
+@pytest.mark.parametrize("axes", [0, -2, (0, 1)])
+def test_the_axis_of_the_samples_is_none_of_units(axes: int | tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with pytest.raises(reludiag.UsageError, match="has its samples there"):
+        reludiag.scan(model, [torch.randn(8, 4)], unit_axes={"1": axes})
+    with pytest.warns(RuntimeWarning, match="has its samples there"):  # noqa: SIM117
+        with reludiag.Monitor(model, optimizer, every=2, unit_axes={"1": axes}) as monitor:
+            for _ in range(4):
+                model(torch.randn(8, 4)).sum().backward()
+                optimizer.step()
+    (site,) = monitor.diagnose().sites.to_dict("records")
+    assert (site["unit_axis"], site["units"]) == ("1", 8)
+
+
+def test_a_tensor_that_is_observed_along_its_samples_is_not_judged() -> None:
+    class Observed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gated = self.layer(x).cos()
+            reludiag.observe("gate", gated, unit_axis=0)
+            return gated
+
+    batches = [torch.randn(rows, 4) for rows in (8, 8, 6)]
+    with pytest.raises(reludiag.ModelError, match="unit_axis=0 is the axis of its samples"):
+        reludiag.scan(Observed(), batches)

@@ -21,7 +21,7 @@ from reludiag.capture.sample_counter import SampleCounter
 from reludiag.capture.signals import signal_of
 from reludiag.capture.site_registry import SiteRegistry
 from reludiag.loading.batch_contents import tensors_of
-from reludiag.sites.axes import Axes, coordinates_of
+from reludiag.sites.axes import Axes, are_samples, coordinates_of, label_of
 from reludiag.sites.provenance import ProvenanceMode
 from reludiag.sites.readable import kind_of, readable
 from reludiag.sites.rectifiers import is_fused_rectifier, rectifier_call
@@ -432,6 +432,11 @@ class CallReader:
             self._missed.without_rows.add((path, call.operator))
             return None
         provenance, following = current.provenance, self._following
+        if axes and provenance and are_samples(axes, provenance.origin_of(output.detach())):
+            why = f"unit_axis={label_of(axes)} is the axis of its samples"
+            self._missed.unreadable[path, call.operator] = why
+            call.is_left_out = True
+            return None
         samples, may_wait = current.samples, False
         if part is not None and part.samples is not None:
             samples = part.samples

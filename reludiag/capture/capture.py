@@ -203,8 +203,8 @@ class Capture:
             return ""
         names = ", ".join(site.name for site in self.sites)
         return (
-            f"a unit axis was given for {', '.join(unknown)}, which is not a site, or does not "
-            f"have that axis. The sites are {names}"
+            f"a unit axis was given for {', '.join(unknown)}, which is not a site, does not have "
+            f"that axis, or has its samples there. The sites are {names}"
         )
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reludiag.capture.calls import ExpectedCall, KnownSite, UnitView
 from reludiag.capture.named_models import roots_of
 from reludiag.capture.rectifying_layers import is_rectifying_layer
-from reludiag.sites.axes import Axes, Origin, UnitAxes, coordinates_of, size_of
+from reludiag.sites.axes import Axes, Origin, UnitAxes, are_samples, coordinates_of, size_of
 from reludiag.sites.consumers import Consumer
 from reludiag.sites.layout import UNKNOWN_AXIS, Layout, find_layout
 from reludiag.sites.provenance import ProvenanceMode
@@ -192,7 +192,7 @@ class SiteRegistry:
             producer = producer if producer is not None else identity.fed_by or None
             path = self._path_within(self._paths[call.owner])
             fed_name = NamedCall(identity, set(), path, producer).fed_name
-            override, axis = self._override(identity, call.number, fed_name, output)
+            override, axis = self._override(identity, call.number, fed_name, output, origin)
             is_asked_for = rectifier.is_asked_for or axis is not None
             if site is None and rectifier.is_mask and not is_asked_for:
                 # Only a mask that layers have made is a selection: not dropout, nor padding.
@@ -318,7 +318,7 @@ class SiteRegistry:
         )
 
     def _override(
-        self, identity: Identity, number: int, fed_name: str, output: Tensor
+        self, identity: Identity, number: int, fed_name: str, output: Tensor, origin: Origin | None
     ) -> tuple[str | None, Axes | None]:
         """The name in `unit_axes` that is this site's, and the axis that it says."""
         if any(site.identity.base == fed_name for site in self._sites):
@@ -329,6 +329,6 @@ class SiteRegistry:
             f"{identity.base}@{identity.fed_by}",
         ):
             coordinates = coordinates_of(self._unit_axes.get(name, ()), output.shape)
-            if coordinates is not None:
+            if coordinates is not None and not are_samples(coordinates, origin):
                 return name, coordinates
         return None, None

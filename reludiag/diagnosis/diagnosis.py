@@ -77,10 +77,9 @@ class Diagnosis:
     """What was logged with `Monitor.log`, a row per window and name: `METRIC_COLUMNS`."""
     marks: pd.DataFrame = field(default_factory=lambda: table_of(MARK_COLUMNS, []))
     """What was marked with `Monitor.mark`, and what died from mark to mark: `MARK_COLUMNS`."""
-
     only_in_eval: Mapping[str, int] = field(default_factory=dict)
     """By site, the dead units that fire where BatchNorm uses the statistics of the batch, as in
-    training, and not its running ones. Not in a file of it.
+    training, and not its running ones.
     """
     only_in_training: Mapping[str, int] = field(default_factory=dict)
     """Of a recording, the other way round: units that fire, and not on the statistics of the batch.

@@ -103,6 +103,8 @@ def _diagnosis(content: dict[str, Any]) -> Diagnosis:
         else _unjudged(sites),
         metrics=table_of(METRIC_COLUMNS, [pd.DataFrame(content.get("metrics", []))]),
         marks=table_of(MARK_COLUMNS, [pd.DataFrame(content.get("marks", []))]),
+        only_in_eval=content.get("only_in_eval", {}),
+        only_in_training=content.get("only_in_training", {}),
     )
 
 

@@ -99,6 +99,12 @@ class Origin:
 UNKNOWN = Origin()
 
 
+def are_samples(axes: Axes | None, origin: Origin | None) -> bool:
+    """Whether one of these axes is that of the samples, so that it cannot be one of units."""
+    sample = None if origin is None else origin.sample
+    return sample is not None and any(each.axis == sample.axis for each in axes or ())
+
+
 def reshaped(coordinate: Coordinate, old: Sequence[int], new: Sequence[int]) -> Axes | None:
     """The same coordinate after a reshape, which keeps the order of the elements, or None.
 

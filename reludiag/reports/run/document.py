@@ -38,5 +38,7 @@ def document(diagnosis: Diagnosis, all_units: bool = False) -> str:
         "timeline": None if diagnosis.timeline is None else records(diagnosis.timeline),
         "metrics": records(diagnosis.metrics),
         "marks": records(diagnosis.marks),
+        "only_in_eval": dict(diagnosis.only_in_eval),
+        "only_in_training": dict(diagnosis.only_in_training),
     }
     return text_of(content)
