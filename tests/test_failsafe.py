@@ -55,7 +55,7 @@ SHELLS = frozenset(
         *("_EscapeMode.__torch_function__", "ProvenanceMode.__torch_dispatch__"),
         *("BeforeStep.__call__", "AfterStep.__call__", "BeforeMeasuredStep.__call__"),
         *("Monitor.__enter__", "Monitor.__exit__", "Monitor._before_step", "Monitor._end_step"),
-        *("Monitor._with_initial_state.<locals>.evaluate", "Monitor.step", "Alerts.tell"),
+        *("AfterClosure.__call__", "Monitor._after_closure", "Monitor.step", "Alerts.tell"),
         *("Session.begin", "Session.end"),
         "RecordingWriter.__init__",  # an error of SQLite there is a path that cannot be written
         "limited",  # draws batches from the user's loader, whose error it is then

@@ -87,6 +87,25 @@ class MetricLog:
         return metrics
 
 
+def named_values(metrics: Any, named: Mapping[str, Any]) -> dict[str, Any]:
+    """What was logged, by name. Raises UsageError for `metrics` that are no mapping."""
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise UsageError(
+            f"log({type(metrics).__name__}) was given; expected names with numbers, such as "
+            "log(loss=loss) or log({'val/loss': loss})"
+        )
+    return {**(metrics or {}), **named}
+
+
+def check_mark(name: Any) -> None:
+    """Raises UsageError for what is no name of a mark."""
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        raise UsageError(
+            f"mark({str(name)[:40]!r}) was given; expected a text of 1 to {LONGEST_NAME} "
+            "characters, such as 'task 3'"
+        )
+
+
 def is_number(value: Any) -> bool:
     """Whether a value can be logged: of what a framework passes on, some cannot."""
     try:

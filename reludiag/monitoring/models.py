@@ -1,4 +1,4 @@
-"""The models that a Monitor watches, one or several with names, and the probe of each."""
+"""The models that a Monitor watches, one or several with names."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,6 @@ from reludiag.capture.named_models import (
     trained_among,
 )
 from reludiag.errors import UsageError
-from reludiag.loading.model_inputs import ModelInputs, read_inputs
 from reludiag.measure.frozen_pass import eager_model
 from reludiag.measure.unjudged import Unjudged, unjudged
 from reludiag.sites.functional import may_rectify
@@ -47,29 +46,6 @@ def watched_and_called(
         return eager_model(model), model
     eager = {name: eager_model(each) for name, each in model.items()}
     return NamedModels(eager, trained_among(eager, parameters)), NamedModels(model)
-
-
-def probe_inputs(
-    models: NamedModels, probe: Mapping[str, Sequence[Any]] | Sequence[Any]
-) -> list[ModelInputs]:
-    """The batches of a probe, the same for all models or of each by name, as inputs of all."""
-    by_name = probe if isinstance(probe, Mapping) else dict.fromkeys(models.models, probe)
-    return read_inputs(models.models, by_name)
-
-
-def is_by_name(models: NamedModels, probe: Any) -> bool:
-    """Whether a probe has one for each model; raises UsageError if it has one for some of them.
-
-    A mapping without any of their names is a batch for all.
-    """
-    if not isinstance(probe, Mapping) or models.models.keys().isdisjoint(probe):
-        return False
-    if probe.keys() != models.models.keys():
-        raise UsageError(
-            f"probe={{{', '.join(map(repr, probe))}}} was given; expected one probe for all "
-            f"models, or one for each: {', '.join(models.models)}"
-        )
-    return True
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:

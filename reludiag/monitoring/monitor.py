@@ -5,52 +5,54 @@ snapshots. Without a probe, a snapshot is what the training batches of the windo
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from reludiag.capture.compiled import is_compiled
-from reludiag.capture.named_models import NamedModels
 from reludiag.capture.watched import Watch
 from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.diagnosis.from_recording import diagnose_run
 from reludiag.errors import ModelError, ReludiagError, UsageError
 from reludiag.evidence.budget import DEFAULT_SHARE
 from reludiag.evidence.collector import EvidenceCollector
-from reludiag.loading.batch_contents import is_one_batch
-from reludiag.loading.specs import call_user_code
 from reludiag.measure.blind_spots import no_rectifier
 from reludiag.measure.groups import Groups
 from reludiag.measure.unjudged import Unjudged, sentences, unjudged
 from reludiag.measure.verdicts import Thresholds
 from reludiag.monitoring.alerts import WARN_OVER, Alerts, Listener
-from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock, innermost
-from reludiag.monitoring.metric_log import LONGEST_NAME, MetricLog
+from reludiag.monitoring.clock import AfterStep, BeforeStep, Clock
+from reludiag.monitoring.closure import AfterClosure, closure_of, with_closure
+from reludiag.monitoring.metric_log import MetricLog, check_mark, named_values
 from reludiag.monitoring.models import (
     OF_MODEL,
     check_models,
-    is_by_name,
-    probe_inputs,
     trained_by_name,
     untrained,
     watched_and_called,
 )
+from reludiag.monitoring.probe import probe_batches, probe_hash
 from reludiag.monitoring.rates import RateLog
 from reludiag.monitoring.resuming import (
     Resumption,
     checked_resume,
-    parameter_count,
-    probe_hash,
     resumption,
 )
 from reludiag.monitoring.run_facts import checked_facts, run_facts, untrained_weights
+from reludiag.monitoring.settings import (
+    check_groups,
+    check_intervals,
+    check_trains,
+    checked_optimizers,
+    evidence_share,
+    parameters_in,
+)
 from reludiag.monitoring.snapshot_sources import ProbeSource, SnapshotSource, TrainingSource
 from reludiag.monitoring.unwatched import WeightCheck, nothing_watched
 from reludiag.recording import Mark, RecordingWriter, SiteState, read_recording
@@ -142,14 +144,9 @@ class Monitor:
         raise_over: str | None = None,
     ) -> None:
         check_models(model)
-        self._optimizers = _optimizers(optimizer)
-        held = [p for each in self._optimizers for g in each.param_groups for p in g["params"]]
-        model, called = watched_and_called(model, held if self._optimizers else None)
-        for name, value in (("every", every), ("stats_every", stats_every)):
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(
-                    f"{name}={value} was given; expected a whole number of steps, at least 1"
-                )
+        optimizers = self._optimizers = checked_optimizers(optimizer)
+        model, called = watched_and_called(model, parameters_in(optimizers) if optimizers else None)
+        check_intervals(every=every, stats_every=stats_every)
         compiled = is_compiled(called)
         if not watch and not may_rectify(model):
             raise ModelError(no_rectifier(model))
@@ -163,12 +160,8 @@ class Monitor:
         self._resume = checked_resume(resume, self._path, overwrite)
         self._resumption: Resumption | None = None  # known when the run begins
         self._facts = {**checked_facts(facts), "every": every, "stats_every": stats_every}
-        if groups is not None and probe is None:
-            raise UsageError(
-                "groups was given without a probe; expected both. Groups of training batches are "
-                "not counted: each step would have to wait for the device. Pass a probe, or scan"
-            )
-        batches = None if probe is None else _batches(model, probe)
+        check_groups(groups, probe)
+        batches = None if probe is None else probe_batches(model, probe)
         self._guard = Guard(self._stop_watching)
         self._source: SnapshotSource = (
             TrainingSource(
@@ -188,7 +181,7 @@ class Monitor:
             batches,
             unit_axes,
             merge_calls,
-            _share_of(evidence),
+            evidence_share(evidence),
             self._guard,
             watch,
             compiled,
@@ -211,11 +204,7 @@ class Monitor:
         self._untrained = {name: WeightCheck(each) for name, each in untrained(model).items()}
         """Of the named models that no optimizer trains."""
         self._unwatched: Unjudged | None = None  # set when the run ends
-        if self._optimizers and not self._rates.param_groups:
-            raise UsageError(
-                "the optimizer holds no parameter of this model. Was it made for another copy of "
-                "the model?"
-            )
+        check_trains(optimizers, self._rates.param_groups)
         # From `__enter__` on:
         self._undo = self._guard.undo_list(of_optimizer=True)
         self._writer: RecordingWriter | None = None
@@ -243,10 +232,7 @@ class Monitor:
 
     def _begin(self) -> None:
         self._facts |= run_facts(self.model, self._optimizers)
-        self._facts |= {
-            "parameter_count": parameter_count(self.model),
-            "probe_hash": self._probe_hash,
-        }
+        self._facts["probe_hash"] = self._probe_hash
         before = self._resumption = resumption(
             self._path, self._resume, self.model, self._optimizers, self.every, self._has_probe
         )
@@ -279,12 +265,8 @@ class Monitor:
         self.snapshots = [*before.steps]
         self._source.go_on(before.step)
         self._alerts.go_on(before.run, len(before.steps))
-        if before.why:
-            then = f"the last snapshot of its recording is of step {before.run.steps[-1]:,}"
-            if count := before.dropped:
-                are = "snapshot is" if count == 1 else "snapshots are"
-                then += f"; {count:,} later {are} dropped"
-            warn(f"reludiag: {before.why}, and {then}", stacklevel=4)  # the `with` statement
+        if before.warning:
+            warn(f"reludiag: {before.warning}", stacklevel=4)  # the `with` statement
 
     def __exit__(
         self,
@@ -354,13 +336,9 @@ class Monitor:
         Raises UsageError for what is no number, and before the run. After it, values are lost,
         with a RuntimeWarning.
         """
-        if metrics is not None and not isinstance(metrics, Mapping):
-            raise UsageError(
-                f"log({type(metrics).__name__}) was given; expected names with numbers, such as "
-                "log(loss=loss) or log({'val/loss': loss})"
-            )
+        values = named_values(metrics, named)
         if self._may_note("log"):
-            self._metrics.add(self._clock.step, {**(metrics or {}), **named})
+            self._metrics.add(self._clock.step, values)
 
     def mark(self, name: str) -> None:
         """Mark this step with a name, such as `monitor.mark("task 3")` where a task begins.
@@ -371,11 +349,7 @@ class Monitor:
         Raises UsageError for what is no name, and before the run. After it, a mark is lost, with a
         RuntimeWarning.
         """
-        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-            raise UsageError(
-                f"mark({str(name)[:40]!r}) was given; expected a text of 1 to {LONGEST_NAME} "
-                "characters, such as 'task 3'"
-            )
+        check_mark(name)
         if not self._may_note("mark"):
             return
         try:
@@ -424,32 +398,25 @@ class Monitor:
         return changed
 
     def _with_initial_state(self, args: Any, kwargs: Any) -> Any:
-        """Take the initial state.
-
-        If the forward pass is in the step's closure, take it after the closure; the result is then
-        the new arguments of the step. Lightning always passes a closure.
+        """Take the initial state: now, or after the step's closure if the forward pass is in it.
+        Then the result is the new arguments of the step.
         """
         if self._clock.step or self.snapshots:
             return None
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        closure = closure_of(args, kwargs)
         if closure is None or self._source.ready:
             self._snapshot()
             return None
+        return with_closure(args, kwargs, AfterClosure(closure, self._after_closure))
 
-        def evaluate() -> Any:
-            loss = closure()
-            if self._guard.error is None and not self.snapshots:
-                try:
-                    self._snapshot()
-                    self._collector.keep_weights()  # only now is it known which layers to keep
-                except Exception as error:
-                    self._guard.fail(error)
-                self._alerts.tell()
-            return loss
-
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": evaluate}
-        return (args[0], evaluate, *args[2:]), kwargs
+    def _after_closure(self) -> None:
+        if self._guard.error is None and not self.snapshots:
+            try:
+                self._snapshot()
+                self._collector.keep_weights()  # only now is it known which layers to keep
+            except Exception as error:
+                self._guard.fail(error)
+            self._alerts.tell()
 
     def _end_step(self) -> None:
         if self._guard.error is None:
@@ -526,61 +493,3 @@ class Monitor:
             f"reludiag: watching stopped after step {step:,} ({what}). The training continues "
             "unwatched; the recording ends there, and says so",
         )
-
-
-def _optimizers(optimizer: Optimizer | Sequence[Optimizer] | None) -> list[Optimizer]:
-    if optimizer is None:
-        return []
-    each = optimizer if isinstance(optimizer, list | tuple) else [optimizer]
-    optimizers = [innermost(one) for one in each]
-    for one in optimizers:
-        if not isinstance(one, Optimizer):
-            given = one.__name__ if isinstance(one, type) else type(one).__name__
-            raise UsageError(
-                f"optimizer={given} was given; expected a torch.optim.Optimizer such as "
-                "Adam(model.parameters()), or a list of them, or None"
-            )
-    return optimizers
-
-
-def _share_of(evidence: float | bool) -> float:
-    """The share of the time for examining deaths."""
-    if isinstance(evidence, bool):
-        return DEFAULT_SHARE if evidence else 0.0
-    if not isinstance(evidence, int | float) or not 0 <= evidence <= 1:
-        raise UsageError(
-            f"evidence={evidence!r} was given; expected a share of the run's time, from 0 to 1, "
-            "such as 0.05, or False"
-        )
-    return float(evidence)
-
-
-def _batches(model: nn.Module, probe: Any) -> list[Any]:
-    """The probe of a model, or of several with names, as a list of batches, the same for each
-    snapshot.
-    """
-    probe = _called(probe)
-    if not isinstance(model, NamedModels):
-        return _probe_of_one(probe)
-    if is_by_name(model, probe):
-        return list(probe_inputs(model, {n: _probe_of_one(_called(p)) for n, p in probe.items()}))
-    return list(probe_inputs(model, _probe_of_one(probe)))
-
-
-def _called(probe: Any) -> Any:
-    if callable(probe) and not isinstance(probe, Tensor | Iterable):
-        return call_user_code(probe, "the probe", {})
-    return probe
-
-
-def _probe_of_one(probe: Any) -> list[Any]:
-    if isinstance(probe, Tensor | np.ndarray | tuple) or is_one_batch(probe):
-        return [probe]
-    if isinstance(probe, Iterable) and not isinstance(probe, str | bytes):
-        batches = list(probe)
-        if batches:
-            return batches
-    raise UsageError(
-        f"probe={type(probe).__name__} was given; expected a batch (tensor, tuple, dict, ...), an "
-        "iterable of at least one batch, or a function that returns either"
-    )

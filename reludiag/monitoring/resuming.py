@@ -5,25 +5,18 @@ crash. They are dropped, since the run takes these steps again.
 """
 
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from reludiag.errors import RecordingError, UsageError
-from reludiag.loading.batch_contents import tensors_of
-from reludiag.monitoring.run_facts import class_name
+from reludiag.monitoring.run_facts import class_name, parameter_count
 from reludiag.process import ProcessId, is_gone, this_host
 from reludiag.recording import RecordedRun, SiteState, read_progress, read_recording
-from reludiag.sites.readable import readable
-
-_HASHED = 1 << 20  # numbers of each tensor of a probe
 
 
 @dataclass(frozen=True)
@@ -46,6 +39,16 @@ class Resumption:
     def dropped(self) -> int:
         """Number of the others."""
         return len(self.run.steps) - len(self.steps)
+
+    @property
+    def warning(self) -> str:
+        """What does not go on as it was recorded; empty if nothing is lost."""
+        if not self.why:
+            return ""
+        then = f"the last snapshot of its recording is of step {self.run.steps[-1]:,}"
+        if count := self.dropped:
+            then += f"; {count:,} later {'snapshot is' if count == 1 else 'snapshots are'} dropped"
+        return f"{self.why}, and {then}"
 
     def facts(self, probe_hash: int | None) -> dict[str, Any]:
         """What the recording keeps about it, as JSON."""
@@ -154,28 +157,6 @@ def resuming_at(step: int, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {**settings, "facts": facts}
     begun = int(read_progress(path).facts.get("trainer_step", 0))
     return {**settings, "resume": max(0, step - begun)}
-
-
-def probe_hash(batches: Sequence[Any] | None) -> int | None:
-    """A number that differs if the probe does; None if it cannot be told."""
-    total = 0
-    try:
-        for tensor in tensors_of(list(batches or ())):
-            values = readable(tensor)
-            if values is None:
-                return None
-            total = zlib.crc32(str(tuple(values.shape)).encode(), total)
-            part = values.detach().flatten()[:_HASHED].cpu().contiguous()
-            total = zlib.crc32(np.asarray(part.view(torch.uint8)).tobytes(), total)
-    except Exception:
-        return None
-    return total if total else None
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Numbers in all parameters that have a shape."""
-    lazy = nn.parameter.UninitializedParameter
-    return sum(p.numel() for p in model.parameters() if not isinstance(p, lazy))
 
 
 def _check(path: Path, run: RecordedRun, model: nn.Module, every: int, has_probe: bool) -> None:

@@ -42,10 +42,17 @@ def run_facts(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, An
         "torch": torch.__version__,
         "process": asdict(this_process()),
         "model": class_name(model),
+        "parameter_count": parameter_count(model),
         **model_facts(model),
         "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
         "earlier_steps": max((_steps_taken(optimizer) for optimizer in optimizers), default=0),
     }
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Numbers in all parameters that have a shape."""
+    lazy = nn.parameter.UninitializedParameter
+    return sum(p.numel() for p in model.parameters() if not isinstance(p, lazy))
 
 
 def class_name(model: nn.Module) -> str:

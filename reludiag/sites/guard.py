@@ -17,7 +17,8 @@ runs the user's operator |
 `StepWatch` |
 | functions of the user's own, `observe` | `Watching` (sites/watching.py) | the same |
 | hooks of the nodes of a backward pass | `LossPaths` (evidence/loss_paths.py) | itself |
-| a step's closure | `Monitor._before_step` | the initial state |
+| a step's closure | `AfterClosure` (monitoring/closure.py), `Monitor._after_closure` | the \
+initial state |
 | the end of the run | `Monitor.__exit__` | the last snapshot, the writer |
 
 Around them, `Monitor.__enter__` protects the beginning of a run, and `Session` and the metric sinks
