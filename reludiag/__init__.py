@@ -20,7 +20,7 @@ _HOMES = {
     "ReludiagError": "reludiag.errors",
     "ReportError": "reludiag.errors",
     "Replay": "reludiag.experiments.replay",
-    "Snapshot": "reludiag.monitoring.alerts",
+    "Snapshot": "reludiag.monitoring.snapshot",
     "Thresholds": "reludiag.measure.verdicts",
     "TooManyDeadError": "reludiag.errors",
     "Trial": "reludiag.experiments.trial",
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     from reludiag.initialization.examination import InitExamination, examine_initialization
     from reludiag.initialization.schemes import reinitialize
     from reludiag.measure.verdicts import Thresholds
-    from reludiag.monitoring.alerts import Snapshot
     from reludiag.monitoring.monitor import Monitor
+    from reludiag.monitoring.snapshot import Snapshot
     from reludiag.scanning import scan
     from reludiag.sites.registration import register_rectifier
     from reludiag.sites.watching import observe

@@ -13,7 +13,7 @@ from torch import nn
 
 import reludiag
 from reludiag import Snapshot
-from reludiag.monitoring.alerts import SiteSnapshot
+from reludiag.monitoring.snapshot import SiteSnapshot
 
 pytestmark = [pytest.mark.integrations, pytest.mark.filterwarnings("ignore")]
 

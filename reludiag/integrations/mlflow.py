@@ -8,7 +8,7 @@ import re
 
 from reludiag.errors import MissingLibraryError
 from reludiag.integrations.sinks import failsafe
-from reludiag.monitoring.alerts import Snapshot
+from reludiag.monitoring.snapshot import Snapshot
 
 try:
     import mlflow

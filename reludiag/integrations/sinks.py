@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from reludiag.monitoring.alerts import Snapshot
+from reludiag.monitoring.snapshot import Snapshot
 from reludiag.sites.guard import described, warn
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from reludiag.errors import MissingLibraryError
 from reludiag.integrations.sinks import failsafe
-from reludiag.monitoring.alerts import Snapshot
+from reludiag.monitoring.snapshot import Snapshot
 
 try:
     from torch.utils.tensorboard import SummaryWriter

@@ -38,6 +38,7 @@ from reludiag.monitoring.models import (
     watched_and_called,
 )
 from reludiag.monitoring.probe import probe_batches, probe_hash
+from reludiag.monitoring.probe_source import ProbeSource
 from reludiag.monitoring.rates import RateLog
 from reludiag.monitoring.resuming import (
     Resumption,
@@ -53,7 +54,8 @@ from reludiag.monitoring.settings import (
     evidence_share,
     parameters_in,
 )
-from reludiag.monitoring.snapshot_sources import ProbeSource, SnapshotSource, TrainingSource
+from reludiag.monitoring.snapshot_source import SnapshotSource
+from reludiag.monitoring.training_source import TrainingSource
 from reludiag.monitoring.unwatched import WeightCheck, nothing_watched
 from reludiag.recording import Mark, RecordingWriter, SiteState, read_recording
 from reludiag.sites.axes import UnitAxes
