@@ -20,9 +20,10 @@ from reludiag.evidence.batch_statistics import LAGGING, BatchStatisticsPass, nor
 from reludiag.evidence.budget import Budget, clock_of
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
+from reludiag.evidence.step_inputs import is_plain_layer
 from reludiag.evidence.step_watch import AroundStep, StepWatch
 from reludiag.evidence.training_input import InputWatch
-from reludiag.evidence.unit_histories import UnitHistories, is_plain_layer
+from reludiag.evidence.unit_histories import UnitHistories
 from reludiag.evidence.update_ratios import UpdateMeter
 from reludiag.loading.batch_contents import tensors_of
 from reludiag.loading.model_inputs import ModelInputs, add_inputs

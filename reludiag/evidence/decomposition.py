@@ -172,7 +172,7 @@ class InputSums:
         for summed, samples in self._sums.values():
             patches, count = (summed, 1)
             if convolution is not None:
-                patches, count = _patches(convolution, weight, summed)
+                patches, count = summed_patches(convolution, weight, summed)
             total = patches if total is None else total + patches
             positions += samples * count
         if total is None or not positions:
@@ -183,7 +183,7 @@ class InputSums:
         return mean if len(mean) == 1 else mean.repeat_interleave(weight.shape[1], dim=0)
 
 
-def _patches(convolution: Convolution, weight: Tensor, x: Tensor) -> tuple[Tensor, int]:
+def summed_patches(convolution: Convolution, weight: Tensor, x: Tensor) -> tuple[Tensor, int]:
     """The sum of each weight's inputs over output positions, and the number of positions.
 
     It is the gradient of the summed output with respect to the weights, so stride, padding,

@@ -16,76 +16,22 @@ nothing else had moved them.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reludiag.evidence.decomposition import _patches
 from reludiag.evidence.loss_paths import LossPaths
+from reludiag.evidence.measured_layer import MeasuredLayer, measured_layer, row_norms
+from reludiag.evidence.step_inputs import StepInputs
 from reludiag.evidence.update_terms import Terms, group_of, has_momentum, split
 from reludiag.recording.observations import History
-from reludiag.sites.products import Convolution
-from reludiag.sites.site import Site
 
-MEASURED = 2**15
-"""Of a layer with more weights than this, evenly spread units are measured: a step of the training
-costs more than this split, whatever the size of the layer.
-"""
 RESIDUAL = 1e-3
 """Terms that differ by more than this from the measured update, relative to the sum of their sizes,
 are not those of what the optimizer did."""
 Floats = np.ndarray[Any, np.dtype[np.float64]]
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-@dataclass
-class Inputs:
-    """The inputs of one layer in the passes of a step, summed over samples."""
-
-    total: Tensor
-    rows: int
-
-
-@dataclass
-class Measured:
-    """One site and its layer: what was measured until now. Arrays are `[unit]`."""
-
-    site: Site
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-    scale: nn.Parameter | None
-    """The weight of the BatchNorm in between."""
-    shift: nn.Parameter | None
-    """And its bias."""
-    has_norm: bool
-    rows: slice
-    """The measured units."""
-    start: Floats
-    """Size of the weights of each measured unit at the beginning; of its norm's, if it has one."""
-    start_weight: Floats
-    """The same of the layer's own weights."""
-    width: int
-    life: Floats
-    """`[term, unit]`: the drift by fresh gradient, momentum and decay, summed over steps."""
-    last: Floats
-    """The same of the last measured step in which it had a gradient."""
-    drift: Floats
-    """The same of the last measured step."""
-    shrinkage: Floats
-    largest: Floats
-    """The largest update by gradients, relative to `start_weight`."""
-    rate: Floats
-    """The shrinkage of the last measured step, by decay, then by penalties: `[2, unit]`."""
-    through: Floats
-    through_size: Floats
-    around: Floats
-    spread: Floats
-    pushes: int = 0
-    step: int = 0
-    before: dict[str, tuple[nn.Parameter, Tensor, bool]] = field(default_factory=dict)
 
 
 class UnitHistories:
@@ -93,8 +39,8 @@ class UnitHistories:
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
         self._model, self._optimizers = model, optimizers
-        self._layers: dict[str, Measured] = {}
-        self._inputs: dict[int, Inputs] = {}
+        self._layers: dict[str, MeasuredLayer] = {}
+        self._inputs = StepInputs()
         self.paths = LossPaths(is_open=False)
         self._dead: dict[str, Any] = {}
         self._decays: dict[str, float] = {}
@@ -108,36 +54,11 @@ class UnitHistories:
 
     def begin_step(self) -> None:
         """A measured step begins."""
-        self._inputs, self.paths = {}, LossPaths()
+        self._inputs, self.paths = StepInputs(), LossPaths()
 
     def take_input(self, module: nn.Module, x: Tensor) -> None:
         """Add an input of a layer."""
-        if not x.is_floating_point():
-            return
-        x = x.detach()
-        if isinstance(module, nn.Linear):
-            total, rows = x.reshape(-1, x.shape[-1]).sum(0), x.numel() // x.shape[-1]
-        else:
-            assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-            if module.padding_mode != "zeros" or isinstance(module.padding, str):
-                return
-            count = x.ndim - 1
-            x = x if x.ndim == module.weight.ndim else x.unsqueeze(0)
-            convolution = Convolution(
-                module.stride,
-                module.padding,
-                module.dilation,
-                False,
-                (0,) * (count - 1),
-                module.groups,
-            )
-            total, positions = _patches(convolution, module.weight.detach(), x.sum(0))
-            rows = len(x) * positions
-        seen = self._inputs.get(id(module.weight))
-        if seen is None:
-            self._inputs[id(module.weight)] = Inputs(total, rows)
-        else:
-            self._inputs[id(module.weight)] = Inputs(seen.total + total, seen.rows + rows)
+        self._inputs.take(module, x)
 
     def take_output(self, outputs: Sequence[Tensor]) -> None:
         """A forward pass of the model has ended with these outputs."""
@@ -175,9 +96,9 @@ class UnitHistories:
         for layer in self._layers.values():
             self._measure(layer, step)
             layer.before = {}
-        self._inputs, self.paths = {}, LossPaths(is_open=False)
+        self._inputs, self.paths = StepInputs(), LossPaths(is_open=False)
 
-    def _measure(self, layer: Measured, step: int) -> None:
+    def _measure(self, layer: MeasuredLayer, step: int) -> None:
         gap = step - layer.step
         if layer.step:
             layer.life += gap * layer.drift
@@ -188,8 +109,8 @@ class UnitHistories:
         size = "scale" if layer.scale is not None else "weight"
         if terms.get(size) is not None:
             layer.rate = self._shrinkage(layer, size, terms[size])
-        if (found := terms.get("weight")) is not None:
-            moved = (found.fresh + found.carried).flatten(1).norm(dim=1)
+        if (of_weight := terms.get("weight")) is not None:
+            moved = (of_weight.fresh + of_weight.carried).flatten(1).norm(dim=1)
             ratios = moved.double().cpu().numpy() / np.maximum(layer.start_weight, 1e-300)
             layer.largest = np.fmax(layer.largest, ratios)
         self._add_pushes(layer)
@@ -198,7 +119,7 @@ class UnitHistories:
             layer.drift = drift
             layer.last = np.where(drift[0] != 0, drift, layer.last)
 
-    def _split(self, layer: Measured, name: str, step: int) -> Terms | None:
+    def _split(self, layer: MeasuredLayer, name: str, step: int) -> Terms | None:
         parameter, before, had_momentum = layer.before[name]
         owner = group_of([*self._optimizers], parameter)
         if owner is None:
@@ -215,7 +136,7 @@ class UnitHistories:
         close = error <= RESIDUAL * float(sizes.norm()) + rounding
         return terms if close else None
 
-    def _shrinkage(self, layer: Measured, name: str, terms: Terms | None) -> Floats:
+    def _shrinkage(self, layer: MeasuredLayer, name: str, terms: Terms | None) -> Floats:
         assert terms is not None
         parameter, before, _ = layer.before[name]
         w = before.reshape(len(before), -1).double()
@@ -228,7 +149,7 @@ class UnitHistories:
 
         rates = [relative(terms.lasting_decay()), np.zeros(len(before))]
         penalty, total = (
-            found.get(id(parameter)) for found in (self.paths.penalties, self.paths.totals)
+            each.get(id(parameter)) for each in (self.paths.penalties, self.paths.totals)
         )
         if penalty is not None and total is not None and parameter.grad is not None:
             # The optimizer was given the gradient after clipping and unscaling.
@@ -237,30 +158,28 @@ class UnitHistories:
             rates[1] = relative(terms.factor * penalty * scale * terms.amplified)
         return np.stack(rates)
 
-    def _drift(self, layer: Measured, terms: dict[str, Terms | None]) -> Floats | None:
+    def _drift(self, layer: MeasuredLayer, terms: dict[str, Terms | None]) -> Floats | None:
         def of(name: str, x: Tensor | None = None) -> Floats | None:
-            found = terms.get(name)
-            if found is None:
+            update = terms.get(name)
+            if update is None:
                 return None
-            parts = [found.fresh, found.carried, found.decay]
+            parts = [update.fresh, update.carried, update.decay]
             if x is not None:
                 parts = [(p.reshape(len(p), -1).double() * x).sum(1) for p in parts]
             return np.stack([part.double().cpu().numpy() for part in parts])
 
         if layer.has_norm:
             return of("shift")
-        seen = self._inputs.get(id(layer.weight))
-        if seen is None or not seen.rows:
+        x = self._inputs.mean(layer.weight, layer.rows)
+        if x is None:
             return None
-        mean = seen.total.double() / seen.rows
-        x = mean.reshape(1, -1) if mean.ndim == 1 else mean[layer.rows].flatten(1)
         weights = of("weight", x)
         if weights is None or layer.bias is None:
             return weights
         bias = of("bias")
         return None if bias is None else weights + bias
 
-    def _add_pushes(self, layer: Measured) -> None:
+    def _add_pushes(self, layer: MeasuredLayer) -> None:
         for push in self.paths.pushes.get(id(layer.weight), ()):
             if len(push.around) == layer.width:
                 through, around, spread = (
@@ -285,14 +204,14 @@ class UnitHistories:
                 died = np.flatnonzero(state.dead & state.has_state & previous)
                 histories += self._histories(layer, died, step)
             self._dead[key] = alive
-            if layer is None:
-                self._follow(state.site)
+            if layer is None and (new := measured_layer(self._model, state.site)) is not None:
+                self._layers[key] = new
         return histories
 
-    def _histories(self, layer: Measured, units: Any, step: int) -> list[History]:
+    def _histories(self, layer: MeasuredLayer, units: Any, step: int) -> list[History]:
         rows = {unit: i for i, unit in enumerate(range(*layer.rows.indices(layer.width)))}
-        sizes = _sizes(layer.weight if layer.scale is None else layer.scale, layer.rows)
-        found = []
+        sizes = row_norms(layer.weight if layer.scale is None else layer.scale, layer.rows)
+        histories = []
         for unit in units.tolist():
             index = rows.get(unit)
             life, last, shrinkage = [math.nan] * 3, [math.nan] * 3, [math.nan] * 2
@@ -307,55 +226,5 @@ class UnitHistories:
                 sums = (layer.through, layer.through_size, layer.around, layer.spread)
                 pushes = [float(each[unit]) for each in sums]
             numbers = (*life, *last, *shrinkage, float(size), largest, *pushes)
-            found.append(History(layer.site.key, unit, step, *numbers))
-        return found
-
-    def _follow(self, site: Site) -> None:
-        if not site.rectifier.can_die or len(site.products) != 1 or not site.units:
-            return
-        product, parameters = site.products[0], dict(self._model.named_parameters())
-        weight = parameters.get(product.weight)
-        is_transposed = product.convolution is not None and product.convolution.transposed
-        if weight is None or product.units != (0,) or not product.is_whole or is_transposed:
-            return
-        if len(weight) != site.units:
-            return
-        rows = slice(0, len(weight), -(-weight.numel() // MEASURED) or 1)
-        scale = None if site.norm is None else parameters.get(f"{site.norm}.weight")
-        shift = None if site.norm is None else parameters.get(f"{site.norm}.bias")
-        bias = None if product.bias is None else parameters.get(product.bias)
-        width, n = len(weight), len(range(*rows.indices(len(weight))))
-        self._layers[site.key] = Measured(
-            site=site,
-            weight=weight,
-            bias=bias,
-            scale=scale,
-            shift=shift,
-            has_norm=site.norm is not None,
-            rows=rows,
-            start=_sizes(weight if scale is None else scale, rows),
-            start_weight=_sizes(weight, rows),
-            largest=np.zeros(n),
-            width=width,
-            life=np.zeros((3, n)),
-            last=np.full((3, n), np.nan),
-            drift=np.zeros((3, n)),
-            shrinkage=np.zeros((2, n)),
-            rate=np.zeros((2, n)),
-            through=np.zeros(width),
-            through_size=np.zeros(width),
-            around=np.zeros(width),
-            spread=np.zeros(width),
-        )
-
-
-def _sizes(weight: Tensor, rows: slice) -> Floats:
-    part = weight.detach()[rows].double()
-    # A copy, because an array of a tensor keeps the tensor.
-    sizes: Floats = part.reshape(len(part), -1).norm(dim=1).cpu().numpy().copy()
-    return sizes
-
-
-def is_plain_layer(module: nn.Module) -> bool:
-    """Whether the inputs of a layer can be passed to `take_input`."""
-    return type(module) in _PLAIN
+            histories.append(History(layer.site.key, unit, step, *numbers))
+        return histories
