@@ -17,6 +17,7 @@ import numpy as np
 from reludiag.causes.cause import Evidence, rounded
 from reludiag.causes.kind import RunLives
 from reludiag.causes.site_lives import Floats, Integers, SiteLives
+from reludiag.measure.binomial import chance_of_more
 
 CONTRAST = 3.0
 """Smallest ratio of the largest to the smallest learning rate for a comparison."""
@@ -120,8 +121,6 @@ def _divided(
     windows: Sequence[tuple[int, int]],
 ) -> EventStudy:
     """The study in which rates from `level` on are high; arrays are `[site, window]`."""
-    from scipy import special
-
     is_high = np.isfinite(rates) & (rates >= level) & (exposure > 0)
     at = np.flatnonzero(is_high.any(axis=0))
     first, last = int(at[0]), int(at[-1])
@@ -140,9 +139,6 @@ def _divided(
         most = max(count / exposed for count, exposed in sides)
         least_ratio = hazard / most if most else math.inf
     in_order = np.where(is_high, exposure, 0).sum(axis=0), np.where(is_high, died, 0).sum(axis=0)
-    p_value = 1.0
-    if deaths_high and 0 < share < 1:  # one-sided binomial test
-        p_value = float(special.betainc(deaths_high, deaths - deaths_high + 1, share))
     return EventStudy(
         regime=regime,
         low=float(rates[exposure > 0].min()),
@@ -152,7 +148,7 @@ def _divided(
         exposure_high=share,
         late=deaths_high > 0 and _come_late(*in_order),
         least_ratio=least_ratio,
-        p_value=p_value,
+        p_value=chance_of_more(deaths_high, deaths, share),
         first=windows[first][0],
         last=windows[last][1],
         level=level,

@@ -15,6 +15,7 @@ import numpy as np
 from reludiag.causes.event_study import FEWEST, RATE_RATIO, SIGNIFICANT
 from reludiag.causes.kind import RunLives, SiteAttribution
 from reludiag.causes.site_lives import Mask
+from reludiag.measure.binomial import chance_of_more
 from reludiag.recording.ledger import NEVER
 
 BEFORE = 0.05
@@ -101,7 +102,7 @@ def incidents(run: RunLives, steps: Sequence[int]) -> Incidents | None:
         exposure=exposed / total,
         least_ratio=rate / most if most else math.inf,
         before=float(exposure[:first].sum()) / total,
-        p_value=_p_value(inside, int(died[compared].sum()), share),
+        p_value=chance_of_more(inside, int(died[compared].sum()), share),
         first=ends[int(killed[0])] if len(killed) else 0,
         last=ends[int(killed[-1]) + 1] if len(killed) else 0,
     )
@@ -113,12 +114,3 @@ def died_in(site: SiteAttribution, windows: Mask) -> Mask:
     window = np.searchsorted(site.run.recorded.steps, died) - 1
     inside = (died != NEVER) & (window >= 0) & (window < len(windows))
     return np.asarray(inside & windows[np.clip(window, 0, len(windows) - 1)])
-
-
-def _p_value(inside: int, deaths: int, share: float) -> float:
-    """Of so many deaths or more in windows with this share of the exposure."""
-    from scipy import special
-
-    if not inside or not 0 < share < 1:
-        return 1.0
-    return float(special.betainc(inside, deaths - inside + 1, share))

@@ -8,9 +8,8 @@ not, so it grows as the input.
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from reludiag.causes.kind import RunLives
+from reludiag.causes.site_lives import median_of
 from reludiag.measure.structure import InputScale
 
 LARGE = 3.0
@@ -54,8 +53,7 @@ def _needed(run: RunLives) -> float:
         death.critical_fraction
         for site in run.sites
         for death in site.deaths
-        if site.new[death.unit] and death.step == site.ledger.died_step[death.unit]
+        if site.is_last_death(death.unit, death.step)
     ]
-    known = [fraction for fraction in fractions if math.isfinite(fraction)]
-    half = float(np.median(known)) if known else math.nan
+    half = median_of(fractions)
     return math.inf if half == 0 else 1 / half

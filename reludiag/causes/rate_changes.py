@@ -43,7 +43,7 @@ def critical_rates(sites: Iterable[SiteLives], relative: bool = False) -> Critic
     for site in sites:
         highest = np.nanmax(site.rate_at_death, initial=0.0) if relative else 1.0
         for death in site.deaths:
-            last = death.step == site.ledger.died_step[death.unit] and site.new[death.unit]
+            last = site.is_last_death(death.unit, death.step)
             rate = death.critical_fraction * site.rate_at_death[death.unit]
             if last and math.isfinite(rate) and highest > 0:
                 rates.append(rate / highest)

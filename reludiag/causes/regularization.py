@@ -14,13 +14,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from reludiag.causes.cause import Change, Evidence, rounded
 from reludiag.causes.chance import more_died
 from reludiag.causes.event_study import study_of
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
-from reludiag.causes.site_lives import SiteLives
+from reludiag.causes.site_lives import SiteLives, median_of
 from reludiag.causes.wording import groups_in_words, replay_of
 
 # The bounds are measured, on 275 trainings with 10 % of dead units or more: five tasks, SGD, Adam,
@@ -106,25 +104,22 @@ class Forces:
 
 def forces_on(sites: Iterable[SiteLives]) -> Forces:
     """What moved the units of these sites that died and are dead at the end."""
-    found = [
+    histories = [
         each
         for site in sites
         for each in site.histories
-        if each.step == site.ledger.died_step[each.unit] and site.new[each.unit]
+        if site.is_last_death(each.unit, each.step)
     ]
-
-    def median(values: list[float]) -> float:
-        known = [value for value in values if math.isfinite(value)]
-        return float(np.median(known)) if known else math.nan
-
     return Forces(
-        units=sum(math.isfinite(each.size) or math.isfinite(each.around_output) for each in found),
-        decay=median([each.shrinkage for each in found]),
-        penalty=median([each.penalty_shrinkage for each in found]),
-        size=median([each.size for each in found]),
-        update=median([each.largest_update for each in found]),
-        push=median(
-            [each.around_output / each.through_size for each in found if each.through_size > 0]
+        units=sum(
+            math.isfinite(each.size) or math.isfinite(each.around_output) for each in histories
+        ),
+        decay=median_of([each.shrinkage for each in histories]),
+        penalty=median_of([each.penalty_shrinkage for each in histories]),
+        size=median_of([each.size for each in histories]),
+        update=median_of([each.largest_update for each in histories]),
+        push=median_of(
+            [each.around_output / each.through_size for each in histories if each.through_size > 0]
         ),
     )
 
@@ -156,7 +151,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         return Account(
             # All deaths have to say so, those of other causes too.
             identifiable=forces_on(
-                [each.lives for each in ([only] if only else attribution.sites)]
+                each.lives for each in ([only] if only else attribution.sites)
             ).is_surely_penalty,
             evidence=(*_push_evidence(forces), *_size_evidence(forces)),
             sentence="A part of the loss reads the activations themselves. It pushed the units "

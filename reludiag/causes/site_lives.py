@@ -1,5 +1,6 @@
 """Site lives: the life of a run's units, as all kinds of evidence read it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,10 +83,20 @@ class SiteLives:
         """Dead at the end."""
         return self.never_alive | self.new
 
+    def is_last_death(self, unit: int, step: int) -> bool:
+        """Whether a unit that is dead now, and was not born so, died at this step."""
+        return bool(self.new[unit]) and step == int(self.ledger.died_step[unit])
+
     @property
     def collapsed_since(self) -> int:
         """Snapshot from which all units are dead; if some live, almost all."""
         return self.nearly_dead_since if self.dead_since == NEVER else self.dead_since
+
+
+def median_of(values: Sequence[float]) -> float:
+    """Of those that are known; NaN if none is."""
+    known = [value for value in values if math.isfinite(value)]
+    return float(np.median(known)) if known else math.nan
 
 
 def trace_sites(run: RecordedRun) -> list[SiteLives]:

@@ -47,7 +47,7 @@ class StepWatch:
         jumps, edits = [], []
         for samples, jump, edit in zip(self._samples, self._jumps, self._edits, strict=True):
             norms = samples.take()
-            jumps += [found] if (found := jump.measure(norms)) else []
+            jumps += [largest] if (largest := jump.measure(norms)) else []
             edits += [changed] if (changed := edit.measure(norms)) else []
         return tuple(jumps), tuple(edits)
 

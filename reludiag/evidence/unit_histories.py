@@ -153,8 +153,8 @@ class UnitHistories:
         )
         if penalty is not None and total is not None and parameter.grad is not None:
             # The optimizer was given the gradient after clipping and unscaling.
-            given = parameter.grad.detach()[layer.rows]
-            scale = float((given * total).sum()) / max(float(total.square().sum()), 1e-300)
+            gradient = parameter.grad.detach()[layer.rows]
+            scale = float((gradient * total).sum()) / max(float(total.square().sum()), 1e-300)
             rates[1] = relative(terms.factor * penalty * scale * terms.amplified)
         return np.stack(rates)
 
