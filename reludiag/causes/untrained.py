@@ -57,7 +57,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     where = " and ".join(names) if len(names) <= NAMED else f"{len(names)} sites"
     models = {model.name: model for site in sites if (model := run.model_of(site.lives))}
     later = any(bool((site.lives.dead & ~site.lives.never_alive).any()) for site in sites)
-    told = " ".join(_of_model(model, later) for model in models.values())
+    origin = " ".join(_of_model(model, later) for model in models.values())
     sources = [f"'{model.copies}'" for model in models.values() if _is_copy(model)]
     advice = "look for their cause where its weights come from" + ", and at the inputs" * later
     if sources:
@@ -69,7 +69,8 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             *_shared_deaths(run, sites),
             *drift_evidence([site.lives for site in sites]),
         ),
-        sentence=f"{dead} of {units} units of {where} {'is' if dead == 1 else 'are'} dead. {told}",
+        sentence=f"{dead} of {units} units of {where} {'is' if dead == 1 else 'are'} dead. "
+        f"{origin}",
         advice=advice,
         confirm="",
     )

@@ -315,8 +315,8 @@ class Monitor:
         whole = [] if self._unwatched is None else [self._unwatched]
         models = [place for place in self._source.missed if place.reason in OF_MODEL]
         if status == "complete" and (whole or models):
-            told = " ".join(sentences(whole or models))
-            warn(f"reludiag: {told}", stacklevel=3)  # the `with` statement
+            message = " ".join(sentences(whole or models))
+            warn(f"reludiag: {message}", stacklevel=3)  # the `with` statement
 
     def step(self) -> None:
         """Count one update of the weights, if there is no optimizer."""

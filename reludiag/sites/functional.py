@@ -28,7 +28,8 @@ from reludiag.sites.registration import (
     visible_modules,
 )
 from reludiag.sites.site import Rectifier
-from reludiag.sites.spellings import AFTER_TOP, READS, Parts, in_order, in_their_places
+from reludiag.sites.spelled_arguments import READS, in_order
+from reludiag.sites.spellings import AFTER_TOP, Parts, in_their_places
 from reludiag.sites.spellings import OPERATORS as SPELLING
 
 
