@@ -185,7 +185,7 @@ class Parts:
             part = self._part(args[0])
         elif operator in _NEGATIONS:
             sides = self._part(args[0]).sides
-            part = _Part(sides=tuple(side._replace(is_above=not side.is_above) for side in sides))
+            part = _Part(sides=tuple(_Side(x, v, not above, r) for x, v, above, r in sides))
         elif operator == "gather":
             part = self._gathered(*args)
         elif operator == "scatter" and len(args) == 4:
