@@ -178,6 +178,20 @@ def _unedited(change: cause.Change, settings: Settings) -> Settings:
     return settings.but(edit=no_edit)
 
 
+def _stepped(change: cause.Change, settings: Settings) -> Settings:
+    return settings.but(skipped=lambda step: False)
+
+
+def _scaled_targets(change: cause.Change, settings: Settings) -> Settings:
+    """By the mean and deviation of all of them, as a user would."""
+
+    def changed(y: Tensor) -> Tensor:
+        y = settings.targets(y)
+        return (y - y.mean()) / y.std()
+
+    return settings.but(targets=changed)
+
+
 def _penalty(change: cause.Change, settings: Settings) -> Settings:
     if settings.penalty is None:
         return settings
@@ -217,4 +231,6 @@ FOLLOWERS: dict[str, Callable[[cause.Change, Settings], Settings]] = {
     "input": _centred,
     "rectifier": _bare_output,
     "edits": _unedited,
+    "steps": _stepped,
+    "targets": _scaled_targets,
 }

@@ -9,6 +9,7 @@ from reludiag.causes import (
     initialization,
     input_shift,
     learning_rate,
+    no_steps,
     outlier,
     regularization,
     structure,
@@ -19,6 +20,7 @@ from reludiag.causes import (
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 
 KINDS = (
+    no_steps.KIND,
     divergence.KIND,
     untrained.KIND,
     batchnorm_statistics.KIND,

@@ -29,6 +29,9 @@ class Change:
       `standardized` also divided by its standard deviation.
     - `batchnorm.statistics`: the running ones, to be `recomputed`; `batchnorm.momentum`.
     - `edits`: what else than the optimizer changes the weights of layers; `none` is nothing.
+    - `steps`: those of the optimizer, to be `taken`, where none was or none changed a weight.
+    - `targets`: what the loss compares the output with; `standardized` is without the mean, and
+      divided by the standard deviation.
     - `rectifier`: the activation of sites; `none` is without one.
 
     A kind of cause may change other settings: readers skip those that they do not know.

@@ -9,6 +9,7 @@ import numpy as np
 
 from reludiag.causes.drift import shares_of
 from reludiag.causes.explain import Explanation, explain
+from reludiag.causes.no_steps import reason_of
 from reludiag.diagnosis.build import SiteFindings, counted_in_words, diagnose, grouping_notes
 from reludiag.diagnosis.diagnosis import Diagnosis, Head
 from reludiag.diagnosis.timeline import (
@@ -41,8 +42,12 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
     """The Diagnosis of a recording: the verdicts of its last snapshot, and the ledger."""
     findings, timelines, rates = [], [], LearningRates(run)
     missed = [Unjudged(**place) for place in run.facts.get("unjudged", [])]
-    # Where no step was seen, the only snapshot may be of trained weights.
-    is_told = run.steps[-1:] != (0,) or not any(is_whole(place.reason) for place in missed)
+    # Where no step was seen, the only snapshot may be of trained weights, if these changed.
+    is_told = (
+        run.steps[-1:] != (0,)
+        or not any(is_whole(place.reason) for place in missed)
+        or bool(reason_of(run.facts))
+    )
     explained = explain(run) if is_told else Explanation((), {})
     models = recorded_models(run.facts)
     for recorded in run.sites:

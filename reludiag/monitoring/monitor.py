@@ -307,6 +307,8 @@ class Monitor:
             self._source.unseen(),
             raised=status != "complete",
         )
+        if self._unwatched is not None and self._unwatched.reason == "steps_skipped":
+            self._facts["nonfinite_gradients"] = self._weights.nonfinite_gradients()
         if status == "complete":  # else the device may be what failed
             for name, check in self._untrained.items():
                 self._facts["models"][name]["changed"] = check.changed()

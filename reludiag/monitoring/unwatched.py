@@ -4,6 +4,7 @@ Numbers of such a run are of untrained weights, or of another model than the one
 "no unit is dead" would say nothing.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -35,14 +36,17 @@ class WeightCheck:
             return True
         for name, (_, norm) in self._start.items():
             end = _norm(now[name])
-            if norm is None or end is None or not torch.equal(norm.cpu(), end.cpu()):
+            if norm is None or end is None:
+                return True
+            begun, ended = norm.item(), end.item()
+            if begun != ended and not (math.isnan(begun) and math.isnan(ended)):
                 return True
         return False
 
-    def has_nonfinite_gradient(self) -> bool:
-        """Whether a gradient that is there now has a NaN or an infinity."""
-        norms = (_norm(p.grad) for _, p in self._named() if p.grad is not None)
-        return any(not bool(norm.isfinite()) for norm in norms if norm is not None)
+    def nonfinite_gradients(self) -> list[str]:
+        """The parameters whose gradient that is there now has a NaN or an infinity."""
+        norms = {name: _norm(p.grad) for name, p in self._named() if p.grad is not None}
+        return [name for name, norm in norms.items() if norm is not None and not norm.isfinite()]
 
     def _named(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self._model.named_parameters()
@@ -79,4 +83,4 @@ def nothing_watched(
         return unjudged("", "no_step")
     if weights.changed():
         return unjudged("", "other_optimizer")
-    return unjudged("", "steps_skipped" if weights.has_nonfinite_gradient() else "optimizer_idle")
+    return unjudged("", "steps_skipped" if weights.nonfinite_gradients() else "optimizer_idle")
