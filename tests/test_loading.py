@@ -1,8 +1,6 @@
 """Loading: specs, checkpoints and data, good and bad."""
 
 import json
-import os
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -233,34 +231,6 @@ def test_tied_weights_may_be_stored_once(tmp_path: Path) -> None:
 
     safetensors.torch.save_model(Tied(), str(tmp_path / "w.safetensors"))
     load_weights(Tied(), read_checkpoint(tmp_path / "w.safetensors"))
-
-
-class Evil:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"touch {self.marker}",)
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_that_would_run_code_runs_nothing(tmp_path: Path, legacy: bool) -> None:
-    path, marker = tmp_path / "evil.pt", tmp_path / "ran"
-    content = {"state_dict": net().state_dict(), "x": Evil(marker)}
-    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(reludiag.CheckpointError, match=r"posix\.system") as caught:
-        read_checkpoint(path)
-    assert "nothing was read" in str(caught.value)
-    path.write_bytes(pickle.dumps(content))
-    with pytest.raises(reludiag.CheckpointError):
-        read_checkpoint(path)
-    assert not marker.exists()
-
-
-def test_a_whole_pickled_model_is_refused_by_name(tmp_path: Path) -> None:
-    torch.save(net(), tmp_path / "whole.pt")
-    with pytest.raises(reludiag.CheckpointError, match=r"torch\.nn\.modules.*state_dict"):
-        read_checkpoint(tmp_path / "whole.pt")
 
 
 def _truncated(path: Path) -> None:

@@ -1,28 +1,34 @@
 """Checkpoints: from a file or folder to a state dict that fits the model.
 
-A checkpoint is data, and no code in it is run: pickles are read with `weights_only=True`, and what
-that refuses is refused here.
+A checkpoint is data, and no code in it is run: pickles are read by `pickles.py`, which calls
+nothing that they name.
 """
 
-import json
-import pickle
-import re
-import zipfile
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from reludiag.errors import CheckpointError
+from reludiag.loading.checkpoint_files import FileContent, read_content
+from reludiag.loading.pickles import UnreadableError
+from reludiag.loading.weight_search import (
+    Fit,
+    derive,
+    derived_shape,
+    derived_value,
+    fits,
+    is_averaged,
+    may_be_averaged,
+    refused_kind,
+)
 
-StateDict = Mapping[str, Tensor]
-
-# Keys under which training scripts store the weights, in the order in which they are tried.
+# Keys under which training scripts store the weights, in the order in which they are preferred
+# where the weights under several of them fit the model.
 WRAPPERS = (
     "state_dict",
     "model_state_dict",
@@ -33,12 +39,6 @@ WRAPPERS = (
     "weights",
     "params",
 )
-EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema")
-# Prefixes that wrappers put before a model's keys; stripped only if the result fits the model.
-PREFIXES = ("module.", "model.", "net.", "network.")
-# Wrappers of submodules leave these anywhere in a key.
-_INFIXES = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-_STEP_KEYS = ("global_step", "step", "iteration", "epoch")
 _LISTED = 5  # keys shown of each kind of mismatch
 
 
@@ -47,74 +47,127 @@ class Checkpoint:
     """The content of a checkpoint."""
 
     path: str
-    weights: StateDict
+    weights: Mapping[str, Tensor]
+    """All tensors but those of optimizers, by full name: the keys that lead to it, and its own."""
     step: int | None
     """The step (or epoch) at which it was written, if it says so."""
+    containers: Mapping[str, str]
+    """Full name -> the keys that lead to the dict or module that the tensor is in."""
+    problems: Mapping[str, str]
+    """Full name -> why the values of that tensor cannot be read."""
+    notes: tuple[str, ...] = ()
+    """What a report should say of the file."""
+    ema: bool = False
+    """Whether the averaged weights are asked for."""
 
 
 def read_checkpoint(path: str | Path, ema: bool = False) -> Checkpoint:
-    """Read the weights in a `.pt`/`.pth`/`.ckpt`/`.safetensors` file or a sharded folder.
+    """Read the tensors in a checkpoint: a file of `torch.save`, `pickle` or safetensors, or a
+    folder of a library.
 
-    With `ema`, the averaged weights instead of the plain ones. Raises CheckpointError
-    if it cannot be read or holds no weights.
+    With `ema`, the averaged weights are asked for. Nothing in it is run. Raises CheckpointError if
+    it cannot be read or holds no weights.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
-    if path.is_dir():
-        return Checkpoint(str(path), _read_folder(path), None)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(16)
+        kind = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise CheckpointError(f"{path} is not a regular file or folder: a pipe or a device")
+    try:
+        content = read_content(path)
+    except UnreadableError as error:
+        raise CheckpointError(f"{path} {error}") from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes): was the disk full when it was written?")
-    if path.suffix == ".safetensors" or _looks_like_safetensors(head, size):
-        return Checkpoint(str(path), _read_safetensors(path), None)
-    content = _read_torch(path)
-    return Checkpoint(str(path), _find_weights(content, path, ema), _step(content))
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path} cannot be read: there is not enough memory") from error
+    return _checkpoint(path, content, ema)
+
+
+def _checkpoint(path: Path, content: FileContent, ema: bool) -> Checkpoint:
+    names = [*content.tensors, *content.problems]
+    if not any(content.containers[name] or not name.isdigit() for name in names if name):
+        what = content.top
+        if names:
+            raise CheckpointError(
+                f"{path} holds a {what} of tensors without names; expected a state dict, or a dict "
+                f"with one under {', '.join(WRAPPERS[:3])}, ..."
+            )
+        raise CheckpointError(
+            f"{path} holds no weights: expected tensors by name, or a dict of them under any key. "
+            f"It has: {what}"
+        )
+    if ema and not any(may_be_averaged(name) for name in names):
+        raise CheckpointError(
+            f"{path} has no averaged weights (looked for keys with ema, swa, averaged, teacher, "
+            f"...). It has: {content.top}. Leave out --ema"
+        )
+    return Checkpoint(
+        str(path),
+        content.tensors,
+        content.step,
+        content.containers,
+        content.problems,
+        content.notes,
+        ema,
+    )
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) -> list[str]:
     """Load the weights into `model`; returns notes for the report (prefixes, tensors left out).
 
-    Raises CheckpointError if keys are missing, unexpected or have wrong shapes. With `strict`
-    False, matching tensors are loaded and the others noted; it raises only if nothing matches.
+    Raises CheckpointError if keys are missing, unexpected or have wrong shapes, or if several
+    weights fit. With `strict` False, matching tensors are loaded and the others noted; it raises
+    only if nothing matches.
     """
     expected = {
         name: tensor.shape
         for name, tensor in model.state_dict(keep_vars=True).items()
         if isinstance(tensor, Tensor)
     }
-    weights, stripped = _fitted(checkpoint.weights, expected)
+    derived = derive(checkpoint.weights)
+    shapes: dict[str, Any] = {name: tensor.shape for name, tensor in checkpoint.weights.items()}
+    for name, (kind, pair, _) in derived.items():
+        first, second = (checkpoint.weights[part] for part in pair)
+        shapes[name] = derived_shape(kind, first.shape, second.shape)
+    shapes.update(dict.fromkeys(checkpoint.problems))
+    fit, notes = _chosen(checkpoint, shapes, expected)
+    weights, words = _values(checkpoint, fit, derived)
+    notes = [*checkpoint.notes, *notes, *words]
     tied = _tied(model)
     missing = [
         name
         for name in expected
-        if name not in weights
+        if name not in fit.names
         and not name.endswith("num_batches_tracked")  # absent from files older than the counter
-        and not any(other in weights for other in tied.get(name, ()))
+        and not any(other in fit.names for other in tied.get(name, ()))
     ]
-    unexpected = [name for name in weights if name not in expected]
+    used = {part for name in fit.names.values() for part in (name, *_sources(derived, name))}
+    unexpected, beside = _beside(checkpoint, fit, used)
     misshaped = [
         f"{name} {_shape(tensor.shape)} instead of {_shape(expected[name])}"
         for name, tensor in weights.items()
-        if name in expected and tensor.shape != expected[name]
+        if tensor.shape != expected[name]
     ]
-    fitting = {
-        name: tensor
-        for name, tensor in weights.items()
-        if name in expected and tensor.shape == expected[name]
-    }
-    notes = [f'"{part}" was removed from the keys' for part in stripped]
+    fitting = {name: tensor for name, tensor in weights.items() if tensor.shape == expected[name]}
     problems = [
         _name_list(missing, "the checkpoint lacks {} of the model's tensors: {}"),
         _name_list(unexpected, "the checkpoint has {} that the model lacks: {}"),
         _name_list(misshaped, "{} have a different shape: {}"),
     ]
     problems = [problem for problem in problems if problem]
+    if problems:
+        kind = refused_kind(shapes)
+        if kind:
+            raise CheckpointError(f"{checkpoint.path} does not fit: {kind}")
+    unread = [name for name in fit.names.values() if name in checkpoint.problems]
+    if unread:
+        reason = checkpoint.problems[unread[0]]
+        raise CheckpointError(f"{checkpoint.path}: {unread[0]} cannot be read: {reason}")
     if problems and (strict or not fitting):
         also = f" ({notes[0]})" if notes else ""
         advice = "Is it for another architecture, or are --model-arg values missing? " + (
@@ -122,6 +175,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) 
         )
         raise CheckpointError("\n".join([f"{checkpoint.path}{also}:", *problems, advice]))
     model.load_state_dict(fitting, strict=False)
+    if beside:
+        notes.append(f"{beside} other tensors of the checkpoint are outside {fit.prefix!r}")
     if problems:
         notes.append(
             f"--no-strict: {len(fitting)} of {len(expected)} tensors were loaded; the others "
@@ -130,163 +185,114 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) 
     return notes
 
 
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        names = _refused_names(path, str(error))
-        if names:
+_Derived = Mapping[str, tuple[str, tuple[str, ...], str]]
+
+
+def _sources(derived: _Derived, name: str) -> tuple[str, ...]:
+    return derived[name][1] if name in derived else ()
+
+
+def _values(
+    checkpoint: Checkpoint, fit: Fit, derived: _Derived
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights under the model's names, and notes on those that were computed."""
+    weights, words = {}, []
+    for own, name in fit.names.items():
+        value: Tensor | None
+        if name in derived:
+            kind, (first, second), how = derived[name]
+            value = derived_value(kind, checkpoint.weights[first], checkpoint.weights[second])
+            words.append(how)
+        else:
+            value = checkpoint.weights.get(name)
+        if value is not None:
+            weights[own] = value
+    return weights, list(dict.fromkeys(words))
+
+
+def _beside(checkpoint: Checkpoint, fit: Fit, used: set[str]) -> tuple[list[str], int]:
+    """What else is where the weights are: names that the model lacks, and how many tensors stand
+    outside the prefix.
+    """
+    places = {checkpoint.containers[name] for name in used if name in checkpoint.containers}
+    unexpected, outside = [], 0
+    for name, place in checkpoint.containers.items():
+        if place not in places or name in used or name.endswith("_extra_state"):
+            continue
+        if name.startswith(fit.prefix):
+            unexpected.append(name.removeprefix(fit.prefix))
+        elif not name.endswith("n_averaged"):
+            outside += 1
+    return unexpected, outside
+
+
+def _chosen(
+    checkpoint: Checkpoint, shapes: Mapping[str, Any], expected: Mapping[str, Any]
+) -> tuple[Fit, list[str]]:
+    """The weights to load, and notes on where they were; raises CheckpointError if that is open."""
+    found = fits(shapes, expected)
+    if not found:
+        return Fit("", {}, 0), []
+    prefixes = {fit.prefix for fit in found}
+    averaged = [fit for fit in found if is_averaged(fit.prefix, prefixes, shapes)]
+    plain = [fit for fit in found if fit not in averaged]
+    wanted, others = (averaged, plain) if checkpoint.ema else (plain, averaged)
+    if not wanted or (others and others[0].shaped > wanted[0].shaped):
+        other = others[0]
+        if checkpoint.ema:
             raise CheckpointError(
-                f"{path} contains objects that are not plain weights: {', '.join(names)}. "
-                "Reading them would run code from the file, so nothing was read. Save only the "
-                "weights: torch.save(model.state_dict(), ...) or safetensors"
-            ) from error
-        raise CheckpointError(f"{path} is not a checkpoint: {_not_a_checkpoint(path)}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {_reason(path, error)}") from error
+                f"{checkpoint.path} has no averaged weights that fit the model; the plain ones "
+                f"{_under(other)} do. Leave out --ema"
+            )
+        if f"{other.prefix.removesuffix('module.')}n_averaged" not in shapes:
+            raise CheckpointError(
+                f"{checkpoint.path} has averaged weights {_under(other)} that fit the model, and "
+                "no plain ones that fit better. --ema loads the averaged ones"
+            )
+        wanted = others
+    best = wanted[0]
+    equal = [
+        fit for fit in wanted if (fit.shaped, len(fit.names)) == (best.shaped, len(best.names))
+    ]
+    best, notes = _preferred(checkpoint, equal, len(expected))
+    if is_averaged(best.prefix, prefixes, shapes):
+        notes.append(f"averaged weights were loaded: those {_under(best)}")
+    places = {checkpoint.containers.get(name, "") for name in best.names.values()}
+    place = next(iter(places)) if len(places) == 1 else ""
+    removed = best.prefix.removeprefix(f"{place}.") if place else best.prefix
+    parts = [removed] if removed and removed != f"{place}." and len(places) == 1 else []
+    parts += best.removed
+    return best, [*(f'"{part}" was removed from the keys' for part in parts), *notes]
 
 
-def _reason(path: Path, error: Exception) -> str:
-    """Why torch could not read it, in helpful words."""
-    text = str(error)
-    if "TorchScript" in text:
-        return (
-            "it is a TorchScript archive, which holds code. Save the weights of the original "
-            "model: torch.save(model.state_dict(), ...)"
-        )
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if any(name.endswith("models/model.json") for name in names):
-            return "it is a torch.export program: pass it as the MODEL"
-        if not any(name.endswith("data.pkl") for name in names):
-            listing = ", ".join(names[:3]) or "nothing"
-            return f"it is a zip file of something else (it holds {listing})"
-    with path.open("rb") as file:
-        head = file.read(4)
-    if head.startswith(b"PK"):
-        return "it is truncated: the end of the zip file is missing. Copy or save it again"
-    if isinstance(error, EOFError):
-        return "it ends too early: it is truncated, or not a checkpoint"
-    return _not_a_checkpoint(path)
+def _under(fit: Fit) -> str:
+    return f'under "{fit.prefix.rstrip(".")}"' if fit.prefix else "at the top"
 
 
-def _not_a_checkpoint(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(16)
-    if head.startswith(b"SQLite format 3"):
-        return f"it is an SQLite file, maybe a recording: try `reludiag report {path}`"
-    head = head[:12]
-    return (
-        f"it begins with {head!r}, which is neither a PyTorch file nor safetensors, "
-        "or it was damaged on the way"
+def _preferred(checkpoint: Checkpoint, equal: list[Fit], size: int) -> tuple[Fit, list[str]]:
+    """One of several weights that fit equally well."""
+    best = equal[0]
+    if len(equal) == 1 or best.shaped < size:
+        return best, []
+    for key in ("", *WRAPPERS):
+        known = [fit for fit in equal if fit.prefix.partition(".")[0] == key]
+        if len(known) == 1:
+            named = ", ".join(_under(fit) for fit in equal if fit is not known[0])
+            return known[0], [f"the weights {_under(known[0])} were loaded; others fit: {named}"]
+    if all(_same(checkpoint, best, other) for other in equal[1:]):
+        return best, []
+    named = ", ".join(_under(fit) for fit in equal[:_LISTED])
+    raise CheckpointError(
+        f"{checkpoint.path} has several weights that fit the model ({len(equal)}: {named}), and "
+        "they differ. Save the ones you mean in a file of their own: "
+        "torch.save(model.state_dict(), ...)"
     )
 
 
-def _refused_names(path: Path, message: str) -> list[str]:
-    """The classes and functions for which `weights_only` refused the file."""
-    try:
-        names: list[str] = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, OSError):
-        names = []  # legacy files; torch's message names the first one
-    if not names:
-        names = re.findall(
-            r"(?:GLOBAL|global:?|class|type)\s+`?([A-Za-z_][\w]*\.[\w.]+\w)", message
-        )
-    return list(dict.fromkeys(names))[:_LISTED]
-
-
-def _looks_like_safetensors(head: bytes, size: int) -> bool:
-    length = int.from_bytes(head[:8], "little")
-    return head[8:9] == b"{" and 2 <= length <= size - 8
-
-
-def _read_safetensors(path: Path) -> StateDict:
-    try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a readable safetensors file: {error}. It may be truncated"
-        ) from error
-
-
-def _read_folder(path: Path) -> StateDict:
-    index = path / "model.safetensors.index.json"
-    single = path / "model.safetensors"
-    if not index.is_file():
-        if single.is_file():
-            return _read_safetensors(single)
-        raise CheckpointError(
-            f"{path} is a folder without model.safetensors.index.json or model.safetensors"
-        )
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors shards") from error
-    weights: dict[str, Tensor] = {}
-    for shard in sorted(shards):
-        # A name only: an index must not reach outside its folder.
-        if Path(shard).name != shard or not (path / shard).is_file():
-            raise CheckpointError(f"{index} names the shard {shard!r}, which is not in {path}")
-        weights.update(_read_safetensors(path / shard))
-    return weights
-
-
-def _find_weights(content: Any, path: Path, ema: bool) -> StateDict:
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}; expected a state dict, or a dict with one "
-            f"under {', '.join(WRAPPERS[:3])}, ..."
-        )
-    if ema:
-        for key in EMA_WRAPPERS:
-            candidates = next(_state_dicts(content.get(key)), None)
-            if candidates is not None:
-                return candidates
-        raise CheckpointError(
-            f"{path} has no averaged weights (looked for {', '.join(EMA_WRAPPERS)}). "
-            f"It has: {_keys(content)}. Leave out --ema"
-        )
-    candidates = next(_state_dicts(content), None)
-    if candidates is None:
-        raise CheckpointError(
-            f"{path} holds no weights: expected tensors by name, or a dict of them under "
-            f"{', '.join(WRAPPERS)}. It has: {_keys(content)}"
-        )
-    return candidates
-
-
-def _state_dicts(content: Any) -> Iterator[StateDict]:
-    """The state dicts in a checkpoint's content, wrapped ones first."""
-    if not isinstance(content, Mapping):
-        return
-    for key in WRAPPERS:
-        yield from _state_dicts(content.get(key))
-    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if tensors:
-        yield tensors
-
-
-def _fitted(weights: StateDict, expected: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights under the model's names, and the parts removed from the file's names."""
-    spellings = _spellings(tuple(weights), ())
-    # Among equally good ones the first, which removes least.
-    names, stripped = max(spellings, key=lambda spelling: len(expected.keys() & {*spelling[0]}))
-    return dict(zip(names, weights.values(), strict=True)), list(stripped)
-
-
-def _spellings(
-    names: tuple[str, ...], stripped: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The unchanged names, and the names without each sequence of known prefixes and infixes."""
-    yield names, stripped
-    for part in (*PREFIXES, *_INFIXES):
-        anywhere = part in _INFIXES
-        shorter = tuple(
-            name.replace(part, "") if anywhere else name.removeprefix(part) for name in names
-        )
-        if shorter != names and len({*shorter}) == len(names):
-            yield from _spellings(shorter, (*stripped, part))
+def _same(checkpoint: Checkpoint, first: Fit, second: Fit) -> bool:
+    pairs = ((name, second.names.get(own, "")) for own, name in first.names.items())
+    values = ((checkpoint.weights.get(a), checkpoint.weights.get(b)) for a, b in pairs)
+    return all(a is not None and b is not None and torch.equal(a, b) for a, b in values)
 
 
 def _tied(model: nn.Module) -> dict[str, list[str]]:
@@ -297,21 +303,8 @@ def _tied(model: nn.Module) -> dict[str, list[str]]:
     return {name: group for group in names.values() if len(group) > 1 for name in group}
 
 
-def _step(content: Any) -> int | None:
-    for key in _STEP_KEYS:
-        value = content.get(key)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
-
-
 def _shape(shape: Any) -> str:
     return "[" + ", ".join(str(length) for length in shape) + "]"
-
-
-def _keys(content: Mapping[Any, Any]) -> str:
-    names = [str(key) for key in content]
-    return (", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")) or "nothing"
 
 
 def _name_list(names: list[str], sentence: str) -> str:
