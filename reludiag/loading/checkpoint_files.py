@@ -36,6 +36,11 @@ _CONTAINERS = (
         "is a pointer of Git LFS, not the file itself: fetch that with `git lfs pull`",
     ),
 )
+STAGE_3, STAGE_3_END = "zero_pp_rank_", "model_states.pt"
+STAGE_3_REASON = (
+    "is from DeepSpeed's stage 3, which leaves the weights in pieces with the optimizer: join them "
+    "with its zero_to_fp32.py and pass what that writes"
+)
 _TAR_MAGIC = 257  # where a tar archive says that it is one
 
 
@@ -53,11 +58,6 @@ class FileContent:
     step: int | None
     top: str
     """What is at the top, in words."""
-
-
-def read_content(path: Path) -> FileContent:
-    """The tensors in a file or a folder. Raises UnreadableError, whose text follows the path."""
-    return _read_folder(path) if path.is_dir() else read_file(path)
 
 
 def read_file(path: Path) -> FileContent:
@@ -133,6 +133,12 @@ def key_list(content: Mapping[Any, Any]) -> str:
 
 
 def _check_kind(path: Path, head: bytes) -> None:
+    if path.name.startswith(STAGE_3) and path.name.endswith(STAGE_3_END):
+        raise UnreadableError(STAGE_3_REASON)
+    if path.suffix == ".distcp" or path.name == ".metadata":
+        raise UnreadableError(
+            "is a part of a distributed checkpoint: pass the folder that it is in"
+        )
     for beginning, what in _CONTAINERS:
         if head.startswith(beginning):
             raise UnreadableError(what)
@@ -169,27 +175,3 @@ def read_safetensors(path: Path) -> Mapping[str, Tensor]:
         raise UnreadableError(
             f"is not a readable safetensors file: {error}. It may be truncated"
         ) from error
-
-
-def _read_folder(path: Path) -> FileContent:
-    import json
-
-    index = path / "model.safetensors.index.json"
-    single = path / "model.safetensors"
-    if not index.is_file():
-        if single.is_file():
-            return plain_content(read_safetensors(single))
-        raise UnreadableError(
-            "is a folder without model.safetensors.index.json or model.safetensors"
-        )
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UnreadableError(f"has {index.name}, which is not an index of shards") from error
-    weights: dict[str, Tensor] = {}
-    for shard in sorted(shards):
-        # A name only: an index must not reach outside its folder.
-        if Path(shard).name != shard or not (path / shard).is_file():
-            raise UnreadableError(f"has an index with the shard {shard!r}, which is not in {path}")
-        weights.update(read_safetensors(path / shard))
-    return plain_content(weights)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from reludiag.errors import CheckpointError
-from reludiag.loading.checkpoint_files import FileContent, read_content
+from reludiag.loading.checkpoint_files import FileContent, read_file
+from reludiag.loading.checkpoint_folders import read_folder, read_index
 from reludiag.loading.pickles import UnreadableError
 from reludiag.loading.weight_search import (
     Fit,
@@ -78,7 +79,12 @@ def read_checkpoint(path: str | Path, ema: bool = False) -> Checkpoint:
     if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
         raise CheckpointError(f"{path} is not a regular file or folder: a pipe or a device")
     try:
-        content = read_content(path)
+        if stat.S_ISDIR(kind):
+            content = read_folder(path)
+        elif path.name.endswith(".index.json"):
+            content = read_index(path)
+        else:
+            content = read_file(path)
     except UnreadableError as error:
         raise CheckpointError(f"{path} {error}") from error
     except OSError as error:
