@@ -385,3 +385,16 @@ def test_a_zip_around_a_checkpoint_is_named(tmp_path: Path) -> None:
         archive.write(tmp_path / "w.pt", "w.pt")
     with pytest.raises(reludiag.CheckpointError, match=r"unpack it.*w\.pt"):
         read_checkpoint(tmp_path / "all.zip")
+
+
+def test_whole_numbers_are_not_taken_for_weights(tmp_path: Path) -> None:
+    content = {**state(), "head.weight": torch.ones(2, 4, dtype=torch.int8)}
+    with pytest.raises(reludiag.CheckpointError, match=r"int8 instead of torch\.float32"):
+        loaded(saved(tmp_path / "w.pt", content))
+
+
+def test_a_key_that_cannot_be_printed_is_named_all_the_same(tmp_path: Path) -> None:
+    content = {**state(), "a\ud800": torch.ones(1)}
+    with pytest.raises(reludiag.CheckpointError, match=r"a\?") as caught:
+        loaded(saved(tmp_path / "w.pt", content))
+    str(caught.value).encode()

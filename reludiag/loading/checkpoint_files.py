@@ -100,6 +100,8 @@ def _content(file: TorchFile) -> FileContent:
 
 
 def _unread_names(names: list[Name]) -> list[str]:
+    # What surrounds a DTensor is understood, not a user's.
+    names = [name for name in names if not name.module.startswith("torch.distributed.")]
     if not names:
         return []
     listed = ", ".join(str(name)[:80] for name in names[:_LISTED])

@@ -130,11 +130,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) 
     weights fit. With `strict` False, matching tensors are loaded and the others noted; it raises
     only if nothing matches.
     """
-    expected = {
-        name: tensor.shape
+    own = {
+        name: tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
         if isinstance(tensor, Tensor)
     }
+    expected = {name: tensor.shape for name, tensor in own.items()}
     derived = derive(checkpoint.weights)
     shapes: dict[str, Any] = {name: tensor.shape for name, tensor in checkpoint.weights.items()}
     for name, (kind, pair, _) in derived.items():
@@ -159,11 +160,21 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) 
         for name, tensor in weights.items()
         if tensor.shape != expected[name]
     ]
-    fitting = {name: tensor for name, tensor in weights.items() if tensor.shape == expected[name]}
+    # Whole numbers in place of a weight are a quantized one, without its scale.
+    misshaped += [
+        f"{name} {tensor.dtype} instead of {own[name].dtype}"
+        for name, tensor in weights.items()
+        if tensor.shape == expected[name] and not _same_kind(tensor, own[name])
+    ]
+    fitting = {
+        name: tensor
+        for name, tensor in weights.items()
+        if tensor.shape == expected[name] and _same_kind(tensor, own[name])
+    }
     problems = [
         _name_list(missing, "the checkpoint lacks {} of the model's tensors: {}"),
         _name_list(unexpected, "the checkpoint has {} that the model lacks: {}"),
-        _name_list(misshaped, "{} have a different shape: {}"),
+        _name_list(misshaped, "{} have a different shape or kind of number: {}"),
     ]
     problems = [problem for problem in problems if problem]
     if problems:
@@ -180,7 +191,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, strict: bool = True) 
             "--no-strict loads what matches." if fitting else "Nothing in it matches."
         )
         raise CheckpointError("\n".join([f"{checkpoint.path}{also}:", *problems, advice]))
-    model.load_state_dict(fitting, strict=False)
+    try:
+        model.load_state_dict(fitting, strict=False)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise CheckpointError(
+            f"{checkpoint.path} fits, but the model refuses it: {reason}"
+        ) from error
     if beside:
         notes.append(f"{beside} other tensors of the checkpoint are outside {fit.prefix!r}")
     if problems:
@@ -307,6 +324,14 @@ def _tied(model: nn.Module) -> dict[str, list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return {name: group for group in names.values() if len(group) > 1 for name in group}
+
+
+def _same_kind(tensor: Tensor, own: Tensor) -> bool:
+    """Whether the values of one can stand in the other."""
+    if tensor.is_complex() and not own.is_complex():
+        return False
+    is_whole = not tensor.is_floating_point() and not tensor.is_complex()
+    return not is_whole or tensor.is_quantized or not own.is_floating_point() or not own.ndim
 
 
 def _shape(shape: Any) -> str:

@@ -4,55 +4,20 @@
 tensors are pickles of anything, and are never read.
 """
 
-import io
 import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from reludiag.loading.checkpoint_files import FileContent, key_list
 from reludiag.loading.pickles import OtherKey, StandIn, TensorRecord, UnreadableError, read_pickle
-from reludiag.loading.torch_files import read_torch_stream
+from reludiag.loading.torch_files import read_torch_stream, window
 
 _OPTIMIZER = re.compile(r"(?:^|\.)optim[^.]*\.")
-
-
-class _Window(io.RawIOBase):
-    """A part of an open file as a file."""
-
-    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
-        super().__init__()
-        self.file = file
-        self.start = start
-        self.length = length
-        self.place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self.file.seek(self.start + self.place)
-        view = memoryview(buffer)[: max(self.length - self.place, 0)]
-        count = cast("io.BufferedReader", self.file).readinto(view)
-        self.place += count
-        return count
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.length}[whence]
-        if origin + offset < 0:
-            raise ValueError("a position before the beginning")
-        self.place = origin + offset
-        return self.place
-
-    def tell(self) -> int:
-        return self.place
 
 
 def read_distributed(path: Path) -> FileContent:
@@ -158,8 +123,7 @@ def _chunk(path: Path, name: str, info: dict[Any, Any]) -> Tensor:
     if start + length > file_path.stat().st_size:
         raise UnreadableError(f"the file {file_name[:80]!r} is truncated")
     with file_path.open("rb") as file:
-        window = cast("BinaryIO", io.BufferedReader(_Window(file, start, length)))
-        content = read_torch_stream(window, length)
+        content = read_torch_stream(window(file, start, length), length)
         record = content.content
         if not isinstance(record, TensorRecord):
             raise UnreadableError(f"{name[:80]!r} is not a tensor in {file_name[:80]}")

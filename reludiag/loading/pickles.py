@@ -220,6 +220,9 @@ class _Machine:
                 raise UnreadableError(f"its pickle has more than {MAX_OPCODES:,} opcodes")
             name = opcode.name
             if name in _VALUES:
+                if type(argument) is str and not argument.isascii():
+                    # Half a character cannot be printed.
+                    argument = argument.encode("utf-8", "replace").decode("utf-8")
                 self.stack.append(argument)
             elif name in _CONSTANTS:
                 self.stack.append(_CONSTANTS[name])

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -138,6 +138,45 @@ def _quantized(piece: Tensor, record: TensorRecord, scales: list[Tensor]) -> Ten
     return result
 
 
+class _Window(io.RawIOBase):
+    """A part of an open file as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        super().__init__()
+        self.file = file
+        self.start = start
+        self.length = length
+        self.place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.start + self.place)
+        view = memoryview(buffer)[: max(self.length - self.place, 0)]
+        count = cast("io.BufferedReader", self.file).readinto(view)
+        self.place += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.length}[whence]
+        if origin + offset < 0:
+            raise ValueError("a position before the beginning")
+        self.place = origin + offset
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+
+def window(file: BinaryIO, start: int, length: int) -> BinaryIO:
+    """`length` bytes of an open file as a file."""
+    return cast("BinaryIO", io.BufferedReader(_Window(file, start, length)))
+
+
 @contextmanager
 def open_torch_file(path: Path) -> Iterator[TorchFile]:
     """The content of a file that `torch.save` or `pickle.dump` wrote, while the file is open.
@@ -185,6 +224,12 @@ class _Entries:
 
 def _entry_bytes(file: BinaryIO, entry: zipfile.ZipInfo) -> Tensor:
     """The bytes of an uncompressed entry, whether or not its checksum is right."""
+    _seek_entry(file, entry)
+    return _bytes_of(file, entry.file_size)
+
+
+def _seek_entry(file: BinaryIO, entry: zipfile.ZipInfo) -> None:
+    """Go to where an uncompressed entry begins."""
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & _ZIP_ENCRYPTED:
         raise UnreadableError(
             "its tensors are compressed or encrypted, which torch.save never does: unpack it and "
@@ -196,7 +241,6 @@ def _entry_bytes(file: BinaryIO, entry: zipfile.ZipInfo) -> Tensor:
         raise UnreadableError("its zip directory points to nothing: it is damaged")
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     file.seek(name_length + extra_length, os.SEEK_CUR)
-    return _bytes_of(file, entry.file_size)
 
 
 def _bytes_of(file: BinaryIO, size: int) -> Tensor:
@@ -241,8 +285,9 @@ def _read_zip(file: BinaryIO, size: int) -> TorchFile:
         file,
         {n.removeprefix(prefix): entry for n, entry in by_name.items() if n.startswith(prefix)},
     )
-    pickled = _entry_bytes(file, by_name[pickle_name]).numpy().tobytes()
-    content, names = read_pickle(io.BytesIO(pickled), storage_of)
+    _seek_entry(file, by_name[pickle_name])
+    pickled = window(file, file.tell(), by_name[pickle_name].file_size)
+    content, names = read_pickle(pickled, storage_of)
     return TorchFile(content, names, storages, size)
 
 

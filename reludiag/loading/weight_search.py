@@ -18,7 +18,7 @@ from reludiag.loading.pickles import OtherKey, StandIn, TensorRecord, Unreadable
 # A file can refer to one container from many places, and nest containers without end.
 _MAX_VISITS = 8  # of one container
 _MAX_DEPTH = 100
-_MAX_NAMES = 1_000_000
+_MAX_NAMES = 500_000
 _MAX_NAME_LENGTH = 1_000
 _MAX_TEXT = 200_000_000  # characters in all full names
 # What wrappers of submodules leave anywhere in a name. The last of them is tried alone, last.
@@ -39,7 +39,7 @@ class Leaf:
     """A `TensorRecord`, or a tensor."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Fit:
     """The weights after one prefix, as far as they fit the model."""
 
@@ -198,6 +198,7 @@ def _without(infixes: tuple[str, ...], names: Mapping[str, Any]) -> dict[str, st
     return plain
 
 
+_MAX_COMPARED = 20_000_000  # names times what each is compared with
 _MAX_PARTS = 32
 
 
@@ -209,7 +210,7 @@ def _parts_apart(shapes: Mapping[str, Any], expected: Mapping[str, Any]) -> Fit 
         if not dot:
             return None
         parts.setdefault(part, {})[rest] = shape
-    if not 1 < len(parts) <= _MAX_PARTS:
+    if not 1 < len(parts) <= _MAX_PARTS or len(parts) * len(shapes) > _MAX_COMPARED / 4:
         return None
     names: dict[str, str] = {}
     for part, own in parts.items():
@@ -228,13 +229,10 @@ def _parts_apart(shapes: Mapping[str, Any], expected: Mapping[str, Any]) -> Fit 
     return Fit("", names, len(names))
 
 
-_MAX_LENGTHS = 200
-
-
 def _glued(shapes: Mapping[str, Any], expected: Mapping[str, Any]) -> Fit | None:
     """The weights after a prefix that does not end with a dot; only if all are there."""
     lengths = sorted({len(name) for name in expected})
-    if len(lengths) > _MAX_LENGTHS:
+    if len(lengths) * len(shapes) > _MAX_COMPARED:
         return None
     found: dict[str, dict[str, str]] = {}
     for name, shape in shapes.items():
@@ -330,5 +328,6 @@ def refused_kind(names: Mapping[str, Any]) -> str:
 
 _LORA = re.compile(r"(?:^|[._])(?:lora|hada|ia3|lokr)_[a-zA-Z]")
 _BLOCKS = re.compile(
-    r"\.(?:SCB|weight_format|absmax|quant_map|nested_absmax|qweight|qzeros|quant_state\..*)$"
+    r"\.(?:SCB|weight_format|absmax|quant_map|nested_absmax|qweight|qzeros|"
+    r"weight_packed|weight_scale|weight_scale_inv|quant_state\..*)$"
 )
