@@ -148,6 +148,15 @@ def test_a_bare_pickle_gives_its_weights(tmp_path: Path, protocol: int) -> None:
     loaded(tmp_path / "w.pkl")
 
 
+@pytest.mark.parametrize("protocol", range(1, 6))
+def test_weights_can_be_arrays_of_numpy(tmp_path: Path, protocol: int) -> None:
+    arrays = {name: value.numpy() for name, value in state().items()}
+    arrays["head.weight"] = np.asfortranarray(arrays["head.weight"])
+    content = {"model": arrays, "by": "a model zoo"}
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(content, protocol))
+    loaded(tmp_path / "w.pkl")
+
+
 def test_plain_weights_have_no_note(tmp_path: Path) -> None:
     for protocol in PROTOCOLS:
         assert loaded(saved(tmp_path / "w.pt", state(), pickle_protocol=protocol)) == []

@@ -15,7 +15,7 @@ from reludiag.loading.pickles import (
     TensorRecord,
     UnreadableError,
 )
-from reludiag.loading.torch_files import TorchFile, open_torch_file
+from reludiag.loading.torch_files import TorchFile, array_tensor, open_torch_file
 from reludiag.loading.weight_search import leaves_of
 
 _STEP_KEYS = ("global_step", "step", "iteration", "epoch")
@@ -86,11 +86,17 @@ def plain_content(tensors: Mapping[str, Tensor], notes: tuple[str, ...] = ()) ->
 
 def _content(file: TorchFile) -> FileContent:
     leaves = leaves_of(file.content)
-    problems = {leaf.name: leaf.value.problem for leaf in leaves if leaf.value.problem}
-    readable = [leaf for leaf in leaves if not leaf.value.problem]
-    loaded = file.load(leaf.value for leaf in readable)
+    if not leaves:  # weights as arrays of NumPy; beside tensors, those are something else
+        leaves = leaves_of(file.content, array_tensor)
+        tensors = {leaf.name: leaf.value for leaf in leaves}
+        problems = {}
+    else:
+        problems = {leaf.name: leaf.value.problem for leaf in leaves if leaf.value.problem}
+        readable = [leaf for leaf in leaves if not leaf.value.problem]
+        loaded = file.load(leaf.value for leaf in readable)
+        tensors = {leaf.name: loaded[id(leaf.value)] for leaf in readable}
     return FileContent(
-        {leaf.name: loaded[id(leaf.value)] for leaf in readable},
+        tensors,
         {leaf.name: leaf.container for leaf in leaves},
         problems,
         (*file.notes, *_unread_names(file.names)),

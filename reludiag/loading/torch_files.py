@@ -23,6 +23,7 @@ from torch import Tensor
 
 from reludiag.loading.pickles import (
     Name,
+    StandIn,
     Storage,
     TensorRecord,
     UnreadableError,
@@ -175,6 +176,47 @@ class _Window(io.RawIOBase):
 def window(file: BinaryIO, start: int, length: int) -> BinaryIO:
     """`length` bytes of an open file as a file."""
     return cast("BinaryIO", io.BufferedReader(_Window(file, start, length)))
+
+
+def array_tensor(value: StandIn) -> Tensor | None:
+    """A NumPy array that a pickle holds as a tensor; None if it is none of plain numbers.
+
+    NumPy pickles an array's bytes with its shape, its dtype and its order, in two ways.
+    """
+    match value:
+        case StandIn(Name(_, "_reconstruct"), state=(_, shape, kind, is_fortran, data)):
+            pass
+        case StandIn(Name(_, "_frombuffer"), (data, kind, shape, order)):
+            is_fortran = order == "F"
+        case _:
+            return None
+    dtype = _ARRAY_DTYPES.get(kind.arguments[0]) if isinstance(kind, StandIn) else None
+    is_big = isinstance(kind, StandIn) and isinstance(kind.state, tuple) and ">" in kind.state
+    if not isinstance(shape, tuple) or len(shape) > 64 or not isinstance(data, bytes | bytearray):
+        return None
+    if dtype is None or is_big or any(type(n) is not int or n < 0 for n in shape):
+        return None
+    if math.prod(shape) * dtype.itemsize != len(data):
+        return None
+    if not data:
+        return torch.empty(shape, dtype=dtype)
+    flat = torch.frombuffer(bytearray(data), dtype=dtype)
+    return (
+        flat.view(shape[::-1]).permute(*range(len(shape))[::-1]) if is_fortran else flat.view(shape)
+    )
+
+
+_ARRAY_DTYPES = {
+    "f8": torch.float64,
+    "f4": torch.float32,
+    "f2": torch.float16,
+    "i8": torch.int64,
+    "i4": torch.int32,
+    "i2": torch.int16,
+    "i1": torch.int8,
+    "u1": torch.uint8,
+    "b1": torch.bool,
+}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ names do, all after the same prefix. So wrapper keys, prefixes and parts of a mo
 """
 
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +52,12 @@ class Fit:
     """Infixes that were removed from names of the checkpoint."""
 
 
-def leaves_of(content: Any) -> list[Leaf]:
+def leaves_of(
+    content: Any, tensor_of: Callable[[StandIn], Tensor | None] | None = None
+) -> list[Leaf]:
     """All tensors by full name, in the file's order, without those of optimizers.
+
+    `tensor_of` gives the tensors that objects of other libraries are.
 
     Raises UnreadableError if there are more than any checkpoint has.
     """
@@ -65,6 +69,9 @@ def leaves_of(content: Any) -> list[Leaf]:
         container, key, value, depth = pending.pop()
         path = f"{container}.{key}" if container and key else container or key
         seen += 1
+        if tensor_of is not None and isinstance(value, StandIn):
+            converted = tensor_of(value)
+            value = value if converted is None else converted
         if isinstance(value, Tensor | TensorRecord):
             text += len(path)
             leaves.setdefault(path, Leaf(path, container, value))
