@@ -99,8 +99,9 @@ def _checkpoint(path: Path, content: FileContent, ema: bool) -> Checkpoint:
     if not any(content.containers[name] or not name.isdigit() for name in names if name):
         what = content.top
         if names:
+            listed = "a tensor" if names == [""] else f"a {what} of tensors"
             raise CheckpointError(
-                f"{path} holds a {what} of tensors without names; expected a state dict, or a dict "
+                f"{path} holds {listed} without names; expected a state dict, or a dict "
                 f"with one under {', '.join(WRAPPERS[:3])}, ..."
             )
         raise CheckpointError(

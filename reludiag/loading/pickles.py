@@ -15,7 +15,7 @@ import torch
 
 # Bounds on what a file may ask for: far above what training scripts write, and such that a machine
 # full of the costliest opcodes stays under a gigabyte.
-MAX_OPCODES = 4_000_000
+MAX_OPCODES = 2_000_000
 _MAX_LINE = 1 << 20  # bytes in an argument that ends with its line
 # A call or a state can copy one large container again and again: so many elements in all, and so
 # many bytes of text.

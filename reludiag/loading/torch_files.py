@@ -200,10 +200,11 @@ def array_tensor(value: StandIn) -> Tensor | None:
         return None
     if not data:
         return torch.empty(shape, dtype=dtype)
-    flat = torch.frombuffer(bytearray(data), dtype=dtype)
-    return (
-        flat.view(shape[::-1]).permute(*range(len(shape))[::-1]) if is_fortran else flat.view(shape)
-    )
+    with warnings.catch_warnings(action="ignore"):  # that it cannot be written to
+        flat = torch.frombuffer(data, dtype=dtype)  # no copy: many arrays can share their bytes
+    if is_fortran:
+        return flat.view(shape[::-1]).permute(*range(len(shape))[::-1])
+    return flat.view(shape)
 
 
 _ARRAY_DTYPES = {

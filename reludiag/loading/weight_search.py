@@ -86,7 +86,7 @@ def leaves_of(
                 seen += len(inside)
                 pending += reversed(inside)
         if seen > 4 * _MAX_NAMES or len(leaves) > _MAX_NAMES or text > _MAX_TEXT:
-            raise UnreadableError(f"it refers to more than {_MAX_NAMES:,} tensors")
+            raise UnreadableError(f"it has more than {_MAX_NAMES:,} tensors or containers")
     return list(leaves.values())
 
 
