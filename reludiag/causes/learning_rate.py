@@ -26,6 +26,7 @@ from reludiag.causes.rate_changes import (
 from reludiag.causes.regularization import is_candidate
 from reludiag.causes.shifted_data import data_shift
 from reludiag.causes.site_lives import Mask, SiteLives
+from reludiag.causes.structure import is_misplaced
 from reludiag.causes.wording import replay_of
 from reludiag.recording.observations import Update
 
@@ -61,7 +62,7 @@ def _deaths(site: SiteAttribution) -> Mask | bool:
         return False
     if site.run.once(large_input) is not None or site.run.once(data_shift) is not None:
         return False
-    if is_candidate(site):  # then it may as well be that
+    if is_candidate(site) or is_misplaced(site):  # then it may as well be that
         return False
     return ~site.lives.unexamined
 

@@ -20,6 +20,7 @@ from reludiag.evidence.batch_statistics import LAGGING, BatchStatisticsPass, nor
 from reludiag.evidence.budget import Budget, clock_of
 from reludiag.evidence.deaths import DeathWatch, UnitState
 from reludiag.evidence.initial_state import observe_initial_state
+from reludiag.evidence.output_gradients import OutputMeter
 from reludiag.evidence.step_inputs import is_plain_layer
 from reludiag.evidence.step_watch import AroundStep, StepWatch
 from reludiag.evidence.training_input import InputWatch
@@ -40,6 +41,7 @@ from reludiag.recording.observations import (
     History,
     Jump,
     Observations,
+    OutputGradient,
     TrainingInput,
     Update,
 )
@@ -107,6 +109,8 @@ class EvidenceCollector:
         self._meter = UpdateMeter(model)
         self._steps = StepWatch(model, optimizers)
         self._histories = UnitHistories(model, optimizers)
+        self._outputs = OutputMeter()
+        self._output_gradients: list[OutputGradient] = []
         self._updates: list[Update] = []
         self._gradient_norms: list[GradientNorm] = []
         self._producers: set[str] = set()
@@ -194,6 +198,7 @@ class EvidenceCollector:
             if norm is not None and math.isfinite(norm):
                 self._gradient_norms.append(GradientNorm(step, norm))
             self._guarded(lambda: self._histories.measure(step), None)
+            self._output_gradients += self._guarded(lambda: self._outputs.measure(step), [])
         if (step + 1) % self._every == 0:
             self._expect()
 
@@ -239,6 +244,7 @@ class EvidenceCollector:
         jumps, edits = self._guarded(self._steps.take, nothing)
         updates, self._updates = tuple(self._updates), []
         norms, self._gradient_norms = tuple(self._gradient_norms), []
+        outputs, self._output_gradients = tuple(self._output_gradients), []
         seen: tuple[TrainingInput, ...] = self._guarded(lambda: self._input.take(step), ())
         histories: list[History] = self._guarded(lambda: self._histories.observe(step, states), [])
         return replace(
@@ -250,6 +256,7 @@ class EvidenceCollector:
             gradient_norms=norms,
             on_batch=on_batch,
             training_inputs=seen,
+            output_gradients=outputs,
         )
 
     def _expect(self) -> None:
@@ -271,6 +278,7 @@ class EvidenceCollector:
     def _watch_passes(self) -> None:
         """See what the coming step's passes show of the layers' inputs and of the loss."""
         self._histories.begin_step()
+        self._outputs.begin_step()
         if self._compiled or compiled_graphs() != self._graphs:
             return  # a hook that comes and goes would have compiled code compiled anew
         self._input.expect()
@@ -289,6 +297,7 @@ class EvidenceCollector:
             if is_of_step():
                 outputs = [each for each in tensors_of(output) if readable(each) is not None]
                 self._guarded(lambda: self._histories.take_output(outputs), None)
+                self._guarded(lambda: self._outputs.follow(outputs), None)
 
         for _, module in hookable_modules(self._model):
             if is_plain_layer(module):

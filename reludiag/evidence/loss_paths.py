@@ -65,7 +65,8 @@ class LossPaths:
         ends = set(roots)
         for node, edges in parents.items():
             name = node.name()
-            if name in RECTIFIERS and node not in ends:
+            # What is both an output and read inside the model has ways that are not known.
+            if name in RECTIFIERS and (node not in ends or not edges):
                 weight = _weight_before(node)
                 if weight is not None:
                     self._watch_rectifier(node, edges, weight)
@@ -79,7 +80,8 @@ class LossPaths:
             total, result = outputs[0], inputs[0]
             if total is None or result is None:
                 return
-            push = _push(total, result, known(), weight)
+            # Of an output of the model, all comes through it.
+            push = _push(total, result, known() if edges else total, weight)
             if push is not None:
                 self.pushes.setdefault(id(weight), []).append(push)
 

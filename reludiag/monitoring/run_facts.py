@@ -45,6 +45,7 @@ def run_facts(model: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, An
         "parameter_count": parameter_count(model),
         **model_facts(model),
         "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
+        "other_parameters": _others(model, optimizers),
         "earlier_steps": max((_steps_taken(optimizer) for optimizer in optimizers), default=0),
     }
 
@@ -53,6 +54,13 @@ def parameter_count(model: nn.Module) -> int:
     """Numbers in all parameters that have a shape."""
     lazy = nn.parameter.UninitializedParameter
     return sum(p.numel() for p in model.parameters() if not isinstance(p, lazy))
+
+
+def _others(model: nn.Module, optimizers: Sequence[Optimizer]) -> int:
+    """Number of tensors that the optimizers train and that are not of the model."""
+    own = {id(parameter) for parameter in model.parameters()}
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return sum(id(parameter) not in own for group in groups for parameter in group["params"])
 
 
 def class_name(model: nn.Module) -> str:

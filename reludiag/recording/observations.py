@@ -119,6 +119,27 @@ class GradientNorm:
 
 
 @dataclass(frozen=True)
+class OutputGradient:
+    """One output of the model in the training batch of one step, and the gradient of the loss with
+    respect to it, over the entries that have one.
+    """
+
+    step: int
+    output: int
+    """Its place among the outputs of the forward pass."""
+    count: int
+    """Number of entries with a gradient."""
+    mean: float
+    std: float
+    gradient_mean: float
+    gradient_std: float
+    covariance: float
+    """Of the output and its gradient."""
+    shared: float
+    """Norm of the gradients summed over classes / norm of the gradients: 0 of a cross-entropy."""
+
+
+@dataclass(frozen=True)
 class Drift:
     """By how much the mean pre-activation of a dying unit changed, and through what.
 
@@ -236,5 +257,6 @@ class Observations:
     edits: tuple[Edit, ...] = ()
     gradient_norms: tuple[GradientNorm, ...] = ()
     training_inputs: tuple[TrainingInput, ...] = ()
+    output_gradients: tuple[OutputGradient, ...] = ()
     on_batch: tuple[FiringOnBatch, ...] = ()
     """Of a recording, this is a field of each `RecordedSite`."""

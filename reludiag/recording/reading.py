@@ -25,6 +25,7 @@ from reludiag.recording.observations import (
     InputStatistics,
     Jump,
     Observations,
+    OutputGradient,
     TrainingInput,
     Update,
 )
@@ -204,6 +205,14 @@ def _read_observations(db: sqlite3.Connection, version: int) -> Observations:
             for step, mean, std in (
                 db.execute("SELECT step, mean, std FROM training_input ORDER BY step")
                 if version > 10
+                else ()
+            )
+        ),
+        output_gradients=tuple(
+            OutputGradient(*row)
+            for row in (
+                db.execute("SELECT * FROM output_gradient ORDER BY output, step")
+                if version > 12
                 else ()
             )
         ),

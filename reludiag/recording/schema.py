@@ -6,7 +6,7 @@ import numpy as np
 
 APPLICATION_ID = 0x52654C55  # "ReLU"
 
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 OLDEST_READ = 3
 """The oldest version that can be read: what a later one added is then not known."""
 # What each version changed:
@@ -24,6 +24,7 @@ OLDEST_READ = 3
 #  10  jump, edit, gradient.
 #  11  on_batch, training_input.
 #  12  history.
+#  13  output_gradient.
 
 SCHEMA = """
 CREATE TABLE run (                  -- facts about the whole run
@@ -116,6 +117,18 @@ CREATE TABLE training_input (       -- the model's input in a training batch of 
     mean REAL,                      -- over all values
     std REAL
 );
+CREATE TABLE output_gradient (      -- an output of the model in a measured step, and the gradient
+    step INTEGER NOT NULL,          -- of the loss with respect to it, over entries that have one
+    output INTEGER NOT NULL,        -- its place among the outputs of the forward pass
+    count INTEGER NOT NULL,         -- entries with a gradient
+    mean REAL NOT NULL,
+    std REAL NOT NULL,
+    gradient_mean REAL NOT NULL,
+    gradient_std REAL NOT NULL,
+    covariance REAL NOT NULL,       -- of the output and its gradient
+    shared REAL NOT NULL,           -- |gradients summed over classes| / |gradients|
+    PRIMARY KEY (step, output)
+) WITHOUT ROWID;
 CREATE TABLE baseline (             -- the same model and samples, with weights drawn again
     site INTEGER PRIMARY KEY REFERENCES site(id),
     born_dead REAL NOT NULL,        -- share of its units, mean over the draws

@@ -9,7 +9,7 @@ import datetime
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class RecordingWriter:
             "death",
             "history",
             "training_input",
+            "output_gradient",
             "on_batch",
         )
         for table in ("learning_rate", "state", *measured, "metric", "mark", "snapshot"):
@@ -184,6 +185,7 @@ class RecordingWriter:
             ],
             "gradient": [(g.step, g.norm) for g in observations.gradient_norms],
             "training_input": [(t.step, t.mean, t.std) for t in observations.training_inputs],
+            "output_gradient": [astuple(each) for each in observations.output_gradients],
             "on_batch": [
                 (each.step, self._site_ids[each.site], np.packbits(each.fires).tobytes())
                 for each in observations.on_batch
