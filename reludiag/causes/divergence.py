@@ -8,6 +8,11 @@ from reludiag.causes.cause import Evidence, rounded
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.causes.learning_rate import LARGE_UPDATE
 from reludiag.causes.rate_changes import lowered_rates
+from reludiag.causes.scale_of_targets import (
+    far_targets,
+    standardized_targets,
+    targets_evidence,
+)
 from reludiag.causes.variation import FALLBACK_SCALE
 from reludiag.causes.wording import replay_command
 
@@ -26,6 +31,15 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
     at = f" at a learning rate of up to {highest:.3g}" if math.isfinite(highest) else ""
     scale = _scale(attribution.run, step)
+    targets = attribution.run.once(far_targets)
+    changes = lowered_rates(
+        run,
+        [site.lives for site in attribution.sites if site.lives.nonfinite],
+        scale=scale,
+        remark=", or clip the gradients",
+    )
+    if targets is not None and targets.is_harmless_if_standardized:
+        changes = (standardized_targets(targets),)
     return Account(
         identifiable=True,
         evidence=(
@@ -35,6 +49,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
                 f"snapshot at which '{first.name}' had NaN or infinite values",
             ),
             Evidence("not finite", rounded(share), "share of units, at the end"),
+            *(() if targets is None else targets_evidence(targets)),
         ),
         sentence=(
             f"The run diverged by step {step}{at}: its units are NaN or infinite, so they are "
@@ -42,12 +57,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         ),
         advice="",
         confirm=replay_command(scale=scale),
-        changes=lowered_rates(
-            run,
-            [site.lives for site in attribution.sites if site.lives.nonfinite],
-            scale=scale,
-            remark=", or clip the gradients",
-        ),
+        changes=changes,
     )
 
 

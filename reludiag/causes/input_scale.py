@@ -41,11 +41,15 @@ def large_input(run: RunLives) -> LargeInput | None:
     scale = max(scales, key=lambda each: each.rms, default=None)
     if scale is None or not scale.rms > LARGE:
         return None
-    optimizers = [str(name) for name in run.recorded.facts.get("optimizers", ())]
-    normalized = any(name.startswith(_NORMALIZED_STEPS) for name in optimizers)
-    factor = scale.rms if normalized else scale.rms**2
+    factor = scale.rms if has_normalized_steps(run) else scale.rms**2
     needed = _needed(run)
     return None if needed > factor else LargeInput(scale, factor, needed)
+
+
+def has_normalized_steps(run: RunLives) -> bool:
+    """Whether an optimizer divides its steps by the size of the gradients."""
+    optimizers = [str(name) for name in run.recorded.facts.get("optimizers", ())]
+    return any(name.startswith(_NORMALIZED_STEPS) for name in optimizers)
 
 
 def _needed(run: RunLives) -> float:

@@ -9,25 +9,28 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from reludiag.causes.cause import Change, Evidence, rounded
 from reludiag.causes.chance import FEW, more_died
-from reludiag.causes.drift import drift_evidence
+from reludiag.causes.drift import drift_evidence, drift_shares
 from reludiag.causes.event_study import EventStudy, study_evidence, study_of
 from reludiag.causes.input_scale import large_input
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.causes.rate_changes import (
     CriticalRates,
     critical_rates,
+    groups_of,
     lowered_rates,
 )
 from reludiag.causes.regularization import is_candidate
 from reludiag.causes.shifted_data import data_shift
 from reludiag.causes.site_lives import Mask, SiteLives
 from reludiag.causes.structure import is_misplaced
-from reludiag.causes.wording import replay_of
+from reludiag.causes.wording import groups_in_words, replay_of
+from reludiag.recording.learning_rates import LearningRates
 from reludiag.recording.observations import Update
 
 LARGE_UPDATE = 0.02
@@ -39,6 +42,36 @@ WARMS_UP = 2.0
 """A rate up to this many times the critical one may be kept behind a warm-up. On digits with Adam,
 at 0.03 (1.8 times) a warm-up cut deaths from 0.12 to 0.04, at 0.1 (2.9 times) it only delayed
 them."""
+
+
+OWN_RATE = 10.0
+"""A group with this many times the learning rate of another one that trains the same layer has a
+rate of its own."""
+BY_BIAS = 0.5
+"""It is that of the bias if the bias made this share of what lowered the units that died."""
+
+
+def high_bias_rate(site: SiteAttribution) -> Change | None:
+    """Lower the rate of the group with the bias of a layer, if that is far above the weights' and
+    lowered the units that died; None if not.
+    """
+    run, lives = site.run.recorded, site.lives
+    rates = LearningRates(run)
+    by_group = {
+        group: rates.largest(replace(lives.recorded, param_group=group), 0, run.steps[-1])
+        for group in groups_of(run, lives)
+    }
+    known = {group: rate for group, rate in by_group.items() if math.isfinite(rate)}
+    lowest, highest = min(known.values(), default=0.0), max(known.values(), default=0.0)
+    shares = drift_shares(lives.deaths)
+    if not 0 < OWN_RATE * lowest <= highest or shares is None or shares.bias < BY_BIAS:
+        return None
+    groups = tuple(group for group, rate in known.items() if rate == highest)
+    sentence = (
+        f"lower the learning rate of {groups_in_words(run, groups)}, which has biases, from "
+        f"{highest:.3g} to {lowest:.1g}, as the weights have it"
+    )
+    return Change("lr", sentence, groups, highest, lowest)
 
 
 def largest_update(site: SiteAttribution) -> Update | None:
@@ -58,7 +91,9 @@ def _deaths(site: SiteAttribution) -> Mask | bool:
     if study is not None and study.is_conclusive and site.lives.name in study.sites:
         return True  # by when units died: it needs no evidence of single deaths
     update = largest_update(site)
-    if not site.run.once(more_died) or update is None or update.ratio < LARGE_UPDATE:
+    if not site.run.once(more_died):
+        return False
+    if (update is None or update.ratio < LARGE_UPDATE) and high_bias_rate(site) is None:
         return False
     if site.run.once(large_input) is not None or site.run.once(data_shift) is not None:
         return False
@@ -75,7 +110,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     rates = np.concatenate([each.rate_at_death[each.new] for each in lives])
     highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
     update = largest_update(site)
-    changes = _changes(run, lives, update)
+    # The size of an update of weights says nothing of biases with a rate of their own.
+    of_biases = {change for each in concerned if (change := high_bias_rate(each)) is not None}
+    changes = tuple(of_biases) or _changes(run, lives, update)
     return Account(
         identifiable=study is not None and study.is_conclusive,
         evidence=(
@@ -85,7 +122,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             *_critical_evidence(critical),
             *drift_evidence(lives),
         ),
-        sentence=_sentence(study, critical, highest, update),
+        sentence=_of_biases(concerned)
+        if of_biases
+        else _sentence(study, critical, highest, update),
         advice="",
         confirm=replay_of(changes),
         changes=changes,
@@ -120,6 +159,16 @@ def _sentence(
         "warm-up": "The rate was low only before, so whatever came later looks like it",
     }.get(regime, "Deaths are not clearly more frequent when it was high")
     return f"Units died in training{at}{large}{below}. {why}: this run alone cannot prove it."
+
+
+def _of_biases(sites: Sequence[SiteAttribution]) -> str:
+    shares = drift_shares(death for site in sites for death in site.lives.deaths)
+    part = "most" if shares is None else f"{shares.bias:.0%}"
+    return (
+        f"Units died in training, and {part} of what lowered their pre-activations came from "
+        "biases, which have a learning rate far above that of the weights. This run alone cannot "
+        "prove it."
+    )
 
 
 def _changes(
@@ -206,7 +255,8 @@ KIND = CauseKind(
     rule=(
         "it died in training, and the event study below is conclusive; or more than "
         f"{100 * FEW:g} % of all units died in training, and the largest update ρ of its layer or "
-        f"an earlier one was at least {LARGE_UPDATE:g}, unless there was no time for its evidence, "
+        f"an earlier one was at least {LARGE_UPDATE:g}, or its bias, with a rate {OWN_RATE:g} "
+        "times as high as its weights, made half of what lowered its units, unless there was no time for its evidence, "
         "or the input explains it (see there)"
     ),
     deaths=_deaths,

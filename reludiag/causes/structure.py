@@ -86,7 +86,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
 
 
 def _of_output(site: SiteAttribution) -> Account:
-    lives, recorded = site.lives, site.lives.recorded
+    lives, _recorded = site.lives, site.lives.recorded
     units = f"All {lives.units} units" if lives.units > 1 else "The one unit"
     be = "are" if lives.units > 1 else "is"
     return Account(

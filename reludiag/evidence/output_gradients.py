@@ -35,6 +35,8 @@ class OutputMeter:
         """A forward pass has ended with these outputs."""
         if self._seen or not self._is_open:
             return
+        if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.float16:
+            return  # a GradScaler multiplies the loss then, by what is not known
         self._seen = len(outputs)
         for index, output in enumerate(outputs[:MOST]):
             if output.requires_grad and output.is_floating_point() and output.numel() > 1:
@@ -74,10 +76,9 @@ def _sums(y: Tensor, g: Tensor) -> Tensor:
     y = torch.where(used, y, 0.0)
     shared = [g.sum(dim).square().sum() for dim in {1, g.ndim - 1} if 0 < dim < g.ndim]
     least = torch.stack(shared).min() if shared else g.square().sum()
-    return torch.stack(
-        [used.sum().to(double), y.sum(), y.square().sum(), g.sum(), g.square().sum(), (y * g).sum()]
-        + [least]
-    )
+    count = used.sum().to(double)
+    squares = [y.sum(), y.square().sum(), g.sum(), g.square().sum(), (y * g).sum()]
+    return torch.stack([count, *squares, least])
 
 
 def _of(step: int, index: int, sums: list[float]) -> OutputGradient | None:

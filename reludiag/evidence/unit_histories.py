@@ -44,11 +44,13 @@ class UnitHistories:
         self.paths = LossPaths(is_open=False)
         self._dead: dict[str, Any] = {}
         self._decays: dict[str, float] = {}
+        self._momenta: dict[str, float] = {}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Weight decay by parameter group, where there is any, as JSON."""
-        return {"weight_decay": dict(self._decays)} if self._decays else {}
+        """Weight decay and momentum by parameter group, where there is any, as JSON."""
+        facts = {"weight_decay": self._decays, "momentum": self._momenta}
+        return {name: dict(values) for name, values in facts.items() if values}
 
     # What is seen in a measured step
 
@@ -93,6 +95,8 @@ class UnitHistories:
             for number, group in enumerate(optimizer.param_groups):
                 if decay := float(group.get("weight_decay") or 0):
                     self._decays[f"{index}/{number}"] = decay
+                if momentum := float(group.get("momentum") or 0):
+                    self._momenta[f"{index}/{number}"] = momentum
         for layer in self._layers.values():
             self._measure(layer, step)
             layer.before = {}
