@@ -111,8 +111,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
     update = largest_update(site)
     # The size of an update of weights says nothing of biases with a rate of their own.
-    of_biases = {change for each in concerned if (change := high_bias_rate(each)) is not None}
-    changes = tuple(of_biases) or _changes(run, lives, update)
+    found = dict.fromkeys(high_bias_rate(each) for each in concerned)
+    of_biases = tuple(change for change in found if change is not None)
+    changes = of_biases or _changes(run, lives, update)
     return Account(
         identifiable=study is not None and study.is_conclusive,
         evidence=(
@@ -256,8 +257,8 @@ KIND = CauseKind(
         "it died in training, and the event study below is conclusive; or more than "
         f"{100 * FEW:g} % of all units died in training, and the largest update ρ of its layer or "
         f"an earlier one was at least {LARGE_UPDATE:g}, or its bias, with a rate {OWN_RATE:g} "
-        "times as high as its weights, made half of what lowered its units, unless there was no time for its evidence, "
-        "or the input explains it (see there)"
+        "times as high as its weights, made half of what lowered its units, unless there was no "
+        "time for its evidence, or the input or the scale of the targets explains it (see there)"
     ),
     deaths=_deaths,
     account=_account,

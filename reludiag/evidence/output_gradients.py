@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reludiag.recording.observations import OutputGradient
+from reludiag.sites.torch_internals import version_of
 
 MOST = 4
 """Most outputs of one forward pass that are looked at."""
@@ -44,10 +45,11 @@ class OutputMeter:
 
     def _follow(self, index: int, output: Tensor) -> None:
         values = output.detach()
+        version = version_of(values)
 
         def arrived(gradient: Tensor) -> None:
-            if not self._is_open or index in self._sums:
-                return
+            if not self._is_open or index in self._sums or version_of(values) != version:
+                return  # or the training has changed it in place: the gradient is of what it was
             try:  # PyTorch must not see an error in the middle of a backward pass
                 with torch.no_grad():
                     self._sums[index] = _sums(values, gradient)
