@@ -323,3 +323,39 @@ def test_every_report_has_the_notes(tmp_path: Path) -> None:
     del older["structure"]
     (tmp_path / "older.json").write_text(json.dumps(older))
     assert open_diagnosis(tmp_path / "older.json").structure == ()
+
+
+def low_outputs(model: nn.Module, read_by: nn.Module | None = None) -> reludiag.Diagnosis:
+    """A training in which most targets lie below 0."""
+    torch.manual_seed(0)
+    x = torch.randn(256, 8)
+    y = torch.randn(256, 16) - 1.0
+    parameters = [*model.parameters(), *(read_by.parameters() if read_by else ())]
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    with reludiag.Monitor(model, optimizer, every=5, probe=x, evidence=1.0) as monitor:
+        for _ in range(60):
+            optimizer.zero_grad()
+            output = model(x)
+            output = read_by(output) if read_by else output
+            nn.functional.mse_loss(output, y).backward()
+            optimizer.step()
+    return monitor.diagnose()
+
+
+@pytest.mark.filterwarnings("ignore:reludiag")
+def test_an_output_that_the_loss_pushes_to_0_is_in_the_wrong_place() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU())
+    diagnosis = low_outputs(model)
+    assert diagnosis.sites.set_index("site").loc["3", "dead"] > 0
+    cause = next(cause for cause in diagnosis.causes if cause.site == "3")
+    assert (cause.kind, cause.identifiable) == ("structure", False)
+    assert [(change.setting, change.where) for change in cause.changes] == [("rectifier", ("3",))]
+
+
+@pytest.mark.filterwarnings("ignore:reludiag")
+def test_an_output_that_a_module_outside_reads_is_not_blamed_on_its_place() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU())
+    diagnosis = low_outputs(model, nn.Linear(16, 16))
+    assert "structure" not in {cause.kind for cause in diagnosis.causes}

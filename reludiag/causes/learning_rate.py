@@ -26,6 +26,7 @@ from reludiag.causes.rate_changes import (
     lowered_rates,
 )
 from reludiag.causes.regularization import is_candidate
+from reludiag.causes.scale_of_targets import far_targets, targets_evidence
 from reludiag.causes.shifted_data import data_shift
 from reludiag.causes.site_lives import Mask, SiteLives
 from reludiag.causes.structure import is_misplaced
@@ -122,6 +123,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             *_small_weights_evidence(site),
             *_critical_evidence(critical),
             *drift_evidence(lives),
+            *_targets_evidence(run),
         ),
         sentence=_of_biases(concerned)
         if of_biases
@@ -215,6 +217,12 @@ def update_evidence(site: SiteAttribution) -> list[Evidence]:
             f"{update.step}; 0.001 is usual; on digits, 0.03 and more killed 30 % of units",
         )
     ]
+
+
+def _targets_evidence(run: RunLives) -> tuple[Evidence, ...]:
+    """Of targets far from 0, which make steps large, too, if not by so much."""
+    targets = run.once(far_targets)
+    return () if targets is None else targets_evidence(targets)
 
 
 def _critical_evidence(critical: CriticalRates | None) -> list[Evidence]:
