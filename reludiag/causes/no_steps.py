@@ -40,7 +40,7 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         "optimizer_idle": "The optimizer took no step",
     }.get(reason, "Steps were counted, but they changed no weight")
     change, evidence = _change(run, reason), list(_evidence(run, reason))
-    began, changes = "", (change,)
+    began, changes = "", [change]
     if dead:
         verb = "is" if dead == 1 else "are"
         began = (
@@ -54,14 +54,14 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         account = first.account(attribution, None)
         began += f" {account.sentence}"
         evidence += account.evidence
-        changes = (change, *account.changes)
+        changes += account.changes
     return Account(
         identifiable=False,  # that training would revive the units is not known
         evidence=tuple(evidence),
         sentence=f"{what}: nothing was trained.{began}",
         advice=text_of(changes),
         confirm="",
-        changes=changes,
+        changes=tuple(changes),
     )
 
 

@@ -56,7 +56,7 @@ class OutputMeter:
             except Exception as error:
                 self._is_open, self._error = False, error
 
-        output.register_hook(arrived)
+        output.register_hook(arrived)  # type: ignore[no-untyped-call]
 
     def measure(self, step: int) -> list[OutputGradient]:
         """What was seen in `step`, which the optimizer has taken."""
