@@ -1,6 +1,7 @@
 """BatchNorm judged on running statistics and on those of the batch, and where the two disagree."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import reludiag
+from reludiag.causes.explain import explain
 from reludiag.diagnosis.from_json import open_diagnosis
 from reludiag.measure.batch_statistics import on_batch_statistics
 from reludiag.recording import read_recording
 from reludiag.testing import assert_alive
+from tests.test_causes import dying, run_of
 
 X = torch.randn(256, 12, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -237,3 +240,22 @@ def test_a_json_report_tells_what_only_one_of_the_statistics_silences(tmp_path: 
     del content["only_in_eval"], content["only_in_training"]
     (tmp_path / "old.json").write_text(json.dumps(content))
     assert not open_diagnosis(tmp_path / "old.json").only_in_training
+
+
+@pytest.mark.parametrize(
+    ("momentum", "died", "sure"),
+    [
+        (1e-3, 0, True),  # the statistics are still those that the run began with
+        (0.1, 0, False),  # they follow the data: something moves them fast
+        (1e-3, 30, False),  # what killed as many in training may have done it
+    ],
+)
+def test_running_statistics_are_surely_the_cause_only_where_they_are_old(
+    momentum: float, died: int, sure: bool
+) -> None:
+    run = run_of(dying(20, {5: 40 + died}), [(1, 0.1)])
+    fires = (np.arange(100) < 40) | (np.arange(100) >= 40 + died)
+    site = replace(run.sites[0], on_batch=dict.fromkeys(range(21), fires))
+    facts = {**run.facts, "batch_norms": {"momentum": momentum}}
+    cause = explain(replace(run, facts=facts, sites=(site,))).causes[0]
+    assert (cause.kind, cause.identifiable) == ("batchnorm_statistics", sure)

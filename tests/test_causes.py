@@ -458,6 +458,14 @@ def test_a_healthy_run_names_no_cause() -> None:
     assert cause.identifiable
 
 
+def test_a_small_layer_that_is_mostly_dead_is_not_usual_in_a_large_network() -> None:
+    wide = run_of(dying(10, {}, units=1000), [(1, 1e-3)], name="wide")
+    for died, is_usual in ((6, False), (2, True)):
+        small = run_of(dying(10, {5: died}, units=8), [(1, 1e-3)], name="small")
+        cause = explain(replace(wide, sites=(*wide.sites, *small.sites))).causes[0]
+        assert (cause.kind == "none", cause.identifiable) == (is_usual, is_usual)
+
+
 def test_deaths_that_nothing_explains_are_undetermined() -> None:
     run = run_of(dying(10, {5: 40}), [(1, 1e-3)])
     cause = explain(run).causes[0]

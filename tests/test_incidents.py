@@ -14,7 +14,13 @@ from torch import Tensor, nn
 import reludiag
 from reludiag.causes.explain import explain
 from reludiag.recording import RecordedRun, read_recording
-from reludiag.recording.observations import Edit, GradientNorm, Jump, Observations
+from reludiag.recording.observations import (
+    Edit,
+    GradientNorm,
+    Jump,
+    Observations,
+    TrainingInput,
+)
 from tests.test_causes import dying, run_of
 
 Step = Callable[[int, nn.Module, Tensor], Tensor]
@@ -272,3 +278,50 @@ def test_weights_held_by_edits_in_the_whole_run_are_likely_a_cause() -> None:
 def test_a_recording_without_incidents_names_none() -> None:
     run: RecordedRun = run_of(np.asarray(dying(20, AT_THE_TIME)), [(1, 0.1)])
     assert explain(run).causes[0].kind not in ("outlier", "edited")
+
+
+# What lasts is no incident
+
+
+def inputs(*stds: float) -> tuple[TrainingInput, ...]:
+    """Seen in a batch of each of 20 windows."""
+    return tuple(TrainingInput(10 * (i + 1), 0.02 * (-1) ** i, std) for i, std in enumerate(stds))
+
+
+@pytest.mark.parametrize("last", [2.0, 6.0])
+def test_deaths_with_inputs_that_are_others_from_then_on_are_of_the_input(last: float) -> None:
+    seen = inputs(*[1.0] * 10, *[last] * 10)
+    cause = cause_of(AT_THE_TIME, jumps=(JUMP,), training_inputs=seen)
+    assert (cause.kind, cause.identifiable) == ("input_shift", False)
+    (change,) = cause.changes
+    assert (change.setting, change.after) == ("data", "as before")
+
+
+@pytest.mark.parametrize(
+    "stds",
+    [
+        [1.0] * 20,
+        [1.0] * 10 + [30.0] + [1.0] * 9,  # one batch
+        [1.0, 1.4] * 10,
+    ],
+)
+def test_deaths_with_a_jump_among_inputs_as_before_are_of_the_outlier(stds: list[float]) -> None:
+    cause = cause_of(AT_THE_TIME, jumps=(JUMP,), training_inputs=inputs(*stds))
+    assert (cause.kind, cause.identifiable) == ("outlier", True)
+
+
+def test_gradients_that_stay_large_after_a_jump_are_not_surely_of_one_batch() -> None:
+    run = run_of(dying(20, AT_THE_TIME), [(1, 0.1)])
+    norms = (*NORMS, GradientNorm(120, 70.0))
+    run = replace(run, observations=Observations(gradient_norms=norms, jumps=(JUMP,)))
+    cause = explain(run).causes[0]
+    assert (cause.kind, cause.identifiable) == ("outlier", False)
+
+
+def test_units_that_an_edit_silences_on_running_statistics_alone_are_of_the_edit() -> None:
+    run = run_of(dying(20, {10: 60}), [(1, 0.1)])
+    fires = np.arange(100) >= 20  # on the statistics of the batch
+    site = replace(run.sites[0], on_batch=dict.fromkeys(range(21), fires))
+    run = replace(run, sites=(site,), observations=Observations(edits=(EDIT,)))
+    cause = explain(run).causes[0]
+    assert (cause.kind, cause.identifiable, cause.share) == ("edited", True, 1.0)

@@ -140,3 +140,50 @@ def test_an_examination_says_that_weights_were_trained() -> None:
     problems = {problem.kind for layer in examined.layers for problem in layer.problems}
     assert problems == {"not_drawn"}
     assert "not a fresh draw" in str(examined)
+
+
+def shortly_trained(seed: int) -> nn.Sequential:
+    """On a bright input, for so few steps that rows and columns are as by chance."""
+    torch.manual_seed(seed)
+    layers = [nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 24), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(24, 2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(12):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X[:, :9].abs() + 6), Y).backward()
+        optimizer.step()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight -= 0.12  # type: ignore[operator]
+            layer.bias -= 0.1 + 0.2 * torch.rand(len(layer.bias))  # type: ignore[operator, arg-type]
+    return model
+
+
+def with_mean_below(seed: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 24), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Linear(24, 2))
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight -= 0.3  # type: ignore[operator]
+    return model
+
+
+def first_cause(model: nn.Module) -> reludiag.Cause:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    with reludiag.Monitor(model, optimizer, every=5, probe=X[:, :9].abs()) as monitor:
+        for _ in range(5):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(X[:, :9].abs()), Y).backward()
+            optimizer.step()
+    return monitor.diagnose().causes[0]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_weights_and_biases_that_no_default_gives_are_not_surely_a_draw(seed: int) -> None:
+    cause = first_cause(shortly_trained(seed))
+    assert (cause.kind, cause.identifiable) == ("inherited", False)
+    assert cause.confirm == "reludiag init MODEL --data DATA"
+    # With the biases of a fresh draw it is the weights' mean.
+    cause = first_cause(with_mean_below(seed))
+    assert (cause.kind, cause.identifiable) == ("initialization", True)

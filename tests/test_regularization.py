@@ -137,3 +137,10 @@ def test_deaths_by_the_learning_rate_beside_a_mild_penalty_are_of_the_rate() -> 
 def test_a_recording_and_its_json_give_the_same_cause(tmp_path: Path) -> None:
     diagnosis = watched(without_biases, path=tmp_path / "run")
     assert reludiag.load(tmp_path / "run").causes == diagnosis.causes
+
+
+def test_a_decay_that_leaves_nothing_behind_a_norm_is_named_however_fast_the_steps() -> None:
+    """Also where the units fire on the statistics of the batch, which shrank with the weights."""
+    cause = first(watched(adam(0.03, weight_decay=1.0), norm=True))
+    assert (cause.kind, cause.identifiable) == ("regularization", False)
+    assert cause.changes[0].setting == "weight_decay"

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 
 from benchmarks.deadbench.loop import samples
 from benchmarks.deadbench.tasks import standardized
-from benchmarks.deadbench.training import Change, Group, Settings, no_edit
+from benchmarks.deadbench.training import Change, Group, Settings, as_drawn, no_edit
 from reludiag.causes import cause
 
 
@@ -192,6 +192,10 @@ def _scaled_targets(change: cause.Change, settings: Settings) -> Settings:
     return settings.but(targets=changed)
 
 
+def _same_data(change: cause.Change, settings: Settings) -> Settings:
+    return settings.but(corrupt=as_drawn)
+
+
 def _penalty(change: cause.Change, settings: Settings) -> Settings:
     if settings.penalty is None:
         return settings
@@ -233,4 +237,5 @@ FOLLOWERS: dict[str, Callable[[cause.Change, Settings], Settings]] = {
     "edits": _unedited,
     "steps": _stepped,
     "targets": _scaled_targets,
+    "data": _same_data,
 }

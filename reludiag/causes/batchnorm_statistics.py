@@ -7,17 +7,29 @@ running statistics that are behind hide units that are dead in training.
 
 from typing import Any
 
+import numpy as np
+
 from reludiag.causes.cause import Change, Evidence
-from reludiag.causes.chance import FEW, FEWEST_BORN
+from reludiag.causes.chance import FEW, FEWEST_BORN, more_died
+from reludiag.causes.edited import silenced_by_edit
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
+from reludiag.causes.regularization import has_collapsed
 from reludiag.causes.site_lives import Mask
 
 USUAL_MOMENTUM = 0.1
 """PyTorch's."""
 
 
-def _deaths(site: SiteAttribution) -> Mask:
-    return site.lives.only_in_eval
+def _deaths(site: SiteAttribution) -> Mask | bool:
+    # Of weights that are next to nothing the statistics are, too, and no longer those of before.
+    if site.run.once(more_died) and site.run.once(has_collapsed):
+        return False
+    return site.lives.only_in_eval & ~np.asarray(silenced_by_edit(site))
+
+
+def _in_training(run: RunLives) -> int:
+    """Number of units that died on the statistics of the batch, too."""
+    return sum(int((site.new & ~site.only_in_eval).sum()) for site in run.sites)
 
 
 def _hidden(run: RunLives) -> int:
@@ -45,7 +57,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     fire = "fires" if firing == 1 else "fire"
     of_all = f"of the {dead} dead units" if dead > 1 else "dead unit"
     return Account(
-        identifiable=True,
+        # What killed others in training may have changed the statistics, too. And those that
+        # follow the data within the run are behind only if something moves them fast.
+        identifiable=2 * _in_training(run) <= firing and _is_stale(run),
         evidence=(
             Evidence(
                 "fire on batch statistics",
@@ -120,9 +134,14 @@ def _faster(run: RunLives) -> tuple[Change, ...]:
 
 
 def _or_longer(run: RunLives) -> str:
-    momentum, steps = _norms(run).get("momentum"), run.recorded.steps[-1]
-    few = momentum is not None and (1 - momentum) ** steps > FEW
+    few = _is_stale(run)
     return ", or train for more steps before" if few and not _faster(run) else ""
+
+
+def _is_stale(run: RunLives) -> bool:
+    """Whether more than a little is left in the statistics of those that the run began with."""
+    momentum, steps = _norms(run).get("momentum"), run.recorded.steps[-1]
+    return momentum is not None and (1 - momentum) ** steps > FEW
 
 
 def _momentum_evidence(run: RunLives) -> tuple[Evidence, ...]:
@@ -146,7 +165,8 @@ KIND = CauseKind(
     clue="units that are dead in eval mode fire on batch statistics, or the other way round",
     rule=(
         "it is dead on the probe in eval mode, and fires on the same samples where BatchNorm uses "
-        "the statistics of the batch, as in training"
+        "the statistics of the batch, as in training; but not if it fell silent with an edit of "
+        "the weights, or if a decay left next to nothing of them"
     ),
     deaths=_deaths,
     account=_account,

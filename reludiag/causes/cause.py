@@ -27,6 +27,7 @@ class Change:
     - `init.mask`: the mask that layers start with; `width`: the least number of units of a layer.
     - `input`: what reaches first layers; `centred` is without the mean of each feature,
       `standardized` also divided by its standard deviation.
+    - `data`: what the data loader returns from a step on; as it was `as before`.
     - `batchnorm.statistics`: the running ones, to be `recomputed`; `batchnorm.momentum`.
     - `edits`: what else than the optimizer changes the weights of layers; `none` is nothing.
     - `steps`: those of the optimizer, to be `taken`, where none was or none changed a weight.

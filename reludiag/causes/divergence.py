@@ -27,6 +27,8 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     run, share = attribution.run.recorded, _of_run(attribution)
     first = next(site for site in attribution.sites if site.lives.nonfinite).lives
     step = run.steps[int(np.argmax(first.recorded.nonfinite.any(axis=1)))]
+    if step == 0:
+        return _of_the_beginning(share, first.name)
     rates = first.window_rates
     highest = float(np.nanmax(rates)) if np.isfinite(rates).any() else math.nan
     at = f" at a learning rate of up to {highest:.3g}" if math.isfinite(highest) else ""
@@ -58,6 +60,18 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         advice="",
         confirm=replay_command(scale=scale),
         changes=changes,
+    )
+
+
+def _of_the_beginning(share: float, site: str) -> Account:
+    return Account(
+        identifiable=False,  # neither the weights nor the data were looked at
+        evidence=(Evidence("not finite", rounded(share), "share of units, at the end"),),
+        sentence=f"Units of '{site}' were NaN or infinite before the first step: the weights that "
+        "the run began with, or its data, are not finite. No learning rate did that.",
+        advice="look for NaN and infinite values in the checkpoint that the run began with, and in "
+        "the data",
+        confirm="reludiag init MODEL --data DATA",
     )
 
 

@@ -52,18 +52,36 @@ def _held(run: RunLives) -> Mask:
     return held
 
 
-def _deaths(site: SiteAttribution) -> Mask | bool:
-    run = site.run
+def _windows(run: RunLives) -> Mask | None:
+    """`[window]`: in which units died of an edit; None if they did in none."""
     study, held = run.once(_study), run.once(_held)
     kills = study is not None and study.kills
     if not run.once(more_died) and not (study is not None and study.is_conclusive):
-        return False
+        return None
     claimed = np.zeros_like(held)
     if study is not None and kills:
         claimed |= study.claimed
     if kills or (len(held) and held.all()):
         claimed |= held
-    return died_in(site, claimed) if claimed.any() else False
+    return claimed if claimed.any() else None
+
+
+def _deaths(site: SiteAttribution) -> Mask | bool:
+    windows = site.run.once(_windows)
+    return False if windows is None else died_in(site, windows) | silenced_by_edit(site)
+
+
+def silenced_by_edit(site: SiteAttribution) -> Mask | bool:
+    """`[unit]`: which fell silent with an edit on running statistics alone: an edit of a norm or of
+    a layer makes them wrong, too.
+    """
+    windows, dead = site.run.once(_windows), site.lives.recorded.dead
+    if windows is None:
+        return False
+    # Window of the last snapshot at which it fired; of a unit that never did, none.
+    last = len(dead) - 1 - np.argmin(dead[::-1], axis=0)
+    since = np.minimum(last, len(windows) - 1)
+    return np.asarray(site.lives.only_in_eval & ~dead.all(axis=0) & windows[since])
 
 
 def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:

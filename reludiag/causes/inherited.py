@@ -5,10 +5,11 @@ goes on. What killed them acted before, so neither this run's learning rate nor 
 layers is the answer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from reludiag.causes.cause import Evidence
+from reludiag.causes.chance import more_born, several_born
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 
 NAMED = 3
@@ -27,10 +28,47 @@ def _earlier_steps(run: RunLives) -> int:
     return int(run.recorded.facts.get("earlier_steps", 0))
 
 
-def _births(site: SiteAttribution) -> bool:
+def has_drawn_biases(run: RunLives) -> bool:
+    """Whether the biases of any layer differ, and not as PyTorch draws them: a user may draw them
+    so, and a training that is too short to show in the weights makes them so.
+    """
+    return any(layer["bias"] == "drawn" for layer in _layers(run))
+
+
+def _layers(run: RunLives) -> list[dict[str, Any]]:
+    return [dict(start.layer) for start in run.recorded.observations.initial_layers]
+
+
+def _fits_no_scheme(layer: Mapping[str, Any]) -> bool:
+    problems = {problem["kind"] for problem in layer["problems"]}
+    return layer["scheme"] == "unknown" or "weight_mean" in problems
+
+
+def _likely_trained(run: RunLives) -> set[str]:
+    """The layers whose weights fit no scheme, where those of another are not a fresh draw, or one
+    of them has biases that no default gives. Nothing proves it.
+    """
+    layers = [layer for layer in _layers(run) if _fits_no_scheme(layer)]
+    if not run.once(edited_layers) and all(layer["bias"] != "drawn" for layer in layers):
+        return set()
+    # One constant bias is no training's.
+    return {each["module"] for each in layers if each["bias"] not in ("zero", "constant")}
+
+
+def _came_with_weights(site: SiteAttribution) -> bool:
+    """Whether its layer surely is not a fresh draw, or the run goes on with an earlier one."""
     if _earlier_steps(site.run):
         return True
     return not site.run.once(edited_layers).keys().isdisjoint(site.lives.recorded.site.producers)
+
+
+def _births(site: SiteAttribution) -> bool:
+    if _came_with_weights(site):
+        return True
+    likely = site.run.once(_likely_trained)
+    if likely.isdisjoint(site.lives.recorded.site.producers):
+        return False
+    return several_born(site) and more_born(site.lives, suspect=True)
 
 
 def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Account:
@@ -47,6 +85,18 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         came = (
             "Their weights are not a fresh draw: they came with a checkpoint, or were pruned or "
             "edited"
+        )
+    proved = sum(site.tally[KIND.name] for site in sites if _came_with_weights(site))
+    if 2 * proved <= dead:
+        return Account(
+            identifiable=False,
+            evidence=tuple(_evidence(run, sites)),
+            sentence=f"{dead} of {units} units of {where} {were} dead when this run began, in "
+            "weights that fit no scheme, and with biases that no default gives: most likely they "
+            "were trained before, or else drawn so. This run alone cannot tell.",
+            advice="if they were trained, look for the cause in the run that made these weights; "
+            "if they were drawn, draw them by kaiming_normal, with the bias at 0",
+            confirm="reludiag init MODEL --data DATA",
         )
     return Account(
         identifiable=True,
@@ -93,7 +143,9 @@ KIND = CauseKind(
     ),
     rule=(
         "it is dead since step 0, and the weights of its layer are not a fresh draw, since their "
-        "rows or columns differ by more than chance; or the optimizer had taken steps before"
+        "rows or columns differ by more than chance; or the optimizer had taken steps before; or, "
+        "as the likeliest cause, the weights fit no scheme or have a mean, and those of another "
+        "layer are not a fresh draw, or biases of such a layer differ and are not PyTorch's"
     ),
     births=_births,
     account=_account,

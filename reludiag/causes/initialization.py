@@ -13,7 +13,7 @@ from reludiag.causes.chance import (
     several_born,
     wrong_from_birth,
 )
-from reludiag.causes.inherited import edited_layers
+from reludiag.causes.inherited import edited_layers, has_drawn_biases
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.causes.site_lives import Mask
 from reludiag.causes.width import TooNarrow, too_narrow
@@ -114,9 +114,10 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         changes = (Change("init", start, tuple(producers), after="kaiming_normal"),)
     return Account(
         # At step 0 no learning rate has acted yet, so this run can prove births: unless other
-        # layers came from elsewhere, and these may have, too.
+        # layers came from elsewhere, and these may have, too; or these may be trained a little.
         identifiable=site.tally[KIND.name] <= 2 * int(lives.never_alive.sum())
-        and not attribution.run.once(edited_layers),
+        and not attribution.run.once(edited_layers)
+        and not attribution.run.once(has_drawn_biases),
         evidence=tuple(evidence),
         sentence=sentence,
         advice="",

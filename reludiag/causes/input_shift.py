@@ -133,9 +133,16 @@ def _of_shift(shift: Shift) -> Account:
         f"{before.mean:.3g} and became {after.mean:.3g}, their standard deviation {before.std:.3g} "
         f"and {after.std:.3g}. {shift.deaths_after} of {shift.deaths} deaths came with it or "
         f"later, after {shift.unshifted:.0%} of the steps.",
-        advice=f"look at what the data loader returns from step {shift.step} on: it must be scaled "
-        "as before",
+        advice="",
         confirm="",
+        changes=(
+            Change(
+                "data",
+                f"look at what the data loader returns from step {shift.step} on: it must be "
+                "scaled as before",
+                after="as before",
+            ),
+        ),
     )
 
 

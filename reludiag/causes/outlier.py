@@ -14,6 +14,7 @@ from reludiag.causes.chance import more_died
 from reludiag.causes.incidents import Incidents, died_in, incidents
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, RunLives, SiteAttribution
 from reludiag.causes.learning_rate import LARGE_UPDATE
+from reludiag.causes.shifted_data import changed_at
 from reludiag.causes.site_lives import Mask
 from reludiag.causes.wording import replay_of
 from reludiag.recording.observations import JUMP, Jump
@@ -23,13 +24,22 @@ RISE, LATELY = 1.5, 32
 large for this many steps: what jumps then is a consequence of the rate."""
 
 
+STAYS, LARGER = 2, 3.0
+"""Where as many measured gradients after a jump are this many times the largest before it, it need
+not have been a single batch."""
+
+
 def jumps_of(run: RunLives) -> tuple[Jump, ...]:
-    """The sudden jumps of a run, without those that the learning rate explains."""
+    """The sudden jumps of a run, without those that the learning rate explains, or other inputs
+    that came to stay.
+    """
     rises = _rises(run)
     return tuple(
         jump
         for jump in run.recorded.observations.jumps
-        if jump.is_sudden and not any(jump.step - LATELY <= step <= jump.step for step in rises)
+        if jump.is_sudden
+        and not any(jump.step - LATELY <= step <= jump.step for step in rises)
+        and not changed_at(run, jump.step)
     )
 
 
@@ -66,7 +76,9 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
     limit = _usual_norm(run, jump)
     changes = (_clipped(limit),)
     return Account(
-        identifiable=study.is_conclusive and usual < LARGE_UPDATE,
+        identifiable=study.is_conclusive
+        and usual < LARGE_UPDATE
+        and not _stays_large(run, jump, limit),
         evidence=(
             Evidence(
                 "largest jump",
@@ -120,6 +132,13 @@ def _usual_norm(run: RunLives, jump: Jump) -> float | None:
     return max(before, default=0.0) or None
 
 
+def _stays_large(run: RunLives, jump: Jump, limit: float | None) -> bool:
+    """Whether gradients stay much larger after a jump, as with targets that are others for good."""
+    norms = run.recorded.observations.gradient_norms
+    after = [each.norm for each in norms if each.step > jump.step][:STAYS]
+    return len(after) == STAYS and limit is not None and min(after) > LARGER * limit
+
+
 def _one_digit_up(value: float) -> float:
     scale = 10.0 ** math.floor(math.log10(value))
     return math.ceil(value / scale - 1e-9) * scale
@@ -164,9 +183,10 @@ KIND = CauseKind(
     ),
     rule=(
         f"a step moved the weights at least {JUMP:g} times as far as the median of the 32 before, "
-        "at its learning rate, which came at once and not after a rise of the rate; at least three "
-        "times as many units died per exposure in its window as before and later; and it died then "
-        "or in the windows after it, as long as units died in each"
+        "at its learning rate, which came at once, not after a rise of the rate, nor with training "
+        "inputs that are others from then on; at least three times as many units died per exposure "
+        "in its window as before and later; and it died then or in the windows after it, as long "
+        "as units died in each"
     ),
     deaths=_deaths,
     account=_account,

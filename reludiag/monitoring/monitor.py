@@ -56,7 +56,7 @@ from reludiag.monitoring.settings import (
 )
 from reludiag.monitoring.snapshot_source import SnapshotSource
 from reludiag.monitoring.training_source import TrainingSource
-from reludiag.monitoring.unwatched import WeightCheck, nothing_watched
+from reludiag.monitoring.unwatched import SnapshotCheck, WeightCheck, nothing_watched
 from reludiag.recording import Mark, RecordingWriter, SiteState, read_recording
 from reludiag.sites.axes import UnitAxes
 from reludiag.sites.functional import may_rectify
@@ -203,6 +203,7 @@ class Monitor:
         self._rates = RateLog(model, self._optimizers)
         self._metrics = MetricLog(every)
         self._weights = WeightCheck(model)
+        self._shown = SnapshotCheck(model)
         self._untrained = {name: WeightCheck(each) for name, each in untrained(model).items()}
         """Of the named models that no optimizer trains."""
         self._unwatched: Unjudged | None = None  # set when the run ends
@@ -312,6 +313,8 @@ class Monitor:
         if status == "complete":  # else the device may be what failed
             for name, check in self._untrained.items():
                 self._facts["models"][name]["changed"] = check.changed()
+            if self.snapshots[-1:] == [step]:  # else there were steps that none shows
+                self._facts["changed_after_last_snapshot"] = self._shown.differs()
         self._writer.write_facts(self._facts_now(status))
         self._writer.close()
         whole = [] if self._unwatched is None else [self._unwatched]
@@ -465,6 +468,7 @@ class Monitor:
             self._writer.write_metrics(self._metrics.take(step))
         if self.snapshots[-1:] != [step]:  # a resumed run takes its last one again
             self.snapshots.append(step)
+        self._shown.note()
         self._alerts.note(step, states, rates, self._source.per_pass)
 
     def _facts_now(self, status: str) -> dict[str, Any]:

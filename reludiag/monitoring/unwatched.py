@@ -52,6 +52,37 @@ class WeightCheck:
         return self._model.named_parameters()
 
 
+class SnapshotCheck:
+    """Whether a model is no longer what the last snapshot shows."""
+
+    CHANGED = 0.1
+    """Of a buffer, relative: one more pass also moves running statistics a little."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._versions: dict[str, int] = {}
+        self._buffers: dict[str, Tensor | None] = {}
+
+    def note(self) -> None:
+        """Now there is a snapshot; nothing here waits for a GPU."""
+        self._versions = {name: version_of(p) for name, p in self._model.named_parameters()}
+        self._buffers = {name: _norm(b) for name, b in self._model.named_buffers()}
+
+    def differs(self) -> bool:
+        """Whether weights were written to since then, or a buffer is another one."""
+        if any(
+            version_of(p) != self._versions.get(name) for name, p in self._model.named_parameters()
+        ):
+            return True
+        for name, buffer in self._model.named_buffers():
+            before, now = self._buffers.get(name), _norm(buffer)
+            if before is not None and now is not None:
+                was = float(before)
+                if abs(float(now) - was) > self.CHANGED * was:
+                    return True
+        return False
+
+
 def _norm(tensor: Tensor) -> Tensor | None:
     """Its Euclidean norm; None if it cannot be read, or not in this process alone."""
     if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
