@@ -24,7 +24,7 @@ def _deaths(site: SiteAttribution) -> Mask | bool:
     # Of weights that are next to nothing the statistics are, too, and no longer those of before.
     if site.run.once(more_died) and site.run.once(has_collapsed):
         return False
-    return site.lives.only_in_eval & ~np.asarray(silenced_by_edit(site))
+    return np.asarray(site.lives.only_in_eval & ~np.asarray(silenced_by_edit(site)))
 
 
 def _in_training(run: RunLives) -> int:
