@@ -163,7 +163,7 @@ def test_the_answer_is_a_word() -> None:
 
     alive, dead = (NEVER, NEVER), (1, NEVER)
     assert word([alive] * 10) == "Yes."
-    assert word([dead] + [alive] * 99) == "Mostly."
+    assert word([dead] + [alive] * 99) == "Some units are dead, as is usual in such a network."
     assert word([dead] * 2 + [alive] * 8) == "No."
     assert word([alive] * 99, [dead]) == "No."  # a whole site, however small
 

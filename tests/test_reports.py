@@ -32,6 +32,10 @@ SNAPSHOT = """\
 │ samples in eval mode                                                         │
 │ 5 of 12 units dead (42 %)  1 always on  6 alive                              │
 ╰──────────────────────────────────────────────────────────────────────────────╯
+ Why:     not known. Units of '1' died in training, and the recording does not
+          show why.
+ Do:      Pass the Monitor a smaller `every`, to see the deaths as they happen.
+ Confirm: reludiag replay TRAIN --lr-scale 0.1 --init kaiming
 
  Site                Units   alive, rare, dead   Dead          Worst units
  ───────────────────────────────────────────────────────────────────────────────

@@ -39,9 +39,33 @@ def _dead_by_chance(run: RunLives) -> float:
     In a deep network which units are dead changes while it trains, as revived ones change places
     with others.
     """
-    born = sum(int(site.born.sum()) for site in run.sites)
-    drawn = sum(site.baseline.born_dead * site.units for site in run.sites if site.baseline)
+    born = sum(_born(site) for site in run.sites)
+    drawn = sum(_drawn(site) for site in run.sites)
     return min(born, drawn) if wrong_from_birth(run) else max(born, drawn)
+
+
+def _born(lives: SiteLives) -> float:
+    """Number of units born dead, but for those that were silent only because step 0 saw few
+    samples: without a probe it is one batch, and later windows are many.
+    """
+    return _lasting(lives) * int(lives.born.sum())
+
+
+def _drawn(lives: SiteLives) -> float:
+    """The same in other draws of the weights, which saw the samples of step 0, too."""
+    if lives.baseline is None:
+        return 0.0
+    return _lasting(lives) * lives.baseline.born_dead * lives.units
+
+
+def _lasting(lives: SiteLives) -> float:
+    """Share of the units born dead that are still silent on the samples of the first window; 1
+    where these are not more than those of step 0.
+    """
+    samples, born = lives.recorded.samples, lives.born
+    if len(samples) < 2 or samples[1] <= samples[0] or not born.any():
+        return 1.0
+    return float(lives.recorded.dead_in_training[1][born].mean())
 
 
 def wrong_from_birth(run: RunLives) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from reludiag.causes.all_kinds import KINDS
 from reludiag.causes.attribution import attribute
 from reludiag.causes.cause import Cause, Evidence
+from reludiag.causes.deaths_at_marks import mark_evidence
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.causes.site_lives import SiteLives
 from reludiag.causes.wording import replay_of
@@ -61,7 +62,9 @@ def _of_run(attribution: RunAttribution) -> Cause:
     others = [kinds[name] for name in claims if name != kind.name and counts[name] >= SECOND * dead]
     if others:
         account = _with_others(attribution, account, others, counts)
-    return _cause(kind, None, share, account, attribution.sites)
+    return _cause(
+        kind, None, share, _with_marks(attribution, account, attribution.sites), attribution.sites
+    )
 
 
 def _with_others(
@@ -96,7 +99,17 @@ def _with_others(
 def _of_site(attribution: RunAttribution, site: SiteAttribution) -> Cause:
     kind, dead = site.kind, int(site.lives.dead.sum())
     share = site.tally[kind.name] / dead
-    return _cause(kind, site.lives.name, share, kind.account(attribution, site), [site])
+    account = _with_marks(attribution, kind.account(attribution, site), [site])
+    return _cause(kind, site.lives.name, share, account, [site])
+
+
+def _with_marks(
+    attribution: RunAttribution, account: Account, sites: Sequence[SiteAttribution]
+) -> Account:
+    """The account, and beside its evidence what died right after the user's marks."""
+    lives = [site.lives for site in sites]
+    marks = mark_evidence(attribution.run.recorded, lives)
+    return replace(account, evidence=(*marks, *account.evidence))
 
 
 def _cause(

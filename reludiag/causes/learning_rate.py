@@ -27,6 +27,7 @@ from reludiag.causes.rate_changes import (
 )
 from reludiag.causes.regularization import is_candidate
 from reludiag.causes.scale_of_targets import far_targets, targets_evidence
+from reludiag.causes.selection import is_mostly_unselected
 from reludiag.causes.shifted_data import data_shift
 from reludiag.causes.site_lives import Mask, SiteLives
 from reludiag.causes.structure import is_misplaced
@@ -97,6 +98,8 @@ def _deaths(site: SiteAttribution) -> Mask | bool:
     if (update is None or update.ratio < LARGE_UPDATE) and high_bias_rate(site) is None:
         return False
     if site.run.once(large_input) is not None or site.run.once(data_shift) is not None:
+        return False
+    if is_mostly_unselected(site.lives):  # they fire: no update has silenced them
         return False
     if is_candidate(site) or is_misplaced(site):  # then it may as well be that
         return False
@@ -266,7 +269,8 @@ KIND = CauseKind(
         f"{100 * FEW:g} % of all units died in training, and the largest update ρ of its layer or "
         f"an earlier one was at least {LARGE_UPDATE:g}, or its bias, with a rate {OWN_RATE:g} "
         "times as high as its weights, made half of what lowered its units, unless there was no "
-        "time for its evidence, or the input or the scale of the targets explains it (see there)"
+        "time for its evidence, or the input or the scale of the targets explains it (see there), "
+        "or most of its dead units fire and a top-k never selects them"
     ),
     deaths=_deaths,
     account=_account,

@@ -2,12 +2,14 @@
 
 import math
 
+from reludiag.causes.cause import Evidence
 from reludiag.causes.chance import born_by_chance
 from reludiag.causes.drift import drift_evidence
 from reludiag.causes.event_study import study_evidence, study_of
 from reludiag.causes.kind import Account, CauseKind, RunAttribution, SiteAttribution
 from reludiag.causes.learning_rate import update_evidence
 from reludiag.causes.regularization import candidates
+from reludiag.causes.selection import is_mostly_unselected, unselected
 from reludiag.causes.site_lives import SiteLives
 from reludiag.causes.variation import FALLBACK_SCALE
 from reludiag.causes.wording import replay_command
@@ -64,6 +66,8 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
             "centred",
             confirm="reludiag init MODEL --data DATA",
         )
+    if is_mostly_unselected(lives):
+        return _of_selection(lives)
     both = candidates(site)
     if both is not None and not _unexamined(attribution, only):
         return both
@@ -84,6 +88,31 @@ def _account(attribution: RunAttribution, only: SiteAttribution | None) -> Accou
         if run.recorded.facts.get("probe_samples")
         else "pass the Monitor a probe and a smaller `every`, to see the deaths as they happen",
         confirm=replay_command(scale=FALLBACK_SCALE, init="kaiming"),
+    )
+
+
+def _of_selection(lives: SiteLives) -> Account:
+    """Sources of the advice: Gao et al. 2024, "Scaling and evaluating sparse autoencoders" (the
+    auxiliary loss); Bricken et al. 2023, "Towards Monosemanticity" (resampling).
+    """
+    dead, fire = int(lives.dead.sum()), int(unselected(lives).sum())
+    never = dead - fire
+    return Account(
+        identifiable=False,
+        evidence=(
+            Evidence(
+                "fire, never selected",
+                f"{fire} of {dead}",
+                f"dead units that fire in '{lives.recorded.site.selects_from}' and never pass the "
+                f"selection; {never} do not fire there either",
+            ),
+        ),
+        sentence=f"{fire} of the {dead} dead units of '{lives.name}' fire and are never selected: "
+        "others are always larger, and a unit that is not selected gets no gradient. The recording "
+        "does not show why they fell behind.",
+        advice="select more units (a larger k), add an auxiliary loss that lets the dead units "
+        "rebuild what the others miss, or resample the dead units",
+        confirm="",
     )
 
 

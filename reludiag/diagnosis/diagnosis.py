@@ -45,6 +45,8 @@ class Head:
     per_pass: tuple[str, ...] = ()
     """Sites at which each forward pass of a training counts as one sample, though it has several.
     """
+    models: tuple[str, ...] = ()
+    """Names of the models, where several were watched: each site's name begins with one."""
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def _diagnosis(content: dict[str, Any]) -> Diagnosis:
             notes=tuple(content["notes"]),
             if_independent=content.get("if_independent", ""),  # as the next, not in older documents
             per_pass=tuple(content.get("per_pass", ())),
+            models=tuple(content.get("models", ())),
         ),
         units=table_of(columns, units),
         sites=sites,

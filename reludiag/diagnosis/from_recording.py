@@ -255,4 +255,5 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
         status=str(facts.get("status", "running")),
         if_independent=facts.get("if_independent", ""),
         per_pass=tuple(facts.get("per_pass", ())),
+        models=tuple(recorded_models(facts)),
     )

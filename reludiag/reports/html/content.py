@@ -12,12 +12,14 @@ from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.measure.unjudged import label, unjudged_sites
 from reludiag.measure.verdicts import VERDICTS
 from reludiag.reports.html.heat import heat
+from reludiag.reports.run.first_lines import is_usual
 from reludiag.reports.run.summary import (
     LifeWindow,
     instruction,
     life_windows,
     next_steps,
     no_dead_sentence,
+    own_cause,
     thick_of_deaths,
     unjudged_count,
 )
@@ -151,6 +153,10 @@ def answer(diagnosis: Diagnosis) -> Answer:
     sentence = f"{counted} ({share(dead, units)})."
     if diagnosis.unjudged:
         sentence += f" {unjudged_count(diagnosis)} not judged."
+    if is_usual(diagnosis):
+        return Answer("fair", "Some units are dead, as is usual in such a network.", sentence)
+    if own_cause(diagnosis.causes) is not None:  # then it is known to be unusual
+        return Answer("bad", "No.", sentence)
     return Answer("fair", "Mostly.", sentence) if mostly else Answer("bad", "No.", sentence)
 
 

@@ -6,6 +6,7 @@ from reludiag.diagnosis.diagnosis import Diagnosis
 from reludiag.reports.html import content
 from reludiag.reports.html.charts import MOST_LISTED, MOST_METRICS, charts
 from reludiag.reports.html.shell import fragment_of, page_of
+from reludiag.reports.run.first_lines import first_lines
 from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.lifelines import MOST_UNITS, LifelineChart, lifelines
 from reludiag.reports.run.marks import growth, stretches
@@ -59,6 +60,7 @@ def _report_content(diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "head": diagnosis.head,
         "answer": content.answer(diagnosis),
+        "first": first_lines(diagnosis),
         "bar": content.bar(diagnosis),
         "sites": content.site_rows(diagnosis),
         "named": len(diagnosis.sites) <= content.MOST_TILES_NAMED,

@@ -12,6 +12,7 @@ from reludiag.diagnosis.gate import TO_ALLOW, Check, exceeded, not_judged
 from reludiag.measure.unjudged import label, unjudged_sites
 from reludiag.measure.verdicts import LOST, VERDICTS
 from reludiag.printable import printable
+from reludiag.reports.run.first_lines import first_lines
 from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.marks import growth, stretches
 from reludiag.reports.run.metrics import MOST_SHOWN, left_out, metric_cells
@@ -41,6 +42,7 @@ def markdown(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     """The summary as GitHub's Markdown; `checks` are the gate's results for this diagnosis."""
     parts = [
         _headline(diagnosis, checks),
+        _first_lines(diagnosis),
         _site_table(diagnosis, checks),
         _life_table(diagnosis),
         _mark_table(diagnosis),
@@ -80,6 +82,14 @@ def _headline(diagnosis: Diagnosis, checks: Sequence[Check]) -> str:
     if diagnosis.diverged:
         lines.append("**Diverged:** units became NaN or infinite; they are neither dead nor alive.")
     return "\n\n".join([*lines, *(f"> {_text(note)}" for note in head.notes)])
+
+
+def _first_lines(diagnosis: Diagnosis) -> str:
+    """The cause and the one thing to do; paragraphs of the list below have all of it."""
+    return "\n".join(
+        f"- **{line.label}:** {_name(line.text) if line.is_command else _text(line.text)}"
+        for line in first_lines(diagnosis)
+    )
 
 
 def _more(failed: Sequence[Check]) -> str:

@@ -1,6 +1,7 @@
 """The tables in sentences, and the timeline of the whole model in a few windows."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,10 +112,10 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
         )
         return lines
     silent = sites[(sites["dead"] == sites["units"]) & (sites["dead"] > 0)]
-    if len(silent):
-        names = _named(silent["site"])
+    for _, part in _by_model(silent, head):
+        names = _named(part["site"])
         lines.append(
-            f"{names}: every unit is dead{_on(silent, head)}, so later layers get only "
+            f"{names}: every unit is dead{_on(part, head)}, so later layers get only "
             "constants from it, and earlier layers get no gradient through it."
         )
     if diagnosis.timeline is not None and (diagnosis.watched or diagnosis.timeline["step"].any()):
@@ -134,7 +135,7 @@ def next_steps(diagnosis: Diagnosis) -> list[str]:
             )
         lines += arrival_sentences(diagnosis)
         if head.frozen and RANDOM_INPUT not in head.notes:  # noise is not a sample of any data
-            lines.append(_bound_sentence(diagnosis))
+            lines += _bound_sentences(diagnosis)
     if diagnosis.dead and (saturated := saturated_sentence(diagnosis)):
         lines.append(saturated)
     rare = int(sites["rare"].sum())
@@ -231,6 +232,24 @@ def unjudged_count(diagnosis: Diagnosis) -> str:
     return f"{plural(count, 'place')} {'was' if count == 1 else 'were'}" if count else ""
 
 
+def model_counts(diagnosis: Diagnosis) -> list[tuple[str, int, int]]:
+    """Name, dead units and units of each model, where models have names and are several."""
+    models = _by_model(diagnosis.sites, diagnosis.head)
+    if len(models) < 2:
+        return []
+    return [(name, int(part["dead"].sum()), int(part["units"].sum())) for name, part in models]
+
+
+def _by_model(rows: pd.DataFrame, head: Head) -> list[tuple[str, pd.DataFrame]]:
+    """Rows with a `site` by the model that it is of, without models that have none; all in one
+    where models have no names.
+    """
+    if not head.models:
+        return [("", rows)] if len(rows) else []
+    owners = rows["site"].map(lambda site: re.split("[.:#]", str(site))[0])
+    return [(name, rows[owners == name]) for name in head.models if (owners == name).any()]
+
+
 def samples_differ(diagnosis: Diagnosis) -> bool:
     """Whether some sites saw another number of samples than the model."""
     samples = diagnosis.sites.loc[diagnosis.sites["samples"] > 0, "samples"]
@@ -261,9 +280,18 @@ def _range(numbers: "pd.Series[Any]") -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _bound_sentence(diagnosis: Diagnosis) -> str:
-    """What dead means, by the samples of the sites that have dead units."""
+def _bound_sentences(diagnosis: Diagnosis) -> list[str]:
+    """What dead means, by the samples of the sites that have dead units; for each model, if these
+    saw different ones.
+    """
     dead = diagnosis.units[diagnosis.units["verdict"] == "dead"]
+    parts = _by_model(dead, diagnosis.head)
+    if len(parts) < 2 or dead["samples"].nunique() == 1:
+        return [_bound_sentence(diagnosis, dead)]
+    return [f"'{name}': {_bound_sentence(diagnosis, part)}" for name, part in parts]
+
+
+def _bound_sentence(diagnosis: Diagnosis, dead: pd.DataFrame) -> str:
     low, high = int(dead["samples"].min()), int(dead["samples"].max())
     if_independent = diagnosis.head.if_independent
     noun = _counted(diagnosis.head)
@@ -310,14 +338,27 @@ def _life_sentences(diagnosis: Diagnosis) -> list[str]:
         start = diagnosis.timeline[diagnosis.timeline["step"] == diagnosis.timeline["step"].min()]
         start = start[start["dead"] > 0]
         on = ""
-        if not start["site"].isin(diagnosis.head.per_pass).any():
+        mixes = len(_by_model(start, diagnosis.head)) > 1 and start["samples"].nunique() > 1
+        if not mixes and not start["site"].isin(diagnosis.head.per_pass).any():
             noun = "sample" if start["samples"].max() == 1 else "samples"
-            on = f" (silent on {_range(start['samples'])} {noun})"
+            on = f" (silent on {_range(start['samples'])} {noun}{_soon_fired(diagnosis.timeline)})"
         lines.append(
             f"{plural(born, 'unit')} {was} dead at step 0{on}"
             + ("." if diagnosis.causes else ": look at the initialization and at the input.")
         )
     return lines
+
+
+def _soon_fired(timeline: pd.DataFrame) -> str:
+    """How many of the units dead at step 0 fired as soon as more samples were seen."""
+    start, *later = timeline["step"].drop_duplicates().sort_values().to_list()
+    if not later:
+        return ""
+    first, second = (timeline[timeline["step"] == step] for step in (start, later[0]))
+    fired = int(second["revived"].sum())
+    if not fired or second["samples"].max() <= first["samples"].max():
+        return ""
+    return f"; {fired:,} of them fired in the next window, on more samples"
 
 
 def chosen_units(diagnosis: Diagnosis, all_units: bool) -> pd.DataFrame:

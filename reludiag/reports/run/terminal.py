@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+from collections.abc import Iterator
 from typing import IO
 
 import pandas as pd
@@ -20,6 +21,7 @@ from reludiag.measure.verdicts import VERDICT_TABLE, VERDICTS
 from reludiag.reports.console import WIDTH, SanitizedText, plain_text, speaks_unicode
 from reludiag.reports.output import encoding_of
 from reludiag.reports.run.cause_section import why
+from reludiag.reports.run.first_lines import first_lines
 from reludiag.reports.run.formats import ReportOptions
 from reludiag.reports.run.marks import growth, mark_section
 from reludiag.reports.run.metrics import metric_section
@@ -28,6 +30,7 @@ from reludiag.reports.run.summary import (
     WINDOWS,
     dead_count,
     life_windows,
+    model_counts,
     next_steps,
     samples_differ,
 )
@@ -35,6 +38,9 @@ from reludiag.reports.wording import plural, share
 
 _MOST_ROWS = 40  # sites shown one by one; more are grouped by their parent module
 BAR = 16  # cells
+_ROOM = 36  # columns of 80 for the name of a site and its worst units
+_NARROW = 10  # of these, the least for the worst units
+_MOST_MODELS = 8  # named models with a line of their own
 _WORST = 4  # units named per site
 _WIDE = 100  # columns of a terminal, for what feeds each site
 
@@ -77,6 +83,7 @@ def render(
 ) -> RenderableType:
     """The whole report as one renderable; `wide` if there is room for one more column."""
     parts: list[RenderableType] = [_head(diagnosis)]
+    parts += _first_lines(diagnosis)
     parts.append(_site_table(diagnosis, all_sites, ascii_only, wide))
     if diagnosis.timeline is not None and len(diagnosis.timeline):
         parts.append(life_table(diagnosis, ascii_only))
@@ -108,11 +115,33 @@ def _head(diagnosis: Diagnosis) -> RenderableType:
     if diagnosis.unjudged:
         totals.append(f"  {plural(len(diagnosis.unjudged), 'place')} not judged", style="yellow")
     lines = [title, Text(head.evidence[:1].upper() + head.evidence[1:]), totals]
+    models = model_counts(diagnosis)
+    lines += [
+        Text(
+            f"  {name}: {dead:,} of {plural(count, 'unit')} dead"
+            + (f" ({share(dead, count)})" if dead else "")
+        )
+        for name, dead, count in models[:_MOST_MODELS]
+    ]
+    if len(models) > _MOST_MODELS:
+        lines.append(Text(f"  and {plural(len(models) - _MOST_MODELS, 'more model')}"))
     if diagnosis.diverged:
         note = "DIVERGED: units became NaN or infinite; they are neither dead nor alive."
         lines.append(Text(note, style="bold magenta"))
     lines += [Text(note, style="yellow") for note in head.notes]
     return Panel(Group(*lines), title="reludiag", title_align="left", border_style="dim")
+
+
+def _first_lines(diagnosis: Diagnosis) -> Iterator[RenderableType]:
+    """The answer for who reads no further."""
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    for line in first_lines(diagnosis):
+        style = "green" if line.label == "Do" else ""
+        grid.add_row(f"{line.label}:", Text(line.text, style=style))
+    if grid.row_count:
+        yield Padding(grid, (0, 0, 0, 1))
 
 
 def totals_style(diagnosis: Diagnosis) -> str:
@@ -128,23 +157,34 @@ def _site_table(
     rows, grouped = _rows(diagnosis, all_sites)
     shows_producer = wide and not grouped
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True, padding=(0, 1))
-    table.add_column("Modules" if grouped else "Site", overflow="fold", ratio=2, min_width=12)
+    sampled = samples_differ(diagnosis)
+    places, _ = unjudged_sites([str(name) for name in diagnosis.sites["site"]], diagnosis.unjudged)
+    labels = {} if grouped else {name: label(place.reason) for name, place in places.items()}
+    longest = max((len(str(name)) for name in rows["site"]), default=0)
+    room = _ROOM - 9 * sampled
+    is_long = not (wide or grouped) and longest > room // 2
+    # A name is cut inside a word only where it does not fit beside the counts at all.
+    shows_worst = not grouped and (not is_long or bool(labels) or room - longest >= _NARROW)
+    table.add_column(
+        "Modules" if grouped else "Site",
+        overflow="fold",
+        ratio=None if is_long and shows_worst else 2,
+        width=min(longest, room - _NARROW) if is_long and shows_worst else None,
+        min_width=12,
+    )
     if grouped:
         table.add_column("Sites", justify="right", no_wrap=True)
     if shows_producer:
         table.add_column("Fed by", overflow="fold", ratio=2)
     table.add_column("Units", justify="right", no_wrap=True)
-    sampled = samples_differ(diagnosis)
     if sampled:
         table.add_column("Samples", justify="right", no_wrap=True)
     table.add_column("alive, rare, dead", no_wrap=True, width=BAR + 1)
     table.add_column("Dead", justify="right", no_wrap=True)
     table.add_column("", justify="right", no_wrap=True)
-    if not grouped:
+    if shows_worst:
         table.add_column("Worst units", overflow="ellipsis", no_wrap=True, ratio=2)
-    worst = {} if grouped else _worst_units(diagnosis)
-    places, _ = unjudged_sites([str(name) for name in diagnosis.sites["site"]], diagnosis.unjudged)
-    labels = {} if grouped else {name: label(place.reason) for name, place in places.items()}
+    worst = _worst_units(diagnosis) if shows_worst else {}
     for row in rows.to_dict("records"):
         counts = {verdict: int(row[verdict]) for verdict in VERDICTS}
         units = sum(counts.values())
@@ -163,7 +203,7 @@ def _site_table(
                 Text(f"{counts['dead']:,}", style=dead_style),
                 Text(share(counts["dead"], units), style=dead_style),
             ]
-            if not grouped:
+            if shows_worst:
                 note = Text(labels.get(row["site"], ""), style="yellow")
                 named = Text(worst.get(row["site"], ""), style="dim")
                 cells.append(Text("  ").join(each for each in (note, named) if each))
