@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted_runs import NEVER, SAMPLES, planted_run
 
 import reludiag
 from reludiag.causes.cause import Cause, Change
@@ -17,6 +16,8 @@ from reludiag.reports.html.page import fragment, page
 from reludiag.reports.run.first_lines import first_lines
 from reludiag.reports.run.markdown import markdown
 from reludiag.reports.run.terminal import terminal_text
+from tests import planted_runs
+from tests.planted_runs import NEVER, SAMPLES, planted_run
 
 CAUSE = Cause(
     "learning_rate", None, 1.0, False, (), "Units died in training; it was high.", "lower it",
@@ -79,7 +80,7 @@ def _planted(monkeypatch: pytest.MonkeyPatch, change: Any, **sites: Any) -> relu
     runs: list[RecordedRun] = []
     judge = from_recording.diagnose_run
     monkeypatch.setattr(
-        "planted_runs.diagnose_run", lambda run, subject: runs.append(run) or judge(run, subject)
+        planted_runs, "diagnose_run", lambda run, subject: runs.append(run) or judge(run, subject)
     )
     planted_run(sites, 6)
     return judge(change(runs[-1]), "planted")
