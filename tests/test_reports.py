@@ -54,7 +54,7 @@ SNAPSHOT = """\
    6-8                  0.5      5   ×××××××                0         0
 
  Why
- Cause   undetermined, 80 % of the deaths
+ Cause   undetermined, 100 % of the deaths
          Units of '1' died in training, and the recording does not show why: the
          size of the updates, the initial weights and the input do not explain
          it.

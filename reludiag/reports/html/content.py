@@ -153,7 +153,7 @@ def answer(diagnosis: Diagnosis) -> Answer:
     sentence = f"{counted} ({share(dead, units)})."
     if diagnosis.unjudged:
         sentence += f" {unjudged_count(diagnosis)} not judged."
-    if is_usual(diagnosis):
+    if is_usual(diagnosis) and not silent:
         return Answer("fair", "Some units are dead, as is usual in such a network.", sentence)
     if own_cause(diagnosis.causes) is not None:  # then it is known to be unusual
         return Answer("bad", "No.", sentence)
