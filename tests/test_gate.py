@@ -54,6 +54,15 @@ def test_a_plain_limit_is_for_the_whole_model() -> None:
     assert failing(diagnosis, "5") == [None]
 
 
+def test_a_site_says_that_its_limit_is_the_one_for_the_whole_model() -> None:
+    checks = exceeded(judge(chain(a=1, b=5, c=9), "29%", "c.*=80%"))
+    assert [check.sentence.rpartition("(")[2] for check in checks] == [
+        "the limit is 29%)",
+        "the limit of the whole model is 29%)",
+        "the limit is 80%)",
+    ]
+
+
 def test_a_pattern_is_for_each_site_and_the_first_that_matches_counts() -> None:
     diagnosis = chain(a=1, b=5, c=2)
     assert failing(diagnosis, "*=10%") == ["b.relu", "c.relu"]

@@ -18,6 +18,7 @@ from torch import nn
 import reludiag
 from reludiag.causes.cause import Cause, Evidence
 from reludiag.recording.ledger import Life, life_states
+from reludiag.reports.html.charts import _firing as firing_of
 from reludiag.reports.html.content import answer
 from reludiag.reports.run.lifelines import lifelines
 from reludiag.reports.wording import share
@@ -287,3 +288,13 @@ def test_a_model_of_which_nothing_is_known_has_a_page(frame: str) -> None:
             model(torch.randn(4, 2))
     page = html(monitor.diagnose())
     assert "Is my network healthy?" in page
+
+
+def test_a_unit_that_fired_where_its_rate_was_not_counted_is_not_one_that_never_fires() -> None:
+    run = planted_run({"relu": dying(8, 3)}, 3)
+    units = run.units.assign(firing_rate=0.0, fired=0, counted=5, samples=50)
+    sampled = dataclasses.replace(run, units=units)
+    (site,) = [row for row in firing_of(sampled) if row["name"] == "relu"]
+    assert site["counts"][:2] == [run.dead, 8 - run.dead] and 0 < run.dead < 8
+    counted = dataclasses.replace(run, units=units.assign(samples=5))
+    assert firing_of(counted)[0]["counts"][0] == 8

@@ -17,9 +17,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 import reludiag
+from reludiag.reports.run.summary import life_windows
 
 PROBE = torch.randn(64, 8, generator=torch.Generator().manual_seed(5))
 
@@ -299,6 +301,41 @@ def test_a_short_last_window_takes_in_the_one_before() -> None:
         train(model, optimizer, 21)
     assert monitor.snapshots == [0, 10, 20, 21]
     assert set(monitor.diagnose().units["samples"]) == {11 * 32}
+
+
+def killed_at(step: int, steps: int, every: int = 10) -> reludiag.Diagnosis:
+    """Five units that fire in every batch, and are killed after a step."""
+    model = mlp()
+    with torch.no_grad():
+        model[0].bias[:5] = 9.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with reludiag.Monitor(model, optimizer, every=every, warn_over=None) as monitor:
+        train(model, optimizer, step)
+        with torch.no_grad():
+            model[0].bias[:5] = -100.0
+        train(model, optimizer, steps - step)
+    return monitor.diagnose()
+
+
+@pytest.mark.parametrize("steps", [15, 16, 19])
+def test_a_last_window_of_half_the_steps_is_judged_by_itself(steps: int) -> None:
+    diagnosis = killed_at(10, steps)
+    killed = diagnosis.units.query("site == '1' and unit < 5")
+    assert (killed["verdict"] == "dead").all() and (killed["died_step"] == steps).all()
+    last = diagnosis.timeline.query(f"step == {steps}")
+    assert set(last["window_start"]) == {10}
+    assert set(last["samples"]) == {32 * (steps - 10)}
+
+
+def test_units_that_fell_silent_in_a_short_last_window_are_told() -> None:
+    diagnosis = killed_at(20, 24)
+    killed = diagnosis.units.query("site == '1' and unit < 5")
+    assert not (killed["verdict"] == "dead").any()
+    note = next(note for note in diagnosis.head.notes if note.startswith("In the last 4 steps, "))
+    assert int(note.split()[5]) >= 5 and "run `scan`, or pass a probe, to tell" in note
+    assert set(diagnosis.timeline.query("step == 24")["window_start"]) == {10}
+    assert [window.steps for window in life_windows(diagnosis.timeline)] == ["0", "0-10", "10-24"]
+    assert not any("more unit" in note for note in killed_at(30, 30).head.notes)
 
 
 def test_a_window_without_a_probe_says_so_and_gives_no_bound() -> None:
@@ -686,3 +723,28 @@ def test_a_unit_that_fired_where_only_that_was_watched_is_not_called_rare() -> N
     units = monitor.diagnose().units
     assert not (units.verdict == "rare").any()
     assert list(units.verdict == "dead") == (~fired).tolist()
+
+
+def test_hooks_of_the_user_run_in_the_passes_of_the_training_alone() -> None:
+    model = nn.Sequential(
+        nn.utils.weight_norm(nn.Linear(4, 8)),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 1),
+    )
+    nn.utils.prune.l1_unstructured(model[2], "weight", amount=0.2)
+    calls: list[str] = []
+    for path, place in (("hidden", model[1]), ("last", model[4])):
+        place.register_forward_pre_hook(lambda m, x, path=path: calls.append(f"before {path}"))
+        place.register_forward_hook(lambda m, x, y, path=path: calls.append(f"after {path}"))
+    with torch.no_grad():
+        model[0].bias[:3] = -100.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with reludiag.Monitor(model, optimizer, warn_over=None) as monitor:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(16, 4)).square().mean().backward()
+            optimizer.step()
+    assert calls == 2 * ["before hidden", "after hidden", "before last", "after last"]
+    assert monitor.diagnose().sites["born_dead"].tolist()[0] >= 3

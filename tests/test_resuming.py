@@ -146,18 +146,35 @@ def test_an_optimizer_that_does_not_count_goes_on_after_the_last_recorded_step(p
     training.restart(8, sgd)
     monitor = training.run(8, 10)
     assert monitor.snapshots == [0, 4, 8, 10]
+    notes = " ".join(monitor.diagnose().head.notes)
+    assert "does not count its steps, so this is where the recording ended" in notes
+    assert "does not count" not in " ".join(
+        Training(path.with_name("2"), adam).run(0, 4).diagnose().head.notes
+    )
+
+
+def test_a_resumed_run_of_half_a_window_is_judged(path: Path) -> None:
+    training = Training(path, sgd, probe=None)
+    training.run(0, 8, (8, 5))
+    training.restart(8, sgd)
+    monitor = training.run(8, 10)
+    assert monitor.snapshots == [0, 4, 8, 10]
+    killed = monitor.diagnose().units.query("site == '1' and unit < 5")
+    assert (killed["verdict"] == "dead").all()
 
 
 def test_a_short_first_window_kills_nobody(path: Path) -> None:
     training = Training(path, sgd, probe=None)
     training.run(0, 7)
     training.restart(7, sgd)
-    monitor = training.run(7, 10)  # too few batches to judge by
+    monitor = training.run(7, 8)  # too few batches to judge by
     assert monitor.snapshots == [0, 4, 7]
+    assert any("The last step is not judged" in note for note in monitor.diagnose().head.notes)
     training.restart(7, sgd)
     monitor = training.run(7, 14)
     assert monitor.snapshots == [0, 4, 7, 12, 14]
-    assert read_recording(path).first_steps == (0, 0, 0, 7, 7)
+    assert read_recording(path).first_steps == (0, 0, 4, 7, 12)
+    assert not any("not judged" in note for note in monitor.diagnose().head.notes)
 
 
 def test_rates_and_deaths_of_before_are_known_to_listeners(path: Path) -> None:
@@ -171,8 +188,9 @@ def test_rates_and_deaths_of_before_are_known_to_listeners(path: Path) -> None:
     assert sum(site.born_dead for site in told[-1].sites) == 0
 
 
-def test_resume_begins_a_recording_where_there_is_none(path: Path) -> None:
-    monitor = Training(path).run(0, 4, resume=True)
+@pytest.mark.parametrize("resume", [True, 0])
+def test_resume_begins_a_recording_where_there_is_none(path: Path, resume: Any) -> None:
+    monitor = Training(path).run(0, 4, resume=resume)
     assert monitor.snapshots == [0, 4]
     assert not any("resumed" in note for note in monitor.diagnose().head.notes)
 

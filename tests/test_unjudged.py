@@ -367,3 +367,65 @@ def test_a_submodule_called_through_another_name_is_no_function() -> None:
     assert [site.name for site in list_sites(model).sites] == [
         f"blocks.{index}.relu" for index in range(3)
     ]
+
+
+class OwnClip(nn.ReLU6):
+    """A rectifier of the user's own, as a class of PyTorch's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu6(x)
+
+
+class Helper(nn.Module):
+    """Operations of which a model uses some, as PyTorch's FloatFunctional."""
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+    def add_relu(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x + y)
+
+
+class Residual(nn.Module):
+    def __init__(self, operations: nn.Module, method: str = "") -> None:
+        super().__init__()
+        self.fc, self.act, self.operations, self.method = (
+            *(nn.Linear(4, 4), nn.ReLU(), operations, method),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.operations.add(x, self.act(self.fc(x)))
+
+
+class MaybeResidual(Residual):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.operations.add_relu(x, x) if self.method else super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(4, 4), OwnClip()),
+        Residual(Helper()),
+        Residual(torch.ao.nn.quantized.FloatFunctional()),
+    ],
+)
+def test_what_the_model_has_no_way_to_call_is_no_place_that_was_never_called(
+    model: nn.Module,
+) -> None:
+    assert not reludiag.scan(model, [torch.randn(32, 4)]).unjudged
+
+
+@pytest.mark.parametrize("operations", [Helper, torch.ao.nn.quantized.FloatFunctional])
+def test_a_method_that_a_branch_not_taken_calls_was_never_called(
+    operations: Callable[[], nn.Module],
+) -> None:
+    (place,) = reludiag.scan(MaybeResidual(operations()), [torch.randn(32, 4)]).unjudged
+    assert "operations" in place.where and place.reason == "never_called"
+
+
+def test_a_converted_module_is_one_place() -> None:
+    module = torch.ao.nn.quantized.ReLU6()
+    model = nn.Sequential(torch.ao.nn.quantized.Quantize(0.1, 64, torch.quint8), module)
+    diagnosis = reludiag.scan(model, [torch.randn(32, 4)])
+    assert [place.where for place in diagnosis.unjudged if place.reason == "never_called"] == []

@@ -141,6 +141,12 @@ SITE_LEDGER_COLUMNS = (
 
 TIMELINE_COLUMNS = (
     Column("step", "Int64", "optimizer steps taken, or the step that a checkpoint names"),
+    Column(
+        "window_start",
+        "Int64",
+        "step after which its window begins: the last step in the table, or an earlier one where a "
+        "short last window takes in the one before",
+    ),
     Column("site", "str", "as in the unit table"),
     Column(
         "learning_rate",

@@ -23,7 +23,7 @@ from reludiag.measure.structure import GradientFacts, SiteFacts, StructureFacts,
 from reludiag.measure.unjudged import Unjudged, is_whole
 from reludiag.measure.verdicts import Thresholds, checked_thresholds
 from reludiag.recording import RecordedRun, RecordedSite, read_recording
-from reludiag.recording.learning_rates import LearningRates
+from reludiag.recording.learning_rates import LearningRates, window_starts
 from reludiag.recording.ledger import Ledger, trace_lives
 from reludiag.recording.named_models import model_name, recorded_models
 from reludiag.recording.silence import since_fired
@@ -64,7 +64,7 @@ def diagnose_run(run: RecordedRun, subject: str, thresholds: Thresholds | None =
             )
         )
         by_window = rates.by_window(recorded, run.steps)
-        timelines.append(timeline_rows(run.steps, recorded, ledger, by_window))
+        timelines.append(timeline_rows(run.steps, recorded, ledger, by_window, window_starts(run)))
     head = _run_head(run, findings, subject)
     timeline = timeline_table(timelines)
     diagnosis = diagnose(
@@ -194,6 +194,12 @@ def _resumed_note(place: Mapping[str, Any]) -> str:
         note += f" {are} dropped: the run took these steps again."
     elif last < step:
         note += f" Steps {last:,}-{step:,} were not watched."
+    if not place.get("is_counted", True):  # not in older recordings
+        note += (
+            " The optimizer does not count its steps, so this is where the recording ended. If "
+            "the checkpoint was of an earlier step, some steps are here twice: resume with its "
+            "number, as in resume=800."
+        )
     if place["is_other_probe"]:
         note += (
             " The probe is another one since then, so a unit may seem to have died or revived "
@@ -234,6 +240,11 @@ def _run_head(run: RecordedRun, findings: Sequence[SiteFindings], subject: str) 
     if str(facts.get("status", "")).startswith("interrupted"):
         notes.append(f"The run was {facts['status']}.")
     notes += [_resumed_note(place) for place in facts.get("resumed", ())]
+    if left := facts.get("unjudged_steps", 0):  # not in older recordings
+        notes.append(
+            f"The last {f'{left:,} steps are' if left > 1 else 'step is'} not judged: too few were "
+            "taken since the run was resumed. Run `scan`, or pass a probe, to see their dead units."
+        )
     passes, calls = facts.get("evaluation_passes", 0), facts.get("evaluation_calls", 0)
     if passes:
         notes.append(f"Left out: {passes:,} pass{'es' * (passes != 1)} in evaluation mode.")

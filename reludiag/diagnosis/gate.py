@@ -33,6 +33,8 @@ class Check:
     """What was not judged there."""
     fails_unjudged: bool = False
     """Whether the gate fails because of that."""
+    is_whole_limit: bool = False
+    """Whether the limit of this site is that of the whole model, which is over it."""
 
     @property
     def fails(self) -> bool:
@@ -43,7 +45,8 @@ class Check:
     def sentence(self) -> str:
         """The number of lost units and the limit: `5 of 8 units of '1' are dead ...`."""
         where = "" if self.site is None else f" of '{self.site}'"
-        limit = "" if self.limit is None else f" (the limit is {self.limit.text})"
+        of = " of the whole model" if self.is_whole_limit else ""
+        limit = "" if self.limit is None else f" (the limit{of} is {self.limit.text})"
         return f"{self.lost:,} of {self.units or 0:,} units{where} are dead or not finite{limit}"
 
 
@@ -140,7 +143,9 @@ class Gate:
         answers = own is not None or whole_is_over
         over = answers and limit is not None and limit.less_than(lost, units)
         fails = place is not None and self._must_be_judged(limit)
-        return Check(name, limit, lost, None if never_called else units, over, place, fails)
+        is_whole = own is None and over
+        units_known = None if never_called else units
+        return Check(name, limit, lost, units_known, over, place, fails, is_whole)
 
     def _other_checks(self, places: Sequence[Unjudged]) -> Iterator[Check]:
         """Of places that are not sites. What may be anywhere concerns every limit."""

@@ -44,7 +44,9 @@ def checkpoint_timeline(
         ledger = trace_lives(steps, dead, recorded.has_state)
         states = states_of(recorded, ledger)
         findings.append(SiteFindings(finding.site, finding.counts, ledger, states=states))
-        timelines.append(timeline_rows(steps, recorded, ledger, [np.nan] * len(steps)))
+        timelines.append(
+            timeline_rows(steps, recorded, ledger, [np.nan] * len(steps), [*steps[:1], *steps[:-1]])
+        )
     return findings, timeline_table(timelines)
 
 
@@ -99,11 +101,16 @@ def mark_table(marks: Sequence[Mark], timeline: pd.DataFrame) -> pd.DataFrame:
 
 
 def timeline_rows(
-    steps: Sequence[int], recorded: RecordedSite, ledger: Ledger, rates: Sequence[float]
+    steps: Sequence[int],
+    recorded: RecordedSite,
+    ledger: Ledger,
+    rates: Sequence[float],
+    starts: Sequence[int],
 ) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "step": list(steps),
+            "window_start": list(starts),
             "site": recorded.site.name,
             "learning_rate": list(rates),
             "samples": recorded.samples,

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from reludiag.capture.model_state import copied
 from reludiag.capture.rectifying_layers import is_rectifying_layer
@@ -28,7 +28,7 @@ from reludiag.measure.unit_counts import SiteCounts
 from reludiag.measure.verdicts import is_dead
 from reludiag.recording.observations import Baseline, InitialLayer, InputStatistics, Observations
 from reludiag.sites.axes import UnitAxes
-from reludiag.sites.torch_internals import forward_hooks_of
+from reludiag.sites.torch_internals import forward_hooks_of, forward_pre_hooks_of
 
 BASELINE = "kaiming_normal"
 """The scheme of the baseline, with biases of 0, no masks, and normalization layers at their start:
@@ -100,17 +100,25 @@ def _start(model: nn.Module, layer: LayerWeights, norm: str | None) -> InitialLa
 
 
 def _copied(model: nn.Module) -> nn.Module | None:
-    """A copy that calls no hooks of the user, who may count passes in them.
-
-    Pre-forward hooks stay, because weight norms and pruning compute the weights there.
-    """
+    """A copy that calls no hooks of the user, who may count passes in them."""
     try:
         twin = copied(model)
     except Exception:  # a module may hold a lock, a file, a tensor of a graph
         return None
     for module in twin.modules():
         forward_hooks_of(module).clear()
+        pre_hooks = forward_pre_hooks_of(module)
+        for number in [n for n, hook in pre_hooks.items() if not _is_needed(hook, module)]:
+            del pre_hooks[number]
     return twin
+
+
+def _is_needed(pre_hook: Any, module: nn.Module) -> bool:
+    """Whether the module cannot run without it: PyTorch's own, as of a weight norm or of a lazy
+    layer, and others where a weight is computed, as in a pruning of the user's own.
+    """
+    is_torch = str(getattr(pre_hook, "__module__", "")).partition(".")[0] == "torch"
+    return is_torch or any(isinstance(value, Tensor) for value in vars(module).values())
 
 
 def _baselines(

@@ -100,9 +100,10 @@ class Monitor:
     `resume=True` goes on with the recording at `path`, after its last step, with the model of the
     checkpoint: what died before is known, and is not taken for dead at birth. Load the optimizer's
     state before: if it says that the checkpoint has taken another number of steps, the run goes on
-    there; `resume=800` says so for an optimizer that does not count. Snapshots of later steps are
-    dropped, since they are of steps that the checkpoint does not have. Without a recording, it
-    begins one.
+    there. With an optimizer that does not count, such as SGD, it goes on where the recording ends,
+    though the checkpoint may be of an earlier step: `resume=800` says of which. Snapshots of later
+    steps are dropped, since they are of steps that the checkpoint does not have.
+    Without a recording, `resume=True` and `resume=0` begin one.
 
     After each snapshot `on_snapshot` is called with it (a `Snapshot`), and `on_death` if units
     died. There is a RuntimeWarning the first time that more than `warn_over` of all units (a share,
@@ -206,7 +207,9 @@ class Monitor:
         self._shown = SnapshotCheck(model)
         self._untrained = {name: WeightCheck(each) for name, each in untrained(model).items()}
         """Of the named models that no optimizer trains."""
-        self._unwatched: Unjudged | None = None  # set when the run ends
+        self._unwatched: Unjudged | None = None  # set when the run ends, as the next
+        self._unjudged_steps = 0
+        """Of a resumed run that was too short to judge its units."""
         check_trains(optimizers, self._rates.param_groups)
         # From `__enter__` on:
         self._undo = self._guard.undo_list(of_optimizer=True)
@@ -298,8 +301,11 @@ class Monitor:
         if self._writer is None:
             return
         step, begun = self._clock.step, 0 if self._resumption is None else self._resumption.step
-        if (not self.snapshots or self.snapshots[-1] != step) and self._source.is_due(step):
-            self._snapshot(closing=True)
+        if not self.snapshots or self.snapshots[-1] != step:
+            if self._source.is_due(step):
+                self._snapshot(closing=True)
+            else:
+                self._unjudged_steps = step - begun
         self._writer.write_metrics(self._metrics.take(self._clock.step))
         self._unwatched = nothing_watched(
             step - begun,
@@ -481,6 +487,7 @@ class Monitor:
             **self._rates.facts,
             "notes": [*no_rate, *self._source.notes, *self._collector.notes],
             "per_pass": [*self._source.per_pass],
+            "unjudged_steps": self._unjudged_steps,
             "unjudged": [asdict(place) for place in (*whole, *self._source.missed)],
             "status": status,
         }

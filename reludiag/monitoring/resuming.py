@@ -29,6 +29,8 @@ class Resumption:
     """What was recorded, also of later steps."""
     why: str
     """Why `step` is not the last recorded one, for a warning; empty if it is."""
+    is_counted: bool = True
+    """Whether `step` is the checkpoint's own, by its optimizer or by the user."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -58,6 +60,7 @@ class Resumption:
             "step": self.step,
             "last_step": self.run.steps[-1],
             "dropped": self.dropped,
+            "is_counted": self.is_counted,
             "is_other_probe": known and probe_hash != before["probe_hash"],
         }
         return {
@@ -113,36 +116,37 @@ def resumption(
     """Where a run goes on; None if it begins.
 
     With True, it goes on after the last recorded step, or where the optimizer's state says that it
-    is. Without a recording, or with one without a snapshot, True begins a new one.
+    is. Without a recording, or with one without a snapshot, True and 0 begin a new one.
 
     Raises RecordingError if the recording is of another model, or of other settings, or is being
     written.
     """
     if resume is False or path is None:
         return None
-    if resume is True and not path.exists():
+    begins = resume is True or resume == 0
+    if begins and not path.exists():
         return None
     run = read_recording(path)
     if not run.steps:
-        if resume is True:
+        if begins:
             return None
         raise RecordingError(
             f"{path} has no snapshot to go on from; begin a new one with overwrite=True"
         )
     _check(path, run, model, every, has_probe)
-    last = run.steps[-1]
+    last, is_counted = run.steps[-1], True
     if resume is not True:
         step, why = resume, f"resume={resume} was given" if resume != last else ""
     else:
         taken = _steps_by(optimizers, int(run.facts.get("earlier_steps", 0)))
-        step = last if taken is None else taken
+        step, is_counted = (last, False) if taken is None else (taken, True)
         why = f"the optimizer has taken {step:,} steps" if step != last else ""
     if step < run.steps[0]:
         raise RecordingError(
             f"{path} begins with step {run.steps[0]:,}, after the step {step:,} that the run goes "
             "on from; begin a new one with overwrite=True"
         )
-    return Resumption(step, run, why)
+    return Resumption(step, run, why, is_counted)
 
 
 def resuming_at(step: int, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Training source: a snapshot is what the training batches of the window showed."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from reludiag.measure.arrival import with_selections
 from reludiag.measure.blind_spots import left_out_notes, missed_places
 from reludiag.measure.unit_counts import SiteCounts, UnitCounts
 from reludiag.measure.unjudged import Unjudged
+from reludiag.measure.verdicts import is_dead
 from reludiag.monitoring.models import OF_MODEL, model_notes, samples_by_model, unwatched_models
 from reludiag.monitoring.window import Window
 from reludiag.sites.axes import UnitAxes
@@ -69,6 +70,9 @@ class TrainingSource:
         self._in_passes: dict[int, int] = {}  # as in `Window`, of the same snapshot
         self._snapshots: list[int] = []  # steps
         self._begin = 0  # steps taken before this process
+        self._fell_silent = (
+            0  # units that fired in the window that the last, short one was added to
+        )
         self._counted: set[str] = set()  # paths of modules that ever had a window
         self._counting = True  # whether the coming step is counted: set at the end of each
         self._last_counted = 0  # step
@@ -98,10 +102,8 @@ class TrainingSource:
         self._begin, self._snapshots = step, [step]
 
     def is_due(self, step: int) -> bool:
-        """Not in a short first window of a resumed run: it would call units dead because it has too
-        few batches.
-        """
-        return self._begin == 0 or step - self._begin >= self._every
+        """Not in a short first window of a resumed run: there is none to add it to."""
+        return self._begin == 0 or bool(self._snapshots[1:]) or not self._is_short(step)
 
     def end_step(self, step: int) -> int:
         """Decide whether the next step is counted, and whether to rest until then."""
@@ -140,9 +142,8 @@ class TrainingSource:
         first_step = self._snapshots[-1] if self._snapshots else 0
         counts = {site: window.counts() for site, window in self._windows.items()}
         in_passes = {site: window.in_passes for site, window in self._windows.items()}
-        is_short = step % self._every and step > self._every and len(self._snapshots) > 1
-        if closing and is_short:
-            # A short last window would call units dead because it has too few batches.
+        if closing and len(self._snapshots) > 1 and self._is_short(step):
+            self._fell_silent = self._newly_silent(counts)
             first_step = self._snapshots[-2]
             for site, earlier in self._previous.items():
                 counts[site] = earlier.merged(counts[site]) if site in counts else earlier
@@ -157,21 +158,42 @@ class TrainingSource:
             *_uncompiled_run(self._slowed),
             *left_out_notes(self._capture),
             *self._axes_note(),
+            *_silent_at_the_end(self._fell_silent, step - self._snapshots[-2:][0]),
         ]
         self.per_pass = [
             site.name
             for index, site in enumerate(self._capture.sites)
             if index in counts and counts[index].samples < in_passes[index]
         ]
-        sites = [
-            SiteCounts(site, counts.get(index) or UnitCounts.nothing(site.units or 0))
-            for index, site in enumerate(self._capture.sites)
-        ]
-        sites = with_selections(sites, self._capture.selections.sources)
+        sites = self._with_sites(counts)
         names = {each.site.name for each in sites}
         self.per_pass = [name for name in self.per_pass if name in names]
         nothing = UnitCounts.nothing(0)
         return [*sites, *(SiteCounts(s, nothing) for s in self._capture.uncalled())], first_step
+
+    def _is_short(self, step: int) -> bool:
+        """Whether the window that ends here has too few batches to call units dead."""
+        return 2 * (step - self._snapshots[-1]) < self._every
+
+    def _with_sites(self, counts: Mapping[int, UnitCounts]) -> list[SiteCounts]:
+        """The counts of a window by site; none where it was not called."""
+        sites = [
+            SiteCounts(site, counts.get(index) or UnitCounts.nothing(site.units or 0))
+            for index, site in enumerate(self._capture.sites)
+        ]
+        return with_selections(sites, self._capture.selections.sources)
+
+    def _newly_silent(self, counts: Mapping[int, UnitCounts]) -> int:
+        """Number of units that fired in the window before this one, and are silent in this one."""
+        before = {
+            s.site.key: is_dead(s.counts, s.site.rectifier)
+            for s in self._with_sites(self._previous)
+        }
+        return sum(
+            int((is_dead(each.counts, each.site.rectifier) & ~before[each.site.key]).sum())
+            for each in self._with_sites(counts)
+            if each.site.key in before
+        )
 
     def as_in_training(self) -> contextlib.AbstractContextManager[None]:
         """It runs no passes of its own."""
@@ -265,6 +287,18 @@ class TrainingSource:
         self._windows[site] = window
         self._counted.add(self._capture.sites[site].module)
         return window
+
+
+def _silent_at_the_end(units: int, steps: int) -> list[str]:
+    """The note on units that were silent in a last window that is too short to judge by."""
+    if not units:
+        return []
+    of_steps = "the last step" if steps == 1 else f"the last {steps:,} steps"
+    were, they = ("unit was", "it is") if units == 1 else ("units were", "they are")
+    return [
+        f"In {of_steps}, {units:,} more {were} silent: run `scan`, or pass a probe, to tell "
+        f"whether {they} dead."
+    ]
 
 
 def _uncompiled_run(slowed: bool) -> list[str]:

@@ -12,11 +12,19 @@ from reludiag.recording.ledger import NEVER, Ledger
 from reludiag.recording.named_models import model_name, recorded_models
 
 
+def window_starts(run: RecordedRun) -> list[int]:
+    """The step after which the window of each snapshot begins: that of the snapshot before, or an
+    earlier one where a short last window takes in the one before.
+    """
+    previous = [*run.steps[:1], *run.steps[:-1]]
+    return [*map(min, previous, run.first_steps or previous)]
+
+
 class LearningRates:
     """The learning rates of a run, by parameter group."""
 
     def __init__(self, run: RecordedRun) -> None:
-        self._steps = run.steps
+        self._steps, self._starts = run.steps, window_starts(run)
         # Training batches show a death in the first window in which a unit is silent throughout:
         # it may have died in the window before.
         self._is_seen_late = run.facts.get("probe_samples") is None
@@ -57,8 +65,10 @@ class LearningRates:
         With `of_deaths`, in the time in which units may have died that are dead in that window.
         """
         windows = [
-            self.largest(recorded, self._begin(previous) if of_deaths else previous, step)
-            for previous, step in itertools.pairwise(steps)
+            self.largest(recorded, self._begin(previous) if of_deaths else start, step)
+            for start, (previous, step) in zip(
+                self._starts[1:], itertools.pairwise(steps), strict=True
+            )
         ]
         return [float("nan"), *windows][: len(steps)]
 

@@ -154,13 +154,16 @@ def functional_calls(model: nn.Module, certain: bool = False) -> Counter[tuple[s
     holds.
 
     `block.relu(x)` may be a method of a tensor, or a submodule of `block`. If `certain`, it is left
-    out where some module has a submodule of this name.
+    out where some module has a submodule of this name. So is then what a rectifier's own class
+    calls, whose output is a site, and a method that nothing in the model calls, such as
+    `FloatFunctional.add_relu` where only its `add` is used.
     """
     children = (
         {name for module in model.modules() for name, _ in module.named_children()}
         if certain
         else set()
     )
+    mentioned = _mentioned_in(model) if certain else frozenset()
     calls: Counter[tuple[str, str]] = Counter()
     registered_names = registered_functions()
     for path, module in visible_modules(model):
@@ -172,6 +175,8 @@ def functional_calls(model: nn.Module, certain: bool = False) -> Counter[tuple[s
                 calls[path, value.__name__] += 1
             elif registered_names and (registered := registered_function(value)) is not None:
                 calls[path, registered.activation] += 1
+        if certain and rectifier_of(module) is not None:
+            continue
         for cls in type(module).__mro__:
             if cls.__module__.startswith("torch.nn."):
                 break
@@ -181,6 +186,7 @@ def functional_calls(model: nn.Module, certain: bool = False) -> Counter[tuple[s
                 # `self.relu(...)` is a submodule, which hooks do see.
                 if not isinstance(getattr(module, attribute, None), nn.Module)
                 and other not in children
+                and (not certain or not method or _is_entered(method, mentioned))
                 and not _is_replaced(type(module), cls, method)
             )
     return calls
@@ -208,6 +214,36 @@ def has_only_known(model: nn.Module) -> bool:
 def _functions_of(module: nn.Module) -> Iterator[types.FunctionType]:
     """Functions that it holds, as an encoder layer does its activation."""
     return (value for value in vars(module).values() if isinstance(value, types.FunctionType))
+
+
+def _is_entered(method: str, mentioned: frozenset[str]) -> bool:
+    """Whether a method may be called: PyTorch's ways in, and those with a name in the code."""
+    return method == "forward" or method.startswith("__") or method in mentioned
+
+
+def _mentioned_in(model: nn.Module) -> frozenset[str]:
+    """Every name in the code of the model's classes, also as a text, for `getattr`."""
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    return frozenset().union(*map(_names_in, classes))
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_in(cls: type) -> frozenset[str]:
+    if cls.__module__.startswith("torch.nn.") or cls is object:
+        return frozenset()
+    names: set[str] = set()
+    waiting = [
+        code
+        for value in vars(cls).values()
+        for function in (getattr(value, "fget", None) or getattr(value, "__func__", value),)
+        if isinstance(code := getattr(function, "__code__", None), types.CodeType)
+    ]
+    while waiting:
+        code = waiting.pop()
+        names.update(code.co_names)
+        names.update(value for value in code.co_consts if isinstance(value, str))
+        waiting += [value for value in code.co_consts if isinstance(value, types.CodeType)]
+    return frozenset(names)
 
 
 def _is_replaced(cls: type, base: type, method: str) -> bool:

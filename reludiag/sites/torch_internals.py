@@ -28,7 +28,8 @@ one is gone, importing this file raises a TorchVersionError that names it.
 | `AnyBatchNorm` | BatchNorm of any dimension | `torch.nn.modules.batchnorm._BatchNorm` |
 | `buffers_of` | restore a model's buffers | `torch.nn.Module._buffers` |
 | `parameters_of` | which parameters are a layer's own | `torch.nn.Module._parameters` |
-| `forward_hooks_of` | take a user's hooks off a copy | `torch.nn.Module._forward_hooks` |
+| `forward_hooks_of`, `forward_pre_hooks_of` | take a user's hooks off a copy | \
+`torch.nn.Module._forward_hooks`, `_forward_pre_hooks` |
 | `INT8_RECTIFIERS`, `INT8_LAYERS` | what a converted int8 model is made of | `torch.ao.nn` |
 | `eager_module` | unwrap a compiled model | `_orig_mod` of what torch.compile returns |
 | `is_compiled_module` | does it run compiled? | `torch.nn.Module._compiled_call_impl` |
@@ -222,7 +223,7 @@ HOOKED_FORWARD = _function_in(MODULE_CALL, "inner")
 
 AnyBatchNorm: type[nn.Module] = internal("torch.nn.modules.batchnorm._BatchNorm")
 
-for _name in ("_buffers", "_parameters", "_forward_hooks"):
+for _name in ("_buffers", "_parameters", "_forward_hooks", "_forward_pre_hooks"):
     if not hasattr(nn.Identity(), _name):
         raise _missing_internal(f"torch.nn.Module.{_name}")
 internal("torch.nn.Module._compiled_call_impl")
@@ -265,6 +266,11 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
 def forward_hooks_of(module: nn.Module) -> dict[int, Any]:
     """The hooks that run after a module's forward."""
     return module._forward_hooks
+
+
+def forward_pre_hooks_of(module: nn.Module) -> dict[int, Any]:
+    """The hooks that run before a module's forward."""
+    return module._forward_pre_hooks
 
 
 # torch.compile

@@ -11,6 +11,7 @@ from reludiag.recording.ledger import Life
 from reludiag.reports.csv_file import write_frame
 from reludiag.reports.json_text import finite
 from reludiag.reports.run.lifelines import LifelineChart, SiteLine
+from reludiag.reports.run.summary import never_fired
 
 MOST_LISTED = 10_000
 """Largest number of dead units that a page lists; the CSV has all."""
@@ -98,12 +99,13 @@ def _firing(diagnosis: Diagnosis) -> list[dict[str, Any]]:
     units = diagnosis.units
     units = units[units["firing_rate"].notna() & (units["verdict"] != "nonfinite")]
     rows = []
-    for name, rates in units.groupby("site", sort=False)["firing_rate"]:
-        never = int((rates == 0).sum())
+    for name, rows_there in units.groupby("site", sort=False):
+        never = never_fired(rows_there)
+        rates = rows_there["firing_rate"].to_numpy(float)[~never]
         # Slightly down, so that 5 % is in the bin that ends there.
-        bins = np.clip(np.ceil(rates[rates > 0] * _BINS - 1e-9).astype(int), 1, _BINS)
+        bins = np.clip(np.ceil(rates * _BINS - 1e-9).astype(int), 1, _BINS)
         counts = np.bincount(bins, minlength=_BINS + 1)
-        counts[0] = never
+        counts[0] = int(never.sum())
         rows.append({"name": str(name), "counts": counts.tolist()})
     return rows
 

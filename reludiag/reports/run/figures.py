@@ -25,7 +25,7 @@ from reludiag.reports.figure_style import (
     styled,
 )
 from reludiag.reports.run.lifelines import LifelineChart, SiteLine, lifelines, raster
-from reludiag.reports.run.summary import samples_differ
+from reludiag.reports.run.summary import never_fired, samples_differ
 from reludiag.reports.wording import plural
 
 if TYPE_CHECKING:  # an extra: only needed for drawing
@@ -200,10 +200,10 @@ def _rates(diagnosis: Diagnosis) -> "Figure":
     panels = picture.subplots(lines, columns, squeeze=False, sharex=True).ravel()
     bins = np.linspace(0, 1, 21)
     for axes, name in zip(panels, panel_names, strict=False):
-        rates = units.loc[units["site"] == name, "firing_rate"].to_numpy(float)
-        never = int((rates == 0).sum())
-        axes.hist(rates[rates > 0], bins, color=_RATE, rwidth=0.9)
-        axes.bar(-0.045, never, 0.05, color=STATE_COLOURS[Life.DEAD])
+        here = units[units["site"] == name]
+        rates, never = here["firing_rate"].to_numpy(float), never_fired(here)
+        axes.hist(rates[~never], bins, color=_RATE, rwidth=0.9)
+        axes.bar(-0.045, int(never.sum()), 0.05, color=STATE_COLOURS[Life.DEAD])
         axes.set_title(one_line(name), parse_math=False)
         axes.locator_params(axis="y", nbins=3, integer=True)
         axes.set_xticks([-0.045, 0.5, 1], ["never", "50 %", "100 %"])

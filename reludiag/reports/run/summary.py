@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reludiag.causes.all_kinds import kind_named
@@ -40,14 +41,31 @@ class LifeWindow:
 
 
 def life_windows(timeline: pd.DataFrame, most: int = WINDOWS) -> list[LifeWindow]:
-    """The timeline in a few windows: the first snapshot, then at most `most` of equal length."""
+    """The timeline in a few windows: the first snapshot, then at most `most` of equal length.
+
+    A short last window that takes in the one before is one with it.
+    """
     snapshots = _whole_model(timeline)
+    has_starts = "window_start" in timeline and len(timeline) > 0  # not in older documents
+    begin = timeline["window_start"].iloc[-1] if has_starts else pd.NA
+    if len(snapshots) > 2 and pd.notna(begin) and begin < snapshots[-1].first:
+        snapshots[-2:] = [_joined(snapshots[-2:])]
     width = math.ceil(max(1, len(snapshots) - 1) / most)
     starts = [0, *range(1, len(snapshots), width)]
     return [
         _joined(snapshots[start:end])
         for start, end in zip(starts, [*starts[1:], len(snapshots)], strict=True)
     ]
+
+
+def never_fired(units: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows of the unit table fired in no sample that was watched, `[row]`.
+
+    One that is not dead may have fired where its rate was not counted.
+    """
+    whole = (units["counted"] == units["samples"]).fillna(False)
+    never = (units["firing_rate"] == 0) & (units["verdict"].eq("dead") | whole)
+    return never.to_numpy(bool)
 
 
 def thick_of_deaths(timeline: pd.DataFrame) -> LifeWindow | None:
