@@ -56,6 +56,8 @@ SHELLS = frozenset(
         *("BeforeStep.__call__", "AfterStep.__call__", "BeforeMeasuredStep.__call__"),
         *("Monitor.__enter__", "Monitor.__exit__", "Monitor._before_step", "Monitor._end_step"),
         *("AfterClosure.__call__", "Monitor._after_closure", "Monitor.step", "Alerts.tell"),
+        *("AroundStep.__call__", "OutputMeter._follow.<locals>.arrived"),
+        "LossPaths._guarded.<locals>.call",
         *("Session.begin", "Session.end"),
         "RecordingWriter.__init__",  # an error of SQLite there is a path that cannot be written
         "limited",  # draws batches from the user's loader, whose error it is then

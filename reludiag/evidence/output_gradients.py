@@ -48,9 +48,9 @@ class OutputMeter:
         version = version_of(values)
 
         def arrived(gradient: Tensor) -> None:
-            if not self._is_open or index in self._sums or version_of(values) != version:
-                return  # or the training has changed it in place: the gradient is of what it was
             try:  # PyTorch must not see an error in the middle of a backward pass
+                if not self._is_open or index in self._sums or version_of(values) != version:
+                    return  # or the training has changed it: the gradient is of what it was
                 with torch.no_grad():
                     self._sums[index] = _sums(values, gradient)
             except Exception as error:

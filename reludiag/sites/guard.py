@@ -16,7 +16,8 @@ runs the user's operator |
 (evidence/collector.py), `AroundStep` (evidence/step_watch.py) | `Monitor`, `EvidenceCollector`, \
 `StepWatch` |
 | functions of the user's own, `observe` | `Watching` (sites/watching.py) | the same |
-| hooks of the nodes of a backward pass | `LossPaths` (evidence/loss_paths.py) | itself |
+| hooks of the backward pass | `LossPaths` (evidence/loss_paths.py), `OutputMeter` \
+(evidence/output_gradients.py) | themselves |
 | a step's closure | `AfterClosure` (monitoring/closure.py), `Monitor._after_closure` | the \
 initial state |
 | the end of the run | `Monitor.__exit__` | the last snapshot, the writer |
