@@ -364,7 +364,7 @@ def bad_inputs(place: Path) -> dict[str, tuple[list[object], int, str]]:
         "truncated": (["scan", net, "cut.pt", *data], 3, "truncated"),
         "empty": (["scan", net, "empty.pt", *data], 3, "is empty"),
         "garbage": (["scan", net, "garbage.pt", *data], 3, "neither a PyTorch file"),
-        "whole model": (["scan", net, "whole.pt", *data], 3, "would run code"),
+        "whole model": (["scan", net, "whole.pt", *data], 3, "another architecture"),
         "other architecture": (["scan", net, "other.pt", *data], 3, "another architecture"),
         "no rectifier": (["scan", "net.py:plain", *data], 3, "no rectifier"),
         "no data": (scan_, 2, "no data was given"),

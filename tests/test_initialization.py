@@ -225,7 +225,7 @@ def test_pytorchs_default_has_a_sixth_of_hes_variance() -> None:
 def test_a_network_too_narrow_for_its_depth_is_told_how_wide_to_be() -> None:
     problem = narrowness([4] * 10)
     assert problem is not None and problem.value == pytest.approx(0.4755, abs=5e-5)
-    assert problem.advice.startswith("make each layer at least 10 units wide")
+    assert problem.advice.startswith("make each layer at least 30 units wide")
     assert narrowness([64] * 30) is None
     assert narrowness([]) is None
 

@@ -168,7 +168,7 @@ def test_a_lightning_fit_from_a_checkpoint_goes_on_with_its_recording(
     trainer = lightning.Trainer(max_epochs=3, callbacks=[again], **settings)
     trainer.fit(lit(lightning), data, ckpt_path=tmp_path / "one.ckpt")
     diagnosis = reludiag.load(run)
-    assert diagnosis.timeline["step"].tolist() == [0, 2, 3, 6, 8, 9]
+    assert diagnosis.timeline["step"].tolist() == [0, 2, 3, 4, 6, 8, 9]
     assert diagnosis.sites["born_dead"].tolist() == [2]
     assert "The run was resumed at step 3." in diagnosis.head.notes
 

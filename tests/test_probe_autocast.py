@@ -205,7 +205,7 @@ def test_a_part_that_is_called_alone_is_read_and_no_hook_is_left() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 y = model.head(model.encoder(X))
             y.float().sum().backward()
-            assert not any(module._forward_pre_hooks for module in model.modules())
             optimizer.step()
+    assert not any(module._forward_pre_hooks for module in model.modules())
     assert "bfloat16" in monitor.diagnose().head.evidence
     assert not any(module._forward_pre_hooks for module in model.modules())

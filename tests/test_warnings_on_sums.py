@@ -249,4 +249,4 @@ def test_always_on_units_are_not_counted_among_those_that_are_not_alive() -> Non
     lines = text.split("Use --csv FILE to save the ")[1]
     counts = reludiag.scan(model, [PROBE]).sites[["alive", "always_on", "units"]].sum()
     lost = counts["units"] - counts["alive"] - counts["always_on"]
-    assert lines.startswith(f"{lost} units that are not alive (and the {counts['always_on']} that")
+    assert lines.startswith(f"{lost} units that are not alive, and {counts['always_on']} that")

@@ -380,21 +380,25 @@ def _compare_ledger(
     """Train under a Monitor, and compare each step with the dead set on the probe after it."""
     model = built.model
     dead: list[dict[str, Tensor]] = []
+    lost: list[dict[str, Tensor]] = []  # of the dead, those that do not fire on batch statistics
     finite = True
 
-    def look() -> None:
+    def silent_in(network: nn.Module) -> dict[str, Tensor]:
         nonlocal finite
-        calls = oracle.run(model, built.batch, call).calls
+        calls = oracle.run(network, built.batch, call).calls
         if len(calls) != len(layouts):
-            dead.append({})
-            return
+            return {}
         finite = finite and all(bool(each.after.isfinite().all()) for each in calls)
-        dead.append(
-            {
-                site: ~torch.stack([_any_fired(calls[i], layouts[i]) for i in at]).any(0)
-                for site, at in named
-            }
-        )
+        return {
+            site: ~torch.stack([_any_fired(calls[i], layouts[i]) for i in at]).any(0)
+            for site, at in named
+        }
+
+    def look() -> None:
+        dead.append(silent_in(model))
+        on_batch = _on_batch_statistics(model)
+        also = dead[-1] if on_batch is None else silent_in(on_batch)
+        lost.append({site: units & also.get(site, units) for site, units in dead[-1].items()})
 
     alone = None
     if built.fit is None and built.subject is None:
@@ -427,7 +431,8 @@ def _compare_ledger(
     diagnosis = monitor.diagnose()
     wrong: list[str] = []
     for site in dead[0]:
-        row.events += _compare_lives(wrong, diagnosis, site, [each[site] for each in dead])
+        both = [[each[site] for each in each_step] for each_step in (dead, lost)]
+        row.events += _compare_lives(wrong, diagnosis, site, *both)
     missing = set(dead[0]) - set(diagnosis.sites["site"])
     if missing:
         wrong.append(f"sites that a Monitor lacks: {', '.join(sorted(missing)[:3])}")
@@ -476,11 +481,29 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for each in value for t in _tensors(each)] if isinstance(value, list | tuple) else []
 
 
+def _on_batch_statistics(model: nn.Module) -> nn.Module | None:
+    """A copy whose BatchNorm uses the statistics of the batch in eval mode, too; None without."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if not any(isinstance(m, norms) and m.running_mean is not None for m in model.modules()):
+        return None
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if isinstance(module, norms):
+            module.running_mean = module.running_var = None
+    return twin
+
+
 def _compare_lives(
-    wrong: list[str], diagnosis: reludiag.Diagnosis, site: str, dead: list[Tensor]
+    wrong: list[str],
+    diagnosis: reludiag.Diagnosis,
+    site: str,
+    dead: list[Tensor],
+    lost: list[Tensor],
 ) -> int:
-    """Per step and per unit; returns the number of deaths and revivals."""
-    states = torch.stack(dead)
+    """Per step and per unit; returns the number of deaths and revivals. A unit lives as long as it
+    fires in eval mode or on batch statistics; `dead` are those that do not in eval mode.
+    """
+    states = torch.stack(lost)
     timeline = diagnosis.timeline
     assert timeline is not None
     own = timeline[timeline["site"] == site].set_index("step")
@@ -489,7 +512,7 @@ def _compare_lives(
         wrong.append(f"{site}: {len(own)} snapshots of {len(dead)} steps")
         return 0
     expected = {
-        "dead": states.sum(1),
+        "dead": torch.stack(dead).sum(1),
         "died": torch.cat([torch.zeros(1, dtype=torch.long), died.sum(1)]),
         "revived": torch.cat([torch.zeros(1, dtype=torch.long), revived.sum(1)]),
     }

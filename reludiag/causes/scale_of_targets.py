@@ -26,6 +26,7 @@ from reludiag.causes.site_lives import Mask
 from reludiag.causes.structure import is_misplaced
 from reludiag.causes.wording import replay_of
 from reludiag.recording.observations import OutputGradient
+from reludiag.sites.consumers import only_returned
 
 FAR = 3.0
 """Root mean square of targets that are far from standardized ones, which have 1."""
@@ -152,6 +153,8 @@ def _deaths(site: SiteAttribution) -> Mask | bool:
         return False
     if run.once(large_input) is not None or is_candidate(site) or is_misplaced(site):
         return False
+    if only_returned(site.lives.recorded.site.consumers):
+        return False  # a rectified output: the loss may push it down, whatever the targets' scale
     return ~site.lives.unexamined
 
 
