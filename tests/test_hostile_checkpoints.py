@@ -17,7 +17,7 @@ from torch import nn
 
 import reludiag
 from reludiag.loading import load_weights, read_checkpoint
-from reludiag.loading.pickles import UnreadableError
+from reludiag.loading.tensor_records import UnreadableError
 from reludiag.loading.torch_files import read_torch_stream
 
 CANARY = "canary_of_the_tests"

@@ -9,12 +9,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from reludiag.loading.pickles import (
-    Name,
-    StandIn,
-    TensorRecord,
-    UnreadableError,
-)
+from reludiag.loading.tensor_records import Name, StandIn, TensorRecord, UnreadableError
 from reludiag.loading.torch_files import TorchFile, array_tensor, open_torch_file
 from reludiag.loading.weight_search import leaves_of
 

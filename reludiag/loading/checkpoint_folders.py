@@ -13,7 +13,7 @@ from reludiag.loading.checkpoint_files import (
     read_file,
 )
 from reludiag.loading.distributed_checkpoints import read_distributed
-from reludiag.loading.pickles import UnreadableError
+from reludiag.loading.tensor_records import UnreadableError
 
 # The names of the weights in a folder, without their endings.
 _STEMS = ("model", "pytorch_model", "diffusion_pytorch_model")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reludiag.errors import CheckpointError
 from reludiag.loading.checkpoint_files import FileContent, read_file
 from reludiag.loading.checkpoint_folders import read_folder, read_index
-from reludiag.loading.pickles import UnreadableError
+from reludiag.loading.tensor_records import UnreadableError
 from reludiag.loading.weight_search import (
     Fit,
     derive,

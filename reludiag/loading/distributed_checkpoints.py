@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from reludiag.loading.checkpoint_files import FileContent, key_list
-from reludiag.loading.pickles import OtherKey, StandIn, TensorRecord, UnreadableError, read_pickle
+from reludiag.loading.pickles import OtherKey, read_pickle
+from reludiag.loading.tensor_records import StandIn, TensorRecord, UnreadableError
 from reludiag.loading.torch_files import read_torch_stream, window
 
 _OPTIMIZER = re.compile(r"(?:^|\.)optim[^.]*\.")

@@ -21,13 +21,13 @@ from typing import Any, BinaryIO, Protocol, cast
 import torch
 from torch import Tensor
 
-from reludiag.loading.pickles import (
+from reludiag.loading.pickles import read_pickle
+from reludiag.loading.tensor_records import (
     Name,
     StandIn,
     Storage,
     TensorRecord,
     UnreadableError,
-    read_pickle,
     storage_of,
 )
 

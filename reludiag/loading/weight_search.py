@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reludiag.loading.pickles import OtherKey, StandIn, TensorRecord, UnreadableError
+from reludiag.loading.pickles import OtherKey
+from reludiag.loading.tensor_records import StandIn, TensorRecord, UnreadableError
 
 # A file can refer to one container from many places, and nest containers without end.
 _MAX_VISITS = 8  # of one container
