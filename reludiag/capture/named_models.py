@@ -140,8 +140,8 @@ def trained_among(
 ) -> set[str]:
     """Names of the models of which an optimizer trains a weight that is not another's.
 
-    `parameters` are what the optimizers hold, None if there is no optimizer: then those whose
-    parameters require gradients are taken to be trained.
+    `parameters` are what the optimizers hold. Without an optimizer it is None, and every model with
+    a parameter that requires a gradient is taken to be trained.
     """
     held = None if parameters is None else {id(parameter) for parameter in parameters}
     owners = NamedModels(models).owned()

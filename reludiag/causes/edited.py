@@ -15,9 +15,9 @@ from reludiag.causes.site_lives import Mask
 from reludiag.recording.observations import Edit
 
 LARGE_EDIT = 0.1
-"""An edit moves weights by at least this share of their norm to be an incident,"""
+"""An edit is an incident if it moves weights by at least this share of their norm."""
 BESIDE_UPDATES = 3.0
-"""and by at least so many times their usual update."""
+"""It also has to be at least this many times as large as their usual update."""
 OFTEN = 0.5
 """Weights that are edited after this share of the steps of a window are held by the edits there."""
 NAMED = 3

@@ -51,7 +51,7 @@ def _likely_trained(run: RunLives) -> set[str]:
     layers = [layer for layer in _layers(run) if _fits_no_scheme(layer)]
     if not run.once(edited_layers) and all(layer["bias"] != "drawn" for layer in layers):
         return set()
-    # One constant bias is no training's.
+    # A training makes the biases of a layer differ: constant ones are as they were drawn.
     return {each["module"] for each in layers if each["bias"] not in ("zero", "constant")}
 
 

@@ -185,13 +185,13 @@ KIND = CauseKind(
     title="the input",
     clue="units are dead at step 0 under any scheme, and the input is far from centred",
     rule=(
-        "it is dead since step 0, its site has not clearly more such units than the baseline, but "
-        f"{100 * FEW:g} % more than it would have with a centred input, and γ is above "
-        f"{UNCENTRED:g}; or it died in training with more than {100 * FEW:g} % of all units, and "
-        "there is no evidence for another cause but the size of the steps: the root mean square of "
-        f"the input is above {LARGE:g}, and on a standardized input steps would be so much smaller "
-        "that half of these units survive; or the mean of the training inputs moved by their "
-        "standard deviation, or that changed by a factor of 3, for good, and most units died later"
+        "it is dead since step 0; its site has about as many such units as the baseline, but "
+        f"{100 * FEW:g} % more than with a centred input, and γ is above {UNCENTRED:g}. Or it died "
+        f"in training with more than {100 * FEW:g} % of all units, and only the size of the steps "
+        f"explains it: the root mean square of the input is above {LARGE:g}, and steps on a "
+        "standardized input would be small enough for half of these units to survive. Or most "
+        "units died after the training inputs had changed for good: their mean by a standard "
+        "deviation, or this by a factor of 3"
     ),
     births=_births,
     deaths=_deaths,

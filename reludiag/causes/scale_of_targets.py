@@ -213,12 +213,11 @@ KIND = CauseKind(
     badge="targets",
     clue="the targets of a squared error are far from 0, and so the steps of SGD are large",
     rule=(
-        "it died in training with more than 3 % of all units, the optimizer is not one that "
-        "divides by the size of the gradient, and there is no evidence for another cause but the "
-        "size of the steps: the root mean square of the targets is above "
-        f"{FAR:g}, the same in all measured steps, and the first update of each layer, divided by "
-        f"it, is at most {USUAL:g} times the weights, or {USUAL_CLIPPED:g} where gradients are "
-        "clipped"
+        "it died in training with more than 3 % of all units, and only the size of the steps "
+        "explains it. The optimizer does not divide by the size of the gradient, as Adam does. The "
+        f"root mean square of the targets is above {FAR:g} in all measured steps; the first update "
+        f"of each layer, divided by it, is at most {USUAL:g} times the weights, or "
+        f"{USUAL_CLIPPED:g} where gradients are clipped"
     ),
     deaths=_deaths,
     account=_account,

@@ -118,18 +118,18 @@ SITE_COLUMNS = (
         "selects_from",
         "str",
         "rectifier whose output goes on into this selection only (a top-k, a mask): its units are "
-        "the same and are counted here; empty if there is none",
+        "the same and are counted here; empty for any other site",
     ),
     Column(
         "never_fired",
         "Int64",
-        "of the dead units, those that never fired there; empty if there is none",
+        "of the dead units, those that never fired there; empty for any other site",
     ),
     Column(
         "never_arrived",
         "Int64",
         "of the dead units, those that fired there and never arrived here: they were never "
-        "selected; empty if there is none",
+        "selected; empty for any other site",
     ),
 )
 

@@ -139,15 +139,16 @@ def _number(name: str, value: Any) -> float | Tensor:
         return plain.detach().reshape(())
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(())[()]
-    try:
-        if not isinstance(value, str | bytes | complex | np.complexfloating):
-            return float(value)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise UsageError(
+    wrong = UsageError(
         f"the metric {name!r} is of type {type(value).__name__}; expected a number, or a tensor "
         "with one element"
     )
+    if isinstance(value, str | bytes | complex | np.complexfloating):
+        raise wrong
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise wrong from error
 
 
 def _first(number: float | Tensor) -> _Total:

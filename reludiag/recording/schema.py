@@ -48,7 +48,7 @@ CREATE TABLE site (                 -- places where rectifiers run, in forward o
                                     -- parameter; of several all: conv2, shortcut
     norm TEXT,                      -- path of the BatchNorm in between
     selects_from TEXT NOT NULL,     -- of a selection, such as a top-k, the name of the rectifier
-                                    -- whose units it has; empty if there is none
+                                    -- whose units it has; empty for most sites
     consumers TEXT,                 -- what reads the units next: a list, as JSON; null: not known
     param_group TEXT                -- "optimizer/group" that trains the producer, if one does
 );
